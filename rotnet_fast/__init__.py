@@ -1,0 +1,29 @@
+"""RotNet: self-supervised image features by predicting rotations, with fused kernels.
+
+Public names are imported on first use, so that ``--help`` and wrong flags answer before torch is
+loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rotnet_fast.ops import rotate_batch as rotate_batch
+
+_LAZY = {"rotate_batch": "rotnet_fast.ops"}
+
+__all__ = ["__version__", "rotate_batch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'rotnet_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,62 @@
+"""What the training loop needs to know of a thing to train.
+
+Pretraining, the supervised baseline, heads on frozen features and fine-tuning are all tasks of one
+loop (`rotnet_fast.engine.trainer`), which owns batches, precision, schedule, checkpoints, logging
+and signals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rotnet_fast.engine.schedule import Schedule
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share a learning-rate schedule."""
+
+    name: str
+    parameters: list[torch.nn.Parameter]
+    schedule: Schedule
+
+
+@dataclass
+class StepOutput:
+    """Result of one training step.
+
+    Attributes:
+        loss: fp32 scalar with a graph; the trainer calls backward on it.
+        sums: fp32 or int64 scalars on the device, added up over the steps and read only once per
+            logging interval. A metric ``x`` is ``sums["x"] / sums["count"]``, so sums of
+            per-view losses and of correct views, with ``count`` views.
+    """
+
+    loss: torch.Tensor
+    sums: dict[str, torch.Tensor]
+
+
+class Task(Protocol):
+    """One thing to train."""
+
+    module: torch.nn.Module
+    """Everything with state that a checkpoint must hold, frozen parts included."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Trainable parameters."""
+        ...
+
+    def set_train_mode(self) -> None:
+        """Put every part into the mode it trains in (a frozen extractor stays in eval mode)."""
+        ...
+
+    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
+        """Forward and loss of one batch: indices and sample_ids int64 [B] on the device."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the test split, in percent, every image counted once, in eval mode."""
+        ...

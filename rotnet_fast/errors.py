@@ -1,0 +1,49 @@
+"""Errors that a command reports as one sentence, each with its documented exit code.
+
+Library code raises these; the command-line entry points print the message and leave with
+``exit_code``. A message names the argument, the value found and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class RotnetError(Exception):
+    """Base of all errors that a user can act on."""
+
+    exit_code = 1
+
+
+class ArgumentError(RotnetError, ValueError):
+    """An option or argument has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(RotnetError):
+    """A data set is missing, incomplete or damaged."""
+
+    exit_code = 3
+
+
+class CheckpointError(RotnetError):
+    """A checkpoint is missing, damaged or belongs to another configuration."""
+
+    exit_code = 4
+
+
+class NonFiniteError(RotnetError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(RotnetError):
+    """The device ran out of memory."""
+
+    exit_code = 6
+
+
+class CannotWriteError(RotnetError):
+    """A file of the run folder could not be written (disk full, read-only, quota)."""
+
+    exit_code = 7

@@ -1,0 +1,5 @@
+"""The fused rotate-and-batch step, its plain-torch reference and the loader of the compiled kernels."""
+
+from rotnet_fast.ops.rotate import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+
+__all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "rotate_batch"]

@@ -1,0 +1,220 @@
+"""``rotate_batch``: gather, crop, flip, rotate, normalise, cast and label in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rotnet_fast.ops import library
+from rotnet_fast.rotations import FOUR_ROTATIONS, quarter_turns
+
+CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+
+_MAX_ELEMENTS = 2**31 - 1
+_MAX_PAD = 32767
+
+
+def rotate_batch(
+    images: torch.Tensor,
+    indices: torch.Tensor | None = None,
+    *,
+    rotations: Sequence[int] = FOUR_ROTATIONS,
+    sample_ids: torch.Tensor | None = None,
+    seed: int | torch.Tensor = 0,
+    epoch: int = 0,
+    pad: int = 4,
+    flip_prob: float = 0.5,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a training batch of rotated views from stored uint8 images in one fused step.
+
+    Per image, in this order: gather, zero-pad by ``pad`` and crop back to H x W at a random place,
+    flip left-right with probability ``flip_prob``, turn by every angle of ``rotations``, normalise,
+    cast. All views of one image share its crop and its flip.
+
+    Args:
+        images: uint8 [N,H,W,C], contiguous, on the CPU or a CUDA device; C in 1..4. H must equal W
+            unless every turn is a multiple of 180 degrees.
+        indices: int64 [B], rows of ``images`` in [0, N); None takes all N in order.
+        rotations: degrees counter-clockwise, any non-empty sequence of multiples of 90 (K of them).
+        sample_ids: int64 [B], the ids that the random draws depend on; None takes ``indices``.
+        seed: int64 seed of the draws, or one int64 tensor [2] on the device of ``images`` that
+            holds (seed, epoch): read when the kernel runs, so that a captured CUDA graph draws
+            fresh numbers at each replay.
+        epoch: in [0, 2**32); must stay 0 where ``seed`` is a tensor.
+        pad: pixels of black border on each side, 0..32767; 0 switches the crop off.
+        flip_prob: in [0, 1]; 0 switches the flip off.
+        mean, std: per channel, for pixel values scaled to [0, 1]; CIFAR-10's by default. Fewer
+            channels than values is not allowed: give C of each.
+        dtype: torch.float32, torch.bfloat16 or torch.float16.
+        out: views of an earlier call to overwrite: ``dtype`` [B*K,C,H,W], channels_last, dense.
+            Reusing it spares the page faults of a fresh allocation, which cost more than the work.
+
+    Returns:
+        ``(views, rotation_labels)``: ``dtype`` [B*K,C,H,W] in channels_last memory format,
+        image-major (view n*K + k is image n turned by ``rotations[k]``), and int64 [B*K] with
+        the position k.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, layout, device or range; more than 2**31 - 1 output elements.
+        IndexError: an index outside [0, N), for images on the CPU. On a CUDA device, where
+            checking would force a synchronisation, every element of such an image's views is NaN.
+
+    Random draws: Philox4x32-10 keyed by ``seed`` with counter (sample id, epoch): a pure function,
+    equal on every device, independent of batch size, order and threads.
+    Source: protocol of Gidaris et al. (ICLR 2018), crop and flip before rotation, one per image.
+    """
+    turns = quarter_turns(tuple(rotations))
+    key, seed_number = _split_seed(seed, epoch, images)
+    mean, std = _check_settings(images, pad, flip_prob, mean, std, dtype)
+    batch = _check_images(images, indices, sample_ids, turns)
+    _, height, width, channels = images.shape
+    shape = (batch * len(turns), height, width, channels)
+    if batch * len(turns) * height * width * channels > _MAX_ELEMENTS:
+        raise ValueError(
+            f"the views would have {batch} x {len(turns)} x {height} x {width} x {channels} elements; "
+            f"at most 2**31 - 1 are supported: pass fewer indices per call"
+        )
+    if out is None:
+        views = torch.empty(shape, dtype=dtype, device=images.device)
+    else:
+        views = _check_out(out, shape, dtype, images)
+    labels = torch.empty(shape[0], dtype=torch.int64, device=images.device)
+    library.rotate_batch_out(
+        views, labels, images, indices, sample_ids, key, seed_number, epoch, turns, pad, flip_prob, mean, std
+    )
+    return views.permute(0, 3, 1, 2), labels
+
+
+def _split_seed(
+    seed: int | torch.Tensor, epoch: int, images: torch.Tensor
+) -> tuple[torch.Tensor | None, int]:
+    """Check seed and epoch; return (device tensor or None, seed number)."""
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64 or seed.shape != (2,):
+            raise TypeError(
+                f"seed as a tensor must be int64 of shape [2] holding (seed, epoch), "
+                f"got {seed.dtype} of shape {list(seed.shape)}"
+            )
+        if seed.device != images.device or not seed.is_contiguous():
+            raise ValueError(
+                f"seed must be a contiguous tensor on the device of images, {images.device}, got {seed.device}"
+            )
+        if epoch != 0:
+            raise ValueError(f"epoch is {epoch}, but seed is a tensor that already holds it: leave epoch at 0")
+        return seed, 0
+    for name, value, low, high in (("seed", seed, -(2**63), 2**63), ("epoch", epoch, 0, 2**32)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if not low <= value < high:
+            raise ValueError(f"{name} is {value}; it must lie in [{low}, {high})")
+    return None, seed
+
+
+def _check_settings(
+    images: torch.Tensor,
+    pad: int,
+    flip_prob: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[list[float], list[float]]:
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"images must be a uint8 tensor [N,H,W,C], got {type(images).__name__}")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 with values 0..255, got {images.dtype}")
+    if images.dim() != 4:
+        raise ValueError(f"images must be [N,H,W,C], got shape {list(images.shape)}")
+    channels = images.shape[3]
+    if not 1 <= channels <= 4:
+        raise ValueError(
+            f"images has {channels} channels in its last dimension; 1 to 4 are supported "
+            f"(channels come last: [N,H,W,C])"
+        )
+    if isinstance(pad, bool) or not isinstance(pad, int):
+        raise TypeError(f"pad must be a whole number of pixels, got {pad!r}")
+    if not 0 <= pad <= _MAX_PAD:
+        raise ValueError(f"pad is {pad}; it must lie in [0, {_MAX_PAD}]")
+    if not 0.0 <= flip_prob <= 1.0:
+        raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+    mean, std = [float(value) for value in mean], [float(value) for value in std]
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"mean and std need one value per channel: images has {channels} channels, "
+            f"mean has {len(mean)} values and std {len(std)}"
+        )
+    for name, values in (("mean", mean), ("std", std)):
+        for value in values:
+            # Inside these bounds v * scale + shift is exact in float64, so that every backend
+            # rounds the same number to float32 (see normalisation_coefficients).
+            allowed = 1e-6 <= value <= 1e6 if name == "std" else value == 0 or 1e-8 <= abs(value) <= 1e5
+            if not allowed:
+                bounds = "in [1e-6, 1e6]" if name == "std" else "0 or of magnitude in [1e-8, 1e5]"
+                raise ValueError(f"{name} holds {value}; each value must be {bounds}")
+    return mean, std
+
+
+def _check_images(
+    images: torch.Tensor,
+    indices: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    turns: list[int],
+) -> int:
+    """Check shapes, layouts and devices; return the batch size B."""
+    number, height, width, _ = images.shape
+    if height < 1 or width < 1:
+        raise ValueError(f"images must have at least one row and column, got shape {list(images.shape)}")
+    if height != width and any(turn % 2 for turn in turns):
+        raise ValueError(
+            f"images are {height} x {width}, not square: they can only be turned by 0 and 180 degrees; "
+            f"crop them to a square or pass rotations=(0, 180)"
+        )
+    if not images.is_contiguous():
+        raise ValueError("images must be contiguous [N,H,W,C]; call images.contiguous() once, outside the loop")
+    if images.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
+    batch = number if indices is None else indices.shape[0] if indices.dim() == 1 else -1
+    for name, tensor in (("indices", indices), ("sample_ids", sample_ids)):
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
+        if tensor.dim() != 1 or tensor.shape[0] != batch:
+            expected = "[B]" if name == "indices" else f"[{batch}], one per image of the batch"
+            raise ValueError(f"{name} must have shape {expected}, got {list(tensor.shape)}")
+        if tensor.device != images.device:
+            raise ValueError(f"{name} is on {tensor.device}, images on {images.device}: move one of them")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous; call {name}.contiguous()")
+    return batch
+
+
+def _check_out(
+    out: torch.Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, images: torch.Tensor
+) -> torch.Tensor:
+    """Check the buffer to overwrite; return it as [B*K,H,W,C]."""
+    if not isinstance(out, torch.Tensor) or out.dtype != dtype:
+        found = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
+        raise TypeError(f"out must be a tensor of dtype {dtype}, got {found}")
+    views, height, width, channels = shape
+    if out.shape != (views, channels, height, width):
+        raise ValueError(f"out must have shape {[views, channels, height, width]}, got {list(out.shape)}")
+    if out.device != images.device:
+        raise ValueError(f"out is on {out.device}, images on {images.device}: move one of them")
+    if out.requires_grad:
+        raise ValueError("out requires grad; pass a buffer that does not (views are data, not parameters)")
+    buffer = out.permute(0, 2, 3, 1)
+    if not buffer.is_contiguous():
+        raise ValueError(
+            "out must be dense in channels_last memory format; "
+            "make it with torch.empty(..., memory_format=torch.channels_last)"
+        )
+    return buffer
