@@ -1,0 +1,62 @@
+"""Learning-rate schedules as pure functions of the position in training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+ScheduleKind = Literal["constant", "step", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a run. There is no state, so a resumed run has nothing to restore.
+
+    Attributes:
+        base_lr: learning rate of the first step.
+        kind: ``constant``; ``step``, times ``factor`` from each milestone on; ``linear``, falling to
+            0 at the end of ``epochs``; ``cosine``, the same with half a cosine.
+        milestones: increasing epoch counts after which ``step`` multiplies by ``factor``. 30 means
+            that the first 30 epochs, counted 0 to 29, are trained with the rate before.
+        factor: what ``step`` multiplies by.
+        epochs: length of the run, needed by ``linear`` and ``cosine``.
+
+    Raises:
+        ValueError: a value that describes no schedule.
+    """
+
+    base_lr: float
+    kind: ScheduleKind = "constant"
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.2
+    epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
+            raise ValueError(f"base_lr is {self.base_lr}; it must be a finite number of at least 0")
+        if self.kind not in get_args(ScheduleKind):
+            raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(get_args(ScheduleKind))}")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones is {self.milestones}; they must increase, such as (30, 60, 80)")
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise ValueError(f"factor is {self.factor}; it must be a positive number, such as 0.2")
+        if self.kind in ("linear", "cosine") and self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; a {self.kind} schedule needs the length of the run")
+
+    def lr(self, epoch: int, fraction: float = 0.0) -> float:
+        """Learning rate at a step.
+
+        Args:
+            epoch: epochs finished before this one, from 0.
+            fraction: finished part of this epoch, in [0, 1); only ``linear`` and ``cosine`` use it.
+        """
+        if self.kind == "step":
+            passed = sum(epoch >= milestone for milestone in self.milestones)
+            return self.base_lr * self.factor**passed
+        if self.kind == "constant":
+            return self.base_lr
+        progress = min((epoch + fraction) / self.epochs, 1.0)
+        if self.kind == "linear":
+            return self.base_lr * (1.0 - progress)
+        return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * progress))
