@@ -1,0 +1,109 @@
+"""Object classifiers on frozen feature maps, RotNet's measure of how good features are.
+
+State-dict keys (stable)::
+
+    NonLinearClassifier: linear{1,2}.weight, bn{1,2}.*, classifier.{weight, bias}
+    ConvClassifier:      block.{0,1,2}.conv.weight, block.{0,1,2}.bn.*, classifier.{weight, bias}
+
+Source: Gidaris et al., ICLR 2018, Tables 1-3, and its released code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rotnet_fast.models.nin import conv_block, scaled_channels
+
+HIDDEN = 200
+
+
+def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -> None:
+    """The released code's initialisation, in place.
+
+    Convolution N(0, sqrt(2 / (k * k * C_out))), linear N(0, sqrt(2 / fan_out)), biases 0,
+    BatchNorm scale 1 and shift 0.
+
+    Args:
+        generator: source of the draws; None takes torch's global one.
+    """
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out), generator=generator)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2 / module.out_features), generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class NonLinearClassifier(nn.Module):
+    """Two hidden layers of 200 units on the whole, flattened feature map (no pooling).
+
+    Args:
+        in_channels, height, width: the feature map's size.
+        num_classes: object classes.
+        generator: source of the initial weights; None takes torch's global one.
+
+    Shape:
+        [B,in_channels,height,width] -> logits [B,num_classes].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        height: int,
+        width: int,
+        num_classes: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(in_channels * height * width, HIDDEN, bias=False)
+        self.bn1 = nn.BatchNorm1d(HIDDEN)
+        self.linear2 = nn.Linear(HIDDEN, HIDDEN, bias=False)
+        self.bn2 = nn.BatchNorm1d(HIDDEN)
+        self.classifier = nn.Linear(HIDDEN, num_classes)
+        initialise_head(self, generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch of feature maps."""
+        x = functional.relu(self.bn1(self.linear1(x.flatten(1))))  # [B,200]
+        x = functional.relu(self.bn2(self.linear2(x)))  # [B,200]
+        logits: torch.Tensor = self.classifier(x)
+        return logits
+
+
+class ConvClassifier(nn.Module):
+    """NIN's third block, global average pooling and a linear classifier.
+
+    Args:
+        in_channels: channels of the feature map.
+        num_classes: object classes.
+        width: multiplies the block's 192 channels, as in the backbone.
+        generator: source of the initial weights; None takes torch's global one.
+
+    Shape:
+        [B,in_channels,H,W] -> logits [B,num_classes]. Weights are channels_last.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        width: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        channels = scaled_channels(192, width)
+        self.block = nn.Sequential(*conv_block(in_channels, [channels] * 3, kernel_size=3))
+        self.classifier = nn.Linear(channels, num_classes)
+        initialise_head(self, generator)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch of feature maps."""
+        logits: torch.Tensor = self.classifier(self.block(x).mean(dim=(2, 3)))
+        return logits

@@ -1,0 +1,155 @@
+"""Network in Network, RotNet's backbone on 32x32 images.
+
+State-dict keys (stable; checkpoints rely on them), for block b in 1..5 and its convolution i in 0..2::
+
+    conv{b}.{i}.conv.weight         [C_out,C_in,k,k]
+    conv{b}.{i}.bn.{weight, bias, running_mean, running_var, num_batches_tracked}
+    classifier.{weight, bias}       [num_classes,C], [num_classes]
+
+Source: Gidaris et al., ICLR 2018, section 4.1, and its released code; Lin et al., "Network in
+Network", ICLR 2014.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rotnet_fast.errors import ArgumentError
+
+BLOCK_COUNTS = (3, 4, 5)
+
+
+def scaled_channels(channels: int, width: float) -> int:
+    """Channels of a layer at a width multiplier: the nearest multiple of 8, at least 8."""
+    return max(8, round(channels * width / 8) * 8)
+
+
+class ConvBnRelu(nn.Module):
+    """Convolution (stride 1, same padding, no bias), then BatchNorm, then ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B,C_in,H,W] -> [B,C_out,H,W]."""
+        return functional.relu(self.bn(self.conv(x)), inplace=True)
+
+
+def conv_block(in_channels: int, channels: Sequence[int], kernel_size: int) -> list[nn.Module]:
+    """A spatial convolution followed by two 1x1 convolutions, each with BatchNorm and ReLU."""
+    sizes = (kernel_size, 1, 1)
+    steps = pairwise((in_channels, *channels))
+    return [ConvBnRelu(before, after, size) for (before, after), size in zip(steps, sizes, strict=True)]
+
+
+class NetworkInNetwork(nn.Module):
+    """Three to five conv blocks, global average pooling and a linear classifier.
+
+    Args:
+        num_classes: outputs; the number of rotations, or of object classes.
+        blocks: 3, 4 or 5.
+        width: multiplies the channels 192, 160 and 96 of every layer (rounded to a multiple of 8).
+        in_channels: channels of the images.
+        uniform_gamma: draw BatchNorm's scales from U(0, 1), as the framework of 2018 did under the
+            released code, instead of starting at 1.
+
+    Shape:
+        images [B,C,H,W] -> logits [B,num_classes]. Feature maps of a 32x32 image at width 1, taken
+        after the block's pool: conv1 [96,16,16]; conv2 ... conv5 [192,8,8].
+
+    Weights are channels_last; give images in the same memory format.
+
+    Raises:
+        ArgumentError: blocks, width or a count outside what is allowed.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 4,
+        blocks: int = 4,
+        width: float = 1.0,
+        in_channels: int = 3,
+        uniform_gamma: bool = False,
+    ) -> None:
+        super().__init__()
+        if blocks not in BLOCK_COUNTS:
+            raise ArgumentError(f"blocks is {blocks}; a NIN has 3, 4 or 5 conv blocks")
+        if not 0 < width <= 16:
+            raise ArgumentError(f"width is {width}; it must lie in (0, 16], 1 being the published network")
+        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if count < 1:
+                raise ArgumentError(f"{name} is {count}; it must be at least 1")
+        self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
+        first = [scaled_channels(channels, width) for channels in (192, 160, 96)]
+        later = [scaled_channels(192, width)] * 3
+        # The average pool counts the padding zeros, as the released code's framework did.
+        pools = {
+            "conv1": nn.MaxPool2d(3, stride=2, padding=1),
+            "conv2": nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=True),
+        }
+        channels = in_channels
+        self._feature_channels: dict[str, int] = {}
+        for layer in self.layers:
+            widths = first if layer == "conv1" else later
+            modules = conv_block(channels, widths, kernel_size=5 if layer in pools else 3)
+            if layer in pools:
+                modules.append(pools[layer])
+            self.add_module(layer, nn.Sequential(*modules))
+            channels = self._feature_channels[layer] = widths[-1]
+        self.classifier = nn.Linear(channels, num_classes)
+        if uniform_gamma:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    nn.init.uniform_(module.weight)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
+        for layer in self.layers:
+            x = self.get_submodule(layer)(x)
+        logits: torch.Tensor = self.classifier(x.mean(dim=(2, 3)))
+        return logits
+
+    def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Feature maps after the pool of the blocks asked for; blocks after the last one do not run.
+
+        Args:
+            x: [B,C,H,W].
+            layers: names out of ``self.layers``, in any order.
+
+        Returns:
+            layer name -> [B,C_layer,H_layer,W_layer], channels_last.
+
+        Raises:
+            ArgumentError: a layer that this network does not have, or none at all.
+        """
+        self.check_layers(layers)
+        maps = {}
+        for layer in self.layers[: max(map(self.layers.index, layers)) + 1]:
+            x = self.get_submodule(layer)(x)
+            if layer in layers:
+                maps[layer] = x
+        return maps
+
+    def feature_channels(self, layer: str) -> int:
+        """Channels of a layer's feature map."""
+        self.check_layers([layer])
+        return self._feature_channels[layer]
+
+    def check_layers(self, layers: Sequence[str]) -> None:
+        """Raise an ArgumentError unless every name is a layer of this network."""
+        if not layers:
+            raise ArgumentError(f"layers is empty; choose from {', '.join(self.layers)}")
+        for layer in layers:
+            if layer not in self.layers:
+                raise ArgumentError(
+                    f"layers holds {layer!r}, which this network with {len(self.layers)} blocks does not "
+                    f"have; choose from {', '.join(self.layers)}"
+                )
