@@ -1,13 +1,68 @@
-"""Loads the compiled kernels, or says in one line that the plain-torch fallback runs."""
+"""Loads the compiled kernels and registers what torch needs to know of the op.
+
+One schema, ``rotnet_fast::rotate_batch_out``, has up to three implementations: CPU, CUDA (two
+libraries, because one linked to CUDA does not load beside a CPU-only torch) and, for a device whose
+library is missing, the plain-torch reference.
+"""
 
 from __future__ import annotations
+
+import ctypes
+import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from rotnet_fast.ops.reference import rotate_batch_reference
 
+SCHEMA = (
+    "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
+    "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] turns, int pad, float flip_prob, "
+    "float[] mean, float[] std) -> ()"
+)
 
-def rotate_batch_out(
+_log = logging.getLogger("rotnet_fast")
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class KernelLibrary:
+    """What became of one compiled library.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        path: the file, or None where it was not built.
+        loaded: whether its kernels are in use.
+        detail: which kernel runs, or why the library is not in use.
+    """
+
+    device: str
+    path: Path | None
+    loaded: bool
+    detail: str
+
+
+def _load(device: str) -> KernelLibrary:
+    path = next(iter(sorted(_PACKAGE.glob(f"_C_{device}*.so"))), None)
+    if path is None:
+        return KernelLibrary(device, None, False, "not built: see what the installation printed")
+    if device == "cuda" and torch.version.cuda is None:
+        return KernelLibrary(device, path, False, "the installed torch is a CPU build")
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return KernelLibrary(device, path, False, f"does not load with torch {torch.__version__}: {error}")
+    return KernelLibrary(device, path, True, _selected_kernel(path) if device == "cpu" else "fused kernel")
+
+
+def _selected_kernel(path: Path) -> str:
+    name = ctypes.CDLL(str(path)).rotnet_fast_cpu_kernel
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
+
+
+def _plain_torch(
     views: torch.Tensor,
     labels: torch.Tensor,
     images: torch.Tensor,
@@ -22,6 +77,12 @@ def rotate_batch_out(
     mean: list[float],
     std: list[float],
 ) -> None:
+    if indices is not None and images.device.type == "cpu":
+        for position in ((indices < 0) | (indices >= images.shape[0])).nonzero().flatten()[:1].tolist():
+            raise RuntimeError(
+                f"indices[{position}] is {int(indices[position])}, outside [0, {images.shape[0]}): "
+                f"pass rows that images has"
+            )
     made, made_labels = rotate_batch_reference(
         images,
         indices,
@@ -37,3 +98,30 @@ def rotate_batch_out(
     )
     views.copy_(made)
     labels.copy_(made_labels)
+
+
+def _register() -> dict[str, KernelLibrary]:
+    libraries = {"cpu": _load("cpu")}
+    # The schema lives in the CPU library, so the CUDA library is of no use without it.
+    if libraries["cpu"].loaded:
+        libraries["cuda"] = _load("cuda")
+    else:
+        libraries["cuda"] = KernelLibrary("cuda", None, False, "needs the CPU library")
+        _definitions.define(SCHEMA)
+    missing = [library for library in libraries.values() if not library.loaded]
+    for library in missing:
+        _definitions.impl("rotate_batch_out", _plain_torch, library.device.upper())
+    for library in missing:
+        if library.device == "cpu" or torch.cuda.is_available():
+            _log.warning(
+                "the plain-torch fallback runs on %s, which is slow: kernels %s",
+                library.device,
+                library.detail,
+            )
+    torch.library.register_fake("rotnet_fast::rotate_batch_out", lambda *arguments: None)
+    return libraries
+
+
+_definitions = torch.library.Library("rotnet_fast", "FRAGMENT")  # must outlive the registrations
+LIBRARIES = _register()
+"""What became of each compiled library, by device type."""

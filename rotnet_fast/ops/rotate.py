@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rotnet_fast.ops import library
+from rotnet_fast.ops import library as library  # registers the op
 from rotnet_fast.rotations import FOUR_ROTATIONS, quarter_turns
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
@@ -14,6 +14,7 @@ CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_PAD = 32767
+_MAX_VIEWS = 64
 
 
 def rotate_batch(
@@ -41,7 +42,7 @@ def rotate_batch(
         images: uint8 [N,H,W,C], contiguous, on the CPU or a CUDA device; C in 1..4. H must equal W
             unless every turn is a multiple of 180 degrees.
         indices: int64 [B], rows of ``images`` in [0, N); None takes all N in order.
-        rotations: degrees counter-clockwise, any non-empty sequence of multiples of 90 (K of them).
+        rotations: degrees counter-clockwise, any non-empty sequence of up to 64 multiples of 90 (K of them).
         sample_ids: int64 [B], the ids that the random draws depend on; None takes ``indices``.
         seed: int64 seed of the draws, or one int64 tensor [2] on the device of ``images`` that
             holds (seed, epoch): read when the kernel runs, so that a captured CUDA graph draws
@@ -71,6 +72,8 @@ def rotate_batch(
     Source: protocol of Gidaris et al. (ICLR 2018), crop and flip before rotation, one per image.
     """
     turns = quarter_turns(tuple(rotations))
+    if len(turns) > _MAX_VIEWS:
+        raise ValueError(f"rotations has {len(turns)} angles; at most {_MAX_VIEWS} are supported")
     key, seed_number = _split_seed(seed, epoch, images)
     mean, std = _check_settings(images, pad, flip_prob, mean, std, dtype)
     batch = _check_images(images, indices, sample_ids, turns)
@@ -86,9 +89,14 @@ def rotate_batch(
     else:
         views = _check_out(out, shape, dtype, images)
     labels = torch.empty(shape[0], dtype=torch.int64, device=images.device)
-    library.rotate_batch_out(
-        views, labels, images, indices, sample_ids, key, seed_number, epoch, turns, pad, flip_prob, mean, std
-    )
+    arguments = (images, indices, sample_ids, key, seed_number, epoch, turns, pad, flip_prob, mean, std)
+    try:
+        torch.ops.rotnet_fast.rotate_batch_out(views, labels, *arguments)
+    except RuntimeError as error:
+        # Kernels on the stable ABI can raise only RuntimeError.
+        if "outside [0, " in str(error):
+            raise IndexError(str(error).split("\n", 1)[0]) from None
+        raise
     return views.permute(0, 3, 1, 2), labels
 
 

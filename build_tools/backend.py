@@ -1,0 +1,53 @@
+"""PEP 517 backend: setuptools, with the torch that is already installed.
+
+Build isolation hides the target environment, so that a plain ``requires = ["torch"]`` would download
+a second copy of several gigabytes for a build of seconds. This backend looks for torch in the target
+environment and puts it on the build's path; only where there is none does it ask for torch. Any
+torch in the supported range will do: the kernels use the stable ABI.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from typing import Any
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
+
+_TORCH = "torch>=2.10,<2.15"
+
+
+def _use_target_torch() -> bool:
+    """Make the target environment's torch importable; say whether there is one."""
+    for name in ("purelib", "platlib"):
+        folder = sysconfig.get_path(name)
+        if os.path.isfile(os.path.join(folder, "torch", "version.py")):
+            # Last on the path: the build's own setuptools, ninja and pybind11 come first.
+            if folder not in sys.path:
+                sys.path.append(folder)
+            return True
+    return False
+
+
+def _requirements(setuptools_says: list[str]) -> list[str]:
+    return setuptools_says if _use_target_torch() else [*setuptools_says, _TORCH]
+
+
+def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
+    return _requirements(build_meta.get_requires_for_build_wheel(config_settings))
+
+
+def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
+    return _requirements(build_meta.get_requires_for_build_editable(config_settings))
+
+
+def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: Any = None) -> str:
+    _use_target_torch()
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: Any = None) -> str:
+    _use_target_torch()
+    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

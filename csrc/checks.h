@@ -1,0 +1,126 @@
+// Turns the tensors of one op call into a RotateJob. Checks everything that memory safety depends
+// on; rotnet_fast/ops/rotate.py gives the friendlier sentences before a call gets here.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+#include "rotnet/augment.h"
+#include "rotnet/job.h"
+
+namespace rotnet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const int64_t* optional_ids(const char* name, const std::optional<Tensor>& ids, int64_t count,
+                                   const Tensor& images) {
+  if (!ids.has_value()) return nullptr;
+  STD_TORCH_CHECK(ids->scalar_type() == ScalarType::Long && ids->dim() == 1 && ids->is_contiguous() &&
+                      (count < 0 || ids->size(0) == count),
+                  "rotate_batch_out: ", name, " must be a contiguous int64 tensor of the expected length");
+  STD_TORCH_CHECK(ids->is_cpu() == images.is_cpu() && ids->get_device_index() == images.get_device_index(),
+                  "rotate_batch_out: ", name, " must be on the device of images");
+  return static_cast<const int64_t*>(ids->data_ptr());
+}
+
+inline bool overlaps(const Tensor& a, int64_t a_bytes, const Tensor& b, int64_t b_bytes) {
+  const auto* a_begin = static_cast<const char*>(a.data_ptr());
+  const auto* b_begin = static_cast<const char*>(b.data_ptr());
+  return a_bytes > 0 && b_bytes > 0 && a_begin < b_begin + b_bytes && b_begin < a_begin + a_bytes;
+}
+
+inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tensor& images,
+                          const std::optional<Tensor>& indices, const std::optional<Tensor>& sample_ids,
+                          const std::optional<Tensor>& key, int64_t seed, int64_t epoch,
+                          const std::vector<int64_t>& turns, int64_t pad, double flip_prob,
+                          const std::vector<double>& mean, const std::vector<double>& std) {
+  STD_TORCH_CHECK(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(),
+                  "rotate_batch_out: images must be a contiguous uint8 tensor [N,H,W,C]");
+  RotateJob job{};
+  job.num_images = images.size(0);
+  const int64_t height = images.size(1), width = images.size(2), channels = images.size(3);
+  STD_TORCH_CHECK(height >= 1 && width >= 1 && channels >= 1 && channels <= 4,
+                  "rotate_batch_out: images must have H >= 1, W >= 1 and 1 to 4 channels");
+  STD_TORCH_CHECK(pad >= 0 && pad <= 32767, "rotate_batch_out: pad must lie in [0, 32767]");
+  STD_TORCH_CHECK(flip_prob >= 0.0 && flip_prob <= 1.0, "rotate_batch_out: flip_prob must lie in [0, 1]");
+  STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
+                  "rotate_batch_out: mean and std need one value per channel");
+  const auto num_views = static_cast<int64_t>(turns.size());
+  STD_TORCH_CHECK(num_views >= 1 && num_views <= kMaxViews, "rotate_batch_out: 1 to ", kMaxViews,
+                  " rotations are supported, got ", num_views);
+  for (int64_t k = 0; k < num_views; ++k) {
+    STD_TORCH_CHECK(turns[k] >= 0 && turns[k] <= 3, "rotate_batch_out: turns must lie in 0..3");
+    STD_TORCH_CHECK(turns[k] % 2 == 0 || height == width,
+                    "rotate_batch_out: only square images can be turned by 90 or 270 degrees");
+    job.turns[k] = static_cast<uint8_t>(turns[k]);
+  }
+  job.indices = optional_ids("indices", indices, -1, images);
+  job.batch = indices.has_value() ? indices->size(0) : job.num_images;
+  job.sample_ids = optional_ids("sample_ids", sample_ids, job.batch, images);
+  job.key = optional_ids("key", key, 2, images);
+
+  constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
+  const int64_t pixels = height <= kMaxElements / width ? height * width : kMaxElements;
+  const int64_t per_image = num_views * channels * pixels;
+  STD_TORCH_CHECK(job.batch == 0 || per_image <= kMaxElements / job.batch,
+                  "rotate_batch_out: at most 2**31 - 1 output elements are supported");
+  STD_TORCH_CHECK(views.dim() == 4 && views.is_contiguous() && views.size(0) == job.batch * num_views &&
+                      views.size(1) == height && views.size(2) == width && views.size(3) == channels,
+                  "rotate_batch_out: views must be a contiguous tensor [B*K,H,W,C]");
+  STD_TORCH_CHECK(labels.dim() == 1 && labels.is_contiguous() && labels.scalar_type() == ScalarType::Long &&
+                      labels.size(0) == job.batch * num_views,
+                  "rotate_batch_out: labels must be a contiguous int64 tensor [B*K]");
+  for (const Tensor* output : {&views, &labels}) {
+    STD_TORCH_CHECK(output->is_cpu() == images.is_cpu() &&
+                        output->get_device_index() == images.get_device_index(),
+                    "rotate_batch_out: views and labels must be on the device of images");
+  }
+  switch (views.scalar_type()) {
+    case ScalarType::Float:
+      job.type = OutputType::kFloat32;
+      break;
+    case ScalarType::BFloat16:
+      job.type = OutputType::kBFloat16;
+      break;
+    case ScalarType::Half:
+      job.type = OutputType::kFloat16;
+      break;
+    default:
+      STD_TORCH_CHECK(false, "rotate_batch_out: views must be float32, bfloat16 or float16");
+  }
+  const int64_t views_bytes = job.batch * per_image * bytes_per_element(job.type);
+  const int64_t labels_bytes = job.batch * num_views * 8;
+  const int64_t images_bytes = job.num_images * height * width * channels;
+  bool overlap = overlaps(views, views_bytes, images, images_bytes) ||
+                 overlaps(views, views_bytes, labels, labels_bytes) ||
+                 overlaps(labels, labels_bytes, images, images_bytes);
+  for (const auto* ids : {&indices, &sample_ids, &key}) {
+    if (!ids->has_value()) continue;
+    const int64_t bytes = (*ids)->size(0) * 8;
+    overlap = overlap || overlaps(views, views_bytes, **ids, bytes) || overlaps(labels, labels_bytes, **ids, bytes);
+  }
+  STD_TORCH_CHECK(!overlap, "rotate_batch: out shares memory with an input; pass a buffer of its own");
+
+  job.images = static_cast<const uint8_t*>(images.data_ptr());
+  job.seed = seed;
+  job.epoch = epoch;
+  job.height = static_cast<int>(height);
+  job.width = static_cast<int>(width);
+  job.channels = static_cast<int>(channels);
+  job.pad = static_cast<int>(pad);
+  job.num_views = static_cast<int>(num_views);
+  job.flip_threshold = flip_threshold(flip_prob);
+  job.normalisation = make_normalisation(mean.data(), std.data(), job.channels);
+  job.views = views.data_ptr();
+  job.labels = static_cast<int64_t*>(labels.data_ptr());
+  return job;
+}
+
+}  // namespace rotnet

@@ -1,0 +1,211 @@
+"""Builds the kernels: a CPU library, a CUDA library where the toolkit fits, and a pybind11 module.
+
+ROTNET_CUDA=0|1|auto: without, with (or fail), or with CUDA kernels where nvcc fits torch (default).
+TORCH_CUDA_ARCH_LIST: GPU architectures, as torch's own extensions read it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+CXX_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Oldest first; the newest is also kept as PTX for GPUs of the future.
+ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+
+def say(text: str) -> None:
+    print(f"rotnet_fast: {text}", file=sys.stderr, flush=True)
+
+
+def find_compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++").split()[0]) or shutil.which("g++")
+
+
+def cuda_toolkit() -> tuple[Path, str] | None:
+    """Root folder and version of the toolkit behind nvcc; nvcc on PATH may be a wrapper script."""
+    nvcc = shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home and (Path(home) / "bin" / "nvcc").is_file():
+        nvcc = str(Path(home) / "bin" / "nvcc")
+    if nvcc is None:
+        return None
+    dryrun = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
+    ).stderr
+    here = re.search(r"_HERE_=(.+)", dryrun)
+    version = re.search(
+        r"release (\d+\.\d+)",
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout,
+    )
+    if here is None or version is None:
+        return None
+    return Path(here.group(1).strip()).parent, version.group(1)
+
+
+def choose_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
+    """Toolkit root to build with (None: CPU only) and the reason in one line."""
+    wish = os.environ.get("ROTNET_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"rotnet_fast: ROTNET_CUDA is {wish!r}; set it to 0, 1 or auto")
+    toolkit = cuda_toolkit()
+    if wish == "0":
+        return None, "not built: ROTNET_CUDA=0"
+    if torch_cuda is None:
+        reason = "not built: the installed torch is a CPU build; install a CUDA build of torch first"
+    elif toolkit is None:
+        reason = f"not built: nvcc was not found; install the CUDA {torch_cuda} toolkit or set CUDA_HOME"
+    elif toolkit[1].split(".")[0] != torch_cuda.split(".")[0]:
+        reason = (
+            f"not built: nvcc is of CUDA {toolkit[1]}, torch of CUDA {torch_cuda}; "
+            "install the toolkit of the same major version"
+        )
+    else:
+        return toolkit[0], f"built with nvcc {toolkit[1]} for torch's CUDA {torch_cuda}"
+    if wish == "1":
+        sys.exit(f"rotnet_fast: ROTNET_CUDA=1, but the CUDA kernels are {reason}")
+    return None, reason
+
+
+def architecture_flags(root: Path) -> tuple[list[str], str]:
+    """nvcc flags for the architectures to build, and their names."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wanted:
+        names = [name for name in re.split(r"[;\s,]+", wanted.replace("+PTX", "")) if name]
+    else:
+        listing = subprocess.run(
+            [str(root / "bin" / "nvcc"), "--list-gpu-arch"], capture_output=True, text=True, check=False
+        ).stdout.split()
+        names = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in listing]
+    codes = [name.replace(".", "") for name in names]
+    flags = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
+    flags.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")
+    return flags, ";".join(names) + "+PTX"
+
+
+def define(name: str, text: str) -> tuple[str, str]:
+    return name, '"' + text.replace('"', "'") + '"'
+
+
+def compiler_version() -> str:
+    compiler = find_compiler()
+    assert compiler is not None
+    lines = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    return lines.splitlines()[0] if lines else compiler
+
+
+class BuildKernels(build_ext):
+    """Decides what to build when a build is asked for: metadata needs neither torch nor a compiler."""
+
+    def run(self) -> None:
+        if find_compiler() is None:
+            say("no C++ compiler was found; the plain-torch fallback will run, which is slow")
+            self.extensions = []
+            return
+        import torch
+
+        root, reason = choose_cuda(torch.version.cuda)
+        say(f"CUDA kernels {reason}")
+        if root is not None:
+            os.environ["CUDA_HOME"] = str(root)  # read when cpp_extension is imported
+        from torch.utils import cpp_extension
+
+        self.extensions = self.distribution.ext_modules = extensions(torch, cpp_extension, root, reason)
+        # torch's builder runs ninja and knows nvcc; it takes over this command's settings.
+        builder = cpp_extension.BuildExtension(self.distribution)
+        builder.ensure_finalized()
+        for name in ("build_lib", "build_temp", "inplace", "editable_mode", "force", "debug"):
+            setattr(builder, name, getattr(self, name))
+        builder.extensions = self.extensions
+        builder.run()
+        self._outputs = builder.get_outputs()
+
+    def get_outputs(self) -> list[str]:
+        return getattr(self, "_outputs", [])
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return [source for extension in self.extensions for source in extension.sources]
+
+
+def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reason: str) -> list[Extension]:
+    import pybind11
+
+    includes = [path for path in cpp_extension.include_paths() if "torch" in path]
+    libraries = cpp_extension.library_paths()
+    cuda_info = cuda_reason
+    found = [
+        Extension(
+            "rotnet_fast._C_cpu",
+            [
+                "csrc/op_cpu.cpp",
+                "csrc/cpu/rotate_cpu.cpp",
+                "csrc/cpu/rotate_scalar.cpp",
+                "csrc/cpu/rotate_avx2.cpp",
+                "csrc/cpu/rotate_avx512.cpp",
+            ],
+            include_dirs=includes,
+            library_dirs=libraries,
+            libraries=["torch", "torch_cpu", "c10"],
+            extra_compile_args={"cxx": [*CXX_FLAGS, STABLE_ABI]},
+            depends=HEADERS,
+            py_limited_api=True,
+            language="c++",
+        )
+    ]
+    if cuda_root is not None:
+        architectures, names = architecture_flags(cuda_root)
+        cuda_info = f"{cuda_reason}, architectures {names}"
+        found.append(
+            Extension(
+                "rotnet_fast._C_cuda",
+                ["csrc/op_cuda.cpp", "csrc/cuda/rotate_cuda.cu"],
+                include_dirs=[*includes, str(cuda_root / "include")],
+                library_dirs=[*libraries, *(str(cuda_root / name) for name in ("lib64", "lib"))],
+                # The static runtime: no second libcudart to find at run time.
+                libraries=["torch", "torch_cpu", "torch_cuda", "c10", "cudart_static", "dl", "rt", "pthread"],
+                extra_compile_args={
+                    "cxx": [*CXX_FLAGS, STABLE_ABI, "-DUSE_CUDA"],
+                    "nvcc": ["-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden", *architectures],
+                },
+                depends=HEADERS,
+                py_limited_api=True,
+                language="c++",
+            )
+        )
+    found.append(
+        Extension(
+            "rotnet_fast._core",
+            ["csrc/core_module.cpp"],
+            include_dirs=[pybind11.get_include()],
+            define_macros=[
+                define("ROTNET_COMPILER", compiler_version()),
+                define("ROTNET_TORCH_VERSION", str(torch.__version__)),
+                define("ROTNET_CUDA_INFO", cuda_info),
+            ],
+            extra_compile_args={"cxx": CXX_FLAGS},
+            depends=HEADERS,
+            language="c++",
+        )
+    )
+    return found
+
+
+# setuptools asks for extensions to know that the wheel is not pure; BuildKernels replaces this list.
+setup(
+    ext_modules=[Extension("rotnet_fast._core", ["csrc/core_module.cpp"])],
+    cmdclass={"build_ext": BuildKernels},
+)
