@@ -1,20 +1,131 @@
-"""What a data set is, and the table of those that the commands know."""
+"""The data sets that the commands know, and what a data set is once it is loaded."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from rotnet_fast.data import cifar10, digits, folder
+from rotnet_fast.data.split import RawDataset
+from rotnet_fast.data.split import Split as Split
+from rotnet_fast.errors import ArgumentError
+
+MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+"""Per-channel statistics of CIFAR-10, for pixel values in [0, 1], as in the method's released code. All
+data sets use them: BatchNorm follows every convolution, so that other statistics would change little."""
+
+DATASETS: dict[str, Callable[[Path | None, int, bool], RawDataset]] = {
+    "cifar10": cifar10.load,
+    "folder": folder.load,
+    "digits": digits.load,
+}
+"""Name on the command line -> reader, called with (data_dir, image_size, progress)."""
+
 
 @dataclass(frozen=True)
-class Split:
-    """One half of a data set.
+class Dataset:
+    """A data set in memory, ready for a loader.
 
     Attributes:
-        images: uint8 [N,H,W,C], contiguous, on the CPU.
-        labels: int64 [N], classes in [0, number of classes), on the CPU.
+        name: its key in ``DATASETS``.
+        display_name: its name in tables and reports.
+        classes: class names; a label is a position in it.
+        train, test: images uint8 [N,H,W,C] and labels int64 [N] each, after the limits.
+        fingerprint: SHA-256 (hexadecimal) of the images and labels of both halves. A checkpoint
+            carries it, so that a run is not resumed on other data.
+        mean, std: per channel, for pixel values in [0, 1].
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    name: str
+    display_name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    fingerprint: str
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    image_size: int = 32,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    progress: bool = True,
+    display_name: str | None = None,
+) -> Dataset:
+    """Read a data set into memory.
+
+    Args:
+        name: a key of ``DATASETS``. The named data set is read or an error raised, never another one.
+        data_dir: folder of the files: where ``cifar10`` is looked for and downloaded to (None means
+            ./data), and the parent of train/ and test/ for ``folder``. ``digits`` needs none.
+        image_size: H = W of the images in pixels; ``cifar10`` has only 32.
+        limit_train, limit_test: keep only so many images of a half, balanced over the classes: the
+            first image of each class in file order, then the second of each class, and so on, until
+            the limit is reached. What is kept stays in file order. None keeps all.
+        progress: show progress bars of downloads and decoding.
+        display_name: replaces the data set's own name in tables and reports.
+
+    Raises:
+        ArgumentError: an unknown name, a size or a limit that the data set does not have.
+        DataError: files are missing, incomplete or damaged, or cannot be downloaded.
+    """
+    if name not in DATASETS:
+        raise ArgumentError(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
+    if image_size < 1:
+        raise ArgumentError(f"image_size is {image_size}; it must be at least 1 pixel")
+    raw = DATASETS[name](data_dir, image_size, progress)
+    train = limit_split(raw.train, limit_train, "limit_train")
+    test = limit_split(raw.test, limit_test, "limit_test")
+    return Dataset(
+        name=name,
+        display_name=raw.display_name if display_name is None else display_name,
+        classes=raw.classes,
+        train=train,
+        test=test,
+        fingerprint=fingerprint(train, test),
+    )
+
+
+def limit_split(split: Split, limit: int | None, argument: str) -> Split:
+    """The first ``limit`` images, class by class in turn (see :func:`load_dataset`), in file order.
+
+    Args:
+        argument: name of the limit, for the error.
+
+    Raises:
+        ArgumentError: limit below 1 or above the number of images.
+    """
+    if limit is None:
+        return split
+    count = len(split.labels)
+    if not 1 <= limit <= count:
+        raise ArgumentError(
+            f"{argument} is {limit}; this data set has {count} such images: give 1 to {count}, or no limit"
+        )
+    by_class = torch.argsort(split.labels, stable=True)
+    class_sizes = torch.bincount(split.labels)
+    class_starts = torch.cumsum(class_sizes, 0) - class_sizes
+    rank_in_class = torch.empty_like(split.labels)
+    rank_in_class[by_class] = torch.arange(count) - class_starts.repeat_interleave(class_sizes)
+    # by_class has the classes in order, so a stable sort by rank takes the classes in turn.
+    in_turn = by_class[torch.argsort(rank_in_class[by_class], stable=True)]
+    kept = in_turn[:limit].sort().values
+    return Split(split.images[kept], split.labels[kept])
+
+
+def fingerprint(train: Split, test: Split) -> str:
+    """SHA-256 (hexadecimal) of the shapes, pixels and labels of both halves."""
+    digest = hashlib.sha256()
+    for split in (train, test):
+        digest.update(repr(tuple(split.images.shape)).encode())
+        digest.update(split.images.numpy().data)
+        digest.update(split.labels.numpy().astype("<i8", copy=False).data)
+    return digest.hexdigest()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rotnet_fast.data.datasets import Split
 from rotnet_fast.data.sampling import epoch_order
+from rotnet_fast.data.split import Split
 
 
 @dataclass(frozen=True)

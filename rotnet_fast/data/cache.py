@@ -1,0 +1,79 @@
+"""Decoded images of a folder, kept on disk so that only the first run has to decode them.
+
+Two files: ``<size>px.npy``, the images, and ``<size>px.json``, what they were made from (a hash of the
+folder's listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used
+but made again, so that neither an altered folder nor a damaged file goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from rotnet_fast.data.files import replacing
+
+FOLDER_NAME = ".rotnet_fast_cache"
+_CHUNK_BYTES = 1 << 22
+
+
+def cache_places(data_dir: Path) -> list[Path]:
+    """Folders that may hold the cache of a data folder, in the order in which they are tried.
+
+    In the data folder itself; where that is read-only, in the user's cache folder
+    ($XDG_CACHE_HOME/rotnet_fast, or ~/.cache/rotnet_fast), one sub-folder per data folder.
+    """
+    resolved = data_dir.resolve()
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    user_cache = configured if configured.is_absolute() else Path.home() / ".cache"
+    key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
+    return [data_dir / FOLDER_NAME, user_cache / "rotnet_fast" / f"{resolved.name}-{key}"]
+
+
+def read_cache(places: list[Path], image_size: int, listing: str) -> npt.NDArray[np.uint8] | None:
+    """Images uint8 [N,H,W,3] made from this very listing and undamaged, or None."""
+    for place in places:
+        images, manifest = _names(place, image_size)
+        try:
+            known = json.loads(manifest.read_text(encoding="utf-8"))
+            if known["listing"] == listing and known["sha256"] == _file_sha256(images):
+                array: npt.NDArray[np.uint8] = np.load(images, allow_pickle=False)
+                return array
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # absent, unreadable, or a manifest that is not one: as good as no cache
+    return None
+
+
+def write_cache(places: list[Path], image_size: int, listing: str, array: npt.NDArray[np.uint8]) -> None:
+    """Keep images uint8 [N,H,W,3] in the first place that can be written; warn where none can."""
+    for place in places:
+        images, manifest = _names(place, image_size)
+        try:
+            with replacing(images) as file:
+                np.save(file, array, allow_pickle=False)
+            # Written last: a crash in between leaves a manifest whose hash does not match.
+            with replacing(manifest) as file:
+                file.write(json.dumps({"listing": listing, "sha256": _file_sha256(images)}).encode())
+            return
+        except OSError as error:
+            problem = error
+    warnings.warn(
+        f"the decoded images cannot be kept ({problem}); the next run will decode them again", stacklevel=2
+    )
+
+
+def _names(place: Path, image_size: int) -> tuple[Path, Path]:
+    return place / f"{image_size}px.npy", place / f"{image_size}px.json"
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
