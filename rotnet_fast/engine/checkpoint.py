@@ -1,0 +1,160 @@
+"""Checkpoints that are written atomically and refused when damaged.
+
+A file is what ``torch.save`` makes, followed by a trailer of one line::
+
+    \\nrotnet_fast checkpoint 1 sha256 <64 hex digits>\\n
+
+The digest covers everything before the trailer. ``torch.load`` alone does not notice a flipped bit;
+it still opens these files, as it looks for the zip directory from the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotnet_fast.engine.atomic import write_atomically
+from rotnet_fast.errors import CheckpointError
+
+_TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
+_TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
+_TRAILER_BYTES = len(_TRAILER.format(digest="0" * 64))
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: file to make or replace.
+        state: nested dictionaries, lists and tuples of tensors, numbers, strings and None.
+
+    Raises:
+        CannotWriteError: the file could not be written; an older one at ``path`` is intact.
+    """
+    # Into memory first: a full disk in the middle of torch.save raises an error that hides the cause.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.write(_TRAILER.format(digest=digest).encode())
+    write_atomically(path, buffer.getbuffer())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; nothing is parsed before its digest has been verified.
+
+    Returns:
+        The saved state with all tensors on the CPU.
+
+    Raises:
+        CheckpointError: missing, unreadable, damaged, or not a checkpoint of this program.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint at {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    trailer = _TRAILER_PATTERN.fullmatch(content[-_TRAILER_BYTES:])
+    if trailer is None:
+        raise CheckpointError(
+            f"the checkpoint {path} is cut short, damaged or not one of rotnet_fast's: its last line with the "
+            f"SHA-256 digest is missing"
+        )
+    body = memoryview(content)[:-_TRAILER_BYTES]
+    if hashlib.sha256(body).hexdigest().encode() != trailer[2]:
+        raise CheckpointError(f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content")
+    if trailer[1] != b"1":
+        raise CheckpointError(
+            f"the checkpoint {path} has format {trailer[1].decode()}, this version of rotnet_fast reads format 1"
+        )
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types; the cause is kept for a bug report
+        raise CheckpointError(
+            f"the checkpoint {path} holds something other than tensors and plain values: {error}"
+        ) from error
+    return state
+
+
+def candidates(run: Path) -> list[Path]:
+    """Checkpoints in a run folder, the newest first.
+
+    ``checkpoints/last.pt`` is the newest; ``checkpoints/epoch-0012.pt`` was written after 12 epochs.
+    """
+    folder = run / "checkpoints"
+    last = folder / "last.pt"
+    return [path for path in (last, *sorted(folder.glob("epoch-*.pt"), reverse=True)) if path.is_file()]
+
+
+def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]]:
+    """Read one checkpoint, or the newest whole one of a run folder.
+
+    Args:
+        path: a checkpoint file or a run folder.
+
+    Returns:
+        Where it was read from, the state, and why newer ones were passed over (to be told to the user).
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+    """
+    if not path.is_dir():
+        return path, load(path), []
+    skipped = []
+    for candidate in candidates(path):
+        try:
+            return candidate, load(candidate), skipped
+        except CheckpointError as error:
+            skipped.append(error)
+    if skipped:
+        raise CheckpointError(
+            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: {skipped[0]}; start again with "
+            f"another --output"
+        )
+    raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}")
+
+
+def state_hash(state: Any) -> str:
+    """SHA-256 over a nested state: equal exactly where keys, types, values and all tensor bits are.
+
+    Args:
+        state: what :func:`save` takes. The order of a dictionary's keys does not matter; a tensor's
+            device and strides do not either.
+
+    Returns:
+        64 hex digits.
+
+    Raises:
+        TypeError: a value that a checkpoint cannot hold.
+    """
+    digest = hashlib.sha256()
+    _update(digest, state)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    """Feed ``value`` with its type and length, so that no two different states give the same bytes."""
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+        digest.update(f"tensor {value.dtype} {list(value.shape)} ".encode())
+        digest.update(memoryview(flat.numpy()))
+    elif isinstance(value, Mapping):
+        digest.update(f"mapping {len(value)} ".encode())
+        for key in sorted(value, key=repr):
+            _update(digest, key)
+            _update(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(f"{type(value).__name__} {len(value)} ".encode())
+        for item in value:
+            _update(digest, item)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        text = repr(value).encode()  # repr of a float is exact
+        digest.update(f"{type(value).__name__} {len(text)} ".encode() + text)
+    else:
+        raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")

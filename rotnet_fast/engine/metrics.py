@@ -1,0 +1,60 @@
+"""Sums over training steps that stay on the device until they are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+class MetricSums:
+    """Running sums since the start of an epoch, with a mark at the last report.
+
+    A report is the one place where the host waits for the device. The sums are float64, so that
+    counts are exact and the order of additions does not depend on when they are read.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._marked: dict[str, float] = {}
+
+    def add(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Add the scalars of one step."""
+        for name, value in sums.items():
+            value = value.detach().to(torch.float64)
+            previous = self._sums.get(name)
+            self._sums[name] = value.clone() if previous is None else previous.add_(value)
+
+    def read(self) -> dict[str, float]:
+        """The sums as numbers, in one transfer from the device."""
+        if not self._sums:
+            return {}
+        return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
+
+    def since_mark(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Read once and move the mark.
+
+        Returns:
+            ``(interval, epoch)``: the sums since the mark was last moved, and since the epoch began.
+        """
+        epoch = self.read()
+        interval = {name: value - self._marked.get(name, 0.0) for name, value in epoch.items()}
+        self._marked = epoch
+        return interval, epoch
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Everything needed to go on in the middle of an epoch."""
+        return {"sums": self.read(), "marked": dict(self._marked)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
+        """Continue from a saved state."""
+        self._sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=device)
+            for name, value in state["sums"].items()
+        }
+        self._marked = dict(state["marked"])
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Each sum divided by ``sums["count"]``, which is left out."""
+    return {name: value / sums["count"] for name, value in sums.items() if name != "count"}

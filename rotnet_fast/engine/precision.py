@@ -1,0 +1,68 @@
+"""Number formats of the forward and backward pass.
+
+Weights, their momentum and the BatchNorm statistics are fp32 in every mode: autocast lowers the
+convolutions, the linear layers and the activations between them, and a BatchNorm fed with bf16
+or fp16 still accumulates in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rotnet_fast.errors import ArgumentError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format in use on a device; make it with :func:`resolve_precision`."""
+
+    name: Literal["fp32", "bf16", "fp16"]
+    device_type: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of views and activations."""
+        return _DTYPES[self.name]
+
+    def autocast(self) -> torch.autocast:
+        """Context for the forward pass."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.name != "fp32")
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling, which only fp16 needs; it passes everything through otherwise."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Turn a setting into the format to use.
+
+    Args:
+        name: ``fp32``, ``bf16``, ``fp16``, or ``auto``: bf16 where the device computes in it, else fp32.
+
+    Raises:
+        ArgumentError: an unknown name, or a format that does not work on the device.
+    """
+    if name == "auto":
+        name = "bf16" if _computes_in_bf16(device) else "fp32"
+    if name == "fp32" or name == "bf16":
+        return Precision(name, device.type)
+    if name != "fp16":
+        raise ArgumentError(f"precision is {name!r}; choose from auto, fp32, bf16, fp16")
+    if device.type != "cuda":
+        raise ArgumentError(
+            f"precision is fp16, which needs a CUDA device (this run uses {device}): in fp16 on a CPU the "
+            f"backward pass of BatchNorm overflows to NaN; use --precision bf16 or fp32"
+        )
+    return Precision("fp16", device.type)
+
+
+def _computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed natively, not emulated (which is slower than fp32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

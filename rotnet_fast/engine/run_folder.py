@@ -1,0 +1,149 @@
+"""The folder of one run: settings, metrics, checkpoints and results.
+
+    config.json         all settings, and what the run was started with
+    metrics.jsonl       one JSON object per line: logging intervals and epochs
+    checkpoints/        last.pt, and epoch-XXXX.pt of the last epochs
+    tensorboard/        the same metrics as curves
+    results.json        written when the run has finished
+    lock                held by the process that writes here
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rotnet_fast
+from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.errors import ArgumentError
+
+
+class RunFolder:
+    """Exclusive access to a run folder; a context manager that gives it back.
+
+    Args:
+        path: folder to make, parents included.
+        resume: accept a folder that already holds a run.
+
+    Raises:
+        ArgumentError: another process is writing to the folder, or it holds a run and ``resume`` is
+            False.
+        CannotWriteError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._metrics_path = path / "metrics.jsonl"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a+")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        try:
+            self._take_lock()
+            if (path / "config.json").exists() and not resume:
+                raise ArgumentError(
+                    f"output {path} already holds a run; add --resume auto to go on with it, or choose another "
+                    f"folder with --output"
+                )
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self._lock.close()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Record the settings in config.json."""
+        _write_json(self.path / "config.json", config)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Record the outcome in results.json."""
+        _write_json(self.path / "results.json", results)
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        try:
+            with self._metrics_path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise cannot_write(self._metrics_path, error) from error
+
+    def metrics_position(self) -> int:
+        """Length of metrics.jsonl in bytes, all of which are on the disk when this returns."""
+        try:
+            with self._metrics_path.open("a") as file:
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise cannot_write(self._metrics_path, error) from error
+
+    def truncate_metrics(self, position: int) -> None:
+        """Drop the lines written after a checkpoint, which a resumed run writes again."""
+        if self._metrics_path.exists() and self._metrics_path.stat().st_size > position:
+            os.truncate(self._metrics_path, position)
+
+    def _take_lock(self) -> None:
+        """Take the lock, which the system releases when this process ends, however it ends."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip()
+            raise ArgumentError(
+                f"output {self.path} is in use by another run (process {owner}); wait for it to end, or choose "
+                f"another folder with --output"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and hardware that a result depends on.
+
+    Args:
+        device: the device in use, such as ``cpu`` or ``cuda:0``.
+    """
+    import torch
+
+    is_cuda = device.startswith("cuda")
+    return {
+        "rotnet_fast": rotnet_fast.__version__,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if is_cuda else None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if is_cuda else _cpu_model(),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

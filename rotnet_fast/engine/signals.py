@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM as requests to save and stop, instead of a death in the middle of a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """Training stopped on request, with everything saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """Context in which the first SIGINT or SIGTERM is noted for the training loop to obey.
+
+    The second one acts as if this context were not there, so that a hanging program can be stopped.
+    Outside the main thread, where Python allows no handlers, signals keep their usual effect.
+
+    Attributes:
+        interruptible: True while nothing is being changed (as in an evaluation), so that a signal may
+            raise :class:`Interrupted` at once rather than wait for :meth:`check`.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.interruptible = False
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in self._NUMBERS}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` if a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        self._restore()
+        if self.interruptible:
+            self.interruptible = False
+            raise Interrupted(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
