@@ -31,16 +31,12 @@ class MetricSums:
             return {}
         return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
 
-    def since_mark(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Read once and move the mark.
-
-        Returns:
-            ``(interval, epoch)``: the sums since the mark was last moved, and since the epoch began.
-        """
+    def read_interval(self) -> dict[str, float]:
+        """The sums since this was last called, or since the epoch began."""
         epoch = self.read()
         interval = {name: value - self._marked.get(name, 0.0) for name, value in epoch.items()}
         self._marked = epoch
-        return interval, epoch
+        return interval
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """Everything needed to go on in the middle of an epoch."""
@@ -56,5 +52,12 @@ class MetricSums:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Each sum divided by ``sums["count"]``, which is left out."""
-    return {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+    """Each sum divided by ``sums["count"]``, which is left out; accuracies in percent.
+
+    A name that ends in ``accuracy`` is the sum of correct views.
+    """
+    return {
+        name: value / sums["count"] * (100.0 if name.endswith("accuracy") else 1.0)
+        for name, value in sums.items()
+        if name != "count"
+    }

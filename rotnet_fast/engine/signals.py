@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 
-class Interrupted(Exception):
-    """Training stopped on request, with everything saved."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM asks to stop; like KeyboardInterrupt, nothing should catch it by accident."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -17,20 +19,16 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context in which the first SIGINT or SIGTERM is noted for the training loop to obey.
+    """Context in which the first SIGINT or SIGTERM is noted, for the training loop to obey.
 
     The second one acts as if this context were not there, so that a hanging program can be stopped.
     Outside the main thread, where Python allows no handlers, signals keep their usual effect.
-
-    Attributes:
-        interruptible: True while nothing is being changed (as in an evaluation), so that a signal may
-            raise :class:`Interrupted` at once rather than wait for :meth:`check`.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.interruptible = False
+        self._interruptible = False
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -47,11 +45,20 @@ class StopSignals:
         if self._received is not None:
             raise Interrupted(self._received)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Context for long work that changes nothing: a signal raises :class:`Interrupted` at once."""
+        self.check()
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         self._restore()
-        if self.interruptible:
-            self.interruptible = False
+        if self._interruptible:
             raise Interrupted(number)
 
     def _restore(self) -> None:

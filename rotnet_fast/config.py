@@ -1,0 +1,188 @@
+"""Settings of a pretraining run: what ``python -m rotnet_fast.pretrain`` takes as flags.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.rotations import FOUR_ROTATIONS, quarter_turns
+
+PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
+
+_NOT_PART_OF_THE_RECIPE = (
+    "preset",
+    "data_dir",
+    "device",
+    "compile",
+    "output",
+    "resume",
+    "eval_every",
+    "log_every",
+    "checkpoint_every_steps",
+    "checkpoint_every_seconds",
+    "tensorboard",
+)
+"""Settings that a resumed run may change: where and how fast it runs and what it reports."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain RotNet: learn image features by predicting by how much an image was turned."""
+
+    preset: PresetName = "paper"
+    """Set of values that the other flags override. quickstart: handwritten digits, under a minute on
+    two cores. cpu: CIFAR-10 in about ten minutes on two cores. slides, paper, official: the published
+    recipes of 100, 100 and 200 epochs."""
+
+    dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
+    """cifar10: the official archive, read where it lies or downloaded. folder: class folders of JPEG or
+    PNG files under train/ and test/. digits: scikit-learn's handwritten digits, no files needed."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+
+    image_size: int = 32
+    """Height and width in pixels that the images of folder and digits are resized to."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes."""
+
+    limit_test: int | None = None
+    """Test on this many images only, balanced over the classes."""
+
+    blocks: Literal[3, 4, 5] = 4
+    """Conv blocks of the Network in Network."""
+
+    width: float = 1.0
+    """Multiplies the number of channels."""
+
+    rotations: tuple[int, ...] = FOUR_ROTATIONS
+    """Degrees counter-clockwise, multiples of 90: every image is shown under each, and the network has
+    one output for each."""
+
+    pad: int = 4
+    """Pixels of black border that a random crop may take in; 0 switches the crop off."""
+
+    flip_prob: float = 0.5
+    """Probability of a left-right flip, before the rotations."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+
+    batch_size: int = 128
+    """Images per step; each gives one view per rotation."""
+
+    lr: float = 0.1
+    """Learning rate of the first step."""
+
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """step: times lr-factor at each milestone. linear, cosine: down to 0 at the end."""
+
+    milestones: tuple[int, ...] = (30, 60, 80)
+    """Epochs after which the step schedule multiplies the learning rate."""
+
+    lr_factor: float = 0.2
+    """What the step schedule multiplies by."""
+
+    nesterov: bool = True
+    """Nesterov's form of the momentum, which is 0.9."""
+
+    weight_decay: float = 5e-4
+    """Weight decay, on all parameters."""
+
+    seed: int = 0
+    """Decides the first weights, the order of the images and their augmentation."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the forward and backward pass. auto: bf16 where the device computes in it, else
+    fp32. fp16 needs a CUDA device."""
+
+    compile: Literal["none", "default", "max"] = "none"
+    """torch.compile of the network: off, on, or on with a longer search for fast kernels."""
+
+    output: Path | None = None
+    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, or the folder that --resume names."""
+
+    resume: str | None = None
+    """Go on with a run. auto: from the newest whole checkpoint of the run folder, or from the beginning
+    where it has none. Otherwise a run folder or a checkpoint file."""
+
+    eval_every: int = 1
+    """Test after every so many epochs, and always after the last."""
+
+    log_every: int = 20
+    """Steps between two reports."""
+
+    checkpoint_every_steps: int | None = None
+    """Save within an epoch after every so many steps, too."""
+
+    checkpoint_every_seconds: float | None = 300.0
+    """Save within an epoch when the last checkpoint is so many seconds old, too."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events to the run folder."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: one sentence with the setting, the value found and what is allowed.
+        """
+        _require("rotations", self.rotations, _is_rotation_set(self.rotations), "must be two or more different "
+                 "multiples of 90 degrees, such as 0 90 180 270")
+        for name in ("image_size", "epochs", "batch_size", "eval_every", "log_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
+        for name in ("limit_train", "limit_test", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 1, "must be at least 1, or None")
+        seconds = self.checkpoint_every_seconds
+        _require("checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None")
+        _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
+        _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
+        _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
+        _require("lr", self.lr, 0 < self.lr < math.inf, "must be a number above 0")
+        _require("lr_factor", self.lr_factor, 0 < self.lr_factor < math.inf, "must be a number above 0")
+        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "must be at least 0")
+        increasing = list(self.milestones) == sorted(set(self.milestones))
+        _require("milestones", self.milestones, increasing, "must increase, such as 30 60 80")
+        _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
+        known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+        _require("device", self.device, known_device, "must be auto, cpu, cuda or cuda:N")
+        if self.dataset == "folder" and self.data_dir is None:
+            raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that decide the result; a run is resumed only with the same ones."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_PART_OF_THE_RECIPE}
+
+    def output_folder(self) -> Path:
+        """Where the run is kept."""
+        if self.output is not None:
+            return self.output
+        if self.resume is not None and self.resume != "auto":
+            path = Path(self.resume)
+            return path.parent.parent if path.suffix == ".pt" else path
+        return Path("runs") / f"{self.preset}-{self.dataset}-seed{self.seed}"
+
+
+def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:
+    if not is_allowed:
+        raise ArgumentError(f"{name.replace('_', '-')} is {value}; it {rule}")
+
+
+def _is_rotation_set(rotations: tuple[int, ...]) -> bool:
+    try:
+        turns = quarter_turns(rotations)
+    except (TypeError, ValueError):
+        return False
+    return len(turns) >= 2 and len(set(turns)) == len(turns)

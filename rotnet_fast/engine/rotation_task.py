@@ -1,0 +1,131 @@
+"""RotNet's pretext task: tell by how much an image was turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.task import ParameterGroup, StepOutput
+from rotnet_fast.ops import rotate_batch
+
+_COMPILE_MODES = {"default": "default", "max": "max-autotune"}
+
+
+class RotationTask:
+    """Classify rotated views of unlabelled images.
+
+    All K views of the B images of a batch go through one forward pass. The mean cross-entropy over
+    B*K views is the loss.
+
+    Args:
+        module: network with K outputs, on the device of the images.
+        schedule: learning rate of all its parameters.
+        train_images, test_images: uint8 [N,H,W,C] on the device.
+        rotations: K multiples of 90 degrees, counter-clockwise; output k stands for ``rotations[k]``.
+        seed: of the augmentation.
+        pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
+        mean, std: per channel.
+        dtype: of the views.
+        test_batch_size: images per batch when testing.
+        compile: ``none``, ``default`` or ``max``; only training steps are compiled.
+
+    Source: Gidaris et al., ICLR 2018, section 3.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        train_images: torch.Tensor,
+        test_images: torch.Tensor,
+        *,
+        rotations: Sequence[int],
+        seed: int,
+        pad: int,
+        flip_prob: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
+        test_batch_size: int,
+        compile: str = "none",
+    ) -> None:
+        self.module = module
+        self.schedule = schedule
+        self.train_images = train_images
+        self.test_images = test_images
+        self.rotations = tuple(rotations)
+        self.seed = seed
+        self.pad = pad
+        self.flip_prob = flip_prob
+        self.view_settings: dict[str, Any] = {
+            "rotations": self.rotations,
+            "mean": mean,
+            "std": std,
+            "dtype": dtype,
+        }
+        self.test_batch_size = test_batch_size
+        self._train_forward: Any = module
+        if compile != "none":
+            # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
+            self._train_forward = torch.compile(module, mode=_COMPILE_MODES[compile], dynamic=False)
+        self._buffers: dict[int, torch.Tensor] = {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters on one schedule."""
+        return [ParameterGroup("network", list(self.module.parameters()), self.schedule)]
+
+    def set_train_mode(self) -> None:
+        """Train mode: BatchNorm normalises with the batch's statistics."""
+        self.module.train()
+
+    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
+        """Loss, number of views and of correct ones for images int64 [B]."""
+        views, labels = rotate_batch(
+            self.train_images,
+            indices,
+            sample_ids=sample_ids,
+            seed=self.seed,
+            epoch=epoch,
+            pad=self.pad,
+            flip_prob=self.flip_prob,
+            out=self._buffers.get(len(indices)),
+            **self.view_settings,
+        )  # [B*K,C,H,W], [B*K]
+        self._buffers[len(indices)] = views
+        logits = self._train_forward(views).float()  # [B*K,K]
+        losses = functional.cross_entropy(logits, labels, reduction="none")  # [B*K]
+        sums = {
+            "loss": losses.detach().sum(),
+            "rotation_accuracy": (logits.argmax(dim=1) == labels).sum(),
+            "count": torch.full((), len(labels), device=labels.device),  # no copy from the host, no wait
+        }
+        return StepOutput(losses.mean(), sums)
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Rotation accuracy in percent over all K views of each test image, un-augmented.
+
+        Returns:
+            ``rotation_accuracy``, and ``rotation_accuracy/<degrees>`` of the views turned by that much.
+        """
+        self.module.eval()
+        number, turned = len(self.test_images), len(self.rotations)
+        correct = torch.zeros(turned, dtype=torch.int64, device=self.test_images.device)
+        for start in range(0, number, self.test_batch_size):
+            images = self.test_images[start : start + self.test_batch_size]
+            views, labels = rotate_batch(
+                images, pad=0, flip_prob=0.0, out=self._buffers.get(len(images)), **self.view_settings
+            )
+            self._buffers[len(images)] = views
+            hits = self.module(views).argmax(dim=1) == labels
+            correct += hits.view(-1, turned).sum(dim=0)  # views are image-major
+        percent = (100.0 * correct.double() / number).tolist()
+        metrics = {"rotation_accuracy": sum(percent) / turned}
+        for degrees, value in zip(self.rotations, percent, strict=True):
+            metrics[f"rotation_accuracy/{degrees}"] = value
+        return metrics
