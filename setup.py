@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CXX_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# Oldest first; the newest is also kept as PTX for GPUs of the future.
-ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+NVCC_FLAGS = ["-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
+# Code of one major version runs on its later minors (8.0 on 8.6 and 8.9); PTX of the newest serves the
+# GPUs of the future. Those that nvcc does not know are left out.
+ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 
 def say(text: str) -> None:
@@ -179,7 +181,7 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
                 libraries=["torch", "torch_cpu", "torch_cuda", "c10", "cudart_static", "dl", "rt", "pthread"],
                 extra_compile_args={
                     "cxx": [*CXX_FLAGS, STABLE_ABI, "-DUSE_CUDA"],
-                    "nvcc": ["-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden", *architectures],
+                    "nvcc": [*NVCC_FLAGS, *architectures],
                 },
                 depends=HEADERS,
                 py_limited_api=True,

@@ -4,23 +4,19 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <stdexcept>
 #include <string>
-
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 namespace rotnet::cpu {
 namespace {
 
-// From slowest to fastest of those that this processor runs.
 struct Kernels {
   Kernel list[3];
   int count = 0;
 };
 
-Kernels available_kernels() {
+Kernels find_kernels() {
   Kernels kernels;
   kernels.list[kernels.count++] = {"scalar", rotate_range_scalar};
 #if defined(__x86_64__)
@@ -38,23 +34,24 @@ Kernels available_kernels() {
 }
 
 Kernel choose_kernel() {
-  const Kernels kernels = available_kernels();
+  int count = 0;
+  const Kernel* kernels = available_kernels(&count);
   const char* wanted = std::getenv("ROTNET_CPU_KERNEL");
-  if (wanted == nullptr || *wanted == '\0') return kernels.list[kernels.count - 1];
+  if (wanted == nullptr || *wanted == '\0') return kernels[count - 1];
   std::string names;
-  for (int i = 0; i < kernels.count; ++i) {
-    if (std::strcmp(kernels.list[i].name, wanted) == 0) return kernels.list[i];
-    names += (i ? ", " : "") + std::string(kernels.list[i].name);
+  for (int i = 0; i < count; ++i) {
+    if (std::strcmp(kernels[i].name, wanted) == 0) return kernels[i];
+    names += (i ? ", " : "") + std::string(kernels[i].name);
   }
   throw std::runtime_error("ROTNET_CPU_KERNEL is '" + std::string(wanted) + "'; this processor runs: " + names);
 }
 
+// Size of the third-level cache that one core shares. Not sysconf(_SC_LEVEL3_CACHE_SIZE): on
+// processors of several dies it adds up all of them (320 MiB where a core reaches 32).
 int64_t last_level_cache_bytes() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
-  return int64_t{32} << 20;
+  int64_t kibibytes = 0;
+  std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kibibytes;
+  return kibibytes > 0 ? kibibytes << 10 : int64_t{32} << 20;
 }
 
 int64_t view_bytes_per_image(const RotateJob& job) {
@@ -63,12 +60,19 @@ int64_t view_bytes_per_image(const RotateJob& job) {
 
 }  // namespace
 
+const Kernel* available_kernels(int* count) {
+  static const Kernels kernels = find_kernels();
+  *count = kernels.count;
+  return kernels.list;
+}
+
 const Kernel& selected_kernel() {
   static const Kernel kernel = choose_kernel();
   return kernel;
 }
 
 bool should_stream(const RotateJob& job) {
+  // Beyond half the cache, ordinary stores read each line from memory before they overwrite it.
   static const int64_t limit = last_level_cache_bytes() / 2;
   return job.batch * view_bytes_per_image(job) > limit;
 }

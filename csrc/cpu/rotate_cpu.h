@@ -22,7 +22,10 @@ struct Kernel {
   RotateRange run;
 };
 
-// The fastest kernel this processor runs. The environment variable ROTNET_CPU_KERNEL
+// The kernels that this processor runs, slowest first.
+const Kernel* available_kernels(int* count);
+
+// The fastest of them. The environment variable ROTNET_CPU_KERNEL
 // (scalar, avx2, avx512) names a slower one, for tests and measurements; a name that is unknown or
 // that this processor does not run throws std::runtime_error. Decided once per process.
 const Kernel& selected_kernel();

@@ -71,7 +71,7 @@ def rotate_batch(
     equal on every device, independent of batch size, order and threads.
     Source: protocol of Gidaris et al. (ICLR 2018), crop and flip before rotation, one per image.
     """
-    turns = quarter_turns(tuple(rotations))
+    turns = quarter_turns(rotations)
     if len(turns) > _MAX_VIEWS:
         raise ValueError(f"rotations has {len(turns)} angles; at most {_MAX_VIEWS} are supported")
     key, seed_number = _split_seed(seed, epoch, images)
@@ -112,10 +112,11 @@ def _split_seed(
             )
         if seed.device != images.device or not seed.is_contiguous():
             raise ValueError(
-                f"seed must be a contiguous tensor on the device of images, {images.device}, got {seed.device}"
+                f"seed must be a contiguous tensor on the device of images ({images.device}), "
+                f"got one on {seed.device}"
             )
         if epoch != 0:
-            raise ValueError(f"epoch is {epoch}, but seed is a tensor that already holds it: leave epoch at 0")
+            raise ValueError(f"epoch is {epoch}, but the seed tensor already holds it: leave epoch at 0")
         return seed, 0
     for name, value, low, high in (("seed", seed, -(2**63), 2**63), ("epoch", epoch, 0, 2**32)):
         if isinstance(value, bool) or not isinstance(value, int):
@@ -186,7 +187,7 @@ def _check_images(
             f"crop them to a square or pass rotations=(0, 180)"
         )
     if not images.is_contiguous():
-        raise ValueError("images must be contiguous [N,H,W,C]; call images.contiguous() once, outside the loop")
+        raise ValueError("images must be contiguous [N,H,W,C]; call images.contiguous() once, before the loop")
     if images.device.type not in ("cpu", "cuda"):
         raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
     batch = number if indices is None else indices.shape[0] if indices.dim() == 1 else -1

@@ -1,0 +1,105 @@
+"""``python -m rotnet_fast.doctor``: what is installed, what was built, what is in use, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+
+
+def _report() -> tuple[list[str], list[str]]:
+    """Lines of facts, and lines of advice."""
+    facts = [
+        f"rotnet_fast   {_version('rotnet_fast')}",
+        f"python        {platform.python_version()} on {platform.platform()}",
+    ]
+    advice: list[str] = []
+    try:
+        import torch
+    except ImportError as error:
+        return [*facts, f"torch         does not import: {error}"], [
+            "install torch (2.10 or later), then rotnet_fast again"
+        ]
+    from rotnet_fast.ops.library import LIBRARIES
+
+    facts += [
+        f"torch         {torch.__version__}, CUDA {torch.version.cuda or 'none (CPU build)'}",
+        f"threads       {torch.get_num_threads()} of {os.cpu_count()} cores",
+    ]
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(number)
+            memory = properties.total_memory / 2**30
+            facts.append(
+                f"GPU {number}         {properties.name}, compute capability "
+                f"{properties.major}.{properties.minor}, {memory:.0f} GiB"
+            )
+    else:
+        facts.append("GPU           none that torch can use")
+    facts.append(f"nvcc          {shutil.which('nvcc') or 'not found'}")
+    try:
+        from rotnet_fast import _core
+
+        facts.append(f"built with    {_core.compiler}, torch {_core.built_with_torch}")
+        facts.append(f"CUDA kernels  {_core.cuda}")
+    except ImportError:
+        facts.append("built with    no compiled code is installed")
+    for library in LIBRARIES.values():
+        state = "in use" if library.loaded else "not in use"
+        facts.append(f"{library.device.upper():4} library  {state}: {library.detail}")
+
+    if not LIBRARIES["cpu"].loaded:
+        advice.append("install a C++ compiler (g++ or clang++), then run: pip install -e .")
+    if torch.cuda.is_available() and not LIBRARIES["cuda"].loaded:
+        advice.append(
+            f"install the CUDA {torch.version.cuda} toolkit (nvcc), then run: ROTNET_CUDA=1 pip install -e ."
+        )
+    if LIBRARIES["cpu"].loaded:
+        advice += _check_kernel()
+    return facts, advice
+
+
+def _check_kernel() -> list[str]:
+    """Run the kernels of this machine against the plain-torch definition."""
+    import torch
+
+    from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+    from rotnet_fast.ops.reference import rotate_batch_reference
+
+    advice = []
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8).to(device)
+        views, _ = rotate_batch(images, seed=1, epoch=2)
+        expected, _ = rotate_batch_reference(
+            images, None, None, 1, 2, [0, 1, 2, 3], 4, 0.5, CIFAR10_MEAN, CIFAR10_STD, torch.float32
+        )
+        if not torch.equal(views.permute(0, 2, 3, 1), expected):
+            advice.append(
+                f"the {device} kernel differs from the plain-torch definition on this machine: "
+                "please report it with this output"
+            )
+    return advice
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> int:
+    """Print the report; 0 where nothing is left to do."""
+    facts, advice = _report()
+    print("\n".join(facts))
+    if advice:
+        print("\nTo do:\n" + "\n".join(f"- {line}" for line in advice))
+        return 1
+    print("\nAll is well: the kernels in use agree with the plain-torch definition.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Every wrong call has a defined answer: a clear sentence, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rotnet_fast.ops import rotate_batch
+
+IMAGES = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+INDICES = torch.tensor([0, 1])
+
+
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def out_over_images() -> object:
+    memory = torch.zeros(4 * 3 * 8 * 8 * 4 * 4, dtype=torch.uint8)
+    images = memory[: 4 * 8 * 8 * 3].view(4, 8, 8, 3)
+    out = memory.view(torch.float32).view(16, 8, 8, 3).permute(0, 3, 1, 2)
+    return rotate_batch(images, out=out)
+
+
+WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
+    "images not a tensor": (TypeError, "images must be a uint8 tensor", lambda: rotate_batch([[1]])),
+    "images float": (TypeError, "images must be uint8.*float32", lambda: rotate_batch(IMAGES.float())),
+    "images of three dimensions": (ValueError, r"\[N,H,W,C\]", lambda: rotate_batch(IMAGES[0])),
+    "channels first": (
+        ValueError,
+        "channels come last",
+        lambda: rotate_batch(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)),
+    ),
+    "five channels": (ValueError, "5 channels", lambda: rotate_batch(torch.zeros(1, 8, 8, 5).byte())),
+    "no rows": (ValueError, "at least one row", lambda: rotate_batch(IMAGES[:, :0])),
+    "strided images": (ValueError, "must be contiguous", lambda: rotate_batch(IMAGES[::2])),
+    "expanded images": (
+        ValueError,
+        "must be contiguous",
+        lambda: rotate_batch(IMAGES[:1].expand(4, 8, 8, 3)),
+    ),
+    "oblong quarter turn": (
+        ValueError,
+        "not square",
+        lambda: rotate_batch(torch.zeros(1, 8, 9, 3, dtype=torch.uint8)),
+    ),
+    "meta images": (ValueError, "CPU or a CUDA device", lambda: rotate_batch(IMAGES.to("meta"))),
+    "index too large": (
+        IndexError,
+        r"indices\[1\] is 4, outside \[0, 4\)",
+        lambda: rotate_batch(IMAGES, torch.tensor([0, 4])),
+    ),
+    "index negative": (IndexError, r"indices\[0\] is -1", lambda: rotate_batch(IMAGES, torch.tensor([-1]))),
+    "index huge": (IndexError, "outside", lambda: rotate_batch(IMAGES, torch.tensor([2**62]))),
+    "index into nothing": (
+        IndexError,
+        r"outside \[0, 0\)",
+        lambda: rotate_batch(IMAGES[:0], torch.tensor([0])),
+    ),
+    "indices int32": (TypeError, "indices must be int64", lambda: rotate_batch(IMAGES, INDICES.int())),
+    "indices of two dimensions": (
+        ValueError,
+        "indices must have shape",
+        lambda: rotate_batch(IMAGES, INDICES[None]),
+    ),
+    "scalar indices": (ValueError, "indices must have shape", lambda: rotate_batch(IMAGES, INDICES[0])),
+    "strided indices": (
+        ValueError,
+        "indices must be contiguous",
+        lambda: rotate_batch(IMAGES, torch.arange(4)[::2]),
+    ),
+    "indices elsewhere": (ValueError, "indices is on meta", lambda: rotate_batch(IMAGES, INDICES.to("meta"))),
+    "too few ids": (
+        ValueError,
+        r"sample_ids must have shape \[2\]",
+        lambda: rotate_batch(IMAGES, INDICES, sample_ids=INDICES[:1]),
+    ),
+    "ids float": (
+        TypeError,
+        "sample_ids must be int64",
+        lambda: rotate_batch(IMAGES, INDICES, sample_ids=INDICES.float()),
+    ),
+    "no rotation": (ValueError, "rotations is empty", lambda: rotate_batch(IMAGES, rotations=())),
+    "45 degrees": (ValueError, "45 degrees", lambda: rotate_batch(IMAGES, rotations=(0, 45))),
+    "rotation as text": (TypeError, "whole degrees", lambda: rotate_batch(IMAGES, rotations=("0",))),
+    "rotation not listed": (TypeError, "rotations must be", lambda: rotate_batch(IMAGES, rotations=90)),
+    "too many rotations": (ValueError, "at most 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
+    "seed not whole": (TypeError, "seed must be a whole number", lambda: rotate_batch(IMAGES, seed=0.5)),
+    "seed too large": (ValueError, "seed is", lambda: rotate_batch(IMAGES, seed=2**63)),
+    "seed tensor of one": (
+        TypeError,
+        r"int64 of shape \[2\]",
+        lambda: rotate_batch(IMAGES, seed=torch.tensor([1])),
+    ),
+    "seed tensor elsewhere": (
+        ValueError,
+        "on the device of images",
+        lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2], device="meta")),
+    ),
+    "epoch given twice": (
+        ValueError,
+        "leave epoch at 0",
+        lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2]), epoch=3),
+    ),
+    "epoch negative": (ValueError, "epoch is -1", lambda: rotate_batch(IMAGES, epoch=-1)),
+    "pad negative": (ValueError, "pad is -1", lambda: rotate_batch(IMAGES, pad=-1)),
+    "pad not whole": (TypeError, "pad must be a whole number", lambda: rotate_batch(IMAGES, pad=1.5)),
+    "flip above one": (ValueError, "flip_prob is 1.5", lambda: rotate_batch(IMAGES, flip_prob=1.5)),
+    "flip nan": (ValueError, "flip_prob is nan", lambda: rotate_batch(IMAGES, flip_prob=float("nan"))),
+    "mean of one channel": (ValueError, "one value per channel", lambda: rotate_batch(IMAGES, mean=(0.5,))),
+    "std zero": (ValueError, "std holds 0.0", lambda: rotate_batch(IMAGES, std=(0.0, 1.0, 1.0))),
+    "mean infinite": (ValueError, "mean holds inf", lambda: rotate_batch(IMAGES, mean=(float("inf"), 0, 0))),
+    "double views": (TypeError, "dtype must be", lambda: rotate_batch(IMAGES, dtype=torch.float64)),
+    "out of other dtype": (
+        TypeError,
+        "out must be a tensor of dtype",
+        lambda: rotate_batch(IMAGES, out=buffer(16, 3, 8, 8, dtype=torch.bfloat16)),
+    ),
+    "out of other shape": (
+        ValueError,
+        "out must have shape",
+        lambda: rotate_batch(IMAGES, out=buffer(15, 3, 8, 8)),
+    ),
+    "out channels first": (
+        ValueError,
+        "channels_last",
+        lambda: rotate_batch(IMAGES, out=torch.empty(16, 3, 8, 8)),
+    ),
+    "out elsewhere": (
+        ValueError,
+        "out is on meta",
+        lambda: rotate_batch(IMAGES, out=buffer(16, 3, 8, 8).to("meta")),
+    ),
+    "out with gradient": (
+        ValueError,
+        "requires grad",
+        lambda: rotate_batch(IMAGES, out=buffer(16, 3, 8, 8).requires_grad_()),
+    ),
+    "out expanded": (
+        ValueError,
+        "channels_last",
+        lambda: rotate_batch(IMAGES, out=torch.empty(1, 3, 8, 8).expand(16, 3, 8, 8)),
+    ),
+    "out over images": (RuntimeError, "shares memory", out_over_images),
+    "more than 2**31 elements": (
+        ValueError,
+        r"2\*\*31 - 1",
+        lambda: rotate_batch(IMAGES, torch.zeros(2_796_203, dtype=torch.int64)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "sentence", "call"), WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
+def test_a_wrong_call_is_answered_with_a_sentence(
+    error: type[Exception], sentence: str, call: Callable[[], object]
+) -> None:
+    with pytest.raises(error, match=sentence):
+        call()
+
+
+def test_nothing_is_written_when_an_index_is_out_of_range() -> None:
+    out = torch.full((8, 3, 8, 8), 7.0).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(IndexError):
+        rotate_batch(IMAGES, torch.tensor([0, 9]), out=out)
+    assert (out == 7.0).all()
+
+
+def raw_arguments(**changes: object) -> list[object]:
+    arguments: dict[str, object] = {
+        "views": torch.empty(8, 8, 8, 3),
+        "labels": torch.empty(8, dtype=torch.int64),
+        "images": IMAGES,
+        "indices": INDICES,
+        "sample_ids": None,
+        "key": None,
+        "seed": 0,
+        "epoch": 0,
+        "turns": [0, 1, 2, 3],
+        "pad": 4,
+        "flip_prob": 0.5,
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    return list({**arguments, **changes}.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"views": torch.empty(7, 8, 8, 3)},
+        {"views": torch.empty(8, 8, 8, 3, dtype=torch.float64)},
+        {"views": torch.empty(8, 8, 3, 8).transpose(2, 3)},
+        {"labels": torch.empty(8)},
+        {"labels": torch.empty(7, dtype=torch.int64)},
+        {"images": IMAGES.float()},
+        {"images": IMAGES[::2]},
+        {"indices": INDICES.int()},
+        {"indices": torch.tensor([0, 4])},
+        {"sample_ids": INDICES[:1]},
+        {"key": INDICES[:1]},
+        {"turns": [0, 1, 2, 4]},
+        {"turns": []},
+        {"turns": [0] * 65},
+        {"pad": -1},
+        {"pad": 2**40},
+        {"flip_prob": 2.0},
+        {"mean": [0.5]},
+        {"std": []},
+    ],
+    ids=str,
+)
+def test_the_compiled_op_itself_refuses_what_would_be_unsafe(changes: dict[str, object]) -> None:
+    from rotnet_fast.ops.library import LIBRARIES
+
+    if not LIBRARIES["cpu"].loaded:
+        pytest.skip("the compiled CPU library is not in use")
+    torch.ops.rotnet_fast.rotate_batch_out(*raw_arguments())
+    with pytest.raises(RuntimeError):
+        torch.ops.rotnet_fast.rotate_batch_out(*raw_arguments(**changes))
