@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import os
 import tarfile
 import urllib.request
 from pathlib import Path
@@ -77,10 +78,11 @@ def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
     directory = DEFAULT_DATA_DIR if data_dir is None else data_dir
     archive = directory / ARCHIVE_NAME
     unpacked = directory / FOLDER_NAME
-    if not archive.exists() and unpacked.is_dir():
+    # os.path: pathlib's versions raise where a folder may not be entered; the download then says why.
+    if not os.path.exists(archive) and os.path.isdir(unpacked):
         contents = read_unpacked(unpacked)
     else:
-        if not archive.exists():
+        if not os.path.exists(archive):
             download(archive, progress)
         contents = read_archive(archive)
     parts = [_parse_records(name, contents[name]) for name in TRAIN_FILES]

@@ -1,0 +1,428 @@
+"""Class folders of JPEG and PNG files: layout, decoding, and the cache of decoded images."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from rotnet_fast.data import cache, decode, folder
+from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.decode import decode_image, decode_images
+from rotnet_fast.data.files import replacing
+from rotnet_fast.errors import ArgumentError, DataError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pixels(seed: int, height: int = 8, width: int = 8) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path: Path, image: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+def load(data_dir: Path, image_size: int = 8) -> Dataset:
+    return load_dataset("folder", data_dir, image_size=image_size, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own cache folder is left alone."""
+    place = tmp_path_factory.mktemp("user_cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    return place
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two classes with three training images and one test image each, lossless and of 8 x 8 pixels."""
+    data_dir = tmp_path / "pets"
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(3):
+            save(data_dir / "train" / name / f"{number}.png", pixels(10 * label + number))
+        save(data_dir / "test" / name / "0.png", pixels(10 * label + 9))
+    return data_dir
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one each time that the files of a folder are decoded."""
+    calls: list[int] = []
+
+    def counted(paths: list[str], image_size: int, progress: bool) -> Pixels:
+        calls.append(len(paths))
+        return decode_images(paths, image_size, progress)
+
+    monkeypatch.setattr(folder, "decode_images", counted)
+    return calls
+
+
+def test_classes_and_files_come_in_sorted_order(pets: Path) -> None:
+    dataset = load(pets)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.test.labels.tolist() == [0, 1]
+    expected = np.stack([pixels(seed) for seed in (0, 1, 2, 10, 11, 12)])
+    assert torch.equal(dataset.train.images, torch.from_numpy(expected))
+    assert torch.equal(dataset.test.images, torch.from_numpy(np.stack([pixels(9), pixels(19)])))
+    assert dataset.train.images.is_contiguous()
+    assert dataset.test.images.is_contiguous()
+
+
+def test_the_name_in_reports_is_that_of_the_folder(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(pets).display_name == "folder pets"
+    monkeypatch.chdir(pets)
+    assert load(Path()).display_name == "folder pets"
+
+
+def test_hidden_files_other_files_and_nested_folders_are_passed_over(pets: Path) -> None:
+    before = load(pets).fingerprint
+    (pets / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    (pets / "train" / "cat" / "notes.txt").write_bytes(b"")
+    (pets / "train" / ".git").mkdir()
+    (pets / "train" / "labels.csv").write_bytes(b"")
+    save(pets / "train" / "cat" / "more.png" / "0.png", pixels(5))
+    assert load(pets).fingerprint == before
+
+
+def test_suffixes_count_in_any_case(pets: Path) -> None:
+    (pets / "train" / "cat" / "0.png").rename(pets / "train" / "cat" / "0.PNG")
+    assert len(load(pets).train.labels) == 6
+
+
+def test_without_a_data_dir_the_missing_flag_is_named() -> None:
+    with pytest.raises(ArgumentError, match="needs --data-dir"):
+        load_dataset("folder")
+
+
+def remove(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("cow"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part", "message"),
+    [
+        (rename, "train", r"cannot be read as a folder of images .*train"),
+        (rename, "test", r"cannot be read as a folder of images .*test"),
+        (rename, "test/dog", "must hold the same classes; only one has cow, dog"),
+        (remove, "train/cat", "must hold the same classes; only one has cat"),
+        (
+            lambda path: (path / "0.png").unlink(),
+            "test/dog",
+            r"test/dog holds no \.jpg, \.jpeg or",
+        ),
+    ],
+)
+def test_an_incomplete_layout_is_refused(
+    pets: Path, spoil: Callable[[Path], None], part: str, message: str
+) -> None:
+    spoil(pets / part)
+    with pytest.raises(DataError, match=message):
+        load(pets)
+
+
+def test_a_half_without_classes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="train holds no class folders"):
+        load(tmp_path)
+
+
+def test_a_second_run_does_not_decode_again(pets: Path, decodings: list[int]) -> None:
+    first = load(pets)
+    second = load(pets)
+    assert decodings == [8]
+    assert second.fingerprint == first.fingerprint
+    assert torch.equal(second.train.images, first.train.images)
+    names = sorted(path.name for path in (pets / ".rotnet_fast_cache").iterdir())
+    assert names == ["8px.json", "8px.npy"]
+
+
+def test_each_image_size_has_a_cache_of_its_own(pets: Path, decodings: list[int]) -> None:
+    for size in (8, 4, 8, 4):
+        assert load(pets, size).train.images.shape == (6, size, size, 3)
+    assert decodings == [8, 8]
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        pytest.param(lambda pets: save(pets / "train/cat/3.png", pixels(99)), id="a file more"),
+        pytest.param(lambda pets: (pets / "train/dog/1.png").unlink(), id="a file less"),
+        pytest.param(lambda pets: (pets / "train/dog/1.png").rename(pets / "train/cat/9.png"), id="moved"),
+        pytest.param(lambda pets: (pets / "train/dog/1.png").rename(pets / "train/dog/9.png"), id="renamed"),
+        pytest.param(lambda pets: touch(pets / "test/cat/0.png"), id="a newer time"),
+        pytest.param(lambda pets: save(pets / "test/cat/0.png", pixels(9, 9, 9)), id="another size"),
+    ],
+)
+def test_an_altered_folder_is_decoded_again(
+    pets: Path, decodings: list[int], alter: Callable[[Path], None]
+) -> None:
+    load(pets)
+    alter(pets)
+    fresh = load(pets).fingerprint
+    assert len(decodings) == 2
+    assert load(pets).fingerprint == fresh
+    assert len(decodings) == 2
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda place: flip_a_bit(place / "8px.npy"), id="a flipped bit"),
+        pytest.param(lambda place: os.truncate(place / "8px.npy", 100), id="truncated"),
+        pytest.param(lambda place: (place / "8px.npy").unlink(), id="images gone"),
+        pytest.param(lambda place: (place / "8px.json").unlink(), id="manifest gone"),
+        pytest.param(lambda place: (place / "8px.json").write_text("{"), id="manifest is no JSON"),
+        pytest.param(lambda place: (place / "8px.json").write_text("[]"), id="manifest is a list"),
+        pytest.param(lambda place: (place / "8px.json").write_text("{}"), id="manifest is empty"),
+        pytest.param(lambda place: (place / "8px.json").write_bytes(b"\xff\xfe"), id="manifest is no text"),
+    ],
+)
+def test_a_damaged_cache_is_made_again(
+    pets: Path, decodings: list[int], damage: Callable[[Path], None]
+) -> None:
+    first = load(pets).fingerprint
+    damage(pets / ".rotnet_fast_cache")
+    assert load(pets).fingerprint == first
+    assert len(decodings) == 2
+    assert load(pets).fingerprint == first
+    assert len(decodings) == 2
+
+
+def test_a_cache_with_pickled_objects_is_not_unpickled(pets: Path, decodings: list[int]) -> None:
+    load(pets)
+    place = pets / ".rotnet_fast_cache"
+    np.save(place / "8px.npy", np.array([{"any": "object"}], dtype=object), allow_pickle=True)
+    manifest = json.loads((place / "8px.json").read_text())
+    manifest["sha256"] = cache._file_sha256(place / "8px.npy")
+    (place / "8px.json").write_text(json.dumps(manifest))
+    assert load(pets).train.images.shape == (6, 8, 8, 3)
+    assert len(decodings) == 2
+
+
+def test_a_read_only_folder_is_cached_in_the_users_cache_folder(
+    pets: Path, user_cache: Path, decodings: list[int]
+) -> None:
+    (pets / ".rotnet_fast_cache").write_text("a file in the way, as even root cannot write into it")
+    first = load(pets)
+    assert load(pets).fingerprint == first.fingerprint
+    assert decodings == [8]
+    (place,) = (user_cache / "rotnet_fast").iterdir()
+    assert place.name.startswith("pets-")
+    assert sorted(path.name for path in place.iterdir()) == ["8px.json", "8px.npy"]
+
+
+def test_two_folders_of_one_name_do_not_share_a_cache(tmp_path: Path) -> None:
+    assert cache.cache_places(tmp_path / "a" / "pets")[1] != cache.cache_places(tmp_path / "b" / "pets")[1]
+
+
+def test_a_relative_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As the XDG base directory specification demands.
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.cache_places(Path("pets"))[1].parent == tmp_path / ".cache" / "rotnet_fast"
+
+
+def test_where_nothing_can_be_written_a_warning_says_so(
+    pets: Path, user_cache: Path, decodings: list[int]
+) -> None:
+    (pets / ".rotnet_fast_cache").write_text("in the way")
+    (user_cache / "rotnet_fast").write_text("in the way")
+    with pytest.warns(UserWarning, match="the decoded images cannot be kept"):
+        assert len(load(pets).train.labels) == 6
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing(path) as file:
+            file.write(b"new, but not who")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_corrupt_file_is_named(pets: Path) -> None:
+    spoiled = pets / "train" / "dog" / "1.png"
+    spoiled.write_bytes(spoiled.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"train/dog/1\.png cannot be read as an image"):
+        load(pets)
+    assert not (pets / ".rotnet_fast_cache").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\xff\xd8\xff\xe0 no jpeg", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image"):
+        decode_image(str(tmp_path / "x.jpg"), 8)
+
+
+def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    save(path, pixels(0, 64, 64))
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image: .*truncated"):
+        decode_image(str(path), 64)
+
+
+def test_a_huge_image_is_refused_rather_than_decoded(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+    with pytest.raises(DataError, match=r"bomb\.png cannot be read as an image: Image size"):
+        decode_image(str(path), 8)
+
+
+def test_jpeg_files_are_decoded_as_pillow_does(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpeg"
+    save(path, pixels(0))
+    with Image.open(path) as image:
+        assert np.array_equal(decode_image(str(path), 8), np.asarray(image))
+
+
+def test_grey_and_palette_images_become_rgb(tmp_path: Path) -> None:
+    grey = pixels(0)[:, :, 0]
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_image(str(tmp_path / "grey.png"), 8), expected)
+    palette = Image.fromarray(grey).convert("P")
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(decode_image(str(tmp_path / "palette.png"), 8), expected)
+
+
+def test_transparent_parts_become_black(tmp_path: Path) -> None:
+    colour = pixels(0)
+    alpha = np.full((8, 8, 1), 255, dtype=np.uint8)
+    alpha[:4] = 0
+    Image.fromarray(np.concatenate([colour, alpha], axis=2)).save(tmp_path / "alpha.png")
+    expected = colour.copy()
+    expected[:4] = 0
+    assert np.array_equal(decode_image(str(tmp_path / "alpha.png"), 8), expected)
+
+
+def test_a_transparent_palette_entry_becomes_black(tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8)).convert("P")
+    palette.putpalette([200, 100, 50, 10, 20, 30])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    expected = [[[0, 0, 0], [10, 20, 30]], [[10, 20, 30], [0, 0, 0]]]
+    assert decode_image(str(tmp_path / "palette.png"), 2).tolist() == expected
+
+
+def test_a_grey_image_of_16_bits_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png has pixels of mode I.*; save it with 8 bits per channel"):
+        decode_image(str(tmp_path / "deep.png"), 8)
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_the_cameras_orientation_is_applied(tmp_path: Path, tag: int, turns: int) -> None:
+    stored = pixels(0, 8, 16)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = tag
+    Image.fromarray(stored).save(tmp_path / "x.png", exif=exif)
+    upright = np.rot90(stored, turns)  # counter-clockwise
+    Image.fromarray(np.ascontiguousarray(upright)).save(tmp_path / "upright.png")
+    assert np.array_equal(
+        decode_image(str(tmp_path / "x.png"), 8), decode_image(str(tmp_path / "upright.png"), 8)
+    )
+
+
+def test_a_wide_image_is_cut_to_its_centre(tmp_path: Path) -> None:
+    wide = pixels(0, 8, 20)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert np.array_equal(decode_image(str(tmp_path / "wide.png"), 8), wide[:, 6:14])
+
+
+def test_a_tall_image_is_cut_to_its_centre(tmp_path: Path) -> None:
+    tall = pixels(0, 13, 8)
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    assert np.array_equal(decode_image(str(tmp_path / "tall.png"), 8), tall[2:10])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (31, 100), (100, 31), (5, 8), (1, 300)])
+def test_any_size_is_resized_to_the_size_asked_for(tmp_path: Path, height: int, width: int) -> None:
+    colour = np.broadcast_to(np.array([7, 99, 255], dtype=np.uint8), (height, width, 3))
+    Image.fromarray(np.ascontiguousarray(colour)).save(tmp_path / "x.png")
+    image = decode_image(str(tmp_path / "x.png"), 8)
+    assert image.shape == (8, 8, 3)
+    assert (image == [7, 99, 255]).all()
+
+
+@pytest.fixture
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes even for few files and on a machine with one core."""
+    monkeypatch.setattr(decode, "_available_cores", lambda: 2)
+    monkeypatch.setattr(decode, "_FILES_PER_WORKER", 4)
+    monkeypatch.setattr(decode, "_FILES_PER_CHUNK", 3)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_several_processes_give_the_files_in_order(tmp_path: Path) -> None:
+    for number in range(20):
+        save(tmp_path / f"{number:02}.png", pixels(number))
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    expected = np.stack([pixels(number) for number in range(20)])
+    assert np.array_equal(decode_images(paths, 8, progress=False), expected)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_corrupt_file_is_named_by_a_worker_process_too(tmp_path: Path) -> None:
+    for number in range(20):
+        save(tmp_path / f"{number:02}.png", pixels(number))
+    (tmp_path / "13.png").write_bytes(b"damaged")
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"13\.png cannot be read as an image"):
+        decode_images(paths, 8, progress=False)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_killed_worker_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_start_worker", functools.partial(os._exit, 1))
+    with pytest.raises(DataError, match="a decoding process ended before its work was done"):
+        decode_images([str(tmp_path / "x.png")] * 20, 8, progress=False)
+
+
+def test_worker_processes_do_not_import_torch() -> None:
+    command = "import sys, rotnet_fast.data.decode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
