@@ -1,0 +1,172 @@
+"""One image file to RGB pixels of one size, and many of them in several processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import ExifTags, Image
+
+from rotnet_fast.data import decode
+from rotnet_fast.data.decode import decode_image, decode_images
+from rotnet_fast.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def pixels(seed: int, height: int = 8, width: int = 8) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path: Path, image: Pixels) -> None:
+    Image.fromarray(image).save(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\xff\xd8\xff\xe0 no jpeg", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image"):
+        decode_image(str(tmp_path / "x.jpg"), 8)
+
+
+def test_a_truncated_jpeg_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    save(path, pixels(0, 64, 64))
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image: .*truncated"):
+        decode_image(str(path), 64)
+
+
+def test_a_huge_image_is_refused_rather_than_decoded(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+    with pytest.raises(DataError, match=r"bomb\.png cannot be read as an image: Image size"):
+        decode_image(str(path), 8)
+
+
+def test_jpeg_files_are_decoded_as_pillow_does(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpeg"
+    save(path, pixels(0))
+    with Image.open(path) as image:
+        assert np.array_equal(decode_image(str(path), 8), np.asarray(image))
+
+
+def test_grey_and_palette_images_become_rgb(tmp_path: Path) -> None:
+    grey = pixels(0)[:, :, 0]
+    expected = np.repeat(grey[:, :, None], 3, axis=2)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(decode_image(str(tmp_path / "grey.png"), 8), expected)
+    palette = Image.fromarray(grey).convert("P")
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(decode_image(str(tmp_path / "palette.png"), 8), expected)
+
+
+def test_transparent_parts_become_black(tmp_path: Path) -> None:
+    colour = pixels(0)
+    alpha = np.full((8, 8, 1), 255, dtype=np.uint8)
+    alpha[:4] = 0
+    Image.fromarray(np.concatenate([colour, alpha], axis=2)).save(tmp_path / "alpha.png")
+    expected = colour.copy()
+    expected[:4] = 0
+    assert np.array_equal(decode_image(str(tmp_path / "alpha.png"), 8), expected)
+
+
+def test_a_transparent_palette_entry_becomes_black(tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8)).convert("P")
+    palette.putpalette([200, 100, 50, 10, 20, 30])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    expected = [[[0, 0, 0], [10, 20, 30]], [[10, 20, 30], [0, 0, 0]]]
+    assert decode_image(str(tmp_path / "palette.png"), 2).tolist() == expected
+
+
+def test_a_grey_image_of_16_bits_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep\.png has pixels of mode I.*; save it with 8 bits per channel"):
+        decode_image(str(tmp_path / "deep.png"), 8)
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_the_cameras_orientation_is_applied(tmp_path: Path, tag: int, turns: int) -> None:
+    stored = pixels(0, 8, 16)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = tag
+    Image.fromarray(stored).save(tmp_path / "x.png", exif=exif)
+    upright = np.rot90(stored, turns)  # counter-clockwise
+    Image.fromarray(np.ascontiguousarray(upright)).save(tmp_path / "upright.png")
+    assert np.array_equal(
+        decode_image(str(tmp_path / "x.png"), 8), decode_image(str(tmp_path / "upright.png"), 8)
+    )
+
+
+def test_a_wide_image_is_cut_to_its_centre(tmp_path: Path) -> None:
+    wide = pixels(0, 8, 20)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert np.array_equal(decode_image(str(tmp_path / "wide.png"), 8), wide[:, 6:14])
+
+
+def test_a_tall_image_is_cut_to_its_centre(tmp_path: Path) -> None:
+    tall = pixels(0, 13, 8)
+    Image.fromarray(tall).save(tmp_path / "tall.png")
+    assert np.array_equal(decode_image(str(tmp_path / "tall.png"), 8), tall[2:10])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 16), (31, 100), (100, 31), (5, 8), (1, 300)])
+def test_any_size_is_resized_to_the_size_asked_for(tmp_path: Path, height: int, width: int) -> None:
+    colour = np.broadcast_to(np.array([7, 99, 255], dtype=np.uint8), (height, width, 3))
+    Image.fromarray(np.ascontiguousarray(colour)).save(tmp_path / "x.png")
+    image = decode_image(str(tmp_path / "x.png"), 8)
+    assert image.shape == (8, 8, 3)
+    assert (image == [7, 99, 255]).all()
+
+
+@pytest.fixture
+def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes even for few files and on a machine with one core."""
+    monkeypatch.setattr(decode, "_available_cores", lambda: 2)
+    monkeypatch.setattr(decode, "_FILES_PER_WORKER", 4)
+    monkeypatch.setattr(decode, "_FILES_PER_CHUNK", 3)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_several_processes_give_the_files_in_order(tmp_path: Path) -> None:
+    for number in range(20):
+        save(tmp_path / f"{number:02}.png", pixels(number))
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    expected = np.stack([pixels(number) for number in range(20)])
+    assert np.array_equal(decode_images(paths, 8, progress=False), expected)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_corrupt_file_is_named_by_a_worker_process_too(tmp_path: Path) -> None:
+    for number in range(20):
+        save(tmp_path / f"{number:02}.png", pixels(number))
+    (tmp_path / "13.png").write_bytes(b"damaged")
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"13\.png cannot be read as an image"):
+        decode_images(paths, 8, progress=False)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_killed_worker_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_start_worker", functools.partial(os._exit, 1))
+    with pytest.raises(DataError, match="a decoding process ended before its work was done"):
+        decode_images([str(tmp_path / "x.png")] * 20, 8, progress=False)
+
+
+def test_worker_processes_do_not_import_torch() -> None:
+    command = "import sys, rotnet_fast.data.decode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
