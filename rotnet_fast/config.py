@@ -138,15 +138,21 @@ class PretrainConfig:
         Raises:
             ArgumentError: one sentence with the setting, the value found and what is allowed.
         """
-        _require("rotations", self.rotations, _is_rotation_set(self.rotations), "must be two or more different "
-                 "multiples of 90 degrees, such as 0 90 180 270")
+        _require(
+            "rotations",
+            self.rotations,
+            _is_rotation_set(self.rotations),
+            "must be two or more different multiples of 90 degrees, such as 0 90 180 270",
+        )
         for name in ("image_size", "epochs", "batch_size", "eval_every", "log_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         for name in ("limit_train", "limit_test", "checkpoint_every_steps"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "must be at least 1, or None")
         seconds = self.checkpoint_every_seconds
-        _require("checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None")
+        _require(
+            "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
+        )
         _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
         _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
         _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")

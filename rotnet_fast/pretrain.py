@@ -19,7 +19,7 @@ from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         }
         trainer = Trainer(task, loader, settings, run, identity)
         if config.resume is not None:
-            go_on(trainer, run.path if config.resume == "auto" else Path(config.resume), config.resume == "auto")
+            go_on(
+                trainer, run.path if config.resume == "auto" else Path(config.resume), config.resume == "auto"
+            )
         metrics = trainer.fit()
         results = {
             "rotation_accuracy": metrics["rotation_accuracy"],
@@ -186,9 +188,9 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """What is printed at the end."""
     folder = config.output_folder()
     return (
-        f"rotation accuracy {results['rotation_accuracy']:.2f} % on {results['test_images']} test images of "
-        f"{results['dataset']}\n"
-        f"{results['images_per_second']:.0f} images per second; {results['train_seconds']:.0f} s of training\n"
+        f"rotation accuracy {results['rotation_accuracy']:.2f} % on the {results['test_images']} test images "
+        f"of {results['dataset']}\n"
+        f"{results['images_per_second']:.0f} images per second, {results['train_seconds']:.0f} s of training\n"
         f"run folder: {folder}\n"
         f"next: python -m rotnet_fast.evaluate --checkpoint {shlex.quote(str(folder))}"
     )

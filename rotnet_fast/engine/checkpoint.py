@@ -63,15 +63,18 @@ def load(path: Path) -> dict[str, Any]:
     trailer = _TRAILER_PATTERN.fullmatch(content[-_TRAILER_BYTES:])
     if trailer is None:
         raise CheckpointError(
-            f"the checkpoint {path} is cut short, damaged or not one of rotnet_fast's: its last line with the "
-            f"SHA-256 digest is missing"
+            f"the checkpoint {path} is cut short, damaged or not one of rotnet_fast's: its last line, with "
+            f"the SHA-256 digest, is missing"
         )
     body = memoryview(content)[:-_TRAILER_BYTES]
     if hashlib.sha256(body).hexdigest().encode() != trailer[2]:
-        raise CheckpointError(f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content")
+        raise CheckpointError(
+            f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content"
+        )
     if trailer[1] != b"1":
         raise CheckpointError(
-            f"the checkpoint {path} has format {trailer[1].decode()}, this version of rotnet_fast reads format 1"
+            f"the checkpoint {path} has format {trailer[1].decode()}; this version of rotnet_fast reads "
+            f"format 1"
         )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -106,7 +109,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
     """
     if not path.is_dir():
         return path, load(path), []
-    skipped = []
+    skipped: list[CheckpointError] = []
     for candidate in candidates(path):
         try:
             return candidate, load(candidate), skipped
@@ -114,8 +117,8 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
             skipped.append(error)
     if skipped:
         raise CheckpointError(
-            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: {skipped[0]}; start again with "
-            f"another --output"
+            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: {skipped[0]}; start again "
+            f"with another --output"
         )
     raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}")
 
@@ -143,7 +146,7 @@ def _update(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         flat = value.detach().to("cpu").contiguous().flatten().view(torch.uint8)
         digest.update(f"tensor {value.dtype} {list(value.shape)} ".encode())
-        digest.update(memoryview(flat.numpy()))
+        digest.update(flat.numpy().data)
     elif isinstance(value, Mapping):
         digest.update(f"mapping {len(value)} ".encode())
         for key in sorted(value, key=repr):

@@ -24,8 +24,8 @@ def resolve_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if index >= count:
             raise ArgumentError(
-                f"device is {name}, but torch {torch.__version__} finds {count} CUDA devices; use --device cpu, or "
-                f"see python -m rotnet_fast.doctor"
+                f"device is {name}, but torch {torch.__version__} finds {count} CUDA devices; use --device "
+                f"cpu, or see python -m rotnet_fast.doctor"
             )
         device = torch.device("cuda", index)
     return device

@@ -8,7 +8,6 @@ or fp16 still accumulates in fp32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -19,9 +18,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Precision:
-    """The number format in use on a device; make it with :func:`resolve_precision`."""
+    """The number format in use on a device: fp32, bf16 or fp16. Made by :func:`resolve_precision`."""
 
-    name: Literal["fp32", "bf16", "fp16"]
+    name: str
     device_type: str
 
     @property
@@ -49,20 +48,18 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     """
     if name == "auto":
         name = "bf16" if _computes_in_bf16(device) else "fp32"
-    if name == "fp32" or name == "bf16":
-        return Precision(name, device.type)
-    if name != "fp16":
-        raise ArgumentError(f"precision is {name!r}; choose from auto, fp32, bf16, fp16")
-    if device.type != "cuda":
+    if name not in _DTYPES:
+        raise ArgumentError(f"precision is {name!r}; choose from auto, {', '.join(_DTYPES)}")
+    if name == "fp16" and device.type != "cuda":
         raise ArgumentError(
             f"precision is fp16, which needs a CUDA device (this run uses {device}): in fp16 on a CPU the "
             f"backward pass of BatchNorm overflows to NaN; use --precision bf16 or fp32"
         )
-    return Precision("fp16", device.type)
+    return Precision(name, device.type)
 
 
 def _computes_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed natively, not emulated (which is slower than fp32)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

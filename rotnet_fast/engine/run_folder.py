@@ -51,8 +51,8 @@ class RunFolder:
             self._take_lock()
             if (path / "config.json").exists() and not resume:
                 raise ArgumentError(
-                    f"output {path} already holds a run; add --resume auto to go on with it, or choose another "
-                    f"folder with --output"
+                    f"output {path} already holds a run; add --resume auto to go on with it, or choose "
+                    f"another folder with --output"
                 )
         except BaseException:
             self._lock.close()
@@ -106,8 +106,8 @@ class RunFolder:
             self._lock.seek(0)
             owner = self._lock.read().strip()
             raise ArgumentError(
-                f"output {self.path} is in use by another run (process {owner}); wait for it to end, or choose "
-                f"another folder with --output"
+                f"output {self.path} is in use by another run (process {owner}); wait for it to end, or "
+                f"choose another folder with --output"
             ) from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
@@ -126,6 +126,8 @@ def environment(device: str) -> dict[str, Any]:
     """
     import torch
 
+    from rotnet_fast.ops.library import LIBRARIES
+
     is_cuda = device.startswith("cuda")
     return {
         "rotnet_fast": rotnet_fast.__version__,
@@ -136,6 +138,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if is_cuda else _cpu_model(),
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
+        "kernel": LIBRARIES[torch.device(device).type].detail,
     }
 
 

@@ -87,9 +87,7 @@ class RunLog:
             parts = [f"{kind} {describe(values)}" for kind, values in metrics.items()]
             tqdm.write(f"epoch {epoch + 1}/{epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
 
-    def _record(
-        self, kind: str, epoch: int, step: int, steps_done: int, values: Mapping[str, float]
-    ) -> None:
+    def _record(self, kind: str, epoch: int, step: int, steps_done: int, values: Mapping[str, float]) -> None:
         self._run.append_metrics({"kind": kind, "epoch": epoch, "step": step, **values})
         if self._writer is not None:
             for name, value in values.items():

@@ -198,7 +198,12 @@ class Trainer:
             with settings.precision.autocast(), stop.interruptible():
                 metrics["test"] = self.task.evaluate()
         log.epoch(
-            progress.epoch, settings.epochs, progress.step, self._steps_done(), progress.images_per_second, metrics
+            progress.epoch,
+            settings.epochs,
+            progress.step,
+            self._steps_done(),
+            progress.images_per_second,
+            metrics,
         )
         progress.metrics = metrics
         progress.epoch, progress.step = done, 0
@@ -236,8 +241,8 @@ class Trainer:
         good = [str(path) for path in checkpoint.candidates(self.run.path)]
         kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint had been written yet"
         return NonFiniteError(
-            f"{finding} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}, with learning "
-            f"rate {rates} in {precision}: start again with a lower --lr{wider}; {kept}"
+            f"{finding} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}, with "
+            f"learning rate {rates} in {precision}: start again with a lower --lr{wider}; {kept}"
         )
 
     def state(self) -> dict[str, Any]:
@@ -292,8 +297,8 @@ class Trainer:
             old, new = saved.get(name), self.identity.get(name)
             if old != new:
                 raise CheckpointError(
-                    f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; use the "
-                    f"same value, or start a new run with another --output"
+                    f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; "
+                    f"use the same value, or start a new run with another --output"
                 )
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
