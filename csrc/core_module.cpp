@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cpu/streaming_store.h"
 #include "rotnet/augment.h"
 #include "rotnet/geometry.h"
 #include "rotnet/normalise.h"
@@ -34,6 +35,16 @@ float normalise(uint8_t value, double mean, double std) {
   return rotnet::normalise(value, normalisation.scale[0], normalisation.shift[0]);
 }
 
+double streaming_store_rate(const py::buffer& buffer, int threads, int repeats) {
+  const py::buffer_info info = buffer.request(/*writable=*/true);
+  const int64_t bytes = info.size * info.itemsize;
+  if (reinterpret_cast<uintptr_t>(info.ptr) % 16 != 0) throw py::value_error("buffer must be 16-byte aligned");
+  if (info.ndim != 1 || info.strides[0] != info.itemsize) throw py::value_error("buffer must be contiguous");
+  if (threads < 1 || repeats < 1) throw py::value_error("threads and repeats must be at least 1");
+  const py::gil_scoped_release release;
+  return rotnet::cpu::streaming_store_rate(static_cast<char*>(info.ptr), bytes, threads, repeats);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -45,6 +56,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("width"), "(row, column) of the upright image that a view shows at (row, column).");
   module.def("normalise", &normalise, py::arg("value"), py::arg("mean"), py::arg("std"),
              "float32 of one uint8 value.");
+  module.def("streaming_store_rate", &streaming_store_rate, py::arg("buffer"), py::arg("threads"),
+             py::arg("repeats"), "Bytes per second of streaming stores into a buffer: a benchmark's ceiling.");
   module.attr("compiler") = ROTNET_COMPILER;
   module.attr("built_with_torch") = ROTNET_TORCH_VERSION;
   module.attr("cuda") = ROTNET_CUDA_INFO;

@@ -1,0 +1,86 @@
+"""Settings of all benchmarks: reused memory for everybody, and what machine and versions they ran on."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rotnet_fast
+from rotnet_fast.ops.library import LIBRARIES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+    ),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reused_memory() -> None:
+    """Keep freed memory in the process, so that no peer pays for fresh pages at each call."""
+    if sys.platform.startswith("linux"):
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, Any]:
+    """Machine, versions and commit, which go into every result."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rotnet_fast": rotnet_fast.__version__,
+        "cpu_kernel": LIBRARIES["cpu"].detail,
+        "commit": commit or "unknown",
+    }
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.clear()  # the host's name and the like are nobody's business
+    machine_info.update(versions())
+
+
+@pytest.fixture
+def record(benchmark: Any) -> Any:
+    """Note what a row is about, beside machine, versions and commit."""
+
+    def note(**facts: Any) -> None:
+        benchmark.extra_info.update(versions() | facts)
+
+    return note

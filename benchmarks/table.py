@@ -1,0 +1,109 @@
+"""Markdown tables from the JSON of a benchmark run; every number of the README's tables comes from it.
+
+    pytest benchmarks/ --benchmark-only --benchmark-json=FILE
+    python -m benchmarks.table FILE                  # print
+    python -m benchmarks.table FILE --readme README.md   # replace the table there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+OURS = "rotnet_fast"
+
+
+def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per workload: ours, the fastest peer, their ratio, share of the ceiling."""
+    ceilings = {
+        row["extra_info"]["megabytes"]: row["extra_info"]["bytes_per_second"]
+        for row in rows
+        if row["extra_info"].get("what") == "ceiling"
+    }
+    cases: dict[tuple[str, str, int, int, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        info = row["extra_info"]
+        if info.get("what") == "rotate_batch":
+            key = (info["device"], info["workload"], info["batch"], info["side"], info["dtype"])
+            cases.setdefault(key, {})[info["way"]] = row
+    lines = [
+        "| device, workload | batch | dtype | images/s | fastest other way | images/s | ratio | GB/s written "
+        "| of streaming stores |",
+        "|---|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for (device, workload, batch, side, dtype), ways in cases.items():
+        seconds = {way: row["stats"]["median"] for way, row in ways.items()}
+        others = {way: value for way, value in seconds.items() if way != OURS}
+        if OURS not in seconds or not others:
+            continue
+        best = min(others, key=lambda way: others[way])
+        written = ways[OURS]["extra_info"]["view_bytes"]
+        rate = written / seconds[OURS]
+        # The ceiling measured on the buffer nearest in size.
+        nearest = min(ceilings, key=lambda size: abs(size * 2**20 - written), default=None)
+        share = f"{100 * rate / ceilings[nearest]:.0f} %" if nearest and device == "cpu" else "-"
+        lines.append(
+            f"| {device}, {workload} | {batch} x {side}x{side} | {dtype} | {batch / seconds[OURS]:,.0f} "
+            f"| {best} | {batch / others[best]:,.0f} | {others[best] / seconds[OURS]:.1f} | {rate / 1e9:.1f} "
+            f"| {share} |"
+        )
+    return lines
+
+
+def training_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Whole training steps and the share of them that the data path takes."""
+    cases: dict[tuple[str, float, int, str], dict[str, float]] = {}
+    for row in rows:
+        info = row["extra_info"]
+        if info.get("what") in ("data", "whole step"):
+            key = (info["device"], info["width"], info["batch"], info["precision"])
+            cases.setdefault(key, {})[info["what"]] = row["stats"]["median"]
+    lines = [
+        "| device, NIN-4 width | images per step | precision | images/s | data path's share |",
+        "|---|---:|---|---:|---:|",
+    ]
+    for (device, width, batch, precision), seconds in cases.items():
+        if len(seconds) == 2:
+            share = 100 * seconds["data"] / seconds["whole step"]
+            lines.append(
+                f"| {device}, {width:g} | {batch} | {precision} | {batch / seconds['whole step']:,.1f} "
+                f"| {share:.2f} % |"
+            )
+    return lines
+
+
+def render(results: dict[str, Any], source: str) -> str:
+    """Both tables under a line that says where they come from."""
+    machine = results["machine_info"]
+    where = (
+        f"Measured on {machine['processor']}, {machine['threads']} threads, GPU: {machine['gpu']}; "
+        f"torch {machine['torch']}, Python {machine['python']}, commit {machine['commit']}, CPU kernel "
+        f"{machine['cpu_kernel']}; medians; from `{source}`."
+    )
+    rows = results["benchmarks"]
+    return "\n".join([*rotate_batch_table(rows), "", *training_table(rows), "", where])
+
+
+def main() -> None:
+    """Command-line entry point."""
+    parser = argparse.ArgumentParser(description="Markdown tables from a benchmark run's JSON.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--readme", type=Path, help="file whose table is replaced")
+    arguments = parser.parse_args()
+    text = render(json.loads(arguments.file.read_text()), arguments.file.as_posix())
+    if arguments.readme is None:
+        print(text)
+        return
+    document = arguments.readme.read_text()
+    before, _, rest = document.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        parser.error(f"{arguments.readme} has no lines '{BEGIN}' and '{END}' to put the table between")
+    arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

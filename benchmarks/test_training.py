@@ -1,0 +1,109 @@
+"""Loader, model step and whole pretraining step: images per second of each stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.split import Split
+from rotnet_fast.engine.precision import resolve_precision
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.models.nin import NetworkInNetwork
+
+STORED = 10_000
+
+
+def _split() -> Split:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (STORED, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.arange(STORED) % 10)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("batch", [128, 1024])
+def test_resident_loader(benchmark: Any, record: Any, device: torch.device, batch: int) -> None:
+    """Order and index batches of one epoch."""
+    loader = ResidentLoader(_split(), device, batch, seed=0)
+
+    def epoch() -> int:
+        seen = sum(len(indices.indices) for indices in loader.epoch(0))
+        _wait(device)
+        return seen
+
+    benchmark.group = f"{device.type} resident loader, one epoch of {STORED} images"
+    assert benchmark(epoch) == STORED
+    record(what="loader", device=device.type, batch=batch, images=STORED)
+
+
+class _Step:
+    """A pretraining step in parts."""
+
+    def __init__(self, device: torch.device, width: float, batch: int, precision: str) -> None:
+        self.device = device
+        self.precision = resolve_precision(precision, device)
+        torch.manual_seed(0)
+        network = NetworkInNetwork(num_classes=4, blocks=4, width=width).to(device)
+        split = _split()
+        self.loader = ResidentLoader(split, device, batch, seed=0)
+        self.task = RotationTask(
+            network,
+            Schedule(0.1, "step", (30, 60, 80), 0.2, 100),
+            self.loader.images,
+            self.loader.images[:1],
+            rotations=(0, 90, 180, 270),
+            seed=0,
+            pad=4,
+            flip_prob=0.5,
+            mean=(0.49, 0.48, 0.45),
+            std=(0.25, 0.24, 0.26),
+            dtype=self.precision.dtype,
+            test_batch_size=batch,
+        )
+        self.task.set_train_mode()
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        self.batch = next(self.loader.epoch(0))
+        self.number = 0
+
+    def data(self) -> None:
+        """The share of the data path: order, gather, augmentation, rotations."""
+        self.number += 1
+        self.task.views(self.batch.indices, self.batch.sample_ids, self.number)
+        _wait(self.device)
+
+    def whole(self) -> None:
+        self.number += 1
+        with self.precision.autocast():
+            output = self.task.train_step(self.batch.indices, self.batch.sample_ids, self.number)
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        self.optimizer.step()
+        _wait(self.device)
+
+
+# On the CPU a full-width step of 128 images takes seconds; 32 tell the same.
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("width", "cpu_batch"), [(0.25, 32), (0.5, 32), (1.0, 32)])
+@pytest.mark.parametrize("part", ["data", "whole step"])
+def test_pretraining_step(
+    benchmark: Any,
+    record: Any,
+    device: torch.device,
+    part: str,
+    width: float,
+    cpu_batch: int,
+    precision: str,
+) -> None:
+    batch = cpu_batch if device.type == "cpu" else 128
+    step = _Step(device, width, batch, precision)
+    run = step.data if part == "data" else step.whole
+    benchmark.group = f"{device.type} NIN-4 x{width}, {batch} images, {precision}"
+    benchmark.pedantic(run, rounds=50 if part == "data" else 8, iterations=1, warmup_rounds=2)
+    record(what=part, device=device.type, batch=batch, width=width, precision=precision)
