@@ -190,7 +190,7 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     return (
         f"rotation accuracy {results['rotation_accuracy']:.2f} % on the {results['test_images']} test images "
         f"of {results['dataset']}\n"
-        f"{results['images_per_second']:.0f} images per second, {results['train_seconds']:.0f} s of training\n"
+        f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training\n"
         f"run folder: {folder}\n"
         f"next: python -m rotnet_fast.evaluate --checkpoint {shlex.quote(str(folder))}"
     )

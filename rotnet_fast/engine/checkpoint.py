@@ -78,9 +78,9 @@ def load(path: Path) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types; the cause is kept for a bug report
+    except Exception as error:  # torch.load raises many types
         raise CheckpointError(
-            f"the checkpoint {path} holds something other than tensors and plain values: {error}"
+            f"the checkpoint {path} holds something other than tensors and plain values"
         ) from error
     return state
 

@@ -1,0 +1,248 @@
+"""A run that was stopped or killed at any point ends like one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EPOCHS, STEPS_PER_EPOCH, tiny_config
+
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.signals import Interrupted
+from rotnet_fast.errors import CheckpointError
+from rotnet_fast.pretrain import pretrain
+
+TESTS = Path(__file__).parent
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+class Killed(BaseException):
+    """Ends a run in this process as abruptly as an exception can."""
+
+
+def train_steps_until(monkeypatch: pytest.MonkeyPatch, number: int, action: Any) -> None:
+    """Call ``action`` at the beginning of training step ``number`` (from 0)."""
+    train_step, calls = RotationTask.train_step, 0
+
+    def counting(self: RotationTask, *batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number + 1:
+            action()
+        return train_step(self, *batch)
+
+    monkeypatch.setattr(RotationTask, "train_step", counting)
+
+
+def die() -> None:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return pretrain(tiny_config(tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+@pytest.mark.parametrize(("step", "every"), [*((step, 1) for step in range(STEPS)), (4, 2), (5, None)])
+def test_a_run_killed_before_any_step_resumes_to_the_same_state(
+    step: int,
+    every: int | None,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(tmp_path / "run", resume="auto", checkpoint_every_steps=every)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        train_steps_until(patch, step, die)
+        pretrain(config)
+    assert pretrain(config)["state_hash"] == undisturbed["state_hash"]
+
+
+def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path) -> None:
+    # Twenty kills at random moments, and one at every other flush to the disk: before, between and after
+    # the steps of replacing a file.
+    script = subprocess.run(
+        [sys.executable, TESTS / "kill_repeatedly.py", tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        timeout=300,
+    )
+    assert script.returncode == 0, script.stderr
+    outcome = json.loads(script.stdout.splitlines()[-1])
+    assert len(outcome) > 15
+    assert set(outcome.values()) == {outcome["undisturbed"]}
+
+
+@pytest.mark.parametrize("step", [0, 1, STEPS_PER_EPOCH - 1, STEPS - 1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
+    number: signal.Signals,
+    step: int,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(tmp_path / "run", checkpoint_every_steps=None)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stopped:
+        train_steps_until(patch, step, lambda: os.kill(os.getpid(), number))
+        pretrain(config)
+    assert stopped.value.exit_code == 128 + number
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert saved["epoch"] * STEPS_PER_EPOCH + saved["step"] == step + 1
+    resumed = pretrain(tiny_config(tmp_path / "run", resume="auto"))
+    assert resumed["state_hash"] == undisturbed["state_hash"]
+
+
+def test_a_signal_during_an_evaluation_stops_it_and_the_evaluation_is_repeated(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(self: RotationTask) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the evaluation went on")
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(RotationTask, "evaluate", evaluate)
+        pretrain(tiny_config(tmp_path / "run"))
+    saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert (saved["epoch"], saved["step"]) == (0, STEPS_PER_EPOCH)
+    resumed = pretrain(tiny_config(tmp_path / "run", resume="auto"))
+    assert resumed["state_hash"] == undisturbed["state_hash"]
+
+
+def test_handlers_are_put_back_after_a_run(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    pretrain(tiny_config(tmp_path / "run"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without what depends on time."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def test_metrics_of_a_resumed_run_have_every_line_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny_config(tmp_path / "whole", log_every=1))
+    # Saved after step 4, killed in step 6: what step 5 wrote must not be there twice.
+    config = tiny_config(
+        tmp_path / "cut", log_every=1, checkpoint_every_steps=4, resume="auto", epochs=EPOCHS
+    )
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        train_steps_until(patch, 5, die)
+        pretrain(config)
+    assert len(metrics(tmp_path / "cut")) > 0
+    pretrain(config)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+def test_a_damaged_last_checkpoint_costs_steps_but_not_exactness(
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(tmp_path / "run", resume="auto")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        train_steps_until(patch, 5, die)
+        pretrain(config)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1])
+    assert pretrain(config)["state_hash"] == undisturbed["state_hash"]
+    captured = capsys.readouterr()
+    assert "WARNING" in captured.err
+    assert "epoch-0001.pt" in captured.out
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_silently_begun_again(tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "run"))
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.write_bytes(b"x" * 1000)
+    with pytest.raises(CheckpointError, match="all 3 checkpoints"):
+        pretrain(tiny_config(tmp_path / "run", resume="auto"))
+
+
+def test_a_finished_run_can_be_resumed_without_training(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny_config(tmp_path / "run"))
+    train_steps_until(monkeypatch, 0, die)
+    again = pretrain(tiny_config(tmp_path / "run", resume="auto"))
+    assert again["state_hash"] == undisturbed["state_hash"]
+    assert again["rotation_accuracy"] == undisturbed["rotation_accuracy"]
+
+
+def test_a_named_checkpoint_starts_a_new_folder(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "first"))
+    epoch_1 = tmp_path / "first" / "checkpoints" / "epoch-0001.pt"
+    second = pretrain(tiny_config(tmp_path / "second", resume=str(epoch_1)))
+    assert second["state_hash"] == undisturbed["state_hash"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 0.01}, {"seed": 1}, {"rotations": (0, 180)}, {"width": 0.1}, {"epochs": 5}, {"flip_prob": 0.1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_name(change: dict[str, Any], tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=f"{next(iter(change))} is .*here"):
+        pretrain(tiny_config(tmp_path / "run", resume="auto", **change))
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(tiny_config(tmp_path / "run"))
+    from rotnet_fast.data import digits
+
+    load = digits.load
+
+    def altered(data_dir: Path | None, image_size: int, progress: bool) -> Any:
+        raw = load(data_dir, image_size, progress)
+        raw.train.images[0, 0, 0, 0] += 1
+        return raw
+
+    from rotnet_fast.data import datasets
+
+    monkeypatch.setitem(datasets.DATASETS, "digits", altered)
+    with pytest.raises(CheckpointError, match="data_fingerprint"):
+        pretrain(tiny_config(tmp_path / "run", resume="auto"))
+
+
+def test_settings_outside_the_recipe_may_change_on_resume(
+    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        train_steps_until(patch, 4, die)
+        pretrain(tiny_config(tmp_path / "run"))
+    config: PretrainConfig = tiny_config(tmp_path / "run", resume="auto", tensorboard=True, eval_every=2)
+    resumed = pretrain(config)
+    assert resumed["rotation_accuracy"] == undisturbed["rotation_accuracy"]
+
+
+def test_bf16_resumes_exactly_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pretrain(tiny_config(tmp_path / "whole", precision="bf16"))
+    config = tiny_config(tmp_path / "cut", precision="bf16", resume="auto")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        train_steps_until(patch, 4, die)
+        pretrain(config)
+    assert pretrain(config)["state_hash"] == whole["state_hash"]
+
+
+def test_the_callers_random_state_is_left_alone_and_has_no_say(
+    undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    before = torch.get_rng_state()
+    assert pretrain(tiny_config(tmp_path / "run"))["state_hash"] == undisturbed["state_hash"]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,62 @@
+"""Learning rates, epoch by epoch, as published."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.presets import PRESETS
+
+# (first epoch with the rate, rate) of the published recipes, epochs counted from 0.
+PUBLISHED = {
+    "paper": [(0, 0.1), (30, 0.02), (60, 0.004), (80, 0.0008)],
+    "official": [(0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008)],
+    "slides": [(0, 0.1), (30, 0.05), (60, 0.025), (80, 0.0125)],
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_presets_follow_the_published_rates_in_every_epoch(name: str) -> None:
+    config = PRESETS[name]()
+    schedule = Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs)
+    for epoch in range(config.epochs):
+        expected = [rate for first, rate in PUBLISHED[name] if first <= epoch][-1]
+        for fraction in (0.0, 0.999):
+            assert schedule.lr(epoch, fraction) == pytest.approx(expected, rel=1e-12)
+
+
+def test_linear_falls_by_equal_amounts_each_step_and_never_trains_with_zero() -> None:
+    schedule = Schedule(0.5, "linear", epochs=4)
+    rates = [schedule.lr(epoch, step / 5) for epoch in range(4) for step in range(5)]
+    assert rates[0] == 0.5
+    assert rates == pytest.approx([0.5 * (20 - step) / 20 for step in range(20)])
+    assert rates[-1] > 0
+
+
+def test_cosine_starts_at_the_base_rate_and_is_halved_half_way() -> None:
+    schedule = Schedule(0.2, "cosine", epochs=10)
+    assert schedule.lr(0) == 0.2
+    assert schedule.lr(5) == pytest.approx(0.1)
+    assert schedule.lr(2, 0.5) == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
+
+
+def test_constant_stays() -> None:
+    assert {Schedule(0.3).lr(epoch, 0.5) for epoch in range(1000)} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"base_lr": -0.1}, "base_lr"),
+        ({"base_lr": math.nan}, "base_lr"),
+        ({"base_lr": 0.1, "kind": "stairs"}, "kind"),
+        ({"base_lr": 0.1, "kind": "step", "milestones": (60, 30)}, "milestones"),
+        ({"base_lr": 0.1, "kind": "step", "factor": 0.0}, "factor"),
+        ({"base_lr": 0.1, "kind": "linear"}, "epochs"),
+    ],
+)
+def test_what_describes_no_schedule_is_refused_by_name(values: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named} is "):
+        Schedule(**values)  # type: ignore[arg-type]

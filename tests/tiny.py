@@ -1,0 +1,36 @@
+"""A pretraining that takes a fraction of a second, shared by the tests of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rotnet_fast.config import PretrainConfig
+
+STEPS_PER_EPOCH = 3
+EPOCHS = 2
+
+_TINY = PretrainConfig(
+    preset="quickstart",
+    dataset="digits",
+    image_size=16,
+    limit_train=40,  # batches of 16, 16 and 8
+    limit_test=20,
+    blocks=3,
+    width=0.05,
+    epochs=EPOCHS,
+    batch_size=16,
+    lr=0.05,
+    schedule="linear",
+    device="cpu",
+    precision="fp32",
+    log_every=2,
+    checkpoint_every_steps=1,
+    tensorboard=False,
+)
+
+
+def tiny_config(output: Path, **changes: Any) -> PretrainConfig:
+    """The tiny pretraining in the folder ``output``, with other settings where asked for."""
+    return replace(_TINY, output=output, **changes)
