@@ -14,6 +14,7 @@ FLAGS = [
     *("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GLIBCXX_ASSERTIONS"),
     # gcc's own AVX-512 headers trip this one when a sanitizer is on.
     "-Wno-maybe-uninitialized",
+    "-Wno-unknown-pragmas",  # the CUDA code's unroll
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"),
 ]
 

@@ -2,14 +2,17 @@
 // against the index maps applied pixel by pixel. Buffers have exactly the size they need, so that
 // AddressSanitizer sees an access one byte outside. `test_core --plant address|undefined` commits
 // such a fault on purpose: a sanitizer run that does not notice it proves nothing.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cpu/float_bits.h"
 #include "../../csrc/cpu/rotate_cpu.h"
+#include "../../csrc/cuda/tile.h"
 #include "../../csrc/rotnet/geometry.h"
 
 using namespace rotnet;
@@ -91,10 +94,93 @@ bool equals_definition(const RotateJob& job) {
   return true;
 }
 
+// The CUDA kernel's code on the host: each block's threads one after the other, load before write.
+template <OutputType type>
+struct HostCast {
+  using Bits = std::conditional_t<type == OutputType::kFloat32, uint32_t, uint16_t>;
+  static Bits bits(float value) {
+    if constexpr (type == OutputType::kFloat32) return cpu::float32_bits(value);
+    if constexpr (type == OutputType::kBFloat16) return cpu::bfloat16_bits(value);
+    if constexpr (type == OutputType::kFloat16) return cpu::float16_bits(value);
+  }
+};
+
+template <OutputType type, int C>
+void run_blocks(const RotateJob& job, bool split_views) {
+  const cuda::Grid grid = cuda::make_grid(job, split_views ? int64_t{1} << 40 : 0);
+  for (int64_t number = 0; number < grid.blocks; ++number) {
+    cuda::Tile tile;
+    std::memset(tile, 0xee, sizeof(tile));
+    const cuda::Block block = cuda::make_block(job, grid, static_cast<unsigned>(number));
+    for (int thread = 0; thread < cuda::kThreads; ++thread) cuda::load_tile<C>(job, block, thread, tile);
+    for (int thread = 0; thread < cuda::kThreads; ++thread) {
+      if (cuda::rows_are_vectors(job)) {
+        cuda::write_views<HostCast<type>, C, true>(job, block, thread, tile);
+      } else {
+        cuda::write_views<HostCast<type>, C, false>(job, block, thread, tile);
+      }
+    }
+  }
+}
+
+template <OutputType type>
+void run_blocks(const RotateJob& job, bool split_views) {
+  switch (job.channels) {
+    case 1:
+      return run_blocks<type, 1>(job, split_views);
+    case 2:
+      return run_blocks<type, 2>(job, split_views);
+    case 3:
+      return run_blocks<type, 3>(job, split_views);
+    default:
+      return run_blocks<type, 4>(job, split_views);
+  }
+}
+
+// Has the shape of a CPU kernel, so that the same test drives it; one grid serves the whole batch.
+void cuda_code_on_the_host(const RotateJob& job, int64_t /*begin*/, int64_t /*end*/, bool split_views) {
+  switch (job.type) {
+    case OutputType::kFloat32:
+      return run_blocks<OutputType::kFloat32>(job, split_views);
+    case OutputType::kBFloat16:
+      return run_blocks<OutputType::kBFloat16>(job, split_views);
+    default:
+      return run_blocks<OutputType::kFloat16>(job, split_views);
+  }
+}
+
+void cuda_code_marks_bad_indices_with_nan() {
+  const int64_t indices[] = {0, 7, -1};
+  const std::vector<uint8_t> images(32 * 32 * 3, 255);
+  std::vector<float> views(3 * 32 * 32 * 3);
+  int64_t labels[3];
+  const double mean[3] = {0.5, 0.5, 0.5}, std[3] = {0.5, 0.5, 0.5};
+  RotateJob job{};
+  job.images = images.data();
+  job.indices = indices;
+  job.num_images = 1;
+  job.batch = 3;
+  job.height = job.width = 32;
+  job.channels = 3;
+  job.num_views = 1;
+  job.normalisation = make_normalisation(mean, std, 3);
+  job.views = views.data();
+  job.labels = labels;
+  run_blocks<OutputType::kFloat32>(job, true);
+  const float white = normalise(255, job.normalisation.scale[0], job.normalisation.shift[0]);
+  for (size_t i = 0; i < views.size(); ++i) {
+    if (i < 32 * 32 * 3) {
+      expect(views[i] == white, "views of a good index");
+    } else {
+      expect(std::isnan(views[i]), "views of a bad index are NaN");
+    }
+  }
+}
+
 void kernel_equals_the_definition(const cpu::Kernel& kernel, int calls) {
   std::mt19937_64 random(7);
   const auto below = [&](int n) { return static_cast<int>(random() % n); };
-  const int sides[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 65};
+  const int sides[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 64, 72};
   const double mean[4] = {0.49, 0.48, 0.44, 0.1}, std[4] = {0.25, 0.24, 0.26, 0.3};
   for (int call = 0; call < calls; ++call) {
     RotateJob job{};
@@ -129,10 +215,14 @@ void kernel_equals_the_definition(const cpu::Kernel& kernel, int calls) {
     job.indices = indices.data();
     job.views = views;
     job.labels = labels.data();
-    const int64_t middle = job.batch / 2;
     const bool stream = below(2);
-    kernel.run(job, 0, middle, stream);
-    kernel.run(job, middle, job.batch, stream);
+    if (kernel.run == cuda_code_on_the_host) {
+      kernel.run(job, 0, job.batch, stream);
+    } else {
+      const int64_t middle = job.batch / 2;
+      kernel.run(job, 0, middle, stream);
+      kernel.run(job, middle, job.batch, stream);
+    }
     if (!equals_definition(job)) {
       std::printf("%s: %d x %d x %d, type %d, stream %d\n", kernel.name, job.height, job.width, job.channels,
                   static_cast<int>(job.type), stream);
@@ -170,6 +260,8 @@ int main(int count, char** arguments) {
   philox_gives_the_published_known_answers();
   four_quarter_turns_are_none();
   bad_indices_are_found();
+  cuda_code_marks_bad_indices_with_nan();
+  kernel_equals_the_definition({"cuda, on the host", cuda_code_on_the_host}, 1000);
   int available = 0;
   const cpu::Kernel* kernels = cpu::available_kernels(&available);
   for (int i = 0; i < available; ++i) {
