@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import EPOCHS, STEPS_PER_EPOCH, tiny_config
+from tiny import EPOCHS, STEPS_PER_EPOCH, read_digits_once, tiny_config
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data import datasets, digits
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.signals import Interrupted
@@ -25,12 +27,18 @@ TESTS = Path(__file__).parent
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _digits() -> Iterator[None]:
+    with read_digits_once():
+        yield
+
+
 class Killed(BaseException):
     """Ends a run in this process as abruptly as an exception can."""
 
 
-def train_steps_until(monkeypatch: pytest.MonkeyPatch, number: int, action: Any) -> None:
-    """Call ``action`` at the beginning of training step ``number`` (from 0)."""
+def before_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Call ``action`` at the beginning of training step ``number`` of the next run (from 0)."""
     train_step, calls = RotationTask.train_step, 0
 
     def counting(self: RotationTask, *batch: Any) -> Any:
@@ -47,6 +55,14 @@ def die() -> None:
     raise Killed
 
 
+def pretrain_until_killed(config: PretrainConfig, step: int) -> None:
+    """Run ``config`` and kill it at the beginning of a training step."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, step, die)
+        with pytest.raises(Killed):
+            pretrain(config)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return pretrain(tiny_config(tmp_path_factory.mktemp("undisturbed") / "run"))
@@ -54,16 +70,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("step", "every"), [*((step, 1) for step in range(STEPS)), (4, 2), (5, None)])
 def test_a_run_killed_before_any_step_resumes_to_the_same_state(
-    step: int,
-    every: int | None,
-    undisturbed: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    step: int, every: int | None, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(tmp_path / "run", resume="auto", checkpoint_every_steps=every)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        train_steps_until(patch, step, die)
-        pretrain(config)
+    pretrain_until_killed(config, step)
     assert pretrain(config)["state_hash"] == undisturbed["state_hash"]
 
 
@@ -93,9 +103,10 @@ def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config(tmp_path / "run", checkpoint_every_steps=None)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stopped:
-        train_steps_until(patch, step, lambda: os.kill(os.getpid(), number))
-        pretrain(config)
+    with monkeypatch.context() as patch:
+        before_step(patch, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Interrupted) as stopped:
+            pretrain(config)
     assert stopped.value.exit_code == 128 + number
     saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
     assert saved["epoch"] * STEPS_PER_EPOCH + saved["step"] == step + 1
@@ -110,9 +121,10 @@ def test_a_signal_during_an_evaluation_stops_it_and_the_evaluation_is_repeated(
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("the evaluation went on")
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(RotationTask, "evaluate", evaluate)
-        pretrain(tiny_config(tmp_path / "run"))
+        with pytest.raises(Interrupted):
+            pretrain(tiny_config(tmp_path / "run"))
     saved = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
     assert (saved["epoch"], saved["step"]) == (0, STEPS_PER_EPOCH)
     resumed = pretrain(tiny_config(tmp_path / "run", resume="auto"))
@@ -131,32 +143,21 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def test_metrics_of_a_resumed_run_have_every_line_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_of_a_resumed_run_have_every_line_once(tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "whole", log_every=1))
-    # Saved after step 4, killed in step 6: what step 5 wrote must not be there twice.
-    config = tiny_config(
-        tmp_path / "cut", log_every=1, checkpoint_every_steps=4, resume="auto", epochs=EPOCHS
-    )
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        train_steps_until(patch, 5, die)
-        pretrain(config)
-    assert len(metrics(tmp_path / "cut")) > 0
+    # Saved after the first epoch, killed two steps later: their lines must not be there twice.
+    config = tiny_config(tmp_path / "cut", log_every=1, checkpoint_every_steps=None, resume="auto")
+    pretrain_until_killed(config, 5)
+    assert len(metrics(tmp_path / "cut")) > 5  # the five steps and an epoch
     pretrain(config)
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 def test_a_damaged_last_checkpoint_costs_steps_but_not_exactness(
-    undisturbed: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    undisturbed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(tmp_path / "run", resume="auto")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        train_steps_until(patch, 5, die)
-        pretrain(config)
+    pretrain_until_killed(config, 5)
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-1])
     assert pretrain(config)["state_hash"] == undisturbed["state_hash"]
@@ -177,7 +178,7 @@ def test_a_finished_run_can_be_resumed_without_training(
     undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain(tiny_config(tmp_path / "run"))
-    train_steps_until(monkeypatch, 0, die)
+    before_step(monkeypatch, 0, die)
     again = pretrain(tiny_config(tmp_path / "run", resume="auto"))
     assert again["state_hash"] == undisturbed["state_hash"]
     assert again["rotation_accuracy"] == undisturbed["rotation_accuracy"]
@@ -203,16 +204,11 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(change: dict[str, Any
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(tiny_config(tmp_path / "run"))
-    from rotnet_fast.data import digits
-
-    load = digits.load
 
     def altered(data_dir: Path | None, image_size: int, progress: bool) -> Any:
-        raw = load(data_dir, image_size, progress)
+        raw = digits.load(data_dir, image_size, progress)
         raw.train.images[0, 0, 0, 0] += 1
         return raw
-
-    from rotnet_fast.data import datasets
 
     monkeypatch.setitem(datasets.DATASETS, "digits", altered)
     with pytest.raises(CheckpointError, match="data_fingerprint"):
@@ -220,22 +216,18 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_settings_outside_the_recipe_may_change_on_resume(
-    undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        train_steps_until(patch, 4, die)
-        pretrain(tiny_config(tmp_path / "run"))
+    pretrain_until_killed(tiny_config(tmp_path / "run"), 4)
     config: PretrainConfig = tiny_config(tmp_path / "run", resume="auto", tensorboard=True, eval_every=2)
     resumed = pretrain(config)
     assert resumed["rotation_accuracy"] == undisturbed["rotation_accuracy"]
 
 
-def test_bf16_resumes_exactly_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_resumes_exactly_too(tmp_path: Path) -> None:
     whole = pretrain(tiny_config(tmp_path / "whole", precision="bf16"))
     config = tiny_config(tmp_path / "cut", precision="bf16", resume="auto")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        train_steps_until(patch, 4, die)
-        pretrain(config)
+    pretrain_until_killed(config, 4)
     assert pretrain(config)["state_hash"] == whole["state_hash"]
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data import datasets, digits
 
 STEPS_PER_EPOCH = 3
 EPOCHS = 2
@@ -34,3 +40,11 @@ _TINY = PretrainConfig(
 def tiny_config(output: Path, **changes: Any) -> PretrainConfig:
     """The tiny pretraining in the folder ``output``, with other settings where asked for."""
     return replace(_TINY, output=output, **changes)
+
+
+@contextmanager
+def read_digits_once() -> Iterator[None]:
+    """Context in which the digits are made once, which takes longer than a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, "digits", functools.cache(digits.load))
+        yield
