@@ -1,0 +1,22 @@
+"""Evaluation protocols: how good pretrained features are, and what to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.fine_tune import fine_tune
+from rotnet_fast.protocols.frozen import frozen, random_init
+from rotnet_fast.protocols.knn import knn, random_init_knn
+from rotnet_fast.protocols.supervised import supervised
+from rotnet_fast.report import Cell
+
+PROTOCOLS: dict[str, Callable[[EvaluationSetup], list[Cell]]] = {
+    "frozen": frozen,
+    "random-init": random_init,
+    "fine-tune": fine_tune,
+    "supervised": supervised,
+    "knn": knn,
+    "random-init-knn": random_init_knn,
+}
+"""Name -> function that runs the protocol and gives its rows of the report."""

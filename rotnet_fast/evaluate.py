@@ -1,0 +1,303 @@
+"""Evaluate pretrained features: ``python -m rotnet_fast.evaluate --checkpoint RUN [flags]``.
+
+The evaluation's folder, RUN/evaluate-001 and so on unless ``--output`` says otherwise, holds
+results.json and one run folder for each training. Giving the folder of an interrupted evaluation as
+``--output`` goes on with it.
+
+Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from rotnet_fast.command import run_command
+from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.signals import Interrupted
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.report import render
+
+if TYPE_CHECKING:
+    from rotnet_fast.protocols.evaluation import EvaluationSetup
+
+PROGRAM = "python -m rotnet_fast.evaluate"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Say how good pretrained features are: train classifiers of objects on them."""
+
+    checkpoint: Path
+    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
+
+    layers: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = ("conv2",)
+    """Feature maps to put heads on, each taken after its block's pool."""
+
+    heads: tuple[Literal["nonlinear", "conv"], ...] = ("nonlinear", "conv")
+    """nonlinear: two hidden layers of 200 units. conv: a third conv block."""
+
+    frozen: bool = True
+    """Train the heads on the frozen pretrained network, all of them from one forward pass per step."""
+
+    random_init: bool = False
+    """Train the same heads on a frozen untrained network, in both BatchNorm modes."""
+
+    fine_tune: bool = False
+    """Train each head once more together with the blocks below it."""
+
+    supervised: bool = False
+    """Train a 3-block network from scratch on the same labels."""
+
+    knn: bool = False
+    """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
+    --random-init, of an untrained network, too."""
+
+    images_per_class: int | None = None
+    """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
+
+    epochs: int = 100
+    """Passes over the training images; the published schedules of 100 epochs are scaled to it."""
+
+    lr: float = 0.1
+    """Learning rate of the first step."""
+
+    batch_size: int | None = None
+    """Images per step. None: as in pretraining."""
+
+    seed: int = 0
+    """Decides the first weights of heads and untrained networks, the order and the augmentation."""
+
+    dataset: Literal["cifar10", "folder", "digits"] | None = None
+    """Images with labels. None: those of the pretraining, with its folder, size and limits."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. None: that of the pretraining."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes. None: as in pretraining."""
+
+    limit_test: int | None = None
+    """Test on this many images only, balanced over the classes. None: as in pretraining."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format. auto: bf16 where the device computes in it, else fp32."""
+
+    output: Path | None = None
+    """Folder of this evaluation. None: a new one in the run folder, evaluate-001 and so on."""
+
+    def protocols(self) -> list[str]:
+        """Keys of `rotnet_fast.protocols.PROTOCOLS` to run, in order."""
+        chosen = {
+            "frozen": self.frozen,
+            "random-init": self.random_init,
+            "fine-tune": self.fine_tune,
+            "supervised": self.supervised,
+            "knn": self.knn,
+            "random-init-knn": self.knn and self.random_init,
+        }
+        return [name for name, is_chosen in chosen.items() if is_chosen]
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+            CheckpointError: the checkpoint's path does not exist.
+        """
+        for name in ("epochs", "batch_size", "images_per_class", "limit_train", "limit_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        if not 0 < self.lr < math.inf:
+            raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        for name, values in (("layers", self.layers), ("heads", self.heads)):
+            if not values or len(set(values)) < len(values):
+                raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
+        if not self.protocols():
+            raise ArgumentError(
+                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, --supervised "
+                "or --knn"
+            )
+        if not self.checkpoint.exists():
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
+                f"python -m rotnet_fast.pretrain printed"
+            )
+
+    def run_folder(self) -> Path:
+        """The folder of the pretraining that the checkpoint belongs to."""
+        path = self.checkpoint
+        if path.is_dir():
+            return path
+        return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+    def output_folder(self) -> Path:
+        """Where this evaluation is kept."""
+        if self.output is not None:
+            return self.output
+        number = 1
+        while (self.run_folder() / f"evaluate-{number:03d}").exists():
+            number += 1
+        return self.run_folder() / f"evaluate-{number:03d}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> None:
+        config = tyro.cli(EvaluateConfig, prog=PROGRAM, args=arguments)
+        config.validate()
+        folder = config.output_folder()
+        try:
+            results = evaluate(config, folder)
+        except Interrupted:
+            again = shlex.join([*arguments, *([] if config.output else ["--output", str(folder)])])
+            print(f"saved; go on with: {PROGRAM} {again}", file=sys.stderr)
+            raise
+        print(f"\n{render(results)}\n\nresults: {folder / 'results.json'}")
+
+    return run_command(command)
+
+
+def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
+    """Run every protocol asked for and write results.json after each.
+
+    Args:
+        folder: of this evaluation; what is finished in it is not trained again.
+
+    Returns:
+        What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
+        ``checkpoint``, ``network``, ``dataset``, ``settings`` and ``environment``.
+
+    Raises:
+        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        Interrupted: stopped by a signal, with everything saved.
+    """
+    config.validate()
+    from rotnet_fast.protocols import PROTOCOLS
+
+    settings = asdict(config)
+    previous = read_settings(folder)
+    if previous is not None and previous.get("checkpoint") != str(config.checkpoint):
+        raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
+    setup = load_setup(config, folder)
+    dataset = setup.dataset
+    results: dict[str, Any] = {
+        "checkpoint": str(config.checkpoint),
+        "network": {"blocks": setup.blocks, "width": setup.width, "rotations": setup.rotations},
+        "dataset": {
+            "name": dataset.name,
+            "display_name": dataset.display_name,
+            "classes": dataset.classes,
+            "train_images": len(dataset.train.images),
+            "test_images": len(dataset.test.images),
+            "fingerprint": dataset.fingerprint,
+        },
+        "settings": {**settings, "batch_size": setup.batch_size, "precision": setup.precision.name},
+        "environment": environment(str(setup.device)),
+        "cells": [],
+    }
+    with RunFolder(folder, resume=True) as run:
+        run.write_config({"settings": settings, "environment": results["environment"]})
+        for protocol in config.protocols():
+            results["cells"] += [asdict(cell) for cell in PROTOCOLS[protocol](setup)]
+            run.write_results(results)
+    return results
+
+
+def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
+    """Load checkpoint and data set.
+
+    Raises:
+        ArgumentError: a layer that the pretrained network does not have, or another unusable value.
+        CheckpointError: no whole checkpoint of a pretraining.
+        DataError: the data set is missing, incomplete or damaged.
+    """
+    from rotnet_fast.data.datasets import load_dataset
+    from rotnet_fast.engine import checkpoint
+    from rotnet_fast.engine.device import resolve_device
+    from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.protocols.evaluation import EvaluationSetup
+
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    path, state, skipped = checkpoint.load_newest(config.checkpoint)
+    for error in skipped:
+        print(f"WARNING: {error}; taking an older one", file=sys.stderr)
+    recipe = state.get("config", {})
+    if recipe.get("task") != "pretrain":
+        raise CheckpointError(
+            f"the checkpoint {path} is not one of a pretraining; give a run folder of "
+            f"python -m rotnet_fast.pretrain"
+        )
+    print(f"features of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
+    if config.dataset in (None, recipe["dataset"]):
+        data_dir = config.data_dir or pretraining_data_dir(config.run_folder())
+        limits = (config.limit_train or recipe["limit_train"], config.limit_test or recipe["limit_test"])
+    else:
+        data_dir = config.data_dir
+        limits = (config.limit_train, config.limit_test)
+    dataset = load_dataset(config.dataset or recipe["dataset"], data_dir, recipe["image_size"], *limits)
+    setup = EvaluationSetup(
+        pretrained=state["module"],
+        blocks=recipe["blocks"],
+        width=recipe["width"],
+        rotations=tuple(recipe["rotations"]),
+        in_channels=recipe["in_channels"],
+        pad=recipe["pad"],
+        flip_prob=recipe["flip_prob"],
+        dataset=dataset,
+        layers=config.layers,
+        heads=config.heads,
+        epochs=config.epochs,
+        lr=config.lr,
+        batch_size=config.batch_size or recipe["batch_size"],
+        images_per_class=config.images_per_class,
+        seed=config.seed,
+        device=device,
+        precision=precision,
+        folder=folder,
+    )
+    setup.pretrained_network().check_layers(config.layers)
+    return setup
+
+
+def pretraining_data_dir(run_folder: Path) -> Path | None:
+    """The data folder that a pretraining was told of, where its config.json is still there."""
+    data_dir = (read_settings(run_folder) or {}).get("data_dir")
+    return None if data_dir is None else Path(data_dir)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings in a folder's config.json; None where there is none.
+
+    Raises:
+        ArgumentError: it cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What all evaluation protocols of one command have in common, and how they train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.precision import Precision
+from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
+from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
+
+
+@dataclass(frozen=True)
+class EvaluationSetup:
+    """One pretrained network, one data set and the settings of an evaluation.
+
+    Attributes:
+        pretrained: state of the pretrained `NetworkInNetwork`.
+        blocks, width, rotations, in_channels: what that network was made with.
+        pad, flip_prob: augmentation, the same as in pretraining.
+        dataset: object images with labels.
+        layers, heads: where heads are trained, and which.
+        epochs, lr, batch_size: of every training; schedules are scaled to the epochs.
+        images_per_class: train classifiers on the first so many images of each class; None for all.
+            An epoch keeps the size of the whole training set: the few images are revisited.
+        seed: of first weights, order and augmentation.
+        device, precision: where and in which number format.
+        folder: each training has a run folder in it.
+    """
+
+    pretrained: Mapping[str, Any]
+    blocks: int
+    width: float
+    rotations: tuple[int, ...]
+    in_channels: int
+    pad: int
+    flip_prob: float
+    dataset: Dataset
+    layers: tuple[str, ...]
+    heads: tuple[str, ...]
+    epochs: int
+    lr: float
+    batch_size: int
+    images_per_class: int | None
+    seed: int
+    device: torch.device
+    precision: Precision
+    folder: Path
+
+    def pretrained_network(self) -> NetworkInNetwork:
+        """A fresh copy of the pretrained network, on the device."""
+        network = NetworkInNetwork(len(self.rotations), self.blocks, self.width, self.in_channels)
+        network.load_state_dict(self.pretrained)
+        return network.to(self.device)
+
+    def random_network(self, num_classes: int, blocks: int) -> NetworkInNetwork:
+        """An untrained network on the device; its weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = NetworkInNetwork(num_classes, blocks, self.width, self.in_channels)
+        return network.to(self.device)
+
+    def untrained_backbones(self) -> dict[str, NetworkInNetwork]:
+        """What BatchNorm normalises with -> an untrained network like the pretrained one.
+
+        The running statistics of an untrained network normalise nothing: at width 1, features have a
+        standard deviation of about 5e-3 and the eps of a head's BatchNorm matters. With batch
+        statistics, test results depend on how test images are batched: in file order, in batches of
+        the training's size.
+        """
+        running = self.random_network(len(self.rotations), self.blocks)
+        batch = self.random_network(len(self.rotations), self.blocks)
+        use_batch_statistics(batch)
+        return {"running statistics": running, "batch statistics": batch}
+
+    def with_heads(
+        self, backbone: NetworkInNetwork, layers: tuple[str, ...], heads: tuple[str, ...], frozen: bool
+    ) -> HeadsOnBackbone:
+        """Fresh heads on a backbone, on the device."""
+        height, breadth, channels = self.dataset.train.images.shape[1:]
+        return HeadsOnBackbone(
+            backbone,
+            layers,
+            heads,
+            image_shape=(channels, height, breadth),
+            num_classes=len(self.dataset.classes),
+            width=self.width,
+            seed=self.seed,
+            frozen=frozen,
+        ).to(self.device)
+
+    def views(self) -> ObjectViews:
+        """Labelled training images and all test images."""
+        split = self.dataset.train
+        if self.images_per_class is not None:
+            split = first_of_each_class(split, self.images_per_class)
+        loader = ResidentLoader(
+            split, self.device, self.batch_size, self.seed, epoch_size=len(self.dataset.train.images)
+        )
+        return ObjectViews(self.dataset, loader, self.precision.dtype, self.pad, self.flip_prob)
+
+    def train(self, name: str, make_task: Callable[[ObjectViews], ObjectClassification]) -> dict[str, float]:
+        """Train to the end in ``folder/name``, from its checkpoint where there is one.
+
+        Returns:
+            ``{classifier}_accuracy`` in percent on the test images, after the last epoch.
+
+        Raises:
+            CheckpointError: the folder holds a training with other settings, or only damaged files.
+            Interrupted: stopped by a signal, with everything saved.
+        """
+        print(f"{name}:")
+        views = self.views()
+        settings = TrainerSettings(self.epochs, self.precision, eval_every=10, tensorboard=False)
+        with RunFolder(self.folder / name, resume=True) as run:
+            trainer = Trainer(make_task(views), views.loader, settings, run, self._identity(name))
+            if checkpoint.candidates(run.path):
+                found, state, _ = checkpoint.load_newest(run.path)
+                trainer.load_state(state, found)
+            return trainer.fit()
+
+    def _identity(self, name: str) -> dict[str, Any]:
+        return {
+            "task": f"evaluate {name}",
+            "backbone": checkpoint.state_hash(self.pretrained),
+            "data_fingerprint": self.dataset.fingerprint,
+            "layers": list(self.layers),
+            "heads": list(self.heads),
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "images_per_class": self.images_per_class,
+            "pad": self.pad,
+            "flip_prob": self.flip_prob,
+            "seed": self.seed,
+            "precision": self.precision.name,
+        }
+
+
+def first_of_each_class(split: Split, count: int) -> Split:
+    """The first ``count`` images of each class, in file order.
+
+    Raises:
+        ArgumentError: a class has fewer.
+    """
+    smallest = int(split.labels.bincount().min())
+    if not 1 <= count <= smallest:
+        raise ArgumentError(
+            f"images-per-class is {count}; the smallest class has {smallest} training images: "
+            f"give 1 to {smallest}, or nothing for all"
+        )
+    classes = range(int(split.labels.max()) + 1)
+    kept = torch.cat([(split.labels == label).nonzero()[:count, 0] for label in classes]).sort().values
+    return Split(split.images[kept], split.labels[kept])

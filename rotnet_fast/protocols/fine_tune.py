@@ -1,0 +1,24 @@
+"""Fine-tuning: pretrained blocks and a fresh head, all trained on the labels.
+
+Paper: Table 3, without a recipe. Ours: the blocks up to the head's layer, BatchNorm in train mode, the
+head's schedule; learning rates 0.1 and 0.01 are both worth trying.
+"""
+
+from __future__ import annotations
+
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.heads import fine_tuning_task
+from rotnet_fast.report import Cell
+
+
+def fine_tune(setup: EvaluationSetup) -> list[Cell]:
+    """One training for each head on each layer."""
+    return [_fine_tune(setup, layer, head) for layer in setup.layers for head in setup.heads]
+
+
+def _fine_tune(setup: EvaluationSetup, layer: str, head: str) -> Cell:
+    module = setup.with_heads(setup.pretrained_network(), (layer,), (head,), frozen=False)
+    accuracies = setup.train(
+        f"fine-tune-{layer}-{head}", lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
+    )
+    return Cell("fine-tune", layer, head, f"lr {setup.lr:g}", accuracies[f"{layer}_{head}_accuracy"])

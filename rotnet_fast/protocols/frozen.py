@@ -1,0 +1,40 @@
+"""Heads on frozen features: of the pretrained network, and of a random one as the baseline.
+
+All heads of all layers train from one forward pass per step.
+
+Paper: Tables 1-3; the random-init row does not say how BatchNorm ran. Ours: both ways.
+"""
+
+from __future__ import annotations
+
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.heads import frozen_heads_task
+from rotnet_fast.report import Cell
+
+
+def frozen(setup: EvaluationSetup) -> list[Cell]:
+    """Heads on the pretrained network."""
+    return _train_heads(setup, "frozen", setup.pretrained_network(), note="")
+
+
+def random_init(setup: EvaluationSetup) -> list[Cell]:
+    """The same heads on an untrained network, in both BatchNorm modes."""
+    return [
+        cell
+        for note, backbone in setup.untrained_backbones().items()
+        for cell in _train_heads(setup, "random-init", backbone, note)
+    ]
+
+
+def _train_heads(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
+    module = setup.with_heads(backbone, setup.layers, setup.heads, frozen=True)
+    accuracies = setup.train(
+        f"{method} {note}".strip().replace(" ", "-"),
+        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs),
+    )
+    return [
+        Cell(method, layer, kind, note, accuracies[f"{layer}_{kind}_accuracy"])
+        for layer in module.layers
+        for kind in module.kinds
+    ]

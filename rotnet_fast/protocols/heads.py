@@ -1,0 +1,149 @@
+"""Heads on the feature maps of one backbone, frozen or trained along.
+
+Source: Gidaris et al., ICLR 2018, Tables 1-3; schedules of the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rotnet_fast.engine.task import ParameterGroup
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.heads import ConvClassifier, NonLinearClassifier
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
+
+HEADS = ("nonlinear", "conv")
+
+
+class HeadsOnBackbone(nn.Module):
+    """A backbone and heads on its feature maps, all fed from one forward pass.
+
+    A frozen backbone stays in eval mode and gets no gradients, whatever the heads do.
+
+    State-dict keys (stable): ``backbone.*`` as in `rotnet_fast.models.nin`, and
+    ``heads.{layer}_{head}.*`` as in `rotnet_fast.models.heads`.
+
+    Args:
+        backbone: network with the layers asked for.
+        layers, heads: one head of each kind (``nonlinear``, ``conv``) on each layer.
+        image_shape: (C, H, W) of the images.
+        num_classes: object classes.
+        width: width multiplier of the conv heads.
+        seed: of the heads' first weights, which depend on nothing else: a head starts the same,
+            whichever others there are.
+        frozen: False trains the backbone along, up to the last layer asked for.
+
+    Shape:
+        views [B,C,H,W] -> {``{layer}_{head}``: logits [B,num_classes]}.
+
+    Raises:
+        ArgumentError: a layer or head that there is not, or none at all.
+    """
+
+    def __init__(
+        self,
+        backbone: NetworkInNetwork,
+        layers: Sequence[str],
+        heads: Sequence[str],
+        *,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        width: float,
+        seed: int,
+        frozen: bool,
+    ) -> None:
+        super().__init__()
+        if not heads or not set(heads) <= set(HEADS):
+            raise ArgumentError(f"heads is {', '.join(heads) or 'empty'}; choose from {', '.join(HEADS)}")
+        self.backbone = backbone.requires_grad_(not frozen)
+        self.frozen = frozen
+        self.layers = tuple(dict.fromkeys(layers))
+        self.kinds = tuple(dict.fromkeys(heads))
+        self.heads = nn.ModuleDict()
+        for layer, (channels, height, breadth) in self._feature_sizes(image_shape).items():
+            for kind in self.kinds:
+                generator = torch.Generator().manual_seed(seed)
+                self.heads[f"{layer}_{kind}"] = (
+                    NonLinearClassifier(channels, height, breadth, num_classes, generator)
+                    if kind == "nonlinear"
+                    else ConvClassifier(channels, num_classes, width, generator)
+                )
+
+    def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of each layer, from one forward pass in eval mode, which changes no statistics."""
+        self.backbone.eval()
+        device = next(self.backbone.parameters()).device
+        with torch.no_grad():
+            maps = self.backbone.features(torch.zeros(1, *image_shape, device=device), self.layers)
+        return {layer: (x.shape[1], x.shape[2], x.shape[3]) for layer, x in maps.items()}
+
+    def train(self, mode: bool = True) -> HeadsOnBackbone:
+        """Set the mode of everything but a frozen backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of every head."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.backbone.features(views, self.layers)
+        return {
+            f"{layer}_{kind}": self.heads[f"{layer}_{kind}"](maps[layer])
+            for layer in self.layers
+            for kind in self.kinds
+        }
+
+
+def frozen_heads_task(
+    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int
+) -> ObjectClassification:
+    """Train the heads on a frozen backbone, each on the published schedule of its kind.
+
+    Args:
+        module: on the device of ``views``.
+        lr: learning rate of the first epoch.
+        epochs: length of the run, to which the schedules are scaled.
+    """
+    groups = [
+        ParameterGroup(
+            f"{layer}_{kind}",
+            list(module.heads[f"{layer}_{kind}"].parameters()),
+            scaled_schedule(kind, lr, epochs),
+        )
+        for layer in module.layers
+        for kind in module.kinds
+    ]
+    return ObjectClassification(module, module, groups, views)
+
+
+def fine_tuning_task(
+    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int
+) -> ObjectClassification:
+    """Train one head together with all blocks below it, on the head's schedule.
+
+    Arguments are those of :func:`frozen_heads_task`; the module holds one head and is not frozen.
+    """
+    (layer,), (kind,) = module.layers, module.kinds
+    blocks = module.backbone.layers[: module.backbone.layers.index(layer) + 1]
+    parameters = list(module.heads.parameters())
+    for block in blocks:
+        parameters.extend(module.backbone.get_submodule(block).parameters())
+    groups = [ParameterGroup(f"{layer}_{kind}", parameters, scaled_schedule(kind, lr, epochs))]
+    return ObjectClassification(module, module, groups, views)
+
+
+def use_batch_statistics(backbone: nn.Module) -> None:
+    """Make every BatchNorm normalise with the statistics of its batch, in eval mode, too.
+
+    For an untrained network, whose running statistics describe no data. It has none afterwards, so
+    that nothing in a frozen backbone can change.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None

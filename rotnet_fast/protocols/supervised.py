@@ -1,0 +1,37 @@
+"""The supervised baseline: a 3-block network trained from scratch on the same labels.
+
+Source: Gidaris et al., ICLR 2018, Table 3 and Figure 5b; it trains on the pretext task's schedule.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rotnet_fast.engine.task import ParameterGroup
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.report import Cell
+
+BLOCKS = 3
+
+
+def supervised(setup: EvaluationSetup) -> list[Cell]:
+    """Train at the width of the pretrained network."""
+    network = setup.random_network(len(setup.dataset.classes), BLOCKS)
+    accuracies = setup.train(
+        "supervised", lambda views: supervised_task(network, views, setup.lr, setup.epochs)
+    )
+    return [Cell("supervised", None, None, "", accuracies["object_accuracy"])]
+
+
+def supervised_task(
+    network: NetworkInNetwork, views: ObjectViews, lr: float, epochs: int
+) -> ObjectClassification:
+    """Train a whole network, on the device of ``views``, to tell object classes."""
+
+    def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"object": network(batch)}
+
+    group = ParameterGroup("network", list(network.parameters()), scaled_schedule("supervised", lr, epochs))
+    return ObjectClassification(network, classify, [group], views)

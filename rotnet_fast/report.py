@@ -1,0 +1,126 @@
+"""Tables of evaluation results beside the published numbers; nothing is trained here.
+
+Run ``python -m rotnet_fast.report FOLDER`` to print the table of a finished evaluation again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rotnet_fast import paper
+from rotnet_fast.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished result of an evaluation, and one row of its table.
+
+    Attributes:
+        method: where the features come from: ``frozen`` (pretrained), ``random-init``, ``fine-tune``
+            or ``supervised``.
+        layer: feature map that the classifier sees; None for a whole network.
+        head: the classifier: ``nonlinear``, ``conv`` or ``knn``; None for a whole network.
+        note: what else sets this row apart, such as the BatchNorm mode; empty where nothing does.
+        accuracy: on the test images, in percent, after the last epoch.
+    """
+
+    method: str
+    layer: str | None
+    head: str | None
+    note: str
+    accuracy: float
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
+    """A plain-text table with a rule under its header; columns in ``numeric`` are right-aligned."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = [
+            text.rjust(width) if column in numeric else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([aligned(lines[0]), rule, *map(aligned, lines[1:])])
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The table of one evaluation's ``results.json``.
+
+    Each row has our accuracy, the published one and the difference. The published numbers are about
+    CIFAR-10: on any other classes they are marked as a reference, and no difference is taken.
+    """
+    dataset, network = results["dataset"], results["network"]
+    images_per_class = results["settings"]["images_per_class"]
+    comparable = set(dataset["classes"]) == set(paper.CIFAR10_CLASSES)
+    rows = []
+    for values in results["cells"]:
+        cell = Cell(**values)
+        published = paper.published_accuracy(
+            cell.method,
+            cell.layer,
+            cell.head,
+            blocks=network["blocks"],
+            rotations=network["rotations"],
+            images_per_class=images_per_class,
+        )
+        row = [cell.method, cell.layer or "-", cell.head or "-", cell.note, f"{cell.accuracy:.2f}"]
+        row.append("-" if published is None else f"{published:.2f}")
+        if comparable:
+            row.append("-" if published is None else f"{cell.accuracy - published:+.2f}")
+        rows.append(row)
+    header = ["method", "layer", "head", "", "ours"]
+    header += ["published", "difference"] if comparable else ["CIFAR-10 reference"]
+    labels = "all labels" if images_per_class is None else f"{images_per_class} labels per class"
+    title = (
+        f"Test accuracy in % on {dataset['display_name']} ({dataset['test_images']:,} images); "
+        f"{network['blocks']} blocks, width {network['width']:g}; {labels}, "
+        f"{results['settings']['epochs']} epochs"
+    )
+    table = format_table(header, rows, numeric=range(4, len(header)))
+    if not comparable:
+        table += "\nThe reference column is the paper's result on CIFAR-10: other images, not comparable."
+    elif network["width"] != 1:
+        table += "\nPublished numbers are for width 1."
+    return f"{title}\n\n{table}"
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """Read ``results.json`` of an evaluation's folder, or of the file itself.
+
+    Raises:
+        ArgumentError: there is none, or it is not the result of an evaluation.
+    """
+    path = folder / "results.json" if folder.is_dir() else folder
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"{path} cannot be read ({error}); give a folder that rotnet_fast.evaluate wrote"
+        ) from None
+    if not isinstance(results, dict) or "cells" not in results:
+        raise ArgumentError(f"{path} holds no evaluation; give a folder that rotnet_fast.evaluate wrote")
+    return results
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table of each folder named."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m rotnet_fast.report FOLDER [FOLDER ...]")
+        return
+    print("\n\n".join(render(load_results(Path(argument))) for argument in arguments))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ArgumentError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,127 @@
+"""Tables show our numbers beside the right published ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rotnet_fast import paper
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.report import format_table, load_results, main, render
+from rotnet_fast.rotations import FOUR_ROTATIONS
+
+
+def results(classes: tuple[str, ...] = paper.CIFAR10_CLASSES, **settings: Any) -> dict[str, Any]:
+    return {
+        "dataset": {"display_name": "Somewhere", "classes": classes, "test_images": 10000},
+        "network": {"blocks": 4, "width": 1.0, "rotations": list(FOUR_ROTATIONS)},
+        "settings": {"images_per_class": None, "epochs": 100, **settings},
+        "cells": [
+            {"method": "frozen", "layer": "conv2", "head": "conv", "note": "", "accuracy": 90.16},
+            {"method": "random-init", "layer": "conv2", "head": "knn", "note": "some", "accuracy": 50.0},
+        ],
+    }
+
+
+def rows(table: str) -> list[list[str]]:
+    return [line.split() for line in table.splitlines()]
+
+
+def test_cifar10_rows_have_published_number_and_difference() -> None:
+    table = rows(render(results()))
+    assert ["frozen", "conv2", "conv", "90.16", "91.16", "-1.00"] in table
+    assert ["random-init", "conv2", "knn", "some", "50.00", "-", "-"] in table
+
+
+def test_class_order_does_not_matter_for_being_cifar10() -> None:
+    assert "difference" in render(results(tuple(reversed(paper.CIFAR10_CLASSES))))
+
+
+def test_other_classes_get_a_marked_reference_and_no_difference() -> None:
+    table = render(results(tuple("0123456789")))
+    assert "CIFAR-10 reference" in table
+    assert "difference" not in table
+    assert ["frozen", "conv2", "conv", "90.16", "91.16"] in rows(table)
+    assert table.splitlines()[-1].endswith("not comparable.")
+
+
+def test_other_width_than_the_published_one_is_pointed_out() -> None:
+    half = results()
+    half["network"]["width"] = 0.5
+    assert "Published numbers are for width 1." in render(half)
+    assert "Published numbers" not in render(results())
+
+
+def test_few_labels_are_compared_with_the_label_scarcity_curve() -> None:
+    table = render(results(images_per_class=20))
+    assert "20 labels per class" in table
+    assert ["frozen", "conv2", "conv", "90.16", "64.80", "+25.36"] in rows(table)
+
+
+def test_numbers_are_right_aligned_and_text_is_left_aligned() -> None:
+    table = format_table(["name", "value"], [["a", "1.00"], ["longer", "10.00"]], numeric=[1])
+    assert table == "name    value\n------  -----\na        1.00\nlonger  10.00"
+
+
+def test_main_prints_a_saved_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    main([str(tmp_path)])
+    assert capsys.readouterr().out.strip() == render(results())
+
+
+def test_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"results\.json cannot be read"):
+        load_results(tmp_path)
+
+
+def test_results_of_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"rotation_accuracy": 96.0}')
+    with pytest.raises(ArgumentError, match="holds no evaluation"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "head", "blocks", "rotations", "labels", "expected"),
+    [
+        ("frozen", "conv2", "nonlinear", 4, FOUR_ROTATIONS, None, 89.06),
+        ("frozen", "conv5", "nonlinear", 5, FOUR_ROTATIONS, None, 50.37),
+        ("frozen", "conv5", "nonlinear", 4, FOUR_ROTATIONS, None, None),
+        ("frozen", "conv2", "nonlinear", 4, (0, 180), None, 87.46),
+        ("frozen", "conv1", "nonlinear", 4, (0, 180), None, None),
+        ("frozen", "conv2", "conv", 4, FOUR_ROTATIONS, None, 91.16),
+        ("frozen", "conv2", "conv", 4, (0, 180), None, None),
+        ("frozen", "conv2", "conv", 3, FOUR_ROTATIONS, None, None),
+        ("frozen", "conv2", "conv", 4, FOUR_ROTATIONS, 400, 85.3),
+        ("frozen", "conv2", "nonlinear", 4, FOUR_ROTATIONS, 400, None),
+        ("fine-tune", "conv2", "conv", 4, FOUR_ROTATIONS, None, 92.17),
+        ("random-init", "conv2", "conv", 4, FOUR_ROTATIONS, None, 72.50),
+        ("random-init", "conv2", "conv", 4, FOUR_ROTATIONS, 20, None),
+        ("random-init", "conv1", "conv", 4, FOUR_ROTATIONS, None, None),
+        ("supervised", None, None, 4, FOUR_ROTATIONS, None, 92.80),
+        ("supervised", None, None, 4, FOUR_ROTATIONS, 100, 63.3),
+        ("supervised", None, None, 4, FOUR_ROTATIONS, 50, None),
+        ("frozen", "conv2", "knn", 4, FOUR_ROTATIONS, None, None),
+    ],
+)
+def test_published_number_belongs_to_the_very_same_setting(
+    method: str,
+    layer: str | None,
+    head: str | None,
+    blocks: int,
+    rotations: tuple[int, ...],
+    labels: int | None,
+    expected: float | None,
+) -> None:
+    found = paper.published_accuracy(
+        method, layer, head, blocks=blocks, rotations=rotations, images_per_class=labels
+    )
+    assert found == expected
+
+
+def test_tables_of_the_paper_agree_where_they_overlap() -> None:
+    assert paper.NONLINEAR_HEAD[4]["conv2"] == paper.FROZEN["nonlinear"]
+    assert paper.ROTATION_SETS[FOUR_ROTATIONS] == paper.FROZEN["nonlinear"]
+    assert paper.LABEL_SCARCITY["supervised"][5000] == paper.SUPERVISED
