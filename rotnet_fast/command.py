@@ -8,11 +8,16 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
+from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import OutOfMemoryError, RotnetError
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""From a library that writes by itself, such as TensorBoard."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch's RuntimeErrors say, on CUDA devices and on the CPU."""
@@ -34,6 +39,10 @@ def run_command(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("stopped before training began; nothing was saved", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        return _fail(cannot_write(error.filename or "to the run folder", error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
             raise

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.rotations import FOUR_ROTATIONS, quarter_turns
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
@@ -137,6 +137,7 @@ class PretrainConfig:
 
         Raises:
             ArgumentError: one sentence with the setting, the value found and what is allowed.
+            CheckpointError: ``resume`` names a path that does not exist.
         """
         _require(
             "rotations",
@@ -166,6 +167,8 @@ class PretrainConfig:
         _require("device", self.device, known_device, "must be auto, cpu, cuda or cuda:N")
         if self.dataset == "folder" and self.data_dir is None:
             raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+        if self.resume not in (None, "auto") and not Path(self.resume).exists():
+            raise CheckpointError(f"resume is {self.resume}, which does not exist; give auto, or a run folder")
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""

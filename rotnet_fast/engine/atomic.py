@@ -46,7 +46,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def cannot_write(path: Path, error: OSError) -> CannotWriteError:
+def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
     """The one sentence that a failed write is reported with."""
     reason = error.strerror or str(error)
     return CannotWriteError(

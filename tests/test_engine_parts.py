@@ -1,0 +1,179 @@
+"""Metric sums, number formats, devices and run folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rotnet_fast.engine.device import resolve_device
+from rotnet_fast.engine.metrics import MetricSums, means
+from rotnet_fast.engine.precision import Precision, resolve_precision
+from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.errors import ArgumentError, CannotWriteError
+from rotnet_fast.models.nin import NetworkInNetwork
+
+CPU = torch.device("cpu")
+
+
+def add(sums: MetricSums, device: torch.device, *losses: float) -> None:
+    for loss in losses:
+        one = torch.ones((), dtype=torch.int64, device=device)
+        sums.add({"loss": torch.tensor(loss, device=device), "count": one})
+
+
+def test_sums_are_read_per_interval_and_per_epoch(device: torch.device) -> None:
+    sums = MetricSums()
+    add(sums, device, 1.0, 2.0)
+    assert sums.read_interval() == {"loss": 3.0, "count": 2.0}
+    add(sums, device, 5.0)
+    assert sums.read_interval() == {"loss": 5.0, "count": 1.0}
+    assert sums.read() == {"loss": 8.0, "count": 3.0}
+
+
+def test_sums_do_not_change_the_tensors_they_were_given(device: torch.device) -> None:
+    first = torch.tensor(1.0, dtype=torch.float64, device=device)
+    sums = MetricSums()
+    sums.add({"loss": first})
+    sums.add({"loss": first})
+    assert first.item() == 1.0
+
+
+def test_sums_continue_exactly_from_a_saved_state(device: torch.device) -> None:
+    whole, before = MetricSums(), MetricSums()
+    losses = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+    add(whole, device, *losses[:7])
+    add(before, device, *losses[:7])
+    whole.read_interval()
+    before.read_interval()
+    add(whole, device, *losses[7:])
+    add(before, device, *losses[7:12])
+    after = MetricSums()
+    after.load_state_dict(before.state_dict(), device)
+    add(after, device, *losses[12:])
+    assert after.read_interval() == whole.read_interval()
+    assert after.state_dict() == whole.state_dict()
+
+
+def test_means_are_per_view_and_accuracies_in_percent() -> None:
+    assert means({"loss": 6.0, "rotation_accuracy": 3.0, "count": 4.0}) == {
+        "loss": 1.5,
+        "rotation_accuracy": 75.0,
+    }
+
+
+def test_auto_precision_never_emulates() -> None:
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert resolve_precision("auto", CPU).name == ("bf16" if native else "fp32")
+
+
+def test_fp16_on_the_cpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(ArgumentError, match=r"fp16.*CUDA.*BatchNorm.*--precision bf16"):
+        resolve_precision("fp16", CPU)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="'tf32'; choose from auto, fp32"):
+        resolve_precision("tf32", CPU)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_weights_gradients_and_statistics_are_fp32_in_every_precision(
+    name: str, device: torch.device
+) -> None:
+    if name == "fp16" and device.type == "cpu":
+        pytest.skip("fp16 is refused on the CPU")
+    precision = resolve_precision(name, device)
+    network = NetworkInNetwork(blocks=3, width=0.05).to(device)
+    with precision.autocast():
+        logits = network(torch.randn(8, 3, 16, 16, device=device, dtype=precision.dtype))
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.arange(8, device=device) % 4)
+    loss.backward()
+    tensors = [*network.parameters(), *(parameter.grad for parameter in network.parameters())]
+    tensors += [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    assert {tensor.dtype for tensor in tensors if tensor is not None} == {torch.float32}
+
+
+def test_batch_statistics_accumulate_in_fp32_from_bf16_activations(device: torch.device) -> None:
+    # A bf16 sum would stop growing at 256 times its addend; the mean of 64k values near 3 would be far off.
+    x = (3 + torch.randn(16, 8, 64, 64, generator=torch.Generator().manual_seed(0))).bfloat16().to(device)
+    norm = torch.nn.BatchNorm2d(8, momentum=1.0).to(device)
+    with Precision("bf16", device.type).autocast():
+        norm(x.contiguous(memory_format=torch.channels_last))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, x.double().mean((0, 2, 3)).float(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(norm.running_var, x.double().var((0, 2, 3)).float(), rtol=1e-4, atol=0)
+
+
+def test_loss_scaling_is_for_fp16_alone() -> None:
+    assert not Precision("bf16", "cpu").grad_scaler().is_enabled()
+    assert Precision("bf16", "cpu").grad_scaler().state_dict() == {}
+
+
+def test_auto_takes_a_cuda_device_where_there_is_one() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"cuda:99.*--device cpu"):
+        resolve_device("cuda:99")
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path / "run"),
+        pytest.raises(ArgumentError, match=r"in use by another run \(process \d+\)"),
+    ):
+        RunFolder(tmp_path / "run", resume=True)
+    RunFolder(tmp_path / "run").close()
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        run.write_config({})
+    with pytest.raises(ArgumentError, match=r"already holds a run; add --resume auto"):
+        RunFolder(tmp_path / "run")
+    RunFolder(tmp_path / "run", resume=True).close()
+
+
+def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as run:
+        run.write_config({})
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match="already holds"):
+            RunFolder(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_made_is_a_plain_sentence() -> None:
+    with pytest.raises(CannotWriteError, match="cannot write /dev/null/run: Not a directory"):
+        RunFolder(Path("/dev/null/run"))
+
+
+def test_metrics_are_cut_back_to_a_position(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        run.append_metrics({"step": 1})
+        position = run.metrics_position()
+        run.append_metrics({"step": 2})
+        run.truncate_metrics(position)
+        run.truncate_metrics(position + 1000)  # a shorter file is left as it is
+        run.append_metrics({"step": 3})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 3}]
+
+
+def test_settings_and_results_are_json_that_reads_back(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        run.write_config({"rotations": (0, 90), "data_dir": Path("data")})
+        run.write_results({"accuracy": 91.1})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"rotations": [0, 90], "data_dir": "data"}
+    assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy": 91.1}
+
+
+def test_the_environment_names_versions_and_hardware() -> None:
+    found = environment("cpu")
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"] == found["cpu"] != ""
