@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             results = pretrain(config)
         except Interrupted:
-            print(f"saved; go on with: {resume_command(arguments)}", file=sys.stderr)
+            print(f"saved; go on with: {resume_command(arguments, config)}", file=sys.stderr)
             raise
         print(summary(config, results))
 
@@ -176,12 +176,12 @@ def go_on(trainer: Trainer, path: Path, may_start: bool) -> None:
     print(f"going on from {found}: {state['epoch']} epochs and {state['step']} steps done")
 
 
-def resume_command(arguments: Sequence[str]) -> str:
+def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
     """The command that goes on with a run started with these arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume")
-    known, rest = parser.parse_known_args(list(arguments))
-    return f"{PROGRAM} {shlex.join([*rest, '--resume', known.resume or 'auto'])}"
+    others = parser.parse_known_args(list(arguments))[1]
+    return f"{PROGRAM} {shlex.join([*others, '--resume', str(config.output_folder())])}"
 
 
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:

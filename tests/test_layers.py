@@ -1,0 +1,90 @@
+"""Layers import downwards only, and no file grows beyond what can be read in one go."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rotnet_fast"
+
+# Longest matching beginning decides. Within a layer modules may import each other.
+LAYERS = {
+    "rotnet_fast": 4,  # names of the layers below, each imported when it is first asked for
+    "rotnet_fast.errors": 0,
+    "rotnet_fast.rotations": 0,
+    "rotnet_fast.philox": 0,
+    "rotnet_fast.config": 0,
+    "rotnet_fast.paper": 0,
+    "rotnet_fast._core": 0,
+    "rotnet_fast.ops": 1,
+    "rotnet_fast.data": 1,
+    "rotnet_fast.models": 1,
+    "rotnet_fast.engine": 1,
+    "rotnet_fast.engine.rotation_task": 2,
+    "rotnet_fast.engine.run_log": 2,
+    "rotnet_fast.engine.trainer": 2,
+    "rotnet_fast.command": 2,
+    "rotnet_fast.protocols": 3,
+    "rotnet_fast.report": 3,
+    "rotnet_fast.presets": 4,
+    "rotnet_fast.pretrain": 4,
+    "rotnet_fast.evaluate": 4,
+    "rotnet_fast.doctor": 4,
+}
+
+SOURCES = {".py", ".h", ".cpp", ".cu", ".cuh"}
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def layer(module: str) -> int:
+    """Layer of a module; a KeyError means that it has to be entered above."""
+    while module not in LAYERS:
+        module, dot, _ = module.rpartition(".")
+        if module == "rotnet_fast" or not dot:
+            raise KeyError("a new module has no layer yet")
+    return LAYERS[module]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {
+                name if name in MODULES or name == "rotnet_fast._core" else str(node.module) for name in names
+            }
+    return {name for name in found if name.split(".")[0] == "rotnet_fast"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_its_own_layer_and_those_below(module: str) -> None:
+    for imported in imports(MODULES[module]) - {"rotnet_fast"}:  # the version is anyone's to read
+        assert layer(imported) <= layer(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("data", "ops"), ("ops", "data"), ("ops", "models"), ("data", "engine")]
+)
+def test_parts_that_must_not_know_each_other(one: str, other: str) -> None:
+    for module, path in MODULES.items():
+        if module.startswith(f"rotnet_fast.{one}"):
+            assert not [name for name in imports(path) if name.startswith(f"rotnet_fast.{other}")], module
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    folders = ("rotnet_fast", "csrc", "tests", "benchmarks", "build_tools")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
+    assert len(files) > 50
+    too_long = [str(path) for path in files if len(path.read_text().splitlines()) > 400]
+    assert too_long == []

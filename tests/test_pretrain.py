@@ -1,0 +1,185 @@
+"""The pretraining command: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import read_digits_once
+
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.pretrain import PROGRAM, main, parse, resume_command
+
+TINY = shlex.split(
+    "--preset quickstart --image-size 16 --limit-train 40 --limit-test 20 --blocks 3 --width 0.05 --epochs 2 "
+    "--batch-size 16 --lr 0.05 --device cpu --precision fp32"
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _digits() -> Iterator[None]:
+    with read_digits_once():
+        yield
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of a tiny run, relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path("the run")
+
+
+def test_a_run_leaves_everything_that_it_promises(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((output / "results.json").read_text())
+    assert f"rotation accuracy {results['rotation_accuracy']:.2f} % on the 20 test images" in printed
+    assert "images/s" in printed
+    assert "next: python -m rotnet_fast.evaluate --checkpoint 'the run'" in printed
+
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoints", "config.json", "lock", "metrics.jsonl", "results.json", "tensorboard",
+    ]  # fmt: skip
+    assert any((output / "tensorboard").iterdir())
+    assert json.loads((output / "config.json").read_text())["settings"]["epochs"] == 2
+    assert set(results["rotation_accuracy_by_degrees"]) == {"0", "90", "180", "270"}
+    assert 0 <= results["rotation_accuracy"] <= 100
+    assert results["images_per_second"] > 0
+    assert results["dataset"] == "handwritten digits (scikit-learn)"
+    assert results["environment"]["torch"] == torch.__version__
+    kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["train", "train_epoch", "test_epoch"] * 2
+
+
+def test_a_checkpoint_alone_rebuilds_the_network(output: Path) -> None:
+    assert main([*TINY, "--output", str(output), "--rotations", "90", "270"]) == 0
+    _, state, _ = checkpoint.load_newest(output)
+    config = state["config"]
+    network = NetworkInNetwork(
+        len(config["rotations"]), config["blocks"], config["width"], config["in_channels"]
+    )
+    network.load_state_dict(state["module"])
+    assert network.classifier.out_features == 2
+
+
+def test_a_second_run_in_the_same_folder_is_refused(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--output", str(output)]) == 0
+    before = (output / "results.json").read_bytes()
+    assert main([*TINY, "--output", str(output)]) == 2
+    assert "already holds a run; add --resume auto" in capsys.readouterr().err
+    assert (output / "results.json").read_bytes() == before
+
+
+def fails_in_training(error: BaseException) -> Callable[..., Any]:
+    def train_step(self: RotationTask, *batch: Any) -> Any:
+        raise error
+
+    return train_step
+
+
+def fail(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with this code and one sentence."""
+    assert main(arguments) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+
+
+def test_missing_data_is_exit_code_3(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, "--output", str(output), "--dataset", "folder", "--data-dir", "nowhere"]
+    fail(arguments, 3, "nowhere", capsys)
+
+
+def test_a_run_that_failed_before_training_does_not_occupy_its_folder(output: Path) -> None:
+    assert main([*TINY, "--output", str(output), "--limit-train", "100000"]) == 2
+    assert main([*TINY, "--output", str(output)]) == 0
+
+
+def test_damaged_checkpoints_are_exit_code_4(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--output", str(output)]) == 0
+    for path in (output / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    fail([*TINY, "--output", str(output), "--resume", "auto"], 4, "all 3 checkpoints", capsys)
+
+
+def test_divergence_is_exit_code_5(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fail([*TINY, "--output", str(output), "--lr", "1e30"], 5, "start again with a lower --lr", capsys)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_running_out_of_memory_is_exit_code_6(
+    error: BaseException, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RotationTask, "train_step", fails_in_training(error))
+    fail([*TINY, "--output", str(output)], 6, "--batch-size", capsys)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(5, "Input/output error")])
+def test_a_bug_shows_its_traceback(error: Exception, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RotationTask, "train_step", fails_in_training(error))
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        main([*TINY, "--output", str(output)])
+
+
+def test_an_unwritable_folder_is_exit_code_7(capsys: pytest.CaptureFixture[str]) -> None:
+    fail([*TINY, "--output", "/dev/null/run"], 7, "cannot write /dev/null/run", capsys)
+
+
+def test_a_full_disk_under_a_library_is_exit_code_7(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        RunFolder, "append_metrics", fails_in_training(OSError(28, "No space left on device"))
+    )
+    fail([*TINY, "--output", str(output)], 7, "No space left on device", capsys)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_printed_command_goes_on(
+    number: int,
+    code: int,
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main([*TINY, "--output", "whole"]) == 0
+    train_step = RotationTask.train_step
+
+    def interrupted(self: RotationTask, *batch: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return train_step(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RotationTask, "train_step", interrupted)
+        assert main([*TINY, "--output", str(output)]) == code
+    lines = capsys.readouterr().err.splitlines()
+    command = next(line for line in lines if line.startswith("saved; go on with: "))
+    program = shlex.split(command.removeprefix("saved; go on with: "))
+    assert program[:3] == shlex.split(PROGRAM)
+    assert main(program[3:]) == 0
+    hashes = [json.loads((Path(f) / "results.json").read_text())["state_hash"] for f in ("whole", output)]
+    assert hashes[0] == hashes[1]
+
+
+def test_the_command_to_go_on_names_the_run_folder_instead_of_an_older_checkpoint(output: Path) -> None:
+    assert main([*TINY, "--output", str(output)]) == 0
+    arguments = ["--lr", "0.05", "--resume", str(output / "checkpoints" / "epoch-0001.pt")]
+    assert resume_command(arguments, parse(arguments)) == f"{PROGRAM} --lr 0.05 --resume 'the run'"
