@@ -37,7 +37,7 @@ def run_command(command: Callable[[], object]) -> int:
         print(interruption, file=sys.stderr)
         return interruption.exit_code
     except KeyboardInterrupt:
-        print("stopped before training began; nothing was saved", file=sys.stderr)
+        print("stopped; what had been saved before is kept", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:

@@ -72,9 +72,9 @@ class RunLog:
             rate: images per second since then.
             metrics: means over these images' views, and the learning rate.
         """
-        self._bar.update(images)
         self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
         self._bar.set_postfix_str(describe(metrics), refresh=False)
+        self._bar.update(images)
         self._record("train", epoch, step, steps_done, {**metrics, "images_per_second": rate})
 
     def epoch(

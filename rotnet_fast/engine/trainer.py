@@ -132,10 +132,9 @@ class Trainer:
             CannotWriteError: a file of the run folder could not be written.
         """
         progress, settings = self.progress, self.settings
-        images_per_epoch = self.loader.epoch_size
         log = RunLog(
             self.run,
-            total_images=settings.epochs * images_per_epoch,
+            total_images=settings.epochs * self.loader.epoch_size,
             images_done=progress.images,
             steps_done=self._steps_done(),
             progress=settings.progress,
@@ -159,16 +158,16 @@ class Trainer:
         clock = time.perf_counter()
         for batch in self.loader.epoch(progress.epoch, start_batch=progress.step):
             self._train_step(batch)
+            metrics = None
             if progress.step % settings.log_every == 0 or progress.step == len(self.loader):
                 metrics = self._read_metrics()  # waits for the device
-                images = progress.images - reported_images
-                seconds = progress.seconds - reported_seconds + time.perf_counter() - clock
-                metrics["lr"] = self.optimizer.param_groups[0]["lr"]
-                log.interval(
-                    progress.epoch, progress.step, self._steps_done(), images, images / seconds, metrics
-                )
-                reported_images, reported_seconds = progress.images, progress.seconds
             progress.seconds += time.perf_counter() - clock
+            if metrics is not None:
+                metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+                images = progress.images - reported_images
+                rate = images / (progress.seconds - reported_seconds)
+                log.interval(progress.epoch, progress.step, self._steps_done(), images, rate, metrics)
+                reported_images, reported_seconds = progress.images, progress.seconds
             if self._checkpoint_is_due():
                 self.save_checkpoint("last.pt")
             clock = time.perf_counter()
