@@ -37,13 +37,15 @@ class PretrainConfig:
     """Pretrain RotNet: learn image features by predicting by how much an image was turned."""
 
     preset: PresetName = "paper"
-    """Set of values that the other flags override. quickstart: handwritten digits, under a minute on
-    two cores. cpu: CIFAR-10 in about ten minutes on two cores. slides, paper, official: the published
-    recipes of 100, 100 and 200 epochs."""
+    """Set of values that the other flags override.
+    quickstart: handwritten digits, under a minute on two cores.
+    cpu: CIFAR-10 in about ten minutes on two cores.
+    slides, paper, official: the published recipes, 100, 100 and 200 epochs."""
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
-    """cifar10: the official archive, read where it lies or downloaded. folder: class folders of JPEG or
-    PNG files under train/ and test/. digits: scikit-learn's handwritten digits, no files needed."""
+    """cifar10: the official archive, read where it lies or downloaded.
+    folder: class folders of JPEG or PNG files under train/ and test/.
+    digits: scikit-learn's handwritten digits, no files needed."""
 
     data_dir: Path | None = None
     """Folder of the data set's files."""
@@ -64,8 +66,7 @@ class PretrainConfig:
     """Multiplies the number of channels."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
-    """Degrees counter-clockwise, multiples of 90: every image is shown under each, and the network has
-    one output for each."""
+    """Degrees counter-clockwise, multiples of 90: every image is shown under each of them."""
 
     pad: int = 4
     """Pixels of black border that a random crop may take in; 0 switches the crop off."""
@@ -104,18 +105,18 @@ class PretrainConfig:
     """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the forward and backward pass. auto: bf16 where the device computes in it, else
-    fp32. fp16 needs a CUDA device."""
+    """Number format of forward and backward pass.
+    auto: bf16 where the device computes in it, else fp32. fp16 needs a CUDA device."""
 
     compile: Literal["none", "default", "max"] = "none"
     """torch.compile of the network: off, on, or on with a longer search for fast kernels."""
 
     output: Path | None = None
-    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, or the folder that --resume names."""
+    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, or what --resume names."""
 
     resume: str | None = None
-    """Go on with a run. auto: from the newest whole checkpoint of the run folder, or from the beginning
-    where it has none. Otherwise a run folder or a checkpoint file."""
+    """Go on with a run: from this checkpoint file, or the newest whole one of this run folder.
+    auto: the run folder of these settings; from the beginning where it has no checkpoint."""
 
     eval_every: int = 1
     """Test after every so many epochs, and always after the last."""
