@@ -1,0 +1,234 @@
+"""The evaluate command, from a pretraining's run folder to the printed table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import read_digits_once, tiny_config
+
+from rotnet_fast.data import datasets
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.evaluate import EvaluateConfig, main
+from rotnet_fast.pretrain import pretrain
+from rotnet_fast.report import load_results, render
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _digits() -> Iterator[None]:
+    with read_digits_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a tiny pretraining, not to be changed."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(tiny_config(folder))
+    return folder
+
+
+@pytest.fixture
+def run(pretrained: Path, tmp_path: Path) -> Path:
+    """A copy of the run folder for one test."""
+    return Path(shutil.copytree(pretrained, tmp_path / "run"))
+
+
+def evaluate(run: Path, flags: str = "") -> int:
+    return main(["--checkpoint", str(run), "--epochs", "1", "--device", "cpu", *shlex.split(flags)])
+
+
+def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--layers conv1 conv2 --random-init --fine-tune --supervised --knn --images-per-class 2"
+    assert evaluate(run, flags) == 0
+    results = load_results(run / "evaluate-001")
+    rows = [(c["method"], c["layer"], c["head"]) for c in results["cells"]]
+    heads = [(layer, head) for layer in ("conv1", "conv2") for head in ("nonlinear", "conv")]
+    neighbours = [("conv1", "knn"), ("conv2", "knn")]
+    assert rows == [
+        *[("frozen", *place) for place in heads],
+        *[("random-init", *place) for place in heads * 2],
+        *[("fine-tune", *place) for place in heads],
+        ("supervised", None, None),
+        *[("frozen", *place) for place in neighbours],
+        *[("random-init", *place) for place in neighbours * 2],
+    ]
+    assert all(0 <= cell["accuracy"] <= 100 for cell in results["cells"])
+    assert render(results) in capsys.readouterr().out
+
+
+def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:
+    assert evaluate(run, "--no-frozen --knn") == 0
+    results = load_results(run / "evaluate-001")
+    _, state, _ = checkpoint.load_newest(run)
+    assert results["dataset"]["fingerprint"] == state["config"]["data_fingerprint"]
+    assert (results["dataset"]["train_images"], results["dataset"]["test_images"]) == (40, 20)
+    assert results["network"] == {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
+    assert results["settings"]["batch_size"] == 16
+    assert results["environment"]["torch"]
+
+
+def test_limits_override_those_of_the_pretraining(run: Path) -> None:
+    assert evaluate(run, "--no-frozen --knn --limit-train 50 --limit-test 30") == 0
+    dataset = load_results(run / "evaluate-001")["dataset"]
+    assert (dataset["train_images"], dataset["test_images"]) == (50, 30)
+
+
+def test_each_evaluation_gets_a_folder_of_its_own(run: Path) -> None:
+    for _ in range(2):
+        assert evaluate(run, "--no-frozen --knn") == 0
+    assert sorted(path.name for path in run.glob("evaluate-*")) == ["evaluate-001", "evaluate-002"]
+
+
+def test_checkpoint_file_serves_as_well_as_its_run_folder(run: Path) -> None:
+    assert evaluate(run / "checkpoints" / "last.pt", "--no-frozen --knn") == 0
+    assert (run / "evaluate-001" / "results.json").exists()
+
+
+def test_interrupted_evaluation_goes_on_where_it_was(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--heads conv --random-init --epochs 2"
+    assert evaluate(run, f"{flags} --output {shlex.quote(str(run / 'whole'))}") == 0
+    whole = load_results(run / "whole")
+    assert whole["settings"]["epochs"] == 2
+
+    steps = 0
+    train_step = Trainer._train_step
+
+    def interrupt_the_second_training(self: Trainer, *arguments: object) -> None:
+        nonlocal steps
+        train_step(self, *arguments)
+        steps += 1
+        if steps == 8:  # after two epochs of three steps each, and two steps more
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupt_the_second_training)
+    assert evaluate(run, flags) == 143
+    monkeypatch.undo()
+    advice = capsys.readouterr().err.splitlines()[0]
+    command = shlex.split(advice.partition("rotnet_fast.evaluate ")[2])
+    assert main(command) == 0
+    resumed = load_results(run / "evaluate-001")
+    assert resumed["cells"] == whole["cells"]
+    states = [
+        checkpoint.load(run / name / "random-init-running-statistics" / "checkpoints" / "last.pt")
+        for name in ("whole", "evaluate-001")
+    ]
+    assert checkpoint.state_hash(states[0]["module"]) == checkpoint.state_hash(states[1]["module"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "sentence"),
+    [
+        ("--layers conv4", 2, "layers holds 'conv4', which this network with 3 blocks does not have"),
+        ("--layers conv1 conv1", 2, "layers is conv1 conv1; give one or more, each once"),
+        ("--no-frozen", 2, "nothing to evaluate"),
+        ("--epochs 0", 2, "epochs is 0; it must be at least 1"),
+        ("--lr nan", 2, "lr is nan; it must be a number above 0"),
+        ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
+        ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),
+        ("--limit-train 100000", 2, "limit_train is 100000"),
+        ("--device cuda:99", 2, "device is cuda:99"),
+        ("--dataset folder --data-dir nowhere", 3, "nowhere"),
+    ],
+)
+def test_wrong_value_is_one_sentence_and_an_exit_code(
+    run: Path, capsys: pytest.CaptureFixture[str], flags: str, code: int, sentence: str
+) -> None:
+    assert evaluate(run, flags) == code
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert sentence in message
+    assert len(message.splitlines()) == 1
+
+
+def test_wrong_value_leaves_no_empty_folder_behind(run: Path) -> None:
+    assert evaluate(run, "--layers conv4") == 2
+    assert not list(run.glob("evaluate-*"))
+
+
+def test_missing_run_folder_is_a_checkpoint_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(tmp_path / "nowhere") == 4
+    assert "nowhere does not exist; give the run folder" in capsys.readouterr().err
+
+
+def test_folder_without_checkpoints_is_a_checkpoint_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path) == 4
+    assert "there is no checkpoint in" in capsys.readouterr().err
+
+
+def test_damaged_checkpoint_is_passed_over_for_an_older_one(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = run / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert evaluate(run, "--no-frozen --knn") == 0
+    assert "WARNING: the checkpoint" in capsys.readouterr().err
+
+
+def test_checkpoint_of_something_else_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--no-frozen --supervised") == 0
+    assert evaluate(run / "evaluate-001" / "supervised") == 4
+    assert "is not one of a pretraining" in capsys.readouterr().err
+
+
+def test_folder_of_another_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "results.json").read_bytes()
+    assert evaluate(run, f"--knn --output {shlex.quote(str(run))}") == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_unreadable_settings_of_a_run_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "config.json").write_text("{")
+    assert evaluate(run, "--no-frozen --knn") == 2
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
+def test_data_folder_of_the_pretraining_is_remembered(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["data_dir"] = "the old place"
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+
+        def refuse(data_dir: Path | None, *_: object) -> None:
+            seen.append(data_dir)
+            raise KeyboardInterrupt
+
+        patch.setitem(datasets.DATASETS, "digits", refuse)
+        assert evaluate(run) == 130
+        assert evaluate(run, "--data-dir 'the new place'") == 130
+    assert seen == [Path("the old place"), Path("the new place")]
+
+
+@pytest.mark.parametrize(
+    "flags", ["--help", "--heads svm --checkpoint x", "--wrong", "--checkpoint x --epochs 0"]
+)
+def test_help_and_wrong_flags_answer_without_torch(flags: str) -> None:
+    program = (
+        "import sys; from rotnet_fast.evaluate import main\n"
+        "try:\n    code = main(sys.argv[1:])\n"
+        "except SystemExit as error:\n    code = error.code\n"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *shlex.split(flags)], capture_output=True, text=True
+    )
+    assert done.returncode == (0 if flags == "--help" else 2), done.stderr
+
+
+def test_protocols_run_in_the_order_of_the_table() -> None:
+    config = EvaluateConfig(Path("run"), knn=True, supervised=True)
+    assert config.protocols() == ["frozen", "supervised", "knn"]

@@ -1,0 +1,287 @@
+"""Evaluation protocols train what they say, on what they say, and leave the rest alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.precision import resolve_precision
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
+from rotnet_fast.protocols.classification import ObjectClassification, scaled_schedule
+from rotnet_fast.protocols.evaluation import first_of_each_class
+from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
+
+CPU = torch.device("cpu")
+SIDE = 8
+
+
+def made_split(count: int, seed: int) -> Split:
+    """Images of noise whose mean brightness tells the class, labels 0 to 3 in turn."""
+    labels = torch.arange(count) % 4
+    noise = torch.randint(0, 64, (count, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(seed))
+    return Split((noise + 64 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def trained_network() -> NetworkInNetwork:
+    """A network whose running statistics have seen something."""
+    torch.manual_seed(7)
+    network = NetworkInNetwork(num_classes=4, blocks=3, width=0.05)
+    network.train()(torch.randn(8, 3, SIDE, SIDE))
+    return network
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> EvaluationSetup:
+    return EvaluationSetup(
+        pretrained=trained_network().state_dict(),
+        blocks=3,
+        width=0.05,
+        rotations=(0, 90, 180, 270),
+        in_channels=3,
+        pad=1,
+        flip_prob=0.5,
+        dataset=Dataset("made", "made", ("a", "b", "c", "d"), made_split(40, 0), made_split(22, 1), "0" * 64),
+        layers=("conv1", "conv2"),
+        heads=("nonlinear", "conv"),
+        epochs=2,
+        lr=0.05,
+        batch_size=16,
+        images_per_class=None,
+        seed=0,
+        device=CPU,
+        precision=resolve_precision("fp32", CPU),
+        folder=tmp_path,
+    )
+
+
+def final_state(setup: EvaluationSetup, training: str) -> dict[str, torch.Tensor]:
+    """Weights and buffers after a training of the setup."""
+    _, state, _ = checkpoint.load_newest(setup.folder / training)
+    module: dict[str, torch.Tensor] = state["module"]
+    return module
+
+
+def part(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def test_training_heads_leaves_the_frozen_network_untouched(setup: EvaluationSetup) -> None:
+    cells = PROTOCOLS["frozen"](setup)
+    state = final_state(setup, "frozen")
+    assert checkpoint.state_hash(part(state, "backbone.")) == checkpoint.state_hash(setup.pretrained)
+    fresh = setup.with_heads(setup.pretrained_network(), setup.layers, setup.heads, frozen=True)
+    for name, before in fresh.heads.state_dict().items():
+        assert not torch.equal(state[f"heads.{name}"], before), name
+    assert [(c.method, c.layer, c.head) for c in cells] == [
+        ("frozen", layer, head) for layer in ("conv1", "conv2") for head in ("nonlinear", "conv")
+    ]
+
+
+@pytest.mark.parametrize(("layer", "head"), [("conv1", "conv"), ("conv2", "nonlinear"), ("conv2", "conv")])
+def test_heads_trained_together_equal_each_trained_alone(
+    setup: EvaluationSetup, layer: str, head: str
+) -> None:
+    together = PROTOCOLS["frozen"](setup)
+    alone = replace(setup, layers=(layer,), heads=(head,), folder=setup.folder / "alone")
+    (cell,) = PROTOCOLS["frozen"](alone)
+    assert cell in together
+    prefix = f"heads.{layer}_{head}."
+    expected = part(final_state(setup, "frozen"), prefix)
+    assert checkpoint.state_hash(part(final_state(alone, "frozen"), prefix)) == checkpoint.state_hash(
+        expected
+    )
+
+
+def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: EvaluationSetup) -> None:
+    module = setup.with_heads(setup.pretrained_network(), setup.layers, setup.heads, frozen=True)
+    views = setup.views()
+    task = frozen_heads_task(module, views, lr=0.1, epochs=1)
+    task.set_train_mode()
+    assert not any(m.training for m in module.backbone.modules())
+    assert all(m.training for m in module.heads.modules())
+    task.train_step(torch.arange(8), torch.arange(8), epoch=0).loss.backward()
+    assert all(p.grad is None for p in module.backbone.parameters())
+    assert all(p.grad is not None for p in module.heads.parameters())
+
+
+def test_each_kind_of_head_has_its_own_schedule(setup: EvaluationSetup) -> None:
+    module = setup.with_heads(setup.pretrained_network(), ("conv2",), setup.heads, frozen=True)
+    groups = frozen_heads_task(module, setup.views(), lr=0.1, epochs=100).parameter_groups()
+    assert [(g.name, g.schedule.milestones) for g in groups] == [
+        ("conv2_nonlinear", (20, 40, 45)),
+        ("conv2_conv", (35, 70, 85)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"),
+    [(100, (30, 60, 80)), (200, (60, 120, 160)), (10, (3, 6, 8)), (5, (2, 3, 4)), (1, (1,))],
+)
+def test_schedule_scales_with_the_length_of_the_run(epochs: int, milestones: tuple[int, ...]) -> None:
+    schedule = scaled_schedule("supervised", 0.1, epochs)
+    assert schedule.milestones == milestones
+    assert schedule.lr(0) == 0.1
+    assert schedule.lr(milestones[0]) == pytest.approx(0.02)
+
+
+def test_fine_tuning_trains_the_blocks_up_to_the_layer_and_their_statistics(setup: EvaluationSetup) -> None:
+    (cell,) = PROTOCOLS["fine-tune"](replace(setup, layers=("conv2",), heads=("conv",)))
+    assert (cell.method, cell.layer, cell.head, cell.note) == ("fine-tune", "conv2", "conv", "lr 0.05")
+    state = part(final_state(setup, "fine-tune-conv2-conv"), "backbone.")
+    for name, before in setup.pretrained.items():
+        changed = not torch.equal(state[name], before)
+        assert changed == name.startswith(("conv1.", "conv2.")), name
+
+
+def test_untrained_networks_differ_in_batch_norm_alone(setup: EvaluationSetup) -> None:
+    backbones = setup.untrained_backbones()
+    running, batch = backbones["running statistics"].eval(), backbones["batch statistics"].eval()
+    x = torch.randn(8, 3, SIDE, SIDE)
+    assert all(torch.equal(a, b) for a, b in zip(running.parameters(), batch.parameters(), strict=True))
+    assert not torch.allclose(running(x), batch(x))
+    assert torch.equal(running.train()(x), batch(x))  # train mode takes the batch's statistics
+
+
+def test_batch_statistics_leave_nothing_behind() -> None:
+    network = trained_network()
+    use_batch_statistics(network)
+    before = checkpoint.state_hash(network.state_dict())
+    x = torch.randn(8, 3, SIDE, SIDE)
+    assert torch.equal(network.train()(x), network.eval()(x))
+    assert checkpoint.state_hash(network.state_dict()) == before
+
+
+def test_random_init_has_rows_for_both_modes(setup: EvaluationSetup) -> None:
+    cells = PROTOCOLS["random-init"](replace(setup, layers=("conv2",), heads=("conv",), epochs=1))
+    assert [(c.method, c.layer, c.head, c.note) for c in cells] == [
+        ("random-init", "conv2", "conv", "running statistics"),
+        ("random-init", "conv2", "conv", "batch statistics"),
+    ]
+
+
+def test_random_network_depends_on_the_seed_alone(setup: EvaluationSetup) -> None:
+    first = setup.random_network(4, 3)
+    state = torch.random.get_rng_state()
+    second, other = setup.random_network(4, 3), replace(setup, seed=1).random_network(4, 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationSetup) -> None:
+    (cell,) = PROTOCOLS["supervised"](replace(setup, epochs=25))
+    assert (cell.method, cell.layer, cell.head) == ("supervised", None, None)
+    assert cell.accuracy > 60  # chance is 25
+    state = final_state(setup, "supervised")
+    assert {name.partition(".")[0] for name in state} == {"conv1", "conv2", "conv3", "classifier"}
+    assert state["classifier.bias"].shape == (4,)
+
+
+def test_knn_has_one_row_for_each_layer_and_network(setup: EvaluationSetup) -> None:
+    pretrained = PROTOCOLS["knn"](setup)
+    assert [(c.method, c.layer, c.head) for c in pretrained] == [
+        ("frozen", "conv1", "knn"),
+        ("frozen", "conv2", "knn"),
+    ]
+    assert pretrained[0].accuracy > 60  # brightness tells the class; chance is 25
+    untrained = PROTOCOLS["random-init-knn"](setup)
+    assert [(c.layer, c.note) for c in untrained] == [
+        ("conv1", "running statistics"),
+        ("conv2", "running statistics"),
+        ("conv1", "batch statistics"),
+        ("conv2", "batch statistics"),
+    ]
+
+
+def test_few_labels_are_the_first_of_each_class_in_file_order() -> None:
+    split = Split(
+        torch.arange(9, dtype=torch.uint8).view(9, 1, 1, 1), torch.tensor([1, 0, 1, 1, 0, 2, 2, 0, 2])
+    )
+    kept = first_of_each_class(split, 2)
+    assert kept.images.flatten().tolist() == [0, 1, 2, 4, 5, 6]
+    assert kept.labels.tolist() == [1, 0, 1, 0, 2, 2]
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_more_labels_than_there_are_is_an_error(count: int) -> None:
+    split = Split(torch.zeros(7, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 1, 1, 1]))
+    with pytest.raises(ArgumentError, match=rf"images-per-class is {count}; the smallest class has 3"):
+        first_of_each_class(split, count)
+
+
+def test_few_labels_are_revisited_until_an_epoch_has_its_usual_size(setup: EvaluationSetup) -> None:
+    loader = replace(setup, images_per_class=2).views().loader
+    (indices, ids) = zip(*((batch.indices, batch.sample_ids) for batch in loader.epoch(0)), strict=True)
+    assert torch.bincount(torch.cat(indices)).tolist() == [5] * 8  # 40 visits to 8 images
+    assert len(set(torch.cat(ids).tolist())) == 40  # each with its own augmentation
+
+
+def test_training_views_are_augmented_and_test_views_are_not(setup: EvaluationSetup) -> None:
+    views = setup.views()
+    rows = torch.arange(16)
+    mean, std = torch.tensor(setup.dataset.mean), torch.tensor(setup.dataset.std)
+    plain = ((views.loader.images[:16] / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(views.plain(views.loader.images[:16]), plain)
+    first = views.augmented(rows, rows, epoch=0).clone()
+    second = views.augmented(rows, rows, epoch=1).clone()
+    assert not torch.allclose(first, plain)
+    assert not torch.allclose(first, second)
+    assert torch.equal(views.augmented(rows, rows, epoch=0), first)
+
+
+def test_accuracy_counts_every_test_image_once(setup: EvaluationSetup) -> None:
+    views = setup.views()  # 22 test images in batches of 16 and 6; classes 0 and 1 have 6, 2 and 3 have 5
+
+    def always(label: int, batch: torch.Tensor) -> torch.Tensor:
+        return torch.eye(4)[label].expand(len(batch), 4)
+
+    task = ObjectClassification(
+        torch.nn.Identity(), lambda batch: {"a": always(0, batch), "b": always(3, batch)}, [], views
+    )
+    assert task.evaluate() == {"a_accuracy": pytest.approx(600 / 22), "b_accuracy": pytest.approx(500 / 22)}
+
+
+def test_training_accuracy_and_loss_are_sums_over_images(setup: EvaluationSetup) -> None:
+    logits = torch.tensor([[4.0, 0, 0, 0]]).expand(8, 4)
+    task = ObjectClassification(torch.nn.Identity(), lambda _: {"a": logits, "b": logits}, [], setup.views())
+    output = task.train_step(torch.arange(8), torch.arange(8), epoch=0)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, torch.arange(8) % 4)
+    torch.testing.assert_close(output.loss, 2 * cross_entropy)
+    torch.testing.assert_close(output.sums["loss"], 8 * 2 * cross_entropy)
+    assert (output.sums["a_accuracy"], output.sums["count"]) == (2, 8)
+
+
+def test_finished_training_is_not_repeated(setup: EvaluationSetup) -> None:
+    first = PROTOCOLS["frozen"](setup)
+    metrics = (setup.folder / "frozen" / "metrics.jsonl").read_bytes()
+    assert PROTOCOLS["frozen"](setup) == first
+    assert (setup.folder / "frozen" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_folder_of_an_evaluation_with_other_settings_is_refused(setup: EvaluationSetup) -> None:
+    PROTOCOLS["frozen"](setup)
+    with pytest.raises(CheckpointError, match=r"there images_per_class is None, here 2"):
+        PROTOCOLS["frozen"](replace(setup, images_per_class=2))
+
+
+def test_unknown_head_is_named() -> None:
+    for heads in (["svm"], []):
+        with pytest.raises(ArgumentError, match=r"heads is (svm|empty); choose from nonlinear, conv"):
+            HeadsOnBackbone(
+                trained_network(),
+                ["conv2"],
+                heads,
+                image_shape=(3, SIDE, SIDE),
+                num_classes=4,
+                width=0.05,
+                seed=0,
+                frozen=True,
+            )
