@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import rotnet_fast
-from rotnet_fast.ops.library import LIBRARIES
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read when torch is imported
+
+import torch  # noqa: E402
+
+import rotnet_fast  # noqa: E402
+from rotnet_fast.ops.library import LIBRARIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

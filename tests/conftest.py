@@ -1,9 +1,14 @@
-"""Shared by all tests: one intra-op setting, and the devices that this machine has."""
+"""Shared by all tests: the devices that this machine has, and threads that do not spin."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
-import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see command.py
+
+import torch  # noqa: E402
 
 DEVICES = [
     "cpu",

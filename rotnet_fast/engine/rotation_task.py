@@ -83,8 +83,11 @@ class RotationTask:
         """Train mode: BatchNorm normalises with the batch's statistics."""
         self.module.train()
 
-    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
-        """Loss, number of views and of correct ones for images int64 [B]."""
+    def views(
+        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented views [B*K,C,H,W] of images int64 [B], in a buffer that the next call overwrites,
+        and their labels [B*K]."""
         views, labels = rotate_batch(
             self.train_images,
             indices,
@@ -95,8 +98,13 @@ class RotationTask:
             flip_prob=self.flip_prob,
             out=self._buffers.get(len(indices)),
             **self.view_settings,
-        )  # [B*K,C,H,W], [B*K]
+        )
         self._buffers[len(indices)] = views
+        return views, labels
+
+    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
+        """Loss, number of views and of correct ones for images int64 [B]."""
+        views, labels = self.views(indices, sample_ids, epoch)  # [B*K,C,H,W], [B*K]
         logits = self._train_forward(views).float()  # [B*K,K]
         losses = functional.cross_entropy(logits, labels, reduction="none")  # [B*K]
         sums = {
