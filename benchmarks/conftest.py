@@ -14,10 +14,10 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read when torch is imported
 
-import torch  # noqa: E402
+import torch
 
-import rotnet_fast  # noqa: E402
-from rotnet_fast.ops.library import LIBRARIES  # noqa: E402
+import rotnet_fast
+from rotnet_fast.ops.library import LIBRARIES
 
 ROOT = Path(__file__).resolve().parent.parent
 

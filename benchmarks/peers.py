@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
 
@@ -33,7 +33,7 @@ def _cropped(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """Batched crop and flip by one advanced index, uint8 [B,H,W,C]."""
     batch, device = len(indices), images.device
     height, width = images.shape[1:3]
-    padded = F.pad(images[indices], (0, 0, PAD, PAD, PAD, PAD))
+    padded = functional.pad(images[indices], (0, 0, PAD, PAD, PAD, PAD))
     top = torch.randint(0, 2 * PAD + 1, (batch, 1, 1), device=device)
     left = torch.randint(0, 2 * PAD + 1, (batch, 1, 1), device=device)
     flip = torch.rand(batch, 1, 1, device=device) < 0.5

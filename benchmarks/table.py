@@ -1,8 +1,8 @@
 """Markdown tables from the JSON of a benchmark run; every number of the README's tables comes from it.
 
-    pytest benchmarks/ --benchmark-only --benchmark-json=FILE
-    python -m benchmarks.table FILE                  # print
-    python -m benchmarks.table FILE --readme README.md   # replace the table there
+pytest benchmarks/ --benchmark-only --benchmark-json=FILE
+python -m benchmarks.table FILE                  # print
+python -m benchmarks.table FILE --readme README.md   # replace the table there
 """
 
 from __future__ import annotations

@@ -110,6 +110,4 @@ def test_ceiling_of_streaming_stores(benchmark: Any, record: Any, megabytes: int
     benchmark.group = "cpu ceiling: streaming stores"
     benchmark(core.streaming_store_rate, buffer, threads, 1)
     rates = [core.streaming_store_rate(buffer, threads, 4) for _ in range(15)]
-    record(
-        what="ceiling", device="cpu", megabytes=megabytes, bytes_per_second=sorted(rates)[len(rates) // 2]
-    )
+    record(what="ceiling", device="cpu", megabytes=megabytes, bytes_per_second=sorted(rates)[len(rates) // 2])

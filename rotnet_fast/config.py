@@ -169,7 +169,9 @@ class PretrainConfig:
         if self.dataset == "folder" and self.data_dir is None:
             raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
         if self.resume not in (None, "auto") and not Path(self.resume).exists():
-            raise CheckpointError(f"resume is {self.resume}, which does not exist; give auto, or a run folder")
+            raise CheckpointError(
+                f"resume is {self.resume}, which does not exist; give auto, or a run folder"
+            )
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast import paper
+from rotnet_fast.command import run_command
 from rotnet_fast.errors import ArgumentError
 
 
@@ -112,7 +113,11 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the table of each folder named."""
+    """Print the table of each folder named.
+
+    Raises:
+        ArgumentError: a folder holds no evaluation.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m rotnet_fast.report FOLDER [FOLDER ...]")
         return
@@ -120,7 +125,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ArgumentError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see command.py
 
-import torch  # noqa: E402
+import torch
 
 DEVICES = [
     "cpu",

@@ -187,7 +187,9 @@ def _check_images(
             f"crop them to a square or pass rotations=(0, 180)"
         )
     if not images.is_contiguous():
-        raise ValueError("images must be contiguous [N,H,W,C]; call images.contiguous() once, before the loop")
+        raise ValueError(
+            "images must be contiguous [N,H,W,C]; call images.contiguous() once, before the loop"
+        )
     if images.device.type not in ("cpu", "cuda"):
         raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
     batch = number if indices is None else indices.shape[0] if indices.dim() == 1 else -1
