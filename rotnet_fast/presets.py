@@ -50,19 +50,26 @@ def cpu() -> PretrainConfig:
 def quickstart() -> PretrainConfig:
     """Handwritten digits in under a minute on two CPU cores, to see that everything works.
 
-    Ours, with no counterpart in the paper.
+    Paper: 32x32 images, crops, flips, weight decay 5e-4. Ours: 16x16, because the digits are 8x8 by
+    nature: a quarter of the work, spent on twice the width. Neither crops nor flips, because on 1,437
+    images they cost more than they give (at 32x32 and a quarter of the width, 8 epochs: 96.4 % without,
+    94.9 % with a crop of +-2 pixels, 87.9 % with flips as well: a mirrored digit is no digit). Weight
+    decay 2e-3, against overfitting. Reaches about 97 %; some views cannot be told apart, as a 0 or an 8
+    looks much the same upside down and a 6 becomes a 9.
     """
     return PretrainConfig(
         preset="quickstart",
         dataset="digits",
-        width=0.25,
+        image_size=16,
+        width=0.5,
+        pad=0,
+        flip_prob=0.0,
         epochs=10,
         batch_size=32,
         lr=0.1,
         schedule="linear",
         milestones=(),
-        flip_prob=0.0,
-        pad=2,
+        weight_decay=2e-3,
     )
 
 
