@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -124,6 +125,8 @@ class EvaluateConfig:
             raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
         if not 0 <= self.seed < 2**63:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
         for name, values in (("layers", self.layers), ("heads", self.heads)):
             if not values or len(set(values)) < len(values):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
@@ -161,7 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = tyro.cli(EvaluateConfig, prog=PROGRAM, args=arguments)
-        config.validate()
         folder = config.output_folder()
         try:
             results = evaluate(config, folder)
@@ -193,7 +195,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
 
     settings = asdict(config)
     previous = read_settings(folder)
-    if previous is not None and previous.get("checkpoint") != str(config.checkpoint):
+    if previous is not None and Path(previous.get("checkpoint", "")).resolve() != config.checkpoint.resolve():
         raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
     setup = load_setup(config, folder)
     dataset = setup.dataset
@@ -232,6 +234,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     from rotnet_fast.engine import checkpoint
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.models.nin import NetworkInNetwork
     from rotnet_fast.protocols.evaluation import EvaluationSetup
 
     device = resolve_device(config.device)
@@ -246,6 +249,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
             f"python -m rotnet_fast.pretrain"
         )
     print(f"features of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
+    NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
     if config.dataset in (None, recipe["dataset"]):
         data_dir = config.data_dir or pretraining_data_dir(config.run_folder())
         limits = (config.limit_train or recipe["limit_train"], config.limit_test or recipe["limit_test"])
@@ -253,7 +257,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         data_dir = config.data_dir
         limits = (config.limit_train, config.limit_test)
     dataset = load_dataset(config.dataset or recipe["dataset"], data_dir, recipe["image_size"], *limits)
-    setup = EvaluationSetup(
+    return EvaluationSetup(
         pretrained=state["module"],
         blocks=recipe["blocks"],
         width=recipe["width"],
@@ -273,8 +277,6 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         precision=precision,
         folder=folder,
     )
-    setup.pretrained_network().check_layers(config.layers)
-    return setup
 
 
 def pretraining_data_dir(run_folder: Path) -> Path | None:

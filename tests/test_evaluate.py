@@ -137,6 +137,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
         ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),
         ("--limit-train 100000", 2, "limit_train is 100000"),
+        ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--dataset folder --data-dir nowhere", 3, "nowhere"),
     ],
@@ -211,6 +212,16 @@ def test_data_folder_of_the_pretraining_is_remembered(run: Path, capsys: pytest.
         assert evaluate(run) == 130
         assert evaluate(run, "--data-dir 'the new place'") == 130
     assert seen == [Path("the old place"), Path("the new place")]
+
+
+def test_report_prints_the_table_again(run: Path) -> None:
+    assert evaluate(run, "--no-frozen --knn") == 0
+    report = [sys.executable, "-m", "rotnet_fast.report"]
+    done = subprocess.run([*report, str(run / "evaluate-001")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, render(load_results(run / "evaluate-001")))
+    done = subprocess.run([*report, "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nowhere cannot be read")
 
 
 @pytest.mark.parametrize(
