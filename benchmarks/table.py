@@ -53,6 +53,22 @@ def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The CUDA kernel alone: time per call and share of the measured copy bandwidth."""
+    copies = [row for row in rows if row["extra_info"].get("what") == "copy ceiling"]
+    kernels = [row for row in rows if row["extra_info"].get("what") == "kernel"]
+    if not copies or not kernels:
+        return []
+    ceiling = copies[0]["extra_info"]["bytes_moved"] / copies[0]["stats"]["median"]
+    lines = ["| CUDA kernel in a graph, batch | dtype | us per call | of copy bandwidth |", "|---|---|---:|---:|"]
+    for row in kernels:
+        info = row["extra_info"]
+        seconds = row["stats"]["median"] / info["calls"]
+        share = 100 * info["bytes_per_call"] / seconds / ceiling
+        lines.append(f"| {info['batch']} | {info['dtype']} | {1e6 * seconds:.1f} | {share:.0f} % |")
+    return [*lines, ""]
+
+
 def training_table(rows: list[dict[str, Any]]) -> list[str]:
     """Whole training steps and the share of them that the data path takes."""
     cases: dict[tuple[str, float, int, str], dict[str, float]] = {}
@@ -76,7 +92,7 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def render(results: dict[str, Any], source: str) -> str:
-    """Both tables under a line that says where they come from."""
+    """All tables above a line that says where they come from."""
     machine = results["machine_info"]
     where = (
         f"Measured on {machine['processor']}, {machine['threads']} threads, GPU: {machine['gpu']}; "
@@ -84,7 +100,7 @@ def render(results: dict[str, Any], source: str) -> str:
         f"{machine['cpu_kernel']}; medians; from `{source}`."
     )
     rows = results["benchmarks"]
-    return "\n".join([*rotate_batch_table(rows), "", *training_table(rows), "", where])
+    return "\n".join([*rotate_batch_table(rows), "", *kernel_table(rows), *training_table(rows), "", where])
 
 
 def main() -> None:
