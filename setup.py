@@ -1,7 +1,7 @@
 """Builds the kernels: a CPU library, a CUDA library where the toolkit fits, and a pybind11 module.
 
 ROTNET_CUDA=0|1|auto: without, with (or fail), or with CUDA kernels where nvcc fits torch (default).
-TORCH_CUDA_ARCH_LIST: GPU architectures, as torch's own extensions read it.
+TORCH_CUDA_ARCH_LIST: GPU architectures as numbers, such as "8.0;9.0"; PTX of the newest is always added.
 """
 
 from __future__ import annotations
@@ -82,9 +82,11 @@ def choose_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
 
 def architecture_flags(root: Path) -> tuple[list[str], str]:
     """nvcc flags for the architectures to build, and their names."""
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if wanted:
-        names = [name for name in re.split(r"[;\s,]+", wanted.replace("+PTX", "")) if name]
+        names = re.split(r"[;\s,]+", wanted.replace("+PTX", ""))
+        if not all(re.fullmatch(r"\d+\.\d+a?", name) for name in names):
+            sys.exit(f'rotnet_fast: TORCH_CUDA_ARCH_LIST is {wanted!r}; give numbers, such as "8.0;9.0"')
     else:
         listing = subprocess.run(
             [str(root / "bin" / "nvcc"), "--list-gpu-arch"], capture_output=True, text=True, check=False
@@ -111,6 +113,9 @@ class BuildKernels(build_ext):
     """Decides what to build when a build is asked for: metadata needs neither torch nor a compiler."""
 
     def run(self) -> None:
+        # What an earlier build left behind would be loaded, although this one may not make it again.
+        for stale in (ROOT / "rotnet_fast").glob("_C_*.so"):
+            stale.unlink()
         if find_compiler() is None:
             say("no C++ compiler was found; the plain-torch fallback will run, which is slow")
             self.extensions = []

@@ -18,6 +18,7 @@ from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
 
 PAD = 4
 Peer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+MakePeer = Callable[[bool, torch.dtype, torch.device], Peer]
 
 
 def _labels(batch: int, device: torch.device) -> torch.Tensor:
@@ -43,11 +44,11 @@ def _cropped(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return padded[torch.arange(batch, device=device)[:, None, None], rows, columns]
 
 
-def eager_uint8(augment: bool, dtype: torch.dtype) -> Peer:
+def eager_uint8(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """torch.rot90 on uint8, stack, then normalise: moves the fewest bytes of the eager ways."""
+    scale, shift = _constants(device)
 
     def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, shift = _constants(images.device)
         upright = _cropped(images, indices) if augment else images[indices]
         views = torch.stack([torch.rot90(upright, k, (1, 2)) for k in range(4)], 1).flatten(0, 1)
         return (views * scale + shift).to(dtype).permute(0, 3, 1, 2), _labels(len(indices), images.device)
@@ -55,11 +56,11 @@ def eager_uint8(augment: bool, dtype: torch.dtype) -> Peer:
     return run
 
 
-def eager_float(augment: bool, dtype: torch.dtype) -> Peer:
+def eager_float(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """Normalise, torch.rot90, stack, channels_last: as it is mostly written."""
+    scale, shift = _constants(device)
 
     def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, shift = _constants(images.device)
         upright = _cropped(images, indices) if augment else images[indices]
         upright = (upright * scale + shift).to(dtype).permute(0, 3, 1, 2)
         views = torch.stack([torch.rot90(upright, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
@@ -68,12 +69,12 @@ def eager_float(augment: bool, dtype: torch.dtype) -> Peer:
     return run
 
 
-def gather(augment: bool, dtype: torch.dtype) -> Peer:
+def gather(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """All index maps worked out first, then one gather: what a compiler fuses best."""
+    scale, shift = _constants(device)
 
     def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, shift = _constants(images.device)
-        batch, device, side = len(indices), images.device, images.shape[1]
+        batch, side = len(indices), images.shape[1]
         i = torch.arange(side, device=device)[:, None].expand(side, side)
         j = torch.arange(side, device=device)[None, :].expand(side, side)
         last = side - 1
@@ -96,12 +97,12 @@ def gather(augment: bool, dtype: torch.dtype) -> Peer:
     return run
 
 
-def compiled(make: Callable[[bool, torch.dtype], Peer]) -> Callable[[bool, torch.dtype], Peer]:
+def compiled(make: MakePeer) -> MakePeer:
     """The same under torch.compile, for fixed shapes."""
-    return lambda augment, dtype: torch.compile(make(augment, dtype), dynamic=False)
+    return lambda augment, dtype, device: torch.compile(make(augment, dtype, device), dynamic=False)
 
 
-def torchvision_v2(augment: bool, dtype: torch.dtype) -> Peer:
+def torchvision_v2(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """torchvision.transforms.v2, image by image, as in a data set's __getitem__."""
     from torchvision.transforms import v2
 
@@ -122,7 +123,7 @@ def torchvision_v2(augment: bool, dtype: torch.dtype) -> Peer:
     return run
 
 
-def numpy_per_image(augment: bool, dtype: torch.dtype) -> Peer:
+def numpy_per_image(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """Image by image in numpy, as the 2018 code does it in its data set class."""
     mean = np.array(CIFAR10_MEAN, dtype=np.float32)[:, None, None]
     std = np.array(CIFAR10_STD, dtype=np.float32)[:, None, None]
@@ -149,7 +150,7 @@ def numpy_per_image(augment: bool, dtype: torch.dtype) -> Peer:
     return run
 
 
-PEERS: dict[str, Callable[[bool, torch.dtype], Peer]] = {
+PEERS: dict[str, MakePeer] = {
     "eager torch, rot90 on uint8": eager_uint8,
     "eager torch, rot90 on floats": eager_float,
     "torch.compile, rot90": compiled(eager_uint8),

@@ -60,7 +60,10 @@ def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
     if not copies or not kernels:
         return []
     ceiling = copies[0]["extra_info"]["bytes_moved"] / copies[0]["stats"]["median"]
-    lines = ["| CUDA kernel in a graph, batch | dtype | us per call | of copy bandwidth |", "|---|---|---:|---:|"]
+    lines = [
+        "| CUDA kernel in a graph, batch | dtype | us per call | of copy bandwidth |",
+        "|---|---|---:|---:|",
+    ]
     for row in kernels:
         info = row["extra_info"]
         seconds = row["stats"]["median"] / info["calls"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,23 +53,26 @@ def test_rotate_batch(
     if name == "numpy per image" and device.type == "cuda":
         pytest.skip("numpy works on the CPU alone")
     images = _images(side, device)
-    indices = torch.randint(0, len(images), (batch,), generator=torch.Generator().manual_seed(1)).to(device)
-    call: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    # All stored images in turn, as in an epoch: a batch is not in the cache from the call before.
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(device)
+    batches = [part.clone() for part in order.split(batch) if len(part) == batch]
+    indices = batches[0]
+    call: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     if name == OURS:
         pad, flip_prob = (4, 0.5) if augment else (0, 0.0)
         settings: dict[str, Any] = {"pad": pad, "flip_prob": flip_prob, "dtype": DTYPES[dtype]}
         out, _ = rotate_batch(images, indices, **settings)
 
-        def call() -> tuple[torch.Tensor, torch.Tensor]:
+        def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return rotate_batch(images, indices, out=out, **settings)
     else:
-        peer = PEERS[name](augment, DTYPES[dtype])
+        peer = PEERS[name](augment, DTYPES[dtype], device)
 
-        def call() -> tuple[torch.Tensor, torch.Tensor]:
+        def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return peer(images, indices)
 
     with torch.no_grad():
-        views, labels = call()
+        views, labels = call(indices)
         assert views.shape == (4 * batch, 3, side, side)
         assert views.dtype == DTYPES[dtype]
         if not augment:
@@ -77,8 +81,10 @@ def test_rotate_batch(
             torch.testing.assert_close(views.float(), expected, atol=0.02, rtol=0)
         assert labels.tolist() == [0, 1, 2, 3] * batch
 
+        turn = itertools.cycle(batches)
+
         def synchronised() -> None:
-            call()
+            call(next(turn))
             if device.type == "cuda":
                 torch.cuda.synchronize()
 

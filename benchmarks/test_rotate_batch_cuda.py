@@ -24,7 +24,8 @@ def test_kernel_in_a_graph(benchmark: Any, record: Any, batch: int, dtype: str) 
     view_bytes = batch * 4 * 32 * 32 * 3 * torch.empty((), dtype=DTYPES[dtype]).element_size()
     # Small outputs take turns, so that what is measured is not one buffer in the second-level cache.
     outs = [
-        rotate_batch(images[:batch], dtype=DTYPES[dtype])[0] for _ in range(max(1, min(CALLS, 2**29 // view_bytes)))
+        rotate_batch(images[:batch], dtype=DTYPES[dtype])[0]
+        for _ in range(max(1, min(CALLS, 2**29 // view_bytes)))
     ]
     rows = [torch.randint(0, STORED, (batch,), device="cuda") for _ in range(CALLS)]
     graph = torch.cuda.CUDAGraph()

@@ -8,7 +8,8 @@ torch in the supported range will do: the kernels use the stable ABI.
 
 from __future__ import annotations
 
-import os
+import importlib.metadata
+import re
 import sys
 import sysconfig
 from typing import Any
@@ -16,18 +17,22 @@ from typing import Any
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
 
+# As in pyproject.toml. pip upgrades a torch that is too old only after the build.
+_OLDEST, _TOO_NEW = (2, 10), (2, 15)
 _TORCH = "torch>=2.10,<2.15"
 
 
 def _use_target_torch() -> bool:
-    """Make the target environment's torch importable; say whether there is one."""
+    """Make the target environment's torch importable; say whether there is one in the supported range."""
     for name in ("purelib", "platlib"):
         folder = sysconfig.get_path(name)
-        if os.path.isfile(os.path.join(folder, "torch", "version.py")):
-            # Last on the path: the build's own setuptools, ninja and pybind11 come first.
-            if folder not in sys.path:
-                sys.path.append(folder)
-            return True
+        for found in importlib.metadata.distributions(name="torch", path=[folder]):
+            release = tuple(int(part) for part in re.findall(r"\d+", found.version)[:2])
+            if _OLDEST <= release < _TOO_NEW:
+                # Last on the path: the build's own setuptools, ninja and pybind11 come first.
+                if folder not in sys.path:
+                    sys.path.append(folder)
+                return True
     return False
 
 

@@ -46,8 +46,10 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   RotateJob job{};
   job.num_images = images.size(0);
   const int64_t height = images.size(1), width = images.size(2), channels = images.size(3);
-  STD_TORCH_CHECK(height >= 1 && width >= 1 && channels >= 1 && channels <= 4,
-                  "rotate_batch_out: images must have H >= 1, W >= 1 and 1 to 4 channels");
+  constexpr int64_t kMaxSide = 32767;  // positions, padding included, stay far inside an int
+  STD_TORCH_CHECK(height >= 1 && height <= kMaxSide && width >= 1 && width <= kMaxSide && channels >= 1 &&
+                      channels <= 4,
+                  "rotate_batch_out: images must have 1 to 32767 rows and columns and 1 to 4 channels");
   STD_TORCH_CHECK(pad >= 0 && pad <= 32767, "rotate_batch_out: pad must lie in [0, 32767]");
   STD_TORCH_CHECK(flip_prob >= 0.0 && flip_prob <= 1.0, "rotate_batch_out: flip_prob must lie in [0, 1]");
   STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
@@ -67,8 +69,7 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   job.key = optional_ids("key", key, 2, images);
 
   constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
-  const int64_t pixels = height <= kMaxElements / width ? height * width : kMaxElements;
-  const int64_t per_image = num_views * channels * pixels;
+  const int64_t per_image = num_views * channels * height * width;  // below 2^6 * 2^2 * 2^30
   STD_TORCH_CHECK(job.batch == 0 || per_image <= kMaxElements / job.batch,
                   "rotate_batch_out: at most 2**31 - 1 output elements are supported");
   STD_TORCH_CHECK(views.dim() == 4 && views.is_contiguous() && views.size(0) == job.batch * num_views &&

@@ -71,7 +71,14 @@ def _check_kernel() -> list[str]:
     advice = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8).to(device)
-        views, _ = rotate_batch(images, seed=1, epoch=2)
+        try:
+            views, _ = rotate_batch(images, seed=1, epoch=2)
+        except RuntimeError as error:
+            advice.append(
+                f"the {device} kernel does not run here ({error}): if this GPU's architecture is not among "
+                "those listed above, install again with TORCH_CUDA_ARCH_LIST set to its compute capability"
+            )
+            continue
         expected, _ = rotate_batch_reference(
             images, None, None, 1, 2, [0, 1, 2, 3], 4, 0.5, CIFAR10_MEAN, CIFAR10_STD, torch.float32
         )

@@ -47,12 +47,31 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         lambda: rotate_batch(torch.zeros(1, 8, 9, 3, dtype=torch.uint8)),
     ),
     "meta images": (ValueError, "CPU or a CUDA device", lambda: rotate_batch(IMAGES.to("meta"))),
+    "indices a list": (TypeError, "indices must be an int64 tensor", lambda: rotate_batch(IMAGES, [0, 1])),
+    "ids a list": (
+        TypeError,
+        "sample_ids must be an int64 tensor",
+        lambda: rotate_batch(IMAGES, INDICES, sample_ids=[0, 1]),
+    ),
+    "mean a number": (TypeError, "mean must be a sequence", lambda: rotate_batch(IMAGES, mean=0.5)),
+    "images a list, seed a tensor": (
+        TypeError,
+        "images must be a uint8 tensor",
+        lambda: rotate_batch([[1]], seed=torch.tensor([1, 2])),
+    ),
+    "no images of 2**32 rows": (
+        ValueError,
+        "at most 32767 rows",
+        lambda: rotate_batch(
+            torch.empty(0, 2**32, 1, 1, dtype=torch.uint8), rotations=(0, 180), mean=(0.5,), std=(0.5,)
+        ),
+    ),
     "index too large": (
         IndexError,
-        r"indices\[1\] is 4, outside \[0, 4\)",
+        r"^indices\[1\] is 4, outside \[0, 4\)",
         lambda: rotate_batch(IMAGES, torch.tensor([0, 4])),
     ),
-    "index negative": (IndexError, r"indices\[0\] is -1", lambda: rotate_batch(IMAGES, torch.tensor([-1]))),
+    "index negative": (IndexError, r"^indices\[0\] is -1", lambda: rotate_batch(IMAGES, torch.tensor([-1]))),
     "index huge": (IndexError, "outside", lambda: rotate_batch(IMAGES, torch.tensor([2**62]))),
     "index into nothing": (
         IndexError,
@@ -200,6 +219,7 @@ def raw_arguments(**changes: object) -> list[object]:
         {"indices": torch.tensor([0, 4])},
         {"sample_ids": INDICES[:1]},
         {"key": INDICES[:1]},
+        {"images": torch.empty(0, 2**32, 1, 3, dtype=torch.uint8), "indices": None},
         {"turns": [0, 1, 2, 4]},
         {"turns": []},
         {"turns": [0] * 65},

@@ -77,16 +77,21 @@ def _plain_torch(
     mean: list[float],
     std: list[float],
 ) -> None:
-    if indices is not None and images.device.type == "cpu":
-        for position in ((indices < 0) | (indices >= images.shape[0])).nonzero().flatten()[:1].tolist():
+    inside = None
+    rows = indices
+    if indices is not None:
+        inside = (indices >= 0) & (indices < images.shape[0])
+        if images.device.type == "cpu" and not inside.all():
+            position = int((~inside).nonzero()[0])
             raise RuntimeError(
                 f"indices[{position}] is {int(indices[position])}, outside [0, {images.shape[0]}): "
                 f"pass rows that images has"
             )
+        rows = torch.where(inside, indices, 0)
     made, made_labels = rotate_batch_reference(
         images,
-        indices,
-        sample_ids,
+        rows,
+        indices if sample_ids is None else sample_ids,
         seed if key is None else key[0],
         epoch if key is None else key[1],
         turns,
@@ -96,6 +101,9 @@ def _plain_torch(
         tuple(std),
         views.dtype,
     )
+    if inside is not None:
+        # As the CUDA kernel marks what the host did not check.
+        made = torch.where(inside.repeat_interleave(len(turns))[:, None, None, None], made, torch.nan)
     views.copy_(made)
     labels.copy_(made_labels)
 

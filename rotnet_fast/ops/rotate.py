@@ -14,6 +14,7 @@ CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_PAD = 32767
+_MAX_SIDE = 32767
 _MAX_VIEWS = 64
 
 
@@ -64,8 +65,9 @@ def rotate_batch(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, layout, device or range; more than 2**31 - 1 output elements.
-        IndexError: an index outside [0, N), for images on the CPU. On a CUDA device, where
-            checking would force a synchronisation, every element of such an image's views is NaN.
+        IndexError: an index outside [0, N), for images on the CPU (RuntimeError from a graph that
+            torch.compile made). On a CUDA device, where checking would force a synchronisation, every
+            element of such an image's views is NaN.
 
     Random draws: Philox4x32-10 keyed by ``seed`` with counter (sample id, epoch): a pure function,
     equal on every device, independent of batch size, order and threads.
@@ -74,8 +76,8 @@ def rotate_batch(
     turns = quarter_turns(rotations)
     if len(turns) > _MAX_VIEWS:
         raise ValueError(f"rotations has {len(turns)} angles; at most {_MAX_VIEWS} are supported")
-    key, seed_number = _split_seed(seed, epoch, images)
     mean, std = _check_settings(images, pad, flip_prob, mean, std, dtype)
+    key, seed_number = _split_seed(seed, epoch, images)
     batch = _check_images(images, indices, sample_ids, turns)
     _, height, width, channels = images.shape
     shape = (batch * len(turns), height, width, channels)
@@ -95,7 +97,8 @@ def rotate_batch(
     except RuntimeError as error:
         # Kernels on the stable ABI can raise only RuntimeError.
         if "outside [0, " in str(error):
-            raise IndexError(str(error).split("\n", 1)[0]) from None
+            sentence = str(error).split("\n", 1)[0]
+            raise IndexError(sentence[sentence.index("indices[") :]) from None
         raise
     return views.permute(0, 3, 1, 2), labels
 
@@ -154,6 +157,9 @@ def _check_settings(
         raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+    for name, values in (("mean", mean), ("std", std)):
+        if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Sequence):
+            raise TypeError(f"{name} must be a sequence of one number per channel, got {values!r}")
     mean, std = [float(value) for value in mean], [float(value) for value in std]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(
@@ -181,6 +187,8 @@ def _check_images(
     number, height, width, _ = images.shape
     if height < 1 or width < 1:
         raise ValueError(f"images must have at least one row and column, got shape {list(images.shape)}")
+    if height > _MAX_SIDE or width > _MAX_SIDE:
+        raise ValueError(f"images are {height} x {width}; at most {_MAX_SIDE} rows and columns are supported")
     if height != width and any(turn % 2 for turn in turns):
         raise ValueError(
             f"images are {height} x {width}, not square: they can only be turned by 0 and 180 degrees; "
@@ -192,15 +200,20 @@ def _check_images(
         )
     if images.device.type not in ("cpu", "cuda"):
         raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
-    batch = number if indices is None else indices.shape[0] if indices.dim() == 1 else -1
+    batch = number
     for name, tensor in (("indices", indices), ("sample_ids", sample_ids)):
         if tensor is None:
             continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{name} must be an int64 tensor, got {type(tensor).__name__}: use torch.tensor(...)"
+            )
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-        if tensor.dim() != 1 or tensor.shape[0] != batch:
+        if tensor.dim() != 1 or (name == "sample_ids" and tensor.shape[0] != batch):
             expected = "[B]" if name == "indices" else f"[{batch}], one per image of the batch"
             raise ValueError(f"{name} must have shape {expected}, got {list(tensor.shape)}")
+        batch = tensor.shape[0]
         if tensor.device != images.device:
             raise ValueError(f"{name} is on {tensor.device}, images on {images.device}: move one of them")
         if not tensor.is_contiguous():
