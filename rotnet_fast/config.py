@@ -19,6 +19,7 @@ PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
 _NOT_PART_OF_THE_RECIPE = (
     "preset",
     "data_dir",
+    "dataset_name",
     "device",
     "compile",
     "output",
@@ -39,7 +40,7 @@ class PretrainConfig:
     preset: PresetName = "paper"
     """Set of values that the other flags override.
     quickstart: handwritten digits, under a minute on two cores.
-    cpu: CIFAR-10 in about ten minutes on two cores.
+    cpu: CIFAR-10 in about fifteen minutes on two cores.
     slides, paper, official: the published recipes, 100, 100 and 200 epochs."""
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
@@ -49,6 +50,9 @@ class PretrainConfig:
 
     data_dir: Path | None = None
     """Folder of the data set's files."""
+
+    dataset_name: str | None = None
+    """What results call the data set. None: its own name."""
 
     image_size: int = 32
     """Height and width in pixels that the images of folder and digits are resized to."""
@@ -64,6 +68,9 @@ class PretrainConfig:
 
     width: float = 1.0
     """Multiplies the number of channels."""
+
+    uniform_gamma: bool = False
+    """Draw BatchNorm's scales from U(0, 1), as the released code's framework did, instead of 1."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
     """Degrees counter-clockwise, multiples of 90: every image is shown under each of them."""

@@ -71,8 +71,15 @@ class EvaluateConfig:
     lr: float = 0.1
     """Learning rate of the first step."""
 
-    batch_size: int | None = None
-    """Images per step. None: as in pretraining."""
+    batch_size: int = 128
+    """Images per step; 128 are the published recipe's, whatever the pretraining had."""
+
+    pad: int | None = None
+    """Pixels of black border that a random crop of training images may take in. None: as in pretraining,
+    so that after one without augmentation, such as the quickstart's, heads train without it, too."""
+
+    flip_prob: float | None = None
+    """Probability of a left-right flip of training images. None: as in pretraining, as for the crop."""
 
     seed: int = 0
     """Decides the first weights of heads and untrained networks, the order and the augmentation."""
@@ -121,6 +128,10 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.pad is not None and not 0 <= self.pad <= 32767:
+            raise ArgumentError(f"pad is {self.pad}; it must lie in [0, 32767]")
+        if self.flip_prob is not None and not 0 <= self.flip_prob <= 1:
+            raise ArgumentError(f"flip-prob is {self.flip_prob}; it must lie in [0, 1]")
         if not 0 < self.lr < math.inf:
             raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
         if not 0 <= self.seed < 2**63:
@@ -210,14 +221,23 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
             "test_images": len(dataset.test.images),
             "fingerprint": dataset.fingerprint,
         },
-        "settings": {**settings, "batch_size": setup.batch_size, "precision": setup.precision.name},
+        "settings": {
+            **settings,
+            "pad": setup.pad,
+            "flip_prob": setup.flip_prob,
+            "precision": setup.precision.name,
+        },
         "environment": environment(str(setup.device)),
         "cells": [],
     }
     with RunFolder(folder, resume=True) as run:
-        run.write_config({"settings": settings, "environment": results["environment"]})
+        written = {"settings": settings, "environment": results["environment"]}
+        if previous is None:
+            run.write_config(written)
         for protocol in config.protocols():
             results["cells"] += [asdict(cell) for cell in PROTOCOLS[protocol](setup)]
+            # Only now: a folder of trainings with other settings is refused and stays as it was.
+            run.write_config(written)
             run.write_results(results)
     return results
 
@@ -250,39 +270,45 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         )
     print(f"features of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
     NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
+    dataset_name = None
     if config.dataset in (None, recipe["dataset"]):
-        data_dir = config.data_dir or pretraining_data_dir(config.run_folder())
+        data_dir = config.data_dir
+        if data_dir is None:  # the very images of the pretraining, so under the same name
+            pretraining = read_settings(config.run_folder()) or {}
+            data_dir = Path(pretraining["data_dir"]) if pretraining.get("data_dir") else None
+            dataset_name = pretraining.get("dataset_name")
         limits = (config.limit_train or recipe["limit_train"], config.limit_test or recipe["limit_test"])
     else:
         data_dir = config.data_dir
         limits = (config.limit_train, config.limit_test)
-    dataset = load_dataset(config.dataset or recipe["dataset"], data_dir, recipe["image_size"], *limits)
+    dataset = load_dataset(
+        config.dataset or recipe["dataset"],
+        data_dir,
+        recipe["image_size"],
+        *limits,
+        display_name=dataset_name,
+    )
     return EvaluationSetup(
         pretrained=state["module"],
         blocks=recipe["blocks"],
         width=recipe["width"],
         rotations=tuple(recipe["rotations"]),
         in_channels=recipe["in_channels"],
-        pad=recipe["pad"],
-        flip_prob=recipe["flip_prob"],
+        uniform_gamma=recipe.get("uniform_gamma", False),
+        pad=recipe["pad"] if config.pad is None else config.pad,
+        flip_prob=recipe["flip_prob"] if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
         layers=config.layers,
         heads=config.heads,
         epochs=config.epochs,
         lr=config.lr,
-        batch_size=config.batch_size or recipe["batch_size"],
+        batch_size=config.batch_size,
         images_per_class=config.images_per_class,
         seed=config.seed,
         device=device,
         precision=precision,
         folder=folder,
     )
-
-
-def pretraining_data_dir(run_folder: Path) -> Path | None:
-    """The data folder that a pretraining was told of, where its config.json is still there."""
-    data_dir = (read_settings(run_folder) or {}).get("data_dir")
-    return None if data_dir is None else Path(data_dir)
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

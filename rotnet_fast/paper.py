@@ -10,20 +10,6 @@ from collections.abc import Sequence
 
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
-CIFAR10_CLASSES: tuple[str, ...] = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-"""The classes that the published numbers are about, in the order of their labels."""
-
 NONLINEAR_HEAD: dict[int, dict[str, float]] = {
     3: {"conv1": 85.45, "conv2": 88.26, "conv3": 62.09},
     4: {"conv1": 85.07, "conv2": 89.06, "conv3": 86.21, "conv4": 61.73},

@@ -72,6 +72,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
+    warn_of_late_milestones(config)
     with RunFolder(config.output_folder(), resume=config.resume is not None) as run:
         import torch
 
@@ -87,9 +88,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
         dataset = load_dataset(
-            config.dataset, config.data_dir, config.image_size, config.limit_train, config.limit_test
+            config.dataset,
+            config.data_dir,
+            config.image_size,
+            config.limit_train,
+            config.limit_test,
+            display_name=config.dataset_name,
         )
-        run.write_config({"settings": asdict(config), "environment": environment(str(device))})
         loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
         channels = dataset.train.images.shape[-1]
         with torch.random.fork_rng(devices=[]):
@@ -99,6 +104,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 blocks=config.blocks,
                 width=config.width,
                 in_channels=channels,
+                uniform_gamma=config.uniform_gamma,
             )
         task = RotationTask(
             network.to(device),
@@ -129,6 +135,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         identity = {
             "task": "pretrain",
             **config.recipe(),
+            "precision": precision.name,
             "in_channels": channels,
             "data_fingerprint": dataset.fingerprint,
         }
@@ -137,6 +144,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             go_on(
                 trainer, run.path if config.resume == "auto" else Path(config.resume), config.resume == "auto"
             )
+        # Only now: a refused checkpoint leaves the folder's settings as they were.
+        run.write_config({"settings": asdict(config), "environment": environment(str(device))})
         metrics = trainer.fit()
         results = {
             "rotation_accuracy": metrics["rotation_accuracy"],
@@ -156,6 +165,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         }
         run.write_results(results)
         return results
+
+
+def warn_of_late_milestones(config: PretrainConfig) -> None:
+    """Say which milestones come too late to change the learning rate of any epoch."""
+    late = [str(milestone) for milestone in config.milestones if milestone >= config.epochs]
+    if config.schedule == "step" and late:
+        print(
+            f"WARNING: milestones {' '.join(late)} never take effect in {config.epochs} epochs; "
+            f"choose others with --milestones",
+            file=sys.stderr,
+        )
 
 
 def go_on(trainer: Trainer, path: Path, may_start: bool) -> None:

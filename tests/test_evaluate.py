@@ -72,8 +72,38 @@ def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:
     assert results["dataset"]["fingerprint"] == state["config"]["data_fingerprint"]
     assert (results["dataset"]["train_images"], results["dataset"]["test_images"]) == (40, 20)
     assert results["network"] == {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
-    assert results["settings"]["batch_size"] == 16
+    assert (results["settings"]["pad"], results["settings"]["flip_prob"]) == (4, 0.5)
     assert results["environment"]["torch"]
+
+
+def test_heads_train_on_the_published_recipe_unless_told_otherwise(run: Path) -> None:
+    assert EvaluateConfig(run).batch_size == 128
+    assert evaluate(run, "--heads conv --batch-size 32 --pad 2 --flip-prob 0") == 0
+    state = checkpoint.load(run / "evaluate-001" / "frozen" / "checkpoints" / "last.pt")
+    trained_with = [state["config"][name] for name in ("batch_size", "pad", "flip_prob")]
+    assert trained_with == [32, 2, 0.0]
+
+
+def test_data_set_is_called_as_in_pretraining(tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "run", epochs=1, dataset_name="Digits (a copy)"))
+    assert evaluate(tmp_path / "run", "--no-frozen --knn") == 0
+    assert evaluate(tmp_path / "run", "--no-frozen --knn --data-dir elsewhere") == 0
+    names = [
+        load_results(tmp_path / "run" / folder)["dataset"]["display_name"]
+        for folder in ("evaluate-001", "evaluate-002")
+    ]
+    assert names == ["Digits (a copy)", "handwritten digits (scikit-learn)"]
+
+
+def test_refused_evaluation_leaves_the_folder_as_it_was(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run / "evaluate-001"
+    assert evaluate(run, "--heads conv") == 0
+    before = [(output / name).read_bytes() for name in ("config.json", "results.json")]
+    assert evaluate(run, f"--heads conv --seed 1 --output {shlex.quote(str(output))}") == 4
+    assert "there seed is 0, here 1" in capsys.readouterr().err
+    assert [(output / name).read_bytes() for name in ("config.json", "results.json")] == before
 
 
 def test_limits_override_those_of_the_pretraining(run: Path) -> None:
@@ -96,7 +126,7 @@ def test_checkpoint_file_serves_as_well_as_its_run_folder(run: Path) -> None:
 def test_interrupted_evaluation_goes_on_where_it_was(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--heads conv --random-init --epochs 2"
+    flags = "--heads conv --random-init --epochs 2 --batch-size 16"
     assert evaluate(run, f"{flags} --output {shlex.quote(str(run / 'whole'))}") == 0
     whole = load_results(run / "whole")
     assert whole["settings"]["epochs"] == 2
@@ -133,6 +163,8 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--layers conv1 conv1", 2, "layers is conv1 conv1; give one or more, each once"),
         ("--no-frozen", 2, "nothing to evaluate"),
         ("--epochs 0", 2, "epochs is 0; it must be at least 1"),
+        ("--pad -1", 2, "pad is -1; it must lie in [0, 32767]"),
+        ("--flip-prob 2", 2, "flip-prob is 2.0; it must lie in [0, 1]"),
         ("--lr nan", 2, "lr is nan; it must be a number above 0"),
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
         ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),

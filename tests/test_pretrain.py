@@ -18,7 +18,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.pretrain import PROGRAM, main, parse, resume_command
+from rotnet_fast.pretrain import PROGRAM, main, parse, resume_command, warn_of_late_milestones
 
 TINY = shlex.split(
     "--preset quickstart --image-size 16 --limit-train 40 --limit-test 20 --blocks 3 --width 0.05 --epochs 2 "
@@ -78,6 +78,36 @@ def test_a_second_run_in_the_same_folder_is_refused(output: Path, capsys: pytest
     assert main([*TINY, "--output", str(output)]) == 2
     assert "already holds a run; add --resume auto" in capsys.readouterr().err
     assert (output / "results.json").read_bytes() == before
+
+
+def test_scales_of_batch_norm_start_between_0_and_1_on_demand(output: Path) -> None:
+    means = []
+    for flags in ([], ["--uniform-gamma"]):
+        folder = output / str(len(flags))
+        assert main([*TINY, "--output", str(folder), *flags]) == 0
+        module = checkpoint.load_newest(folder)[1]["module"]
+        means.append(torch.cat([module[name] for name in module if name.endswith("bn.weight")]).mean())
+    assert means[0] > 0.75 > means[1]
+
+
+def test_results_call_the_data_set_as_they_are_told(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--output", str(output), "--dataset-name", "Digits (a copy)"]) == 0
+    assert "test images of Digits (a copy)" in capsys.readouterr().out
+    _, state, _ = checkpoint.load_newest(output)
+    assert "dataset_name" not in state["config"]
+
+
+def test_milestones_beyond_the_last_epoch_are_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, late in (
+        (["--epochs", "60"], "60 80"),
+        ([], ""),
+        (["--epochs", "50", "--schedule", "cosine"], ""),
+    ):
+        warn_of_late_milestones(parse(flags))
+        warning = (
+            f"WARNING: milestones {late} never take effect in 60 epochs; choose others with --milestones\n"
+        )
+        assert capsys.readouterr().err == (warning if late else "")
 
 
 def fails_in_training(error: BaseException) -> Callable[..., Any]:

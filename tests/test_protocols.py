@@ -18,6 +18,7 @@ from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
 from rotnet_fast.protocols.classification import ObjectClassification, scaled_schedule
 from rotnet_fast.protocols.evaluation import first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
+from rotnet_fast.protocols.knn import pooled_features
 
 CPU = torch.device("cpu")
 SIDE = 8
@@ -46,6 +47,7 @@ def setup(tmp_path: Path) -> EvaluationSetup:
         width=0.05,
         rotations=(0, 90, 180, 270),
         in_channels=3,
+        uniform_gamma=False,
         pad=1,
         flip_prob=0.5,
         dataset=Dataset("made", "made", ("a", "b", "c", "d"), made_split(40, 0), made_split(22, 1), "0" * 64),
@@ -176,6 +178,11 @@ def test_random_network_depends_on_the_seed_alone(setup: EvaluationSetup) -> Non
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
 
+def test_random_network_starts_as_the_pretrained_one_did(setup: EvaluationSetup) -> None:
+    assert setup.random_network(4, 3).conv1[0].bn.weight.eq(1).all()
+    assert replace(setup, uniform_gamma=True).random_network(4, 3).conv1[0].bn.weight.lt(1).all()
+
+
 def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationSetup) -> None:
     (cell,) = PROTOCOLS["supervised"](replace(setup, epochs=25))
     assert (cell.method, cell.layer, cell.head) == ("supervised", None, None)
@@ -229,12 +236,60 @@ def test_training_views_are_augmented_and_test_views_are_not(setup: EvaluationSe
     rows = torch.arange(16)
     mean, std = torch.tensor(setup.dataset.mean), torch.tensor(setup.dataset.std)
     plain = ((views.loader.images[:16] / 255 - mean) / std).permute(0, 3, 1, 2)
-    torch.testing.assert_close(views.plain(views.loader.images[:16]), plain)
+    ((indices, shown),) = views.plain(views.loader.images[:16])
+    torch.testing.assert_close(shown, plain[indices])
     first = views.augmented(rows, rows, epoch=0).clone()
     second = views.augmented(rows, rows, epoch=1).clone()
     assert not torch.allclose(first, plain)
     assert not torch.allclose(first, second)
     assert torch.equal(views.augmented(rows, rows, epoch=0), first)
+
+
+def class_after_class(setup: EvaluationSetup) -> EvaluationSetup:
+    """The same images and labels, sorted by class."""
+
+    def sorted_split(split: Split) -> Split:
+        order = split.labels.argsort(stable=True)
+        return Split(split.images[order], split.labels[order])
+
+    dataset = setup.dataset
+    return replace(
+        setup,
+        dataset=replace(dataset, train=sorted_split(dataset.train), test=sorted_split(dataset.test)),
+        folder=setup.folder / "sorted",
+    )
+
+
+def test_plain_views_show_every_image_once_and_mix_the_classes(setup: EvaluationSetup) -> None:
+    views = class_after_class(replace(setup, batch_size=8)).views()  # 10 images of each class
+    batches = [indices for indices, _ in views.plain(views.loader.images)]
+    assert [len(indices) for indices in batches] == [8] * 5
+    assert torch.cat(batches).sort().values.tolist() == list(range(40))
+    assert all(len(views.loader.labels[indices].unique()) > 1 for indices in batches)
+    again = [indices for indices, _ in views.plain(views.loader.images)]
+    assert torch.equal(torch.cat(again), torch.cat(batches))
+
+
+@pytest.mark.parametrize("protocol", ["random-init", "random-init-knn"])
+def test_batch_statistics_tell_classes_that_lie_one_after_the_other(
+    setup: EvaluationSetup, protocol: str
+) -> None:
+    # Normalised within a batch of one class, classes look much alike: some 40 to 60 %.
+    setup = replace(
+        class_after_class(setup), batch_size=10, layers=("conv1",), heads=("nonlinear",), epochs=15
+    )
+    setup = replace(setup, dataset=replace(setup.dataset, test=setup.dataset.train))
+    cells = {cell.note: cell.accuracy for cell in PROTOCOLS[protocol](setup)}
+    assert cells["batch statistics"] > 75
+
+
+def test_features_keep_the_order_of_the_images(setup: EvaluationSetup) -> None:
+    network, views = setup.pretrained_network().eval(), setup.views()
+    mean, std = torch.tensor(setup.dataset.mean), torch.tensor(setup.dataset.std)
+    plain = ((views.test_images / 255 - mean) / std).permute(0, 3, 1, 2)
+    expected = network.features(plain, ["conv2"])["conv2"].mean(dim=(2, 3))
+    pooled = pooled_features(network, views, views.test_images, ["conv2"])
+    torch.testing.assert_close(pooled["conv2"], expected)
 
 
 def test_accuracy_counts_every_test_image_once(setup: EvaluationSetup) -> None:

@@ -193,13 +193,31 @@ def test_a_named_checkpoint_starts_a_new_folder(undisturbed: dict[str, Any], tmp
 
 @pytest.mark.parametrize(
     "change",
-    [{"lr": 0.01}, {"seed": 1}, {"rotations": (0, 180)}, {"width": 0.1}, {"epochs": 5}, {"flip_prob": 0.1}],
+    [
+        {"lr": 0.01},
+        {"seed": 1},
+        {"rotations": (0, 180)},
+        {"width": 0.1},
+        {"epochs": 5},
+        {"flip_prob": 0.1},
+        {"precision": "bf16"},
+        {"uniform_gamma": True},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_checkpoint_of_other_settings_is_refused_by_name(change: dict[str, Any], tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "run"))
+    config = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(CheckpointError, match=f"{next(iter(change))} is .*here"):
         pretrain(tiny_config(tmp_path / "run", resume="auto", **change))
+    assert (tmp_path / "run" / "config.json").read_bytes() == config
+
+
+def test_automatic_precision_is_kept_as_the_one_it_stood_for(tmp_path: Path) -> None:
+    chosen = pretrain(tiny_config(tmp_path / "run", precision="auto"))["precision"]
+    assert checkpoint.load_newest(tmp_path / "run")[1]["config"]["precision"] == chosen
+    again = pretrain(tiny_config(tmp_path / "run", precision=chosen, resume="auto"))
+    assert again["precision"] == chosen
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.sampling import epoch_order
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
@@ -93,20 +94,34 @@ class ObjectViews:
         self._buffers[len(indices)] = views
         return views
 
-    def plain(self, images: torch.Tensor) -> torch.Tensor:
-        """Images as they are, normalised: uint8 [B,H,W,C] -> [B,C,H,W], channels_last."""
-        views, _ = rotate_batch(
-            images, pad=0, flip_prob=0.0, out=self._buffers.get(len(images)), **self._settings
-        )
-        self._buffers[len(images)] = views
-        return views
+    def plain(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All images once as they are, normalised, in batches of the training's size.
+
+        The order is pseudo-random and always the same: a network that normalises with the statistics of
+        its batch must not see one class at a time, which the file order of class folders would give it.
+
+        Args:
+            images: uint8 [N,H,W,C] on the device.
+
+        Yields:
+            ``(indices, views)``: which images, int64 [B], and [B,C,H,W], channels_last.
+        """
+        order, _ = epoch_order(len(images), len(images), seed=0, epoch=0, device=images.device)
+        for indices in torch.split(order, self.loader.batch_size):
+            views, _ = rotate_batch(
+                images, indices, pad=0, flip_prob=0.0, out=self._buffers.get(len(indices)), **self._settings
+            )
+            self._buffers[len(indices)] = views
+            yield indices, views
 
 
 class ObjectClassification:
     """One or several classifiers of object images that train on the same batches.
 
     Their losses are added up. Classifiers that share no trainable parameter get the very gradients
-    that they would get alone, so that each trains as if it were the only one.
+    that they would get alone, so that each trains as if it were the only one. Two things they do share:
+    in fp16 the loss scaler, which skips a step of all where the gradients of one overflow, and the end of
+    the run when a loss is no longer finite.
 
     Args:
         module: everything with state, on the device of the views.
@@ -152,11 +167,12 @@ class ObjectClassification:
     def evaluate(self) -> dict[str, float]:
         """``{name}_accuracy`` of each classifier, in percent, on the plain test images in eval mode."""
         self.module.eval()
-        images = torch.split(self.views.test_images, self.views.loader.batch_size)
-        batches = [self.classify(self.views.plain(batch)) for batch in images]
-        accuracies = {}
-        for name in batches[0]:
-            predicted = torch.cat([logits[name].argmax(dim=1) for logits in batches])
-            correct = (predicted == self.views.test_labels).sum()
-            accuracies[f"{name}_accuracy"] = 100.0 * correct.item() / len(predicted)
-        return accuracies
+        correct: dict[str, list[torch.Tensor]] = {}
+        for indices, views in self.views.plain(self.views.test_images):
+            labels = self.views.test_labels[indices]
+            for name, logits in self.classify(views).items():
+                correct.setdefault(name, []).append(logits.argmax(dim=1) == labels)
+        return {
+            f"{name}_accuracy": 100.0 * torch.cat(hits).double().mean().item()
+            for name, hits in correct.items()
+        }

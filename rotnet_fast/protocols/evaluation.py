@@ -28,7 +28,8 @@ class EvaluationSetup:
     Attributes:
         pretrained: state of the pretrained `NetworkInNetwork`.
         blocks, width, rotations, in_channels: what that network was made with.
-        pad, flip_prob: augmentation, the same as in pretraining.
+        uniform_gamma: how that network and untrained ones start, see `NetworkInNetwork`.
+        pad, flip_prob: augmentation of training images, see `ObjectViews`.
         dataset: object images with labels.
         layers, heads: where heads are trained, and which.
         epochs, lr, batch_size: of every training; schedules are scaled to the epochs.
@@ -44,6 +45,7 @@ class EvaluationSetup:
     width: float
     rotations: tuple[int, ...]
     in_channels: int
+    uniform_gamma: bool
     pad: int
     flip_prob: float
     dataset: Dataset
@@ -68,7 +70,7 @@ class EvaluationSetup:
         """An untrained network on the device; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = NetworkInNetwork(num_classes, blocks, self.width, self.in_channels)
+            network = NetworkInNetwork(num_classes, blocks, self.width, self.in_channels, self.uniform_gamma)
         return network.to(self.device)
 
     def untrained_backbones(self) -> dict[str, NetworkInNetwork]:
@@ -76,8 +78,8 @@ class EvaluationSetup:
 
         The running statistics of an untrained network normalise nothing: at width 1, features have a
         standard deviation of about 5e-3 and the eps of a head's BatchNorm matters. With batch
-        statistics, test results depend on how test images are batched: in file order, in batches of
-        the training's size.
+        statistics, test results depend on how test images are batched: in a fixed pseudo-random
+        order, in batches of the training's size.
         """
         running = self.random_network(len(self.rotations), self.blocks)
         batch = self.random_network(len(self.rotations), self.blocks)

@@ -70,13 +70,16 @@ def pooled_features(
         layers: of the backbone.
 
     Returns:
-        layer -> fp32 [N,C_layer].
+        layer -> fp32 [N,C_layer], in the order of the images.
     """
-    pooled: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for batch in torch.split(images, views.loader.batch_size):
-        for layer, maps in backbone.features(views.plain(batch), layers).items():
-            pooled[layer].append(maps.float().mean(dim=(2, 3)))
-    return {layer: torch.cat(parts) for layer, parts in pooled.items()}
+    pooled = {
+        layer: torch.empty(len(images), backbone.feature_channels(layer), device=images.device)
+        for layer in layers
+    }
+    for indices, batch in views.plain(images):
+        for layer, maps in backbone.features(batch, layers).items():
+            pooled[layer][indices] = maps.float().mean(dim=(2, 3))
+    return pooled
 
 
 def knn(setup: EvaluationSetup) -> list[Cell]:
