@@ -9,6 +9,7 @@
 // The upright crop lives in a scratch tile of 32-bit pixels. Views 0 and 180 read its rows forwards
 // and backwards; bands of 16 transposed columns serve 90 and 270 the same way.
 
+constexpr int64_t kPrefetchBytes = 4096;  // beyond, the processor has noticed the sequence itself
 constexpr int kBlock = 16;  // pixels per block; also the guard around every scratch row
 
 inline int round_up_to_block(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
@@ -58,6 +59,12 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
     const Augmentation draw = draw_augmentation(sample_id, seed, epoch, job.pad, job.flip_threshold);
     const uint8_t* image = job.images + index * image_elements;
     Out* views = static_cast<Out*>(job.views) + n * job.num_views * image_elements;
+    if (n + 1 < end) {
+      // The next image lies anywhere in memory: its start is on the way while this one is written.
+      const uint8_t* next = job.images + (job.indices ? job.indices[n + 1] : n + 1) * image_elements;
+      const int64_t bytes = std::min<int64_t>(image_elements, kPrefetchBytes);
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte);
+    }
 
     for (int y = 0; y < height; ++y) {
       uint32_t* row = scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch;

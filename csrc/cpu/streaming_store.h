@@ -28,15 +28,16 @@ inline double streaming_store_rate(char* buffer, int64_t bytes, int threads, int
       while (!go) std::this_thread::yield();
       for (int repeat = 0; repeat < repeats; ++repeat) {
 #if defined(__x86_64__)
-        const __m128i value = _mm_set1_epi8(static_cast<char>(repeat));
         for (int64_t i = 0; i < share; i += 64) {
+          // Never zeros: some processors write those three times faster than data.
+          const __m128i value = _mm_set1_epi32(static_cast<int>((i + repeat + 1) * 0x9E3779B9));
           for (int part = 0; part < 64; part += 16) {
             _mm_stream_si128(reinterpret_cast<__m128i*>(begin + i + part), value);
           }
         }
         _mm_sfence();
 #else
-        std::memset(begin, repeat, share);
+        std::memset(begin, repeat + 1, share);
 #endif
       }
     });
