@@ -80,6 +80,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.update(versions())
 
 
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:
+    for row in output_json["benchmarks"]:
+        row["stats"].pop("data", None)  # thousands of single timings; the statistics say enough
+
+
 @pytest.fixture
 def record(benchmark: Any) -> Any:
     """Note what a row is about, beside machine, versions and commit."""
