@@ -1,8 +1,11 @@
-"""Markdown tables from the JSON of a benchmark run; every number of the README's tables comes from it.
+"""Markdown tables from the JSON of a run; every number of the README's tables comes from one.
 
 pytest benchmarks/ --benchmark-only --benchmark-json=FILE
-python -m benchmarks.table FILE                  # print
+python -m benchmarks.table FILE                      # print
 python -m benchmarks.table FILE --readme README.md   # replace the table there
+
+A file with the keys ``pretrain`` and ``evaluate``, the results.json of one run of each command, gives the
+accuracy table.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 OURS = "rotnet_fast"
 
 
@@ -94,6 +96,30 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def accuracy_table(results: dict[str, Any]) -> list[str]:
+    """What a pretraining learned, and what its features are worth beside an untrained network's."""
+    pretrain, evaluate = results["pretrain"], results["evaluate"]
+    lines = [
+        "| measured on the test images | accuracy |",
+        "|---|---:|",
+        f"| rotation, {len(pretrain['rotation_accuracy_by_degrees'])} views of each of the "
+        f"{pretrain['test_images']:,} images | {pretrain['rotation_accuracy']:.2f} % |",
+    ]
+    for cell in evaluate["cells"]:
+        where = "an untrained network" if cell["method"] == "random-init" else "the pretrained network"
+        note = f", BatchNorm with {cell['note']}" if cell["note"] else ""
+        lines.append(
+            f"| objects, {cell['head']} head on frozen {cell['layer']} of {where}{note} "
+            f"| {cell['accuracy']:.2f} % |"
+        )
+    lines.append("")
+    lines.append(
+        f"Pretraining: {pretrain['train_seconds']:,.0f} s at {pretrain['images_per_second']:,.0f} images/s, "
+        f"{pretrain['precision']}; seed {pretrain['settings']['seed']}. {results['note']}"
+    )
+    return lines
+
+
 def render(results: dict[str, Any], source: str) -> str:
     """All tables above a line that says where they come from."""
     machine = results["machine_info"]
@@ -112,16 +138,21 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--readme", type=Path, help="file whose table is replaced")
     arguments = parser.parse_args()
-    text = render(json.loads(arguments.file.read_text()), arguments.file.as_posix())
+    results = json.loads(arguments.file.read_text())
+    if "pretrain" in results:
+        name, text = "accuracy", "\n".join(accuracy_table(results))
+    else:
+        name, text = "benchmarks", render(results, arguments.file.as_posix())
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     if arguments.readme is None:
         print(text)
         return
     document = arguments.readme.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    before, _, rest = document.partition(begin)
+    _, found, after = rest.partition(end)
     if not found:
-        parser.error(f"{arguments.readme} has no lines '{BEGIN}' and '{END}' to put the table between")
-    arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+        parser.error(f"{arguments.readme} has no lines '{begin}' and '{end}' to put the table between")
+    arguments.readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -41,3 +41,9 @@ def test_the_op_equals_the_plain_torch_code_of_the_readme(dtype: torch.dtype) ->
     views, rotation_labels = rotate_batch(images, indices, seed=5, epoch=2, dtype=dtype)
     assert torch.equal(views, names["views"])
     assert torch.equal(rotation_labels, names["rotation_labels"])
+
+
+@pytest.mark.parametrize("table", ["benchmarks", "accuracy"])
+def test_the_tables_are_filled_in(table: str) -> None:
+    text = README.partition(f"<!-- {table}: begin -->")[2].partition(f"<!-- {table}: end -->")[0]
+    assert len([line for line in text.splitlines() if line.startswith("|")]) >= 5
