@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read 
 
 import torch
 
-import rotnet_fast
-from rotnet_fast.ops.library import LIBRARIES
+from rotnet_fast.engine.run_folder import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,15 +44,7 @@ def _reused_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
+@functools.cache
 def versions() -> dict[str, Any]:
     """Machine, versions and commit, which go into every result."""
     commit = subprocess.run(
@@ -63,14 +54,15 @@ def versions() -> dict[str, Any]:
         text=True,
         check=False,
     ).stdout.strip()
+    facts = environment("cpu")
     return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
+        "processor": facts["cpu"],
+        "threads": facts["threads"],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "rotnet_fast": rotnet_fast.__version__,
-        "cpu_kernel": LIBRARIES["cpu"].detail,
+        "python": facts["python"],
+        "torch": facts["torch"],
+        "rotnet_fast": facts["rotnet_fast"],
+        "cpu_kernel": facts["kernel"],
         "commit": commit or "unknown",
     }
 
