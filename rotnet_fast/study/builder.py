@@ -1,0 +1,133 @@
+"""Makes the cells that tables and figures ask for.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.cells import StudyCell
+from rotnet_fast.study.settings import StudySettings, stretched
+
+BATCHNORM_MODES = ("running", "batch")
+"""What an untrained network's BatchNorm normalises with: its running statistics, or the batch's."""
+
+
+class Builder:
+    """Makes cells of a study for one seed; equal requests give equal cells."""
+
+    def __init__(self, settings: StudySettings, seed: int) -> None:
+        self.study = settings
+        self.seed = seed
+
+    def pretext(
+        self, blocks: int = 4, rotations: tuple[int, ...] = FOUR_ROTATIONS, ablation: str = ""
+    ) -> StudyCell:
+        """A pretraining."""
+        config = replace(self.study.pretext, blocks=blocks, rotations=rotations, seed=self.seed)  # type: ignore[arg-type]
+        if ablation == "lr-halved":
+            # Whatever the preset's schedule, after 30, 60 and 80 % of the epochs.
+            milestones = stretched((30, 60, 80), 100, config.epochs)
+            config = replace(config, schedule="step", milestones=milestones, lr_factor=0.5)
+        is_main = blocks == 4 and rotations == FOUR_ROTATIONS and not ablation
+        return StudyCell(
+            "pretext",
+            {
+                **config.recipe(),
+                "data": self.study.data.fingerprint,
+                "ablation": ablation,
+                "snapshots": list(self.study.snapshot_epochs) if is_main else [],
+            },
+        )
+
+    def head(
+        self,
+        pretext: StudyCell | None,
+        layer: str = "conv2",
+        head: str = "conv",
+        *,
+        epoch: int | None = None,
+        images_per_class: int | None = None,
+        batchnorm: str = "running",
+        revisit: bool = True,
+        lr_factor: float = 0.2,
+    ) -> StudyCell:
+        """A classifier on frozen features.
+
+        Args:
+            pretext: pretraining of the frozen network; None for an untrained one of 4 blocks.
+            layer, head: where it sits, and which one.
+            epoch: of the snapshot of the pretraining to take; None for the end.
+            images_per_class: labels; None for all.
+            batchnorm: see ``BATCHNORM_MODES``; ``batch`` on a pretrained network is an ablation.
+            revisit, lr_factor: other values than these are ablations.
+        """
+        settings = self._training(self.study.head_epochs, self.study.head_lr)
+        settings |= {
+            "snapshot": None if epoch == self.study.pretext.epochs else epoch,
+            "images_per_class": self._all_as_none(images_per_class),
+            "batchnorm": batchnorm,
+            "revisit": revisit,
+            "lr_factor": lr_factor,
+        }
+        return StudyCell("head", settings, {"layer": layer, "head": head}, (pretext,) if pretext else ())
+
+    def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:
+        """A head on conv2, trained together with the blocks below it."""
+        settings = {**self._training(self.study.head_epochs, lr), "layer": "conv2", "head": head}
+        return StudyCell("fine-tune", settings, needs=(pretext,))
+
+    def supervised(self, images_per_class: int | None = None, revisit: bool = True) -> StudyCell:
+        """The 3-block network trained from scratch on the labels, on the pretext task's schedule."""
+        config = self.study.pretext
+        settings = self._training(self.study.supervised_epochs, config.lr)
+        settings |= {
+            "images_per_class": self._all_as_none(images_per_class),
+            "revisit": revisit,
+            "schedule": config.schedule,
+            "milestones": list(stretched(config.milestones, config.epochs, self.study.supervised_epochs)),
+            "lr_factor": config.lr_factor,
+            "nesterov": config.nesterov,
+            "weight_decay": config.weight_decay,
+        }
+        return StudyCell("supervised", settings)
+
+    def features(self, kind: str, pretext: StudyCell | None, layer: str) -> StudyCell:
+        """kNN or a linear probe on pooled frozen features; ``pretext`` as in :meth:`head`."""
+        settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
+        return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
+
+    def classical(self, features: str, classifier: str) -> StudyCell:
+        """Hand-made features; nothing random in it."""
+        settings = {"data": self.study.data.fingerprint, "features": features}
+        return StudyCell("classical", settings, {"classifier": classifier})
+
+    def picture(self, kind: str, *needs: StudyCell) -> StudyCell:
+        """What a figure shows of trained networks."""
+        return StudyCell(kind, {"data": self.study.data.fingerprint, "seed": self.seed}, needs=needs)
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "data": self.study.data.fingerprint,
+            "width": self.study.pretext.width,
+            "precision": self.study.precision,
+        }
+
+    def _training(self, epochs: int, lr: float) -> dict[str, Any]:
+        pretext = self.study.pretext
+        return self._data() | {
+            "pad": pretext.pad,
+            "flip_prob": pretext.flip_prob,
+            "uniform_gamma": pretext.uniform_gamma,
+            "epochs": epochs,
+            "lr": lr,
+            "batch_size": self.study.batch_size,
+            "seed": self.seed,
+        }
+
+    def _all_as_none(self, images_per_class: int | None) -> int | None:
+        # The size of the smallest class stands for all images, so that the cell of all labels is shared.
+        return None if images_per_class == self.study.data.smallest_class else images_per_class

@@ -1,0 +1,293 @@
+"""What a study consists of: each number of each table and figure, and the cells that give it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rotnet_fast import paper
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.builder import BATCHNORM_MODES, Builder
+from rotnet_fast.study.cells import StudyCell
+from rotnet_fast.study.settings import StudySettings
+
+CLASSICAL = {
+    "pixels": ("logistic-regression",),
+    "hog": ("linear-svm",),
+    "scattering": ("logistic-regression", "linear-svm"),
+}
+"""Hand-made features -> classifiers on them."""
+
+CLASSICAL_TITLES = {
+    "pixels": "Raw pixels",
+    "hog": "HOG",
+    "scattering": "Scattering",
+    "logistic-regression": "logistic regression",
+    "linear-svm": "linear SVM",
+}
+
+FINE_TUNING_RATES = (0.1, 0.01)
+
+ABLATED_LABELS = (0, 1)
+"""Which of the numbers of labels are tried without revisiting: the two smallest."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number, or one picture, of a table or figure.
+
+    Attributes:
+        item: key of ``ITEMS``.
+        name: its name within the item, as ``--only item/name`` takes it.
+        title: its name in the report.
+        cells: the cell that gives it, for each seed; a single one where no seed matters.
+        value: which value of the cell's result it is, a key such as ``accuracy``.
+        published: the paper's number for CIFAR-10, in percent.
+        note: what a reader should know beside the number.
+        x: position on a figure's horizontal axis.
+        series: line of the figure that it belongs to.
+    """
+
+    item: str
+    name: str
+    title: str
+    cells: tuple[StudyCell, ...]
+    value: str = "accuracy"
+    published: float | None = None
+    note: str = ""
+    x: float | None = None
+    series: str = ""
+
+
+def table1(build: Builder) -> list[Entry]:
+    """Table 1: the non-linear head on every block of three networks."""
+    entries = []
+    for blocks, published in paper.NONLINEAR_HEAD.items():
+        for layer, accuracy in published.items():
+            cell = build.head(build.pretext(blocks), layer, "nonlinear")
+            title = f"{blocks} blocks, {layer}"
+            entries.append(Entry("table1", f"{blocks}-{layer}", title, (cell,), published=accuracy))
+    return entries
+
+
+def table2(build: Builder) -> list[Entry]:
+    """Table 2: sets of rotations, by the non-linear head on conv2."""
+    entries = []
+    for rotations, accuracy in paper.ROTATION_SETS.items():
+        cell = build.head(build.pretext(rotations=rotations), "conv2", "nonlinear")
+        title = "{" + ", ".join(f"{angle}°" for angle in rotations) + "}"
+        entries.append(Entry("table2", rotation_set_name(rotations), title, (cell,), published=accuracy))
+    return entries
+
+
+def table3(build: Builder) -> list[Entry]:
+    """Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
+    pretext = build.pretext()
+
+    def entry(name: str, title: str, cell: StudyCell, published: float | None, note: str = "") -> Entry:
+        return Entry("table3", name, title, (cell,), published=published, note=note)
+
+    entries = [entry("supervised", "Supervised NIN", build.supervised(), paper.SUPERVISED)]
+    for mode in BATCHNORM_MODES:
+        title = f"Random init + conv, BatchNorm with {mode} statistics"
+        cell = build.head(None, batchnorm=mode)
+        entries.append(entry(f"random-conv-{mode}", title, cell, paper.RANDOM_INIT["conv"]))
+    for head, title in (("nonlinear", "non-linear"), ("conv", "conv")):
+        cell = build.head(pretext, "conv2", head)
+        entries.append(entry(f"rotnet-{head}", f"RotNet + {title}", cell, paper.FROZEN[head]))
+    for head, title in (("nonlinear", "non-linear"), ("conv", "conv")):
+        for lr in FINE_TUNING_RATES:
+            entries.append(
+                entry(
+                    f"finetuned-{head}-lr{lr:g}",
+                    f"RotNet + {title}, fine-tuned, lr {lr:g}",
+                    build.fine_tune(pretext, head, lr),
+                    paper.FINE_TUNED[head],
+                )
+            )
+    for features, classifiers in CLASSICAL.items():
+        for classifier in classifiers:
+            title = f"{CLASSICAL_TITLES[features]} + {CLASSICAL_TITLES[classifier]}"
+            cell = build.classical(features, classifier)
+            entries.append(entry(f"{features}-{classifier}", title, cell, None, "classical row, ours"))
+    return entries
+
+
+def figure5a(build: Builder) -> list[Entry]:
+    """Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
+    pretext = build.pretext()
+    entries = []
+    published = list(paper.CORRELATION.values())
+    is_full_length = build.study.pretext.epochs == 100
+    for position, epoch in enumerate(build.study.snapshot_epochs):
+        rotation, objects = published[position] if is_full_length else (None, None)
+        for series, cell, value, accuracy in (
+            ("rotation", pretext, f"rotation_accuracy_after/{epoch}", rotation),
+            ("object", build.head(pretext, epoch=epoch), "accuracy", objects),
+        ):
+            title = f"{series} accuracy after {epoch} epoch{'s' if epoch > 1 else ''}"
+            name = f"{series}-{epoch}"
+            entries.append(
+                Entry(
+                    "figure5a", name, title, (cell,), value=value, published=accuracy, x=epoch, series=series
+                )
+            )
+    return entries
+
+
+def figure5b(build: Builder) -> list[Entry]:
+    """Figure 5b: few labels, with the pretext task on all images and without it."""
+    pretext = build.pretext()
+    entries = []
+    for count in build.study.labels_per_class:
+        for series, title, cell in (
+            ("rotnet", "RotNet + conv", build.head(pretext, images_per_class=count)),
+            ("supervised", "supervised", build.supervised(count)),
+        ):
+            accuracy = paper.LABEL_SCARCITY[series].get(count)
+            title = f"{title}, {count} labels per class"
+            name = f"{series}-{count}"
+            entries.append(
+                Entry("figure5b", name, title, (cell,), published=accuracy, x=count, series=series)
+            )
+    return entries
+
+
+def figure3(build: Builder) -> list[Entry]:
+    """Figure 3: attention maps of the rotation network and the supervised one."""
+    cell = build.picture("attention", build.pretext(), build.supervised())
+    return [Entry("figure3", "attention", "Attention maps", (cell,), value="")]
+
+
+def figure4(build: Builder) -> list[Entry]:
+    """Figure 4: first-layer filters of both networks."""
+    cell = build.picture("filters", build.pretext(), build.supervised())
+    return [Entry("figure4", "filters", "First-layer filters", (cell,), value="")]
+
+
+def extras(build: Builder) -> list[Entry]:
+    """Beyond the paper: rotation accuracies, neighbours, linear probes, calibration, embedding."""
+    main = build.pretext()
+    entries = []
+    for rotations in paper.ROTATION_SETS:
+        title = "rotation accuracy, " + ", ".join(f"{angle}°" for angle in rotations)
+        published = None
+        if rotations == FOUR_ROTATIONS:
+            published = paper.ROTATION_ACCURACY.get(build.study.pretext.epochs)
+        entries.append(
+            Entry(
+                "extras",
+                f"rotation-accuracy-{rotation_set_name(rotations)}",
+                title,
+                (build.pretext(rotations=rotations),),
+                value="rotation_accuracy",
+                published=published,
+            )
+        )
+    for kind, title in (("knn", "kNN"), ("linear", "linear probe")):
+        for layer in ("conv1", "conv2", "conv3", "conv4"):
+            cell = build.features(kind, main, layer)
+            entries.append(Entry("extras", f"{kind}-{layer}", f"{title} on {layer}", (cell,)))
+        cell = build.features(kind, None, "conv2")
+        title = f"{title} on conv2, untrained network"
+        entries.append(Entry("extras", f"{kind}-random-conv2", title, (cell,)))
+    for kind, title in (
+        ("rotations", "Calibration of the rotation confidence; the hardest images"),
+        ("embedding", "PCA and t-SNE of the features"),
+    ):
+        entries.append(Entry("extras", kind, title, (build.picture(kind, main),), value=""))
+    return entries
+
+
+def ablations(build: Builder) -> list[Entry]:
+    """What costs accuracy: each known mistake on purpose, beside the faithful run."""
+    main = build.pretext()
+
+    def entry(name: str, title: str, cell: StudyCell) -> Entry:
+        return Entry("ablations", name, title, (cell,))
+
+    entries = [
+        entry("faithful", "Faithful: RotNet + conv", build.head(main)),
+        entry(
+            "train-mode-batchnorm",
+            "Frozen extractor normalises with batch statistics, in training and test",
+            build.head(main, batchnorm="batch"),
+        ),
+    ]
+    for ablation, title in (
+        ("flip-after-rotation", "Views flipped after the rotation"),
+        ("one-rotation", "One random rotation per image instead of all four"),
+        ("lr-halved", "Learning rates halved instead of divided by five"),
+    ):
+        lr_factor = 0.5 if ablation == "lr-halved" else 0.2
+        pretext = build.pretext(ablation=ablation)
+        entries.append(entry(ablation, title, build.head(pretext, lr_factor=lr_factor)))
+        title = f"{title}: rotation accuracy"
+        name = f"{ablation}-rotation"
+        entries.append(Entry("ablations", name, title, (pretext,), value="rotation_accuracy"))
+    for position in ABLATED_LABELS:
+        count = build.study.labels_per_class[position]
+        with_revisits = build.head(main, images_per_class=count)
+        entries.append(entry(f"faithful-{count}", f"Faithful, {count} labels per class", with_revisits))
+        title = f"{count} labels per class, each image once per epoch"
+        once = build.head(main, images_per_class=count, revisit=False)
+        entries.append(entry(f"no-revisiting-{count}", title, once))
+    return entries
+
+
+ITEMS: dict[str, Callable[[Builder], list[Entry]]] = {
+    "table3": table3,
+    "table1": table1,
+    "figure5b": figure5b,
+    "table2": table2,
+    "figure5a": figure5a,
+    "figure3": figure3,
+    "figure4": figure4,
+    "extras": extras,
+    "ablations": ablations,
+}
+"""Table or figure -> its entries for one seed, in the order in which they are computed."""
+
+
+def rotation_set_name(rotations: tuple[int, ...]) -> str:
+    """Short name of a set: ``eight`` for the multiples of 45 degrees, else the angles."""
+    return "eight" if len(rotations) == 8 else "-".join(map(str, rotations))
+
+
+def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> list[Entry]:
+    """All entries asked for, each with one cell per seed.
+
+    Args:
+        settings: of the study.
+        seeds: how many: 0, 1, ...
+        only: items, or ``item/name`` for one entry; empty for everything.
+
+    Raises:
+        ArgumentError: there is no such item or entry.
+    """
+    builders = [Builder(settings, seed) for seed in range(seeds)]
+    known: dict[str, Entry] = {}
+    for make_entries in ITEMS.values():
+        for versions in zip(*(make_entries(build) for build in builders), strict=True):
+            cells = tuple(dict.fromkeys(entry.cells[0] for entry in versions))
+            known[f"{versions[0].item}/{versions[0].name}"] = replace(versions[0], cells=cells)
+    for wish in only:
+        if wish not in ITEMS and wish not in known:
+            item = wish.partition("/")[0]
+            choices = [name for name in known if name.startswith(f"{item}/")] or list(ITEMS)
+            raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(choices)}")
+    return [entry for name, entry in known.items() if not only or name in only or entry.item in only]
+
+
+def cells_in_order(entries: Sequence[Entry]) -> list[StudyCell]:
+    """The cells of all entries, one seed after another, so that a study in progress has whole tables."""
+    seeds = max((len(entry.cells) for entry in entries), default=0)
+    return list(
+        dict.fromkeys(
+            entry.cells[seed] for seed in range(seeds) for entry in entries if seed < len(entry.cells)
+        )
+    )

@@ -1,0 +1,191 @@
+"""Settings of a whole study: what its cells have in common.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rotnet_fast.config import PresetName, PretrainConfig
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.presets import PRESETS
+
+SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
+
+MINIMUM_EPOCHS = 6
+"""A pretraining has at least one epoch for each of the six points of Figure 5a."""
+
+MINIMUM_IMAGES_PER_CLASS = 8
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long a preset trains what is not a pretraining, and in batches of how many images."""
+
+    pretext_epochs: int
+    supervised_epochs: int
+    head_epochs: int
+    batch_size: int
+
+
+LENGTHS: dict[PresetName, Lengths] = {
+    "quickstart": Lengths(8, 8, 10, 32),
+    # Ours: six pretext epochs instead of the two of the preset, so that Figure 5a has its points.
+    "cpu": Lengths(6, 6, 6, 32),
+    "slides": Lengths(100, 100, 100, 128),
+    "paper": Lengths(100, 100, 100, 128),
+    "official": Lengths(200, 200, 100, 128),
+}
+"""Preset -> lengths. Source: protocol of the released code; the paper trains heads for 100 epochs."""
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """What a study needs to know of its data set, after the limits.
+
+    Attributes:
+        name, display_name, classes, fingerprint: as in `rotnet_fast.data.datasets.Dataset`.
+        train_images, test_images: how many.
+        smallest_class: training images of the class that has fewest.
+        channels, image_size: of an image; H = W.
+    """
+
+    name: str
+    display_name: str
+    classes: tuple[str, ...]
+    fingerprint: str
+    train_images: int
+    test_images: int
+    smallest_class: int
+    channels: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Everything that decides the numbers of a study, but for the seeds.
+
+    Attributes:
+        preset: recipe of the pretraining.
+        scale: fraction of epochs and of training images that was asked for.
+        data: the data set.
+        precision: fp32, bf16 or fp16.
+        pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
+        supervised_epochs, head_epochs: lengths of the other trainings.
+        head_lr: learning rate that heads start with.
+        batch_size: images per step of everything but the pretraining.
+    """
+
+    preset: PresetName
+    scale: float
+    data: StudyData
+    precision: str
+    pretext: PretrainConfig
+    supervised_epochs: int
+    head_epochs: int
+    head_lr: float
+    batch_size: int
+
+    @property
+    def snapshot_epochs(self) -> tuple[int, ...]:
+        """Epochs after which Figure 5a looks at the network: 1, 20, 40, 60, 80, 100 of 100."""
+        epochs = [1]
+        for share in SNAPSHOT_SHARES:
+            epochs.append(max(epochs[-1] + 1, round(share * self.pretext.epochs)))
+        return tuple(epochs)
+
+    @property
+    def labels_per_class(self) -> tuple[int, ...]:
+        """Figure 5b's numbers of labels; of a smaller class than CIFAR-10's, the same shares of it.
+
+        Increasing, the last being the size of the smallest class.
+        """
+        return _shares(self.data.smallest_class)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for study.json."""
+        return {**asdict(self), "pretext": self.pretext.recipe()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StudySettings:
+        """The settings that :meth:`to_json` gave, read from JSON (lists become tuples again).
+
+        Raises:
+            KeyError, TypeError: it was written by another version.
+        """
+        pretext = {key: _frozen(value) for key, value in values["pretext"].items()}
+        data = {key: _frozen(value) for key, value in values["data"].items()}
+        config = PretrainConfig(preset=values["preset"], **pretext)
+        return cls(**{**values, "pretext": config, "data": StudyData(**data)})
+
+
+def study_settings(preset: PresetName, scale: float, data: StudyData, precision: str) -> StudySettings:
+    """Settings of a study at a scale.
+
+    Args:
+        preset: name of a recipe.
+        scale: in (0, 1]; fewer epochs, at least six of the pretraining and one of everything else.
+            The data are already limited, see :func:`limit_at_scale`.
+        data, precision: see `StudySettings`.
+
+    Raises:
+        ArgumentError: classes too small for the five points of Figure 5b.
+    """
+    if data.smallest_class < MINIMUM_IMAGES_PER_CLASS:
+        raise ArgumentError(
+            f"the smallest class of {data.display_name} has {data.smallest_class} training images; a study "
+            f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
+        )
+    lengths = LENGTHS[preset]
+    base = PRESETS[preset]()
+    epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
+    pretext = replace(
+        base,
+        preset=preset,
+        dataset=data.name,  # type: ignore[arg-type]
+        image_size=data.image_size,
+        epochs=epochs,
+        milestones=stretched(base.milestones, base.epochs, epochs),
+        precision=precision,  # type: ignore[arg-type]
+    )
+    return StudySettings(
+        preset=preset,
+        scale=scale,
+        data=data,
+        precision=precision,
+        pretext=pretext,
+        supervised_epochs=max(1, round(lengths.supervised_epochs * scale)),
+        head_epochs=max(1, round(lengths.head_epochs * scale)),
+        head_lr=0.1,
+        batch_size=lengths.batch_size,
+    )
+
+
+def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
+    """Training images at a scale, the same number of each class; None for all of them."""
+    if scale == 1:
+        return None
+    per_class = max(MINIMUM_IMAGES_PER_CLASS, round(train_images * scale / classes))
+    return min(train_images, per_class * classes)
+
+
+def stretched(milestones: tuple[int, ...], before: int, after: int) -> tuple[int, ...]:
+    """Milestones of a run of ``before`` epochs for one of ``after``; those that coincide count once."""
+    return tuple(sorted({-(-milestone * after // before) for milestone in milestones}))
+
+
+def _shares(smallest_class: int) -> tuple[int, ...]:
+    """20, 100, 400, 1000 and 5000 of 5000, for a class of another size; strictly increasing."""
+    counts: list[int] = []
+    for count in (20, 100, 400, 1000):
+        share = round(count * smallest_class / 5000) if smallest_class < 5000 else count
+        counts.append(max(share, counts[-1] + 1 if counts else 1))
+    return (*counts, smallest_class)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
