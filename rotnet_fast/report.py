@@ -28,6 +28,7 @@ class Cell:
         head: the classifier: ``nonlinear``, ``conv`` or ``knn``; None for a whole network.
         note: what else sets this row apart, such as the BatchNorm mode; empty where nothing does.
         accuracy: on the test images, in percent, after the last epoch.
+        confusion: test images of each true class (row) and predicted one (column).
     """
 
     method: str
@@ -35,6 +36,19 @@ class Cell:
     head: str | None
     note: str
     accuracy: float
+    confusion: list[list[int]] | None = None
+
+    @classmethod
+    def of(
+        cls, method: str, layer: str | None, head: str | None, note: str, confusion: list[list[int]]
+    ) -> Cell:
+        """The row of a classifier with this confusion matrix."""
+        return cls(method, layer, head, note, accuracy(confusion), confusion)
+
+
+def accuracy(confusion: list[list[int]]) -> float:
+    """Percent of the images on a confusion matrix's diagonal."""
+    return 100.0 * sum(row[i] for i, row in enumerate(confusion)) / sum(map(sum, confusion))
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:

@@ -79,7 +79,7 @@ def test_training_heads_leaves_the_frozen_network_untouched(setup: EvaluationSet
     cells = PROTOCOLS["frozen"](setup)
     state = final_state(setup, "frozen")
     assert checkpoint.state_hash(part(state, "backbone.")) == checkpoint.state_hash(setup.pretrained)
-    fresh = setup.with_heads(setup.pretrained_network(), setup.layers, setup.heads, frozen=True)
+    fresh = setup.with_heads(setup.pretrained_network(), setup.placements, frozen=True)
     for name, before in fresh.heads.state_dict().items():
         assert not torch.equal(state[f"heads.{name}"], before), name
     assert [(c.method, c.layer, c.head) for c in cells] == [
@@ -103,7 +103,7 @@ def test_heads_trained_together_equal_each_trained_alone(
 
 
 def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: EvaluationSetup) -> None:
-    module = setup.with_heads(setup.pretrained_network(), setup.layers, setup.heads, frozen=True)
+    module = setup.with_heads(setup.pretrained_network(), setup.placements, frozen=True)
     views = setup.views()
     task = frozen_heads_task(module, views, lr=0.1, epochs=1)
     task.set_train_mode()
@@ -115,7 +115,9 @@ def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: Evaluati
 
 
 def test_each_kind_of_head_has_its_own_schedule(setup: EvaluationSetup) -> None:
-    module = setup.with_heads(setup.pretrained_network(), ("conv2",), setup.heads, frozen=True)
+    module = setup.with_heads(
+        setup.pretrained_network(), [("conv2", "nonlinear"), ("conv2", "conv")], frozen=True
+    )
     groups = frozen_heads_task(module, setup.views(), lr=0.1, epochs=100).parameter_groups()
     assert [(g.name, g.schedule.milestones) for g in groups] == [
         ("conv2_nonlinear", (20, 40, 45)),
@@ -328,12 +330,11 @@ def test_folder_of_an_evaluation_with_other_settings_is_refused(setup: Evaluatio
 
 
 def test_unknown_head_is_named() -> None:
-    for heads in (["svm"], []):
+    for placements in ([("conv2", "svm")], []):
         with pytest.raises(ArgumentError, match=r"heads is (svm|empty); choose from nonlinear, conv"):
             HeadsOnBackbone(
                 trained_network(),
-                ["conv2"],
-                heads,
+                placements,
                 image_shape=(3, SIDE, SIDE),
                 num_classes=4,
                 width=0.05,

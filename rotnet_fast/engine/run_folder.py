@@ -3,6 +3,7 @@
     config.json         all settings, and what the run was started with
     metrics.jsonl       one JSON object per line: logging intervals and epochs
     checkpoints/        last.pt, and epoch-XXXX.pt of the last epochs
+    snapshots/          epoch-XXXX.pt of epochs that are kept for good
     tensorboard/        the same metrics as curves
     results.json        written when the run has finished
     lock                held by the process that writes here
@@ -12,7 +13,6 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -22,6 +22,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import ArgumentError
 
 
@@ -44,11 +45,15 @@ class RunFolder:
         self._metrics_path = path / "metrics.jsonl"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("a+")
         except OSError as error:
             raise cannot_write(path, error) from error
+        self._lock = FileLock(path / "lock")
         try:
-            self._take_lock()
+            if not self._lock.take():
+                raise ArgumentError(
+                    f"output {path} is in use by another run (process {self._lock.holder()}); wait for it to "
+                    f"end, or choose another folder with --output"
+                )
             if (path / "config.json").exists() and not resume:
                 raise ArgumentError(
                     f"output {path} already holds a run; add --resume auto to go on with it, or choose "
@@ -68,13 +73,22 @@ class RunFolder:
         """Let others use the folder."""
         self._lock.close()
 
+    def snapshot(self, epoch: int) -> Path:
+        """File for what is kept of the network after ``epoch`` epochs."""
+        folder = self.path / "snapshots"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder / f"epoch-{epoch:04d}.pt"
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Record the settings in config.json."""
-        _write_json(self.path / "config.json", config)
+        write_json(self.path / "config.json", config)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Record the outcome in results.json."""
-        _write_json(self.path / "results.json", results)
+        write_json(self.path / "results.json", results)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -98,23 +112,13 @@ class RunFolder:
         if self._metrics_path.exists() and self._metrics_path.stat().st_size > position:
             os.truncate(self._metrics_path, position)
 
-    def _take_lock(self) -> None:
-        """Take the lock, which the system releases when this process ends, however it ends."""
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            raise ArgumentError(
-                f"output {self.path} is in use by another run (process {owner}); wait for it to end, or "
-                f"choose another folder with --output"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically.
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    Raises:
+        CannotWriteError: it cannot be written; an older one is intact.
+    """
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 

@@ -37,6 +37,7 @@ class TrainerSettings:
         log_every: steps per logging interval, each of which costs one wait for the device.
         checkpoint_every_steps: save in mid-epoch after so many steps; None for never.
         checkpoint_every_seconds: save in mid-epoch after so many seconds; None for never.
+        snapshot_epochs: after so many epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
         progress: progress bar and a printed line per epoch.
         tensorboard: write TensorBoard events.
     """
@@ -50,6 +51,7 @@ class TrainerSettings:
     log_every: int = 20
     checkpoint_every_steps: int | None = None
     checkpoint_every_seconds: float | None = 300.0
+    snapshot_epochs: tuple[int, ...] = ()
     progress: bool = True
     tensorboard: bool = True
 
@@ -193,7 +195,8 @@ class Trainer:
         progress, settings = self.progress, self.settings
         metrics = {"train": means(self.sums.read())}
         done = progress.epoch + 1
-        if done % settings.eval_every == 0 or done == settings.epochs:
+        is_kept = done in settings.snapshot_epochs
+        if done % settings.eval_every == 0 or done == settings.epochs or is_kept:
             with settings.precision.autocast(), stop.interruptible():
                 metrics["test"] = self.task.evaluate()
         log.epoch(
@@ -207,6 +210,8 @@ class Trainer:
         progress.metrics = metrics
         progress.epoch, progress.step = done, 0
         self.sums = MetricSums()
+        if is_kept:
+            checkpoint.save(self.run.snapshot(done), self.snapshot())
         self.save_checkpoint(f"epoch-{done:04d}.pt", "last.pt")
         for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
             old.unlink()
@@ -261,6 +266,14 @@ class Trainer:
                 "seconds": progress.seconds,
                 "metrics_position": self.run.metrics_position(),
             },
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is kept of an epoch for good: the network and its metrics, without momentum."""
+        return {
+            name: part
+            for name, part in self.state().items()
+            if name in ("config", "epoch", "module", "metrics")
         }
 
     def state_hash(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class EvaluationSetup:
         seed: of first weights, order and augmentation.
         device, precision: where and in which number format.
         folder: each training has a run folder in it.
+        revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
+            is one visit to each labelled image; lr_factor is what a milestone multiplies by.
     """
 
     pretrained: Mapping[str, Any]
@@ -59,6 +61,13 @@ class EvaluationSetup:
     device: torch.device
     precision: Precision
     folder: Path
+    revisit: bool = True
+    lr_factor: float = 0.2
+
+    @property
+    def placements(self) -> tuple[tuple[str, str], ...]:
+        """(layer, kind of head) of every head."""
+        return tuple((layer, head) for layer in self.layers for head in self.heads)
 
     def pretrained_network(self) -> NetworkInNetwork:
         """A fresh copy of the pretrained network, on the device."""
@@ -87,14 +96,13 @@ class EvaluationSetup:
         return {"running statistics": running, "batch statistics": batch}
 
     def with_heads(
-        self, backbone: NetworkInNetwork, layers: tuple[str, ...], heads: tuple[str, ...], frozen: bool
+        self, backbone: NetworkInNetwork, placements: Sequence[tuple[str, str]], frozen: bool
     ) -> HeadsOnBackbone:
-        """Fresh heads on a backbone, on the device."""
+        """Fresh heads on a backbone, each a (layer, kind), on the device."""
         height, breadth, channels = self.dataset.train.images.shape[1:]
         return HeadsOnBackbone(
             backbone,
-            layers,
-            heads,
+            placements,
             image_shape=(channels, height, breadth),
             num_classes=len(self.dataset.classes),
             width=self.width,
@@ -107,16 +115,22 @@ class EvaluationSetup:
         split = self.dataset.train
         if self.images_per_class is not None:
             split = first_of_each_class(split, self.images_per_class)
-        loader = ResidentLoader(
-            split, self.device, self.batch_size, self.seed, epoch_size=len(self.dataset.train.images)
-        )
+        visits = len(self.dataset.train.images) if self.revisit else None
+        loader = ResidentLoader(split, self.device, self.batch_size, self.seed, epoch_size=visits)
         return ObjectViews(self.dataset, loader, self.precision.dtype, self.pad, self.flip_prob)
 
-    def train(self, name: str, make_task: Callable[[ObjectViews], ObjectClassification]) -> dict[str, float]:
+    def train(
+        self,
+        name: str,
+        make_task: Callable[[ObjectViews], ObjectClassification],
+        *,
+        nesterov: bool = True,
+        weight_decay: float = 5e-4,
+    ) -> dict[str, list[list[int]]]:
         """Train to the end in ``folder/name``, from its checkpoint where there is one.
 
         Returns:
-            ``{classifier}_accuracy`` in percent on the test images, after the last epoch.
+            Confusion matrix of each classifier on the test images, after the last epoch.
 
         Raises:
             CheckpointError: the folder holds a training with other settings, or only damaged files.
@@ -124,27 +138,39 @@ class EvaluationSetup:
         """
         print(f"{name}:")
         views = self.views()
-        settings = TrainerSettings(self.epochs, self.precision, eval_every=10, tensorboard=False)
+        task = make_task(views)
+        settings = TrainerSettings(
+            self.epochs,
+            self.precision,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            eval_every=10,
+            tensorboard=False,
+        )
+        identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
         with RunFolder(self.folder / name, resume=True) as run:
-            trainer = Trainer(make_task(views), views.loader, settings, run, self._identity(name))
+            trainer = Trainer(task, views.loader, settings, run, identity)
             if checkpoint.candidates(run.path):
                 found, state, _ = checkpoint.load_newest(run.path)
                 trainer.load_state(state, found)
-            return trainer.fit()
+            trainer.fit()
+            with self.precision.autocast():
+                return task.confusions()
 
-    def _identity(self, name: str) -> dict[str, Any]:
+    def _identity(self, task: ObjectClassification, name: str) -> dict[str, Any]:
         return {
             "task": f"evaluate {name}",
             "backbone": checkpoint.state_hash(self.pretrained),
             "data_fingerprint": self.dataset.fingerprint,
-            "layers": list(self.layers),
-            "heads": list(self.heads),
+            "classifiers": [group.name for group in task.parameter_groups()],
             "epochs": self.epochs,
             "lr": self.lr,
             "batch_size": self.batch_size,
             "images_per_class": self.images_per_class,
             "pad": self.pad,
             "flip_prob": self.flip_prob,
+            "revisit": self.revisit,
+            "lr_factor": self.lr_factor,
             "seed": self.seed,
             "precision": self.precision.name,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.evaluation import EvaluationSetup
-from rotnet_fast.protocols.heads import frozen_heads_task
+from rotnet_fast.protocols.heads import frozen_heads_task, head_name
 from rotnet_fast.report import Cell
 
 
@@ -28,13 +28,12 @@ def random_init(setup: EvaluationSetup) -> list[Cell]:
 
 
 def _train_heads(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
-    module = setup.with_heads(backbone, setup.layers, setup.heads, frozen=True)
-    accuracies = setup.train(
+    module = setup.with_heads(backbone, setup.placements, frozen=True)
+    confusions = setup.train(
         f"{method} {note}".strip().replace(" ", "-"),
-        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs),
+        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs, setup.lr_factor),
     )
     return [
-        Cell(method, layer, kind, note, accuracies[f"{layer}_{kind}_accuracy"])
-        for layer in module.layers
-        for kind in module.kinds
+        Cell.of(method, layer, kind, note, confusions[head_name(layer, kind)])
+        for layer, kind in module.placements
     ]

@@ -29,7 +29,7 @@ class HeadsOnBackbone(nn.Module):
 
     Args:
         backbone: network with the layers asked for.
-        layers, heads: one head of each kind (``nonlinear``, ``conv``) on each layer.
+        placements: (layer, kind of head) of each head; a kind is ``nonlinear`` or ``conv``.
         image_shape: (C, H, W) of the images.
         num_classes: object classes.
         width: width multiplier of the conv heads.
@@ -47,8 +47,7 @@ class HeadsOnBackbone(nn.Module):
     def __init__(
         self,
         backbone: NetworkInNetwork,
-        layers: Sequence[str],
-        heads: Sequence[str],
+        placements: Sequence[tuple[str, str]],
         *,
         image_shape: tuple[int, int, int],
         num_classes: int,
@@ -57,21 +56,23 @@ class HeadsOnBackbone(nn.Module):
         frozen: bool,
     ) -> None:
         super().__init__()
-        if not heads or not set(heads) <= set(HEADS):
-            raise ArgumentError(f"heads is {', '.join(heads) or 'empty'}; choose from {', '.join(HEADS)}")
+        kinds = [kind for _, kind in placements]
+        if not kinds or not set(kinds) <= set(HEADS):
+            raise ArgumentError(f"heads is {', '.join(kinds) or 'empty'}; choose from {', '.join(HEADS)}")
         self.backbone = backbone.requires_grad_(not frozen)
         self.frozen = frozen
-        self.layers = tuple(dict.fromkeys(layers))
-        self.kinds = tuple(dict.fromkeys(heads))
+        self.placements = tuple(dict.fromkeys(placements))
+        self.layers = tuple(dict.fromkeys(layer for layer, _ in self.placements))
         self.heads = nn.ModuleDict()
-        for layer, (channels, height, breadth) in self._feature_sizes(image_shape).items():
-            for kind in self.kinds:
-                generator = torch.Generator().manual_seed(seed)
-                self.heads[f"{layer}_{kind}"] = (
-                    NonLinearClassifier(channels, height, breadth, num_classes, generator)
-                    if kind == "nonlinear"
-                    else ConvClassifier(channels, num_classes, width, generator)
-                )
+        sizes = self._feature_sizes(image_shape)
+        for layer, kind in self.placements:
+            channels, height, breadth = sizes[layer]
+            generator = torch.Generator().manual_seed(seed)
+            self.heads[head_name(layer, kind)] = (
+                NonLinearClassifier(channels, height, breadth, num_classes, generator)
+                if kind == "nonlinear"
+                else ConvClassifier(channels, num_classes, width, generator)
+            )
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
         """(C, H, W) of each layer, from one forward pass in eval mode, which changes no statistics."""
@@ -93,14 +94,18 @@ class HeadsOnBackbone(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.backbone.features(views, self.layers)
         return {
-            f"{layer}_{kind}": self.heads[f"{layer}_{kind}"](maps[layer])
-            for layer in self.layers
-            for kind in self.kinds
+            head_name(layer, kind): self.heads[head_name(layer, kind)](maps[layer])
+            for layer, kind in self.placements
         }
 
 
+def head_name(layer: str, kind: str) -> str:
+    """Name of a head in state dicts, metrics and results."""
+    return f"{layer}_{kind}"
+
+
 def frozen_heads_task(
-    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int
+    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int, lr_factor: float = 0.2
 ) -> ObjectClassification:
     """Train the heads on a frozen backbone, each on the published schedule of its kind.
 
@@ -108,15 +113,15 @@ def frozen_heads_task(
         module: on the device of ``views``.
         lr: learning rate of the first epoch.
         epochs: length of the run, to which the schedules are scaled.
+        lr_factor: see `scaled_schedule`.
     """
     groups = [
         ParameterGroup(
-            f"{layer}_{kind}",
-            list(module.heads[f"{layer}_{kind}"].parameters()),
-            scaled_schedule(kind, lr, epochs),
+            head_name(layer, kind),
+            list(module.heads[head_name(layer, kind)].parameters()),
+            scaled_schedule(kind, lr, epochs, lr_factor),
         )
-        for layer in module.layers
-        for kind in module.kinds
+        for layer, kind in module.placements
     ]
     return ObjectClassification(module, module, groups, views)
 
@@ -128,12 +133,12 @@ def fine_tuning_task(
 
     Arguments are those of :func:`frozen_heads_task`; the module holds one head and is not frozen.
     """
-    (layer,), (kind,) = module.layers, module.kinds
+    ((layer, kind),) = module.placements
     blocks = module.backbone.layers[: module.backbone.layers.index(layer) + 1]
     parameters = list(module.heads.parameters())
     for block in blocks:
         parameters.extend(module.backbone.get_submodule(block).parameters())
-    groups = [ParameterGroup(f"{layer}_{kind}", parameters, scaled_schedule(kind, lr, epochs))]
+    groups = [ParameterGroup(head_name(layer, kind), parameters, scaled_schedule(kind, lr, epochs))]
     return ObjectClassification(module, module, groups, views)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols.classification import ObjectViews
+from rotnet_fast.protocols.classification import ObjectViews, confusion_matrix
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.report import Cell
 
@@ -106,6 +106,6 @@ def _classify(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, n
     cells = []
     for layer in setup.layers:
         predicted = knn_predict(bank[layer], views.loader.labels, queries[layer], len(setup.dataset.classes))
-        accuracy = 100.0 * (predicted == views.test_labels).double().mean().item()
-        cells.append(Cell(method, layer, "knn", note, accuracy))
+        confusion = confusion_matrix(views.test_labels, predicted, len(setup.dataset.classes))
+        cells.append(Cell.of(method, layer, "knn", note, confusion))
     return cells

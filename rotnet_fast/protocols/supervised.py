@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
@@ -19,19 +20,18 @@ BLOCKS = 3
 def supervised(setup: EvaluationSetup) -> list[Cell]:
     """Train at the width of the pretrained network."""
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
-    accuracies = setup.train(
-        "supervised", lambda views: supervised_task(network, views, setup.lr, setup.epochs)
-    )
-    return [Cell("supervised", None, None, "", accuracies["object_accuracy"])]
+    schedule = scaled_schedule("supervised", setup.lr, setup.epochs)
+    confusions = setup.train("supervised", lambda views: supervised_task(network, views, schedule))
+    return [Cell.of("supervised", None, None, "", confusions["object"])]
 
 
 def supervised_task(
-    network: NetworkInNetwork, views: ObjectViews, lr: float, epochs: int
+    network: NetworkInNetwork, views: ObjectViews, schedule: Schedule
 ) -> ObjectClassification:
-    """Train a whole network, on the device of ``views``, to tell object classes."""
+    """Train a whole network, on the device of ``views``, to tell object classes; named ``object``."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"object": network(batch)}
 
-    group = ParameterGroup("network", list(network.parameters()), scaled_schedule("supervised", lr, epochs))
+    group = ParameterGroup("network", list(network.parameters()), schedule)
     return ObjectClassification(network, classify, [group], views)

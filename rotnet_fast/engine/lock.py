@@ -1,0 +1,52 @@
+"""Locks that the system releases when their holder ends, however it ends.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from rotnet_fast.engine.atomic import cannot_write
+
+
+class FileLock:
+    """A lock on a file, held by one process at a time.
+
+    Works between processes, and between machines where the file system passes locks on (local disks
+    and NFS 4 do).
+
+    Args:
+        path: file to make where it is missing; it names its holder's process while it is held.
+
+    Raises:
+        CannotWriteError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("a+")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def take(self) -> bool:
+        """Whether the lock is ours now; does not wait for another holder."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+        return True
+
+    def holder(self) -> str:
+        """Process that holds the lock, as text."""
+        self._file.seek(0)
+        return self._file.read().strip()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
