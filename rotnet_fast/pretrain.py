@@ -9,7 +9,6 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import tyro
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
@@ -74,16 +73,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     config.validate()
     warn_of_late_milestones(config)
     with RunFolder(config.output_folder(), resume=config.resume is not None) as run:
-        import torch
-
         from rotnet_fast.data.datasets import load_dataset
-        from rotnet_fast.data.resident import ResidentLoader
         from rotnet_fast.engine.device import resolve_device
         from rotnet_fast.engine.precision import resolve_precision
-        from rotnet_fast.engine.rotation_task import RotationTask
-        from rotnet_fast.engine.schedule import Schedule
-        from rotnet_fast.engine.trainer import Trainer, TrainerSettings
-        from rotnet_fast.models.nin import NetworkInNetwork
+        from rotnet_fast.protocols.pretext import pretrain_with, pretraining
 
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
@@ -95,76 +88,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             config.limit_test,
             display_name=config.dataset_name,
         )
-        loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
-        channels = dataset.train.images.shape[-1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            network = NetworkInNetwork(
-                num_classes=len(config.rotations),
-                blocks=config.blocks,
-                width=config.width,
-                in_channels=channels,
-                uniform_gamma=config.uniform_gamma,
-            )
-        task = RotationTask(
-            network.to(device),
-            Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
-            loader.images,
-            dataset.test.images.to(device),
-            rotations=config.rotations,
-            seed=config.seed,
-            pad=config.pad,
-            flip_prob=config.flip_prob,
-            mean=dataset.mean,
-            std=dataset.std,
-            dtype=precision.dtype,
-            test_batch_size=config.batch_size,
-            compile=config.compile,
-        )
-        settings = TrainerSettings(
-            epochs=config.epochs,
-            precision=precision,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            eval_every=config.eval_every,
-            log_every=config.log_every,
-            checkpoint_every_steps=config.checkpoint_every_steps,
-            checkpoint_every_seconds=config.checkpoint_every_seconds,
-            tensorboard=config.tensorboard,
-        )
-        identity = {
-            "task": "pretrain",
-            **config.recipe(),
-            "precision": precision.name,
-            "in_channels": channels,
-            "data_fingerprint": dataset.fingerprint,
-        }
-        trainer = Trainer(task, loader, settings, run, identity)
-        if config.resume is not None:
-            go_on(
-                trainer, run.path if config.resume == "auto" else Path(config.resume), config.resume == "auto"
-            )
-        # Only now: a refused checkpoint leaves the folder's settings as they were.
-        run.write_config({"settings": asdict(config), "environment": environment(str(device))})
-        metrics = trainer.fit()
-        results = {
-            "rotation_accuracy": metrics["rotation_accuracy"],
-            "rotation_accuracy_by_degrees": {
-                degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
-            },
-            "images_per_second": trainer.progress.images_per_second,
-            "train_seconds": trainer.progress.seconds,
-            "dataset": dataset.display_name,
-            "train_images": len(dataset.train.images),
-            "test_images": len(dataset.test.images),
-            "data_fingerprint": dataset.fingerprint,
-            "precision": precision.name,
-            "state_hash": trainer.state_hash(),
-            "settings": asdict(config),
-            "environment": environment(str(device)),
-        }
-        run.write_results(results)
-        return results
+        trainer = pretraining(config, dataset, device, precision, run)
+
+        def load(trainer: Trainer) -> None:
+            if config.resume is not None:
+                is_auto = config.resume == "auto"
+                go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
+
+        return pretrain_with(trainer, config, dataset, load)
 
 
 def warn_of_late_milestones(config: PretrainConfig) -> None:

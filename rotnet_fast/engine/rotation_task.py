@@ -88,6 +88,12 @@ class RotationTask:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented views [B*K,C,H,W] of images int64 [B], in a buffer that the next call overwrites,
         and their labels [B*K]."""
+        return self.make_views(indices, sample_ids, epoch, self.flip_prob)
+
+    def make_views(
+        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int, flip_prob: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`views`, with another probability of the flip before the rotations."""
         views, labels = rotate_batch(
             self.train_images,
             indices,
@@ -95,7 +101,7 @@ class RotationTask:
             seed=self.seed,
             epoch=epoch,
             pad=self.pad,
-            flip_prob=self.flip_prob,
+            flip_prob=flip_prob,
             out=self._buffers.get(len(indices)),
             **self.view_settings,
         )

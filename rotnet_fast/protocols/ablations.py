@@ -1,0 +1,54 @@
+"""Known mistakes, made on purpose: how much each costs.
+
+Switches of the study alone, which no command offers for a training that is meant to be good. Source:
+bugs of public re-implementations.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rotnet_fast import philox
+from rotnet_fast.engine.rotation_task import RotationTask
+
+
+class FlipAfterRotation(RotationTask):
+    """Flips each view left-right after the rotation instead of each image before it.
+
+    A mirrored view at 90 degrees is the view at 270 degrees of the mirrored image: the two classes
+    cannot be told apart, and a perfect network would be right three times out of four.
+    """
+
+    def views(
+        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RotationTask.views`, with the flip in the wrong place."""
+        views, labels = self.make_views(indices, sample_ids, epoch, flip_prob=0.0)
+        turned = len(self.rotations)
+        view_ids = sample_ids.repeat_interleave(turned) * turned + labels
+        draw = philox.draw(view_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
+        flip = draw < int(self.flip_prob * 2.0**32)
+        return torch.where(flip[:, None, None, None], views.flip(3), views), labels
+
+
+class OneRotation(RotationTask):
+    """Shows one random rotation of each image instead of all K: views [B,C,H,W], labels [B]."""
+
+    def views(
+        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RotationTask.views`, one view per image."""
+        views, labels = self.make_views(indices, sample_ids, epoch, self.flip_prob)
+        turned = len(self.rotations)
+        draw = philox.draw(sample_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
+        chosen = torch.arange(len(indices), device=views.device) * turned + (draw * turned >> 32)
+        return views[chosen], labels[chosen]
+
+
+PRETEXT_ABLATIONS: dict[str, type[RotationTask]] = {
+    "": RotationTask,
+    "flip-after-rotation": FlipAfterRotation,
+    "one-rotation": OneRotation,
+    "lr-halved": RotationTask,
+}
+"""Name in a study -> task to pretrain with. ``lr-halved`` is a matter of the schedule alone."""

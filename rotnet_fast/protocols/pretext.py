@@ -1,0 +1,133 @@
+"""Pretraining on the pretext task, from data set to results.json, for the commands that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.engine.precision import Precision
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.models.nin import NetworkInNetwork
+
+
+def pretraining(
+    config: PretrainConfig,
+    dataset: Dataset,
+    device: torch.device,
+    precision: Precision,
+    run: RunFolder,
+    *,
+    task_type: type[RotationTask] = RotationTask,
+    snapshot_epochs: tuple[int, ...] = (),
+    progress: bool = True,
+) -> Trainer:
+    """A pretraining, ready to load a checkpoint or to start.
+
+    Args:
+        config: validated settings.
+        dataset: the images, after the limits.
+        run: folder that the trainer writes to.
+        task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
+        snapshot_epochs, progress: see `TrainerSettings`.
+    """
+    loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
+    channels = dataset.train.images.shape[-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = NetworkInNetwork(
+            num_classes=len(config.rotations),
+            blocks=config.blocks,
+            width=config.width,
+            in_channels=channels,
+            uniform_gamma=config.uniform_gamma,
+        )
+    task = task_type(
+        network.to(device),
+        Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
+        loader.images,
+        dataset.test.images.to(device),
+        rotations=config.rotations,
+        seed=config.seed,
+        pad=config.pad,
+        flip_prob=config.flip_prob,
+        mean=dataset.mean,
+        std=dataset.std,
+        dtype=precision.dtype,
+        test_batch_size=config.batch_size,
+        compile=config.compile,
+    )
+    settings = TrainerSettings(
+        epochs=config.epochs,
+        precision=precision,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        eval_every=config.eval_every,
+        log_every=config.log_every,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        checkpoint_every_seconds=config.checkpoint_every_seconds,
+        snapshot_epochs=snapshot_epochs,
+        progress=progress,
+        tensorboard=config.tensorboard,
+    )
+    identity = {
+        "task": "pretrain",
+        **config.recipe(),
+        "precision": precision.name,
+        "in_channels": channels,
+        "data_fingerprint": dataset.fingerprint,
+    }
+    if task_type is not RotationTask:
+        identity["ablation"] = task_type.__name__
+    return Trainer(task, loader, settings, run, identity)
+
+
+def pretrain_with(
+    trainer: Trainer, config: PretrainConfig, dataset: Dataset, load: Callable[[Trainer], None] | None = None
+) -> dict[str, Any]:
+    """Train to the end, and write config.json before and results.json after it.
+
+    Args:
+        trainer: as :func:`pretraining` makes it.
+        config, dataset: what it was made with.
+        load: brings the trainer to where a checkpoint left off.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        Interrupted: stopped by a signal, with everything saved.
+    """
+    run, where = trainer.run, environment(str(trainer.loader.device))
+    if load is not None:
+        load(trainer)
+    # Only now: a refused checkpoint leaves the folder's settings as they were.
+    run.write_config({"settings": asdict(config), "environment": where})
+    metrics = trainer.fit()
+    results = {
+        "rotation_accuracy": metrics["rotation_accuracy"],
+        "rotation_accuracy_by_degrees": {
+            degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
+        },
+        "images_per_second": trainer.progress.images_per_second,
+        "train_seconds": trainer.progress.seconds,
+        "dataset": dataset.display_name,
+        "train_images": len(dataset.train.images),
+        "test_images": len(dataset.test.images),
+        "data_fingerprint": dataset.fingerprint,
+        "precision": trainer.settings.precision.name,
+        "state_hash": trainer.state_hash(),
+        "settings": asdict(config),
+        "environment": where,
+    }
+    run.write_results(results)
+    return results
