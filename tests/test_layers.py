@@ -33,6 +33,7 @@ LAYERS = {
     "rotnet_fast.study": 3,
     "rotnet_fast.pretrain": 4,
     "rotnet_fast.evaluate": 4,
+    "rotnet_fast.reproduce": 4,
     "rotnet_fast.doctor": 4,
 }
 

@@ -113,7 +113,7 @@ class RunFolder:
             os.truncate(self._metrics_path, position)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file atomically.
 
     Raises:

@@ -8,6 +8,7 @@ from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.protocols.fine_tune import fine_tune
 from rotnet_fast.protocols.frozen import frozen, random_init
 from rotnet_fast.protocols.knn import knn, random_init_knn
+from rotnet_fast.protocols.linear import linear, random_init_linear
 from rotnet_fast.protocols.supervised import supervised
 from rotnet_fast.report import Cell
 
@@ -18,5 +19,7 @@ PROTOCOLS: dict[str, Callable[[EvaluationSetup], list[Cell]]] = {
     "supervised": supervised,
     "knn": knn,
     "random-init-knn": random_init_knn,
+    "linear": linear,
+    "random-init-linear": random_init_linear,
 }
 """Name -> function that runs the protocol and gives its rows of the report."""

@@ -13,7 +13,7 @@ from rotnet_fast.engine.rotation_task import RotationTask
 
 
 class FlipAfterRotation(RotationTask):
-    """Flips each view left-right after the rotation instead of each image before it.
+    """Flips each view left-right with probability 0.5 after the rotation instead of each image before it.
 
     A mirrored view at 90 degrees is the view at 270 degrees of the mirrored image: the two classes
     cannot be told apart, and a perfect network would be right three times out of four.
@@ -27,8 +27,9 @@ class FlipAfterRotation(RotationTask):
         turned = len(self.rotations)
         view_ids = sample_ids.repeat_interleave(turned) * turned + labels
         draw = philox.draw(view_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
-        flip = draw < int(self.flip_prob * 2.0**32)
-        return torch.where(flip[:, None, None, None], views.flip(3), views), labels
+        flip = draw < 2**31
+        views = torch.where(flip[:, None, None, None], views.flip(3), views)
+        return views.contiguous(memory_format=torch.channels_last), labels
 
 
 class OneRotation(RotationTask):
@@ -42,7 +43,7 @@ class OneRotation(RotationTask):
         turned = len(self.rotations)
         draw = philox.draw(sample_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
         chosen = torch.arange(len(indices), device=views.device) * turned + (draw * turned >> 32)
-        return views[chosen], labels[chosen]
+        return views[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
 
 
 PRETEXT_ABLATIONS: dict[str, type[RotationTask]] = {

@@ -9,7 +9,7 @@ CVPR 2018 (cosine similarity, votes weighted by exp(similarity / 0.07)); k = 20 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -97,15 +97,37 @@ def random_init_knn(setup: EvaluationSetup) -> list[Cell]:
 
 
 def _classify(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
-    """One cell per layer; images of both splits are not augmented."""
+    """One cell per layer."""
+    confusions = classify_features(setup, backbone, setup.layers, knn_predict)
+    return [Cell.of(method, layer, "knn", note, confusions[layer]) for layer in setup.layers]
+
+
+def classify_features(
+    setup: EvaluationSetup,
+    backbone: NetworkInNetwork,
+    layers: Sequence[str],
+    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor],
+) -> dict[str, list[list[int]]]:
+    """Classify the test images by their pooled features; images of both splits are not augmented.
+
+    Args:
+        predict: called with features [N,D] and labels [N] of the labelled images, features [Q,D] of the
+            test images and the number of classes; gives classes int64 [Q].
+
+    Returns:
+        layer -> confusion matrix.
+    """
     views = setup.views()
     backbone.eval()
     with setup.precision.autocast():
-        bank = pooled_features(backbone, views, views.loader.images, setup.layers)
-        queries = pooled_features(backbone, views, views.test_images, setup.layers)
-    cells = []
-    for layer in setup.layers:
-        predicted = knn_predict(bank[layer], views.loader.labels, queries[layer], len(setup.dataset.classes))
-        confusion = confusion_matrix(views.test_labels, predicted, len(setup.dataset.classes))
-        cells.append(Cell.of(method, layer, "knn", note, confusion))
-    return cells
+        bank = pooled_features(backbone, views, views.loader.images, layers)
+        queries = pooled_features(backbone, views, views.test_images, layers)
+    classes = len(setup.dataset.classes)
+    return {
+        layer: confusion_matrix(
+            views.test_labels,
+            predict(bank[layer], views.loader.labels, queries[layer], classes),
+            classes,
+        )
+        for layer in layers
+    }

@@ -131,3 +131,8 @@ class Builder:
     def _all_as_none(self, images_per_class: int | None) -> int | None:
         # The size of the smallest class stands for all images, so that the cell of all labels is shared.
         return None if images_per_class == self.study.data.smallest_class else images_per_class
+
+
+def rotation_set_name(rotations: tuple[int, ...]) -> str:
+    """Short name of a set: ``eight`` for the multiples of 45 degrees, else the angles."""
+    return "eight" if len(rotations) == 8 else "-".join(map(str, rotations))

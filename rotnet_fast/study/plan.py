@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.rotations import FOUR_ROTATIONS
-from rotnet_fast.study.builder import BATCHNORM_MODES, Builder
+from rotnet_fast.study.builder import BATCHNORM_MODES, Builder, rotation_set_name
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 
@@ -251,11 +251,6 @@ ITEMS: dict[str, Callable[[Builder], list[Entry]]] = {
     "ablations": ablations,
 }
 """Table or figure -> its entries for one seed, in the order in which they are computed."""
-
-
-def rotation_set_name(rotations: tuple[int, ...]) -> str:
-    """Short name of a set: ``eight`` for the multiples of 45 degrees, else the angles."""
-    return "eight" if len(rotations) == 8 else "-".join(map(str, rotations))
 
 
 def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> list[Entry]:

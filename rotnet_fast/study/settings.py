@@ -52,6 +52,7 @@ class StudyData:
         train_images, test_images: how many.
         smallest_class: training images of the class that has fewest.
         channels, image_size: of an image; H = W.
+        limit_train, limit_test: how many images were kept of more; None for all.
     """
 
     name: str
@@ -63,6 +64,8 @@ class StudyData:
     smallest_class: int
     channels: int
     image_size: int
+    limit_train: int | None = None
+    limit_test: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ def study_settings(preset: PresetName, scale: float, data: StudyData, precision:
         preset=preset,
         dataset=data.name,  # type: ignore[arg-type]
         image_size=data.image_size,
+        limit_train=data.limit_train,
+        limit_test=data.limit_test,
         epochs=epochs,
         milestones=stretched(base.milestones, base.epochs, epochs),
         precision=precision,  # type: ignore[arg-type]

@@ -1,0 +1,303 @@
+"""Every table and figure of the method: ``python -m rotnet_fast.reproduce [--preset NAME] [flags]``.
+
+The results folder holds one JSON file per finished cell and the report. Running the same command again
+computes what is missing; several processes, or machines that share the folder, divide the work.
+
+Exit codes: see `rotnet_fast.command`; a cell that failed gives its own. torch is imported only once the
+flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from rotnet_fast.command import run_command
+from rotnet_fast.config import PresetName
+from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.errors import ArgumentError, RotnetError
+from rotnet_fast.presets import PRESETS
+from rotnet_fast.report import format_table
+from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
+from rotnet_fast.study.settings import StudyData, limit_at_scale, study_settings
+from rotnet_fast.study.store import Results
+
+if TYPE_CHECKING:
+    from rotnet_fast.study.kinds import Context
+
+PROGRAM = "python -m rotnet_fast.reproduce"
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Reproduce every table and figure of the method, and write the report."""
+
+    preset: PresetName = "paper"
+    """Recipe of every training: slides, paper and official are the published ones; quickstart and cpu are
+    for two cores."""
+
+    dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
+    """Images with labels, as in rotnet_fast.pretrain."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+
+    dataset_name: str | None = None
+    """What the report calls the data set. None: its own name."""
+
+    scale: float = 1.0
+    """Fraction of the epochs and of the training images, for trying it out; at least six epochs of
+    pretraining, one of everything else, and eight images per class. Labels per class shrink likewise; all
+    test images stay."""
+
+    limit_test: int | None = None
+    """Test on this many images only, balanced over the classes."""
+
+    seeds: int = 1
+    """Repeat everything with so many seeds, 0, 1, ..."""
+
+    only: tuple[str, ...] = ()
+    """table1 table2 table3 figure3 figure4 figure5a figure5b extras ablations, or single entries such as
+    table3/rotnet-conv. None: everything."""
+
+    time_budget: float | None = None
+    """Minutes after which to stop cleanly and say what is left. None: no limit."""
+
+    dry_run: bool = False
+    """Print the plan with the estimated time of each group of cells, and compute nothing."""
+
+    output: Path | None = None
+    """Results folder. None: studies/<preset>-<dataset>, with the scale where it is not 1."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format. auto: bf16 where the device computes in it, else fp32."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+        """
+        if not 0 < self.scale <= 1:
+            raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
+        if self.seeds < 1:
+            raise ArgumentError(f"seeds is {self.seeds}; it must be at least 1")
+        if self.limit_test is not None and self.limit_test < 1:
+            raise ArgumentError(f"limit-test is {self.limit_test}; it must be at least 1")
+        if self.time_budget is not None and not 0 < self.time_budget < math.inf:
+            raise ArgumentError(
+                f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
+            )
+        for wish in self.only:
+            if wish.partition("/")[0] not in ITEMS:
+                raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
+        if self.dataset == "folder" and self.data_dir is None:
+            raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+
+    def output_folder(self) -> Path:
+        """Where the study is kept."""
+        if self.output is not None:
+            return self.output
+        scale = "" if self.scale == 1 else f"-scale{self.scale:g}"
+        return Path("studies") / f"{self.preset}-{self.dataset}{scale}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> None:
+        config = tyro.cli(ReproduceConfig, prog=PROGRAM, args=arguments)
+        config.validate()
+        try:
+            reproduce(config)
+        except Interrupted:
+            print(f"saved; go on with: {shlex.join([*PROGRAM.split(), *arguments])}", file=sys.stderr)
+            raise
+
+    return run_command(command)
+
+
+def reproduce(config: ReproduceConfig) -> None:
+    """Compute what is missing of a study and write its report, or print the plan.
+
+    Raises:
+        RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
+            were computed.
+        Interrupted: stopped by a signal, with everything saved.
+    """
+    from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
+
+    context = make_context(config)
+    entries = make_plan(context.settings, config.seeds, config.only)
+    known = cells_in_order(make_plan(context.settings, config.seeds))
+    cells = cells_in_order(entries)
+    if config.dry_run:
+        print(plan_table(context, entries, config.seeds))
+        return
+    context.results.begin(context.settings, config.seeds)
+    progress = Progress()
+    start = time.monotonic()
+    is_in_time = True
+    with StopSignals() as stop, time_limit(config.time_budget) as is_over:
+        try:
+            with stop.interruptible():
+                run_cells(context, cells, known, progress, say=print_line)
+        except Interrupted:
+            if not is_over():
+                raise
+            is_in_time = False
+    minutes = (time.monotonic() - start) / 60
+    print(f"computed {len(progress.computed)} cells in {minutes:.1f} minutes")
+    write_report(context.results)
+    if not is_in_time:
+        left = pending_cells(context, cells)
+        print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
+        print(plan_table(context, entries, config.seeds))
+        print("run the same command again to go on; it goes on in mid-training")
+    for cell, error in progress.failed.items():
+        print(f"FAILED: {cell.label}: {error}", file=sys.stderr)
+    for error in progress.failed.values():
+        raise error if isinstance(error, RotnetError) else ArgumentError(str(error))
+
+
+def print_line(line: str) -> None:
+    """A line at once, also where the output is a file."""
+    print(line, flush=True)
+
+
+@contextmanager
+def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
+    """Context that sends this process SIGTERM when the time is over, as a user would.
+
+    Yields:
+        Function that tells whether it was so.
+    """
+    is_over = threading.Event()
+
+    def stop() -> None:
+        is_over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(minutes * 60, stop) if minutes is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield is_over.is_set
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def make_context(config: ReproduceConfig) -> Context:
+    """Load the data set and settle everything that decides the numbers.
+
+    Raises:
+        ArgumentError, DataError: the data set cannot be used.
+    """
+    from rotnet_fast.data.datasets import fingerprint, limit_split, load_dataset
+    from rotnet_fast.engine.device import resolve_device
+    from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.study.kinds import Context
+
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    image_size = PRESETS[config.preset]().image_size
+    dataset = load_dataset(
+        config.dataset,
+        config.data_dir,
+        image_size,
+        limit_test=config.limit_test,
+        display_name=config.dataset_name,
+    )
+    limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))
+    if limit is not None:
+        train = limit_split(dataset.train, limit, "scale")
+        dataset = replace(dataset, train=train, fingerprint=fingerprint(train, dataset.test))
+    data = StudyData(
+        name=dataset.name,
+        display_name=dataset.display_name,
+        classes=dataset.classes,
+        fingerprint=dataset.fingerprint,
+        train_images=len(dataset.train.images),
+        test_images=len(dataset.test.images),
+        smallest_class=int(dataset.train.labels.bincount(minlength=len(dataset.classes)).min()),
+        channels=dataset.train.images.shape[3],
+        image_size=image_size,
+        limit_train=limit,
+        limit_test=config.limit_test,
+    )
+    settings = study_settings(config.preset, config.scale, data, precision.name)
+    return Context(
+        settings,
+        Results(config.output_folder()),
+        dataset,
+        device,
+        precision,
+        config.data_dir,
+        config.dataset_name,
+    )
+
+
+def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
+    """Groups of cells in the order in which they are computed: what for, how long, whether finished."""
+    from rotnet_fast.engine.run_folder import environment
+    from rotnet_fast.study.cells import with_needs
+    from rotnet_fast.study.estimate import Estimator
+    from rotnet_fast.study.run import describe, grouped, pending_cells
+
+    wanted_by: dict[str, list[str]] = {}
+    for entry in entries:
+        for cell in entry.cells:
+            wanted_by.setdefault(cell.key, []).append(entry.item)
+    cells = list(with_needs(cells_in_order(entries)))
+    pending = set(pending_cells(context, cells))
+    everything = list(with_needs(cells_in_order(make_plan(context.settings, seeds))))
+    device_name = environment(str(context.device))["device"]
+    estimator = Estimator(context, everything, device_name)
+    rows, total = [], 0.0
+    for group in grouped(cells):
+        left = [cell for cell in group if cell in pending]
+        seconds = estimator.seconds(left) if left else 0.0
+        total += seconds
+        items = dict.fromkeys(item for cell in group for item in wanted_by.get(cell.key, ()))
+        state = f"{duration(seconds)}" if left else "finished"
+        rows.append([describe(group), ", ".join(items) or "(needed)", str(len(group)), state])
+    table = format_table(["group", "for", "cells", "estimate"], rows, numeric=(2, 3))
+    return (
+        f"{table}\n{len(cells)} cells, {len(pending)} to compute, in about {duration(total)} on {device_name}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``7 min`` or ``3.5 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+def write_report(results: Results) -> None:
+    """RESULTS.md, the HTML page and the figures, from what is finished."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""How each kind of cell is computed, from the protocols that the other commands use, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.precision import Precision
+from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
+from rotnet_fast.protocols.classical import classical
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.heads import fine_tuning_task, frozen_heads_task, head_name, use_batch_statistics
+from rotnet_fast.protocols.knn import classify_features, knn_predict
+from rotnet_fast.protocols.linear import linear_predict
+from rotnet_fast.protocols.pretext import pretrain_with, pretraining
+from rotnet_fast.protocols.supervised import BLOCKS, supervised_task
+from rotnet_fast.report import accuracy
+from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.cells import StudyCell
+from rotnet_fast.study.settings import StudySettings
+from rotnet_fast.study.store import Results
+
+Found = dict[str, dict[str, Any]]
+"""Key of a cell -> its result."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a study runs, and on what.
+
+    Attributes:
+        settings, results, dataset, device, precision: of the study.
+        data_dir, dataset_name: what the user said of the data, for the run folders.
+    """
+
+    settings: StudySettings
+    results: Results
+    dataset: Dataset
+    device: torch.device
+    precision: Precision
+    data_dir: Path | None = None
+    dataset_name: str | None = None
+
+    def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
+        """Weights and buffers of a network that was trained before."""
+        state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
+        return state
+
+    def setup(self, cell: StudyCell, folder: Path, **changes: Any) -> EvaluationSetup:
+        """An evaluation with the settings of a cell, on the network it needs or an untrained one."""
+        settings = cell.settings
+        pretext = cell.needs[0].settings if cell.needs else None
+        state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
+        training = self.settings.pretext
+        setup = EvaluationSetup(
+            pretrained=state,
+            blocks=pretext["blocks"] if pretext else 4,
+            width=training.width,
+            rotations=tuple(pretext["rotations"]) if pretext else FOUR_ROTATIONS,
+            in_channels=self.settings.data.channels,
+            uniform_gamma=training.uniform_gamma,
+            pad=settings.get("pad", 0),
+            flip_prob=settings.get("flip_prob", 0.0),
+            dataset=self.dataset,
+            layers=(),
+            heads=(),
+            epochs=settings.get("epochs", 0),
+            lr=settings.get("lr", 0.0),
+            batch_size=settings["batch_size"],
+            images_per_class=settings.get("images_per_class"),
+            seed=settings["seed"],
+            device=self.device,
+            precision=self.precision,
+            folder=folder,
+            revisit=settings.get("revisit", True),
+        )
+        return replace(setup, **changes)
+
+
+def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """A pretraining, in a run folder like any other's."""
+    (cell,) = cells
+    names = PretrainConfig.__dataclass_fields__
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in cell.settings.items()
+        if name in names
+    }
+    config = replace(
+        context.settings.pretext,
+        **values,
+        data_dir=context.data_dir,
+        dataset_name=context.dataset_name,
+        device=str(context.device),
+        output=folder,
+        resume="auto",
+        tensorboard=False,
+    )
+    snapshots = tuple(cell.settings["snapshots"])
+    with RunFolder(folder, resume=True) as run:
+        trainer = pretraining(
+            config,
+            context.dataset,
+            context.device,
+            context.precision,
+            run,
+            task_type=PRETEXT_ABLATIONS[cell.settings["ablation"]],
+            snapshot_epochs=snapshots,
+        )
+        results = pretrain_with(trainer, config, context.dataset, _load_newest)
+        found = {name: results[name] for name in ("rotation_accuracy", "rotation_accuracy_by_degrees")}
+        for epoch in snapshots:
+            state = checkpoint.load(run.snapshot(epoch))
+            found[f"rotation_accuracy_after/{epoch}"] = state["metrics"]["test"]["rotation_accuracy"]
+        for name in ("images_per_second", "train_seconds", "state_hash"):
+            found[name] = results[name]
+    keep_last_checkpoint(folder)
+    return {cell.key: found}
+
+
+def _load_newest(trainer: Trainer) -> None:
+    if checkpoint.candidates(trainer.run.path):
+        found, state, _ = checkpoint.load_newest(trainer.run.path)
+        trainer.load_state(state, found)
+
+
+def keep_last_checkpoint(run: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    for path in (run / "checkpoints").glob("epoch-*.pt"):
+        path.unlink()
+
+
+def heads(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Heads on one frozen network, all from one forward pass."""
+    first = cells[0]
+    setup = context.setup(first, folder, lr_factor=first.settings["lr_factor"])
+    if first.needs:
+        backbone = setup.pretrained_network()
+    else:
+        backbone = setup.random_network(len(setup.rotations), setup.blocks)
+    if first.settings["batchnorm"] == "batch":
+        use_batch_statistics(backbone)
+    placements = [(cell.member["layer"], cell.member["head"]) for cell in cells]
+    module = setup.with_heads(backbone, placements, frozen=True)
+    confusions = setup.train(
+        "heads",
+        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs, setup.lr_factor),
+    )
+    return {
+        cell.key: _classified(confusions[head_name(*placement)])
+        for cell, placement in zip(cells, placements, strict=True)
+    }
+
+
+def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """A head together with the blocks below it."""
+    (cell,) = cells
+    setup = context.setup(cell, folder)
+    placement = (cell.settings["layer"], cell.settings["head"])
+    module = setup.with_heads(setup.pretrained_network(), [placement], frozen=False)
+    confusions = setup.train(
+        "fine-tune", lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
+    )
+    return {cell.key: _classified(confusions[head_name(*placement)])}
+
+
+def supervised(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """A 3-block network from scratch, on the schedule of the pretraining."""
+    (cell,) = cells
+    settings = cell.settings
+    setup = context.setup(cell, folder.parent)
+    network = setup.random_network(len(context.dataset.classes), BLOCKS)
+    schedule = Schedule(
+        setup.lr, settings["schedule"], tuple(settings["milestones"]), settings["lr_factor"], setup.epochs
+    )
+    confusions = setup.train(
+        folder.name,
+        lambda views: supervised_task(network, views, schedule),
+        nesterov=settings["nesterov"],
+        weight_decay=settings["weight_decay"],
+    )
+    keep_last_checkpoint(folder)
+    return {cell.key: _classified(confusions["object"])}
+
+
+def knn(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Nearest neighbours among pooled features."""
+    return _on_features(context, cells, folder, knn_predict)
+
+
+def linear(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Logistic regression on pooled features."""
+    return _on_features(context, cells, folder, linear_predict)
+
+
+def _on_features(
+    context: Context, cells: list[StudyCell], folder: Path, predict: Callable[..., torch.Tensor]
+) -> Found:
+    setup = context.setup(cells[0], folder)
+    network = setup.pretrained_network() if cells[0].needs else setup.random_network(4, setup.blocks)
+    layers = [cell.member["layer"] for cell in cells]
+    confusions = classify_features(setup, network, layers, predict)
+    return {cell.key: _classified(confusions[cell.member["layer"]]) for cell in cells}
+
+
+def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Classifiers on one kind of hand-made features."""
+    classifiers = [cell.member["classifier"] for cell in cells]
+    confusions = classical(context.dataset, cells[0].settings["features"], classifiers)
+    return {cell.key: _classified(confusions[cell.member["classifier"]]) for cell in cells}
+
+
+def _classified(confusion: list[list[int]]) -> dict[str, Any]:
+    return {"accuracy": accuracy(confusion), "confusion": confusion}
+
+
+def pretext_network(context: Context, cell: StudyCell) -> NetworkInNetwork:
+    """The network of a pretraining, in eval mode, on the device."""
+    settings = cell.settings
+    network = NetworkInNetwork(
+        len(settings["rotations"]), settings["blocks"], settings["width"], context.settings.data.channels
+    )
+    network.load_state_dict(context.network_state(cell))
+    return network.to(context.device).eval()
+
+
+def supervised_network(context: Context, cell: StudyCell) -> NetworkInNetwork:
+    """The network of a supervised training, in eval mode, on the device."""
+    data = context.settings.data
+    network = NetworkInNetwork(len(data.classes), BLOCKS, cell.settings["width"], data.channels)
+    network.load_state_dict(context.network_state(cell))
+    return network.to(context.device).eval()
+
+
+KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {
+    "pretext": pretext,
+    "supervised": supervised,
+    "head": heads,
+    "fine-tune": fine_tune,
+    "knn": knn,
+    "linear": linear,
+    "classical": hand_made,
+}
+"""Kind of a cell -> function that computes a group of them in a folder."""
+
+NETWORK_KINDS = ("pretext", "supervised")
+"""Kinds whose networks other cells start from, so that their run folders are kept."""

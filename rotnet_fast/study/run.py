@@ -1,0 +1,202 @@
+"""Computes the cells of a study, whoever else is computing some of them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rotnet_fast.engine.lock import FileLock
+from rotnet_fast.engine.run_folder import environment
+from rotnet_fast.errors import CheckpointError, NonFiniteError
+from rotnet_fast.study.builder import rotation_set_name
+from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.estimate import multiply_adds
+from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS, Context
+
+WAIT_SECONDS = 1.0
+"""Between two looks at what other processes have finished."""
+
+
+@dataclass
+class Progress:
+    """What a study has come to.
+
+    Attributes:
+        computed: cells that this process finished.
+        failed: cells that cannot be computed, and why.
+    """
+
+    computed: list[StudyCell] = field(default_factory=list)
+    failed: dict[StudyCell, Exception] = field(default_factory=dict)
+
+
+def pending_cells(context: Context, cells: Sequence[StudyCell]) -> list[StudyCell]:
+    """Unfinished cells in the order in which they can be computed, with those that they need.
+
+    A network whose number is known but whose weights are missing (results can be copied without them)
+    is trained again where an unfinished cell starts from it.
+    """
+    pending: dict[StudyCell, None] = {}
+
+    def visit(cell: StudyCell, as_network: bool) -> None:
+        if cell in pending:
+            return
+        if context.results.read(cell) is not None and not (
+            as_network and not context.results.has_network(cell)
+        ):
+            return
+        for need in cell.needs:
+            visit(need, True)
+        pending[cell] = None
+
+    for cell in cells:
+        visit(cell, False)
+    return list(pending)
+
+
+def grouped(cells: Sequence[StudyCell]) -> list[list[StudyCell]]:
+    """Cells that are computed together, in the order of each group's first."""
+    groups: dict[str, list[StudyCell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.group_key, []).append(cell)
+    return list(groups.values())
+
+
+def run_cells(
+    context: Context,
+    cells: Sequence[StudyCell],
+    known: Sequence[StudyCell],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Compute all cells and those that they need; return when all are finished, by whomever.
+
+    A cell that fails (its loss is not finite, a library is missing) is noted, and the others go on.
+
+    Args:
+        cells: wanted, the most important first.
+        known: all cells of the study; a training of some of them that was interrupted is gone on with.
+        progress: where what was done is noted.
+        say: called with lines for the user.
+
+    Raises:
+        RotnetError: what no other cell would survive, either: a full disk, ...
+        Interrupted: stopped by a signal, with everything saved.
+    """
+    is_waiting = False
+    while True:
+        pending = [cell for cell in pending_cells(context, cells) if not _is_hopeless(cell, progress)]
+        if not pending:
+            return
+        claimed = _claim(context, pending)
+        if claimed is None:
+            if not is_waiting:
+                say(f"waiting for {len(pending)} cells that other processes compute, or that need those")
+            is_waiting = True
+            time.sleep(WAIT_SECONDS)
+            continue
+        is_waiting = False
+        group, lock = claimed
+        try:
+            # Another process may have finished some between the look and the lock.
+            still_pending = set(pending_cells(context, cells))
+            group = [cell for cell in group if cell in still_pending]
+            if group:
+                _run_group(context, group, known, progress, say)
+        finally:
+            lock.close()
+
+
+def _claim(context: Context, pending: Sequence[StudyCell]) -> tuple[list[StudyCell], FileLock] | None:
+    """The first group that can be computed and that nobody else computes, and its lock."""
+    unfinished = set(pending)
+    for group in grouped(pending):
+        if any(need in unfinished for need in group[0].needs):
+            continue
+        lock = context.results.lock(group[0])
+        if lock.take():
+            return group, lock
+        lock.close()
+    return None
+
+
+def _run_group(
+    context: Context,
+    group: list[StudyCell],
+    known: Sequence[StudyCell],
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Compute a group under its lock and record its results."""
+    first = group[0]
+    is_network = first.kind in NETWORK_KINDS
+    if is_network:
+        folder = context.results.run_folder(first)
+        was_begun = context.results.has_network(first)
+    else:
+        relatives = [cell for cell in with_needs(known) if cell.group_key == first.group_key]
+        group, folder, was_begun = context.results.claim_work(group, relatives)
+    say(f"--- {describe(group)}{' (going on)' if was_begun else ''}")
+    start = time.monotonic()
+    try:
+        found = KINDS[first.kind](context, group, folder)
+    except (CheckpointError, NonFiniteError, ImportError) as error:
+        say(f"FAILED: {describe(group)}: {error}")
+        progress.failed.update(dict.fromkeys(group, error))
+        return
+    seconds = time.monotonic() - start
+    for cell in group:
+        context.results.write(
+            cell,
+            found[cell.key],
+            seconds=seconds / len(group),
+            group_seconds=seconds,
+            multiply_adds=multiply_adds(group, context.settings),
+            resumed=was_begun,
+            environment=environment(str(context.device)),
+        )
+    progress.computed.extend(group)
+    if not is_network:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(group: Sequence[StudyCell]) -> str:
+    """What a group computes, for people: ``conv2 conv on the pretext network, 20 labels per class, seed 0``."""
+    first, values = group[0], group[0].settings
+    what = [" ".join(map(str, cell.member.values())) for cell in group if cell.member]
+    parts = []
+    if first.kind == "pretext":
+        parts.append(f"pretext, {values['blocks']} blocks, {rotation_set_name(tuple(values['rotations']))}")
+    elif first.kind == "classical":
+        parts.append(f"{values['features']} with {' and '.join(what)}")
+    elif first.kind == "fine-tune":
+        parts.append(f"fine-tune {values['layer']} {values['head']}, lr {values['lr']:g}")
+    elif first.kind == "head":
+        parts.append(", ".join(what))
+    else:
+        parts.append(" ".join([first.kind, ", ".join(what)]).strip())
+    if first.needs:
+        parts[-1] += f" on {describe(first.needs[:1]).rpartition(', seed')[0]}"
+    elif first.kind in ("head", "knn", "linear"):
+        parts[-1] += " on an untrained network"
+    for name, text in (
+        ("ablation", "{}"),
+        ("snapshot", "epoch {}"),
+        ("images_per_class", "{} labels per class"),
+    ):
+        if values.get(name):
+            parts.append(text.format(values[name]))
+    if values.get("batchnorm") == "batch":
+        parts.append("batch statistics")
+    if not values.get("revisit", True):
+        parts.append("no revisiting")
+    if "seed" in values:
+        parts.append(f"seed {values['seed']}")
+    return ", ".join(parts)
+
+
+def _is_hopeless(cell: StudyCell, progress: Progress) -> bool:
+    """Whether a cell, or one that it needs, has failed."""
+    return cell in progress.failed or any(_is_hopeless(need, progress) for need in cell.needs)
