@@ -100,10 +100,9 @@ class Builder:
         settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
 
-    def classical(self, features: str, classifier: str) -> StudyCell:
+    def classical(self, features: str) -> StudyCell:
         """Hand-made features; nothing random in it."""
-        settings = {"data": self.study.data.fingerprint, "features": features}
-        return StudyCell("classical", settings, {"classifier": classifier})
+        return StudyCell("classical", {"data": self.study.data.fingerprint, "features": features})
 
     def picture(self, kind: str, *needs: StudyCell) -> StudyCell:
         """What a figure shows of trained networks."""

@@ -215,10 +215,9 @@ def _on_features(
 
 
 def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Classifiers on one kind of hand-made features."""
-    classifiers = [cell.member["classifier"] for cell in cells]
-    confusions = classical(context.dataset, cells[0].settings["features"], classifiers)
-    return {cell.key: _classified(confusions[cell.member["classifier"]]) for cell in cells}
+    """Logistic regression on hand-made features."""
+    (cell,) = cells
+    return {cell.key: _classified(classical(context.dataset, cell.settings["features"]))}
 
 
 def _classified(confusion: list[list[int]]) -> dict[str, Any]:

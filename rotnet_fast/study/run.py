@@ -163,14 +163,14 @@ def _run_group(
 
 
 def describe(group: Sequence[StudyCell]) -> str:
-    """What a group computes, for people: ``conv2 conv on the pretext network, 20 labels per class, seed 0``."""
+    """What a group computes, for people: ``conv2 conv on pretext, 4 blocks, 20 labels per class``."""
     first, values = group[0], group[0].settings
     what = [" ".join(map(str, cell.member.values())) for cell in group if cell.member]
     parts = []
     if first.kind == "pretext":
         parts.append(f"pretext, {values['blocks']} blocks, {rotation_set_name(tuple(values['rotations']))}")
     elif first.kind == "classical":
-        parts.append(f"{values['features']} with {' and '.join(what)}")
+        parts.append(values["features"])
     elif first.kind == "fine-tune":
         parts.append(f"fine-tune {values['layer']} {values['head']}, lr {values['lr']:g}")
     elif first.kind == "head":
