@@ -60,8 +60,11 @@ class ReproduceConfig:
 
     scale: float = 1.0
     """Fraction of the epochs and of the training images, for trying it out; at least six epochs of
-    pretraining, one of everything else, and eight images per class. Labels per class shrink likewise; all
-    test images stay."""
+    pretraining, one of everything else, and eight images per class. Labels per class are the paper's shares
+    of a class; all test images stay."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes, of which --scale takes its fraction."""
 
     limit_test: int | None = None
     """Test on this many images only, balanced over the classes."""
@@ -98,8 +101,10 @@ class ReproduceConfig:
             raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
         if self.seeds < 1:
             raise ArgumentError(f"seeds is {self.seeds}; it must be at least 1")
-        if self.limit_test is not None and self.limit_test < 1:
-            raise ArgumentError(f"limit-test is {self.limit_test}; it must be at least 1")
+        for name in ("limit_train", "limit_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ArgumentError(
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
@@ -226,11 +231,14 @@ def make_context(config: ReproduceConfig) -> Context:
         config.dataset,
         config.data_dir,
         image_size,
-        limit_test=config.limit_test,
+        config.limit_train,
+        config.limit_test,
         display_name=config.dataset_name,
     )
     limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))
-    if limit is not None:
+    if limit is None:
+        limit = config.limit_train
+    else:
         train = limit_split(dataset.train, limit, "scale")
         dataset = replace(dataset, train=train, fingerprint=fingerprint(train, dataset.test))
     data = StudyData(

@@ -1,0 +1,73 @@
+"""Ablations make the mistake that they are named after, and no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS, FlipAfterRotation, OneRotation
+
+IMAGES = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+ROWS = torch.arange(40)
+
+
+def task(kind: type[RotationTask], **changes: Any) -> RotationTask:
+    settings: dict[str, Any] = {
+        "rotations": (0, 90, 180, 270),
+        "seed": 3,
+        "pad": 1,
+        "flip_prob": 0.5,
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "dtype": torch.float32,
+        "test_batch_size": 16,
+    }
+    network = NetworkInNetwork(width=0.05)
+    return kind(network, Schedule(0.1), IMAGES, IMAGES, **(settings | changes))
+
+
+def test_views_are_flipped_after_the_rotation_independently() -> None:
+    plain, labels = task(RotationTask, flip_prob=0.0).views(ROWS, ROWS, 1)
+    views, ablated_labels = task(FlipAfterRotation).views(ROWS, ROWS, 1)
+    assert torch.equal(labels, ablated_labels)
+    flipped = (views == plain.flip(3)).flatten(1).all(1)
+    kept = (views == plain).flatten(1).all(1)
+    assert torch.equal(flipped, ~kept)
+    assert 50 < int(flipped.sum()) < 110  # of 160
+    per_image = flipped.view(40, 4).sum(1)
+    assert set(per_image.tolist()) > {1, 2, 3}  # views of one image differ
+    assert views.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_flipped_view_at_90_degrees_is_a_view_of_the_mirrored_image_at_270() -> None:
+    image = IMAGES[:1]
+    turned = torch.rot90(image, 1, (1, 2))
+    assert torch.equal(turned.flip(2), torch.rot90(image.flip(2), 3, (1, 2)))
+
+
+def test_one_rotation_shows_each_image_once_under_any_of_them() -> None:
+    all_views, _ = task(RotationTask).views(ROWS, ROWS, 1)
+    all_views = all_views.clone()
+    views, labels = task(OneRotation).views(ROWS, ROWS, 1)
+    assert views.shape == (40, 3, 8, 8)
+    assert torch.equal(views, all_views[ROWS * 4 + labels])
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    _, other = task(OneRotation).views(ROWS, ROWS, 2)
+    assert not torch.equal(labels, other)
+
+
+@pytest.mark.parametrize("name", PRETEXT_ABLATIONS)
+def test_every_ablation_trains_and_is_tested_like_the_faithful_task(name: str) -> None:
+    ablated = task(PRETEXT_ABLATIONS[name])
+    output = ablated.train_step(ROWS[:16], ROWS[:16], epoch=0)
+    output.loss.backward()
+    assert output.sums["count"] == (16 if name == "one-rotation" else 64)
+    faithful = RotationTask.evaluate(ablated)
+    assert ablated.evaluate() == faithful
+    assert set(faithful) == {"rotation_accuracy", *(f"rotation_accuracy/{d}" for d in (0, 90, 180, 270))}

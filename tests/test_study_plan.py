@@ -1,0 +1,234 @@
+"""A study's plan has every number of the method, each once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from study_tools import CPU, cifar10_data
+
+from rotnet_fast import paper
+from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.engine.precision import resolve_precision
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
+from rotnet_fast.study.settings import StudySettings, limit_at_scale, study_settings
+
+PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
+
+
+def entries(*only: str, settings: StudySettings = PAPER, seeds: int = 1) -> list[Entry]:
+    return make_plan(settings, seeds, only)
+
+
+@pytest.mark.parametrize(
+    ("item", "count"), [("table1", 12), ("table2", 4), ("figure5a", 12), ("figure5b", 10)]
+)
+def test_tables_and_figures_have_as_many_numbers_as_published(item: str, count: int) -> None:
+    found = entries(item)
+    assert len(found) == count
+    assert len({(entry.name, entry.cells, entry.value) for entry in found}) == count
+
+
+def test_table_3_has_all_its_rows() -> None:
+    names = [entry.name for entry in entries("table3")]
+    assert names == [
+        "supervised",
+        "random-conv-running",
+        "random-conv-batch",
+        "rotnet-nonlinear",
+        "rotnet-conv",
+        "finetuned-nonlinear-lr0.1",
+        "finetuned-nonlinear-lr0.01",
+        "finetuned-conv-lr0.1",
+        "finetuned-conv-lr0.01",
+        "pixels",
+        "hog",
+        "scattering",
+    ]
+
+
+def test_every_published_number_stands_beside_ours() -> None:
+    published = {(entry.item, entry.name): entry.published for entry in entries()}
+    assert [published["table1", f"4-{layer}"] for layer in paper.NONLINEAR_HEAD[4]] == [
+        85.07,
+        89.06,
+        86.21,
+        61.73,
+    ]
+    assert [entry.published for entry in entries("table2")] == [89.06, 88.51, 87.46, 85.52]
+    assert published["table3", "rotnet-conv"] == 91.16
+    assert published["figure5b", "supervised-20"] == 38.4
+    assert published["figure5a", "rotation-100"] == 91.1
+
+
+@pytest.mark.parametrize("per_class", [20, 100, 400, 1000, 5000])
+def test_an_epoch_has_391_steps_for_every_number_of_labels(per_class: int) -> None:
+    labels = torch.arange(50_000) % 10
+    train = Split(torch.zeros(50_000, 1, 1, 3, dtype=torch.uint8), labels)
+    for name in ("rotnet", "supervised"):
+        (entry,) = entries(f"figure5b/{name}-{per_class}")
+        settings = entry.cells[0].settings
+        assert settings["epochs"] == 100
+        setup = EvaluationSetup(
+            pretrained={},
+            blocks=4,
+            width=1.0,
+            rotations=(0, 90, 180, 270),
+            in_channels=3,
+            uniform_gamma=False,
+            pad=settings["pad"],
+            flip_prob=settings["flip_prob"],
+            dataset=Dataset("made", "made", tuple("0123456789"), train, train, ""),
+            layers=("conv2",),
+            heads=("conv",),
+            epochs=settings["epochs"],
+            lr=settings["lr"],
+            batch_size=settings["batch_size"],
+            images_per_class=settings["images_per_class"],
+            seed=0,
+            device=CPU,
+            precision=resolve_precision("fp32", CPU),
+            folder=None,  # type: ignore[arg-type]
+            revisit=settings["revisit"],
+        )
+        loader = setup.views().loader
+        assert len(loader) == 391
+        assert len(loader.images) == 10 * per_class
+
+
+def test_few_labels_change_neither_epochs_nor_schedule() -> None:
+    def others(entry: Entry) -> dict[str, object]:
+        return {name: value for name, value in entry.cells[0].settings.items() if name != "images_per_class"}
+
+    by_series: dict[str, list[Entry]] = {}
+    for entry in entries("figure5b"):
+        by_series.setdefault(entry.series, []).append(entry)
+    assert set(by_series) == {"rotnet", "supervised"}
+    for series in by_series.values():
+        assert all(others(entry) == others(series[0]) for entry in series)
+
+
+def test_all_labels_of_figure_5b_are_table_3() -> None:
+    scarce, table = entries("figure5b/rotnet-5000"), entries("table3/rotnet-conv")
+    assert scarce[0].cells == table[0].cells
+    assert entries("figure5b/supervised-5000")[0].cells == entries("table3/supervised")[0].cells
+    assert entries("figure5a/object-100")[0].cells == table[0].cells
+
+
+def test_layers_of_a_table_row_share_one_forward_pass() -> None:
+    groups = {entry.cells[0].group_key for entry in entries("table1")}
+    assert len(groups) == 3
+    assert entries("table3/rotnet-conv")[0].cells[0].group_key in groups
+
+
+def test_a_pretraining_is_planned_once() -> None:
+    cells = list(with_needs(cells_in_order(entries())))
+    pretexts = [cell for cell in cells if cell.kind == "pretext"]
+    assert len(pretexts) == 9  # 3 sizes, 3 other rotation sets, 3 ablations
+    assert len(cells) == len({cell.key for cell in cells}) == 68
+    positions = {cell: position for position, cell in enumerate(cells)}
+    assert all(positions[need] < positions[cell] for cell in cells for need in cell.needs)
+
+
+def test_seeds_give_other_cells_but_where_nothing_is_random() -> None:
+    (conv,) = entries("table3/rotnet-conv", seeds=3)
+    assert len(conv.cells) == 3
+    assert [cell.needs[0].settings["seed"] for cell in conv.cells] == [0, 1, 2]
+    (pixels,) = entries("table3/pixels", seeds=3)
+    assert len(pixels.cells) == 1
+
+
+def test_a_seed_is_finished_before_the_next_one_begins() -> None:
+    seeds = [cell.settings.get("seed", 0) for cell in cells_in_order(entries("table2", "table3", seeds=2))]
+    assert seeds == sorted(seeds)
+
+
+def test_keys_do_not_change_between_versions() -> None:
+    # A changed key makes every finished result of users unreachable: then raise RESULT_FORMAT as well.
+    (entry,) = entries("table3/rotnet-conv")
+    assert (entry.cells[0].needs[0].key, entry.cells[0].key) == ("KEY0", "KEY1")
+
+
+def test_every_setting_is_in_the_key() -> None:
+    cell = StudyCell("head", {"epochs": 1}, {"layer": "conv1"})
+    others = [
+        StudyCell("head", {"epochs": 2}, {"layer": "conv1"}),
+        StudyCell("head", {"epochs": 1}, {"layer": "conv2"}),
+        StudyCell("knn", {"epochs": 1}, {"layer": "conv1"}),
+        StudyCell("head", {"epochs": 1}, {"layer": "conv1"}, (cell,)),
+    ]
+    assert len({cell.key, *(other.key for other in others)}) == 5
+    assert cell == StudyCell("head", {"epochs": 1}, {"layer": "conv1"})
+
+
+@pytest.mark.parametrize(
+    ("preset", "pretext", "supervised", "heads", "milestones"),
+    [
+        ("paper", 100, 100, 100, (30, 60, 80)),
+        ("slides", 100, 100, 100, (30, 60, 80)),
+        ("official", 200, 200, 100, (60, 120, 160)),
+    ],
+)
+def test_presets_have_their_lengths(
+    preset: str, pretext: int, supervised: int, heads: int, milestones: tuple[int, ...]
+) -> None:
+    settings = study_settings(preset, 1.0, cifar10_data(), "bf16")  # type: ignore[arg-type]
+    assert settings.pretext.epochs == pretext
+    assert settings.pretext.milestones == milestones
+    (entry,) = entries("table3/supervised", settings=settings)
+    assert entry.cells[0].settings["epochs"] == supervised
+    assert tuple(entry.cells[0].settings["milestones"]) == milestones
+    (entry,) = entries("table3/rotnet-conv", settings=settings)
+    assert entry.cells[0].settings["epochs"] == heads
+
+
+def test_halved_rates_are_the_one_thing_that_their_ablation_changes() -> None:
+    (ablated,), (faithful,) = entries("ablations/lr-halved"), entries("ablations/faithful")
+    assert (ablated.cells[0].settings["lr_factor"], faithful.cells[0].settings["lr_factor"]) == (0.5, 0.2)
+    pretexts = [entry.cells[0].needs[0].settings for entry in (ablated, faithful)]
+    different = {name for name in pretexts[0] if pretexts[0][name] != pretexts[1][name]}
+    assert different == {"lr_factor", "ablation", "snapshots"}
+
+
+def test_scale_shortens_epochs_and_keeps_the_milestones_shares() -> None:
+    settings = study_settings("paper", 0.1, replace(cifar10_data(), smallest_class=500), "bf16")
+    assert (settings.pretext.epochs, settings.pretext.milestones, settings.head_epochs) == (10, (3, 6, 8), 10)
+    assert settings.snapshot_epochs == (1, 2, 4, 6, 8, 10)
+    assert settings.labels_per_class == (2, 10, 40, 100, 500)
+    assert limit_at_scale(0.1, 50_000, 10) == 5_000
+    assert limit_at_scale(1, 50_000, 10) is None
+    assert limit_at_scale(0.05, 1437, 10) == 80
+
+
+def test_even_a_tiny_study_has_six_snapshots_and_five_numbers_of_labels() -> None:
+    settings = study_settings("paper", 0.001, replace(cifar10_data(), smallest_class=8), "bf16")
+    assert settings.snapshot_epochs == (1, 2, 3, 4, 5, 6)
+    assert settings.labels_per_class == (1, 2, 3, 4, 8)
+
+
+def test_published_numbers_of_epochs_belong_to_runs_of_that_length() -> None:
+    short = study_settings("paper", 0.1, cifar10_data(), "bf16")
+    assert all(entry.published is None for entry in entries("figure5a", settings=short))
+
+
+def test_settings_survive_json() -> None:
+    assert StudySettings.from_json(json.loads(json.dumps(PAPER.to_json()))) == PAPER
+
+
+def test_a_class_too_small_for_the_label_counts_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="smallest class of CIFAR-10 has 7"):
+        study_settings("paper", 1.0, replace(cifar10_data(), smallest_class=7), "bf16")
+
+
+def test_unknown_parts_are_named_with_the_choices() -> None:
+    with pytest.raises(ArgumentError, match=r"only holds 'table4'; choose from .*table1"):
+        entries("table4")
+    with pytest.raises(ArgumentError, match=r"only holds 'table2/sixteen'; choose from .*table2/eight"):
+        entries("table2/sixteen")
+    assert {entry.item for entry in entries("table2", "figure3")} == {"table2", "figure3"}
+    assert {entry.item for entry in entries()} == set(ITEMS)

@@ -1,0 +1,202 @@
+"""Cells are computed once, by whoever comes first, and whatever interrupts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_tools import tiny_context
+
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.errors import ArgumentError, DataError, NonFiniteError
+from rotnet_fast.study import kinds, run
+from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.kinds import KINDS, Context
+from rotnet_fast.study.plan import cells_in_order, make_plan
+from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
+from rotnet_fast.study.store import Results
+
+
+def planned(context: Context, *only: str) -> list[StudyCell]:
+    return cells_in_order(make_plan(context.settings, 1, only))
+
+
+def compute(context: Context, *only: str) -> Progress:
+    progress = Progress()
+    run_cells(context, planned(context, *only), planned(context), progress, say=lambda line: None)
+    return progress
+
+
+def results(context: Context, *only: str) -> list[dict[str, Any]]:
+    found = [context.results.read(cell) for cell in planned(context, *only)]
+    assert all(found)
+    return [content["result"] for content in found if content]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return tiny_context(tmp_path / "study")
+
+
+def test_a_cell_brings_what_it_needs_and_is_not_computed_again(context: Context) -> None:
+    first = compute(context, "table3/rotnet-conv")
+    assert [cell.kind for cell in first.computed] == ["pretext", "head"]
+    (found,) = results(context, "table3/rotnet-conv")
+    assert found["accuracy"] == pytest.approx(100 * sum(found["confusion"][i][i] for i in range(4)) / 12)
+    assert compute(context, "table3/rotnet-conv").computed == []
+
+
+def test_every_kind_of_training_gives_a_confusion_of_all_test_images(context: Context) -> None:
+    wishes = ("table1/3-conv1", "table3", "figure5b", "extras/knn-conv1", "extras/linear-random-conv2")
+    compute(context, *wishes, "ablations/no-revisiting-1")
+    for found in results(context, *wishes, "ablations/no-revisiting-1"):
+        assert sum(map(sum, found["confusion"])) == 12
+        assert [sum(row) for row in found["confusion"]] == [3] * 4
+
+
+def test_figure_5a_reads_its_rotation_accuracies_from_one_pretraining(context: Context) -> None:
+    progress = compute(context, "figure5a")
+    assert sum(cell.kind == "pretext" for cell in progress.computed) == 1
+    entries = make_plan(context.settings, 1, ["figure5a"])
+    pretext = results(context, "extras/rotation-accuracy-0-90-180-270")[0]
+    values = [pretext[entry.value] for entry in entries if entry.series == "rotation"]
+    assert len(values) == 6
+    assert values[-1] == pretext["rotation_accuracy"]
+    objects = {entry.cells[0].key for entry in entries if entry.series == "object"}
+    assert len(objects) == 6
+
+
+def test_snapshots_are_of_their_epochs(context: Context) -> None:
+    compute(context, "figure5a/rotation-1")
+    (cell,) = planned(context, "figure5a/rotation-1")
+    first = checkpoint.load(context.results.network(cell, 1))
+    last = checkpoint.load(context.results.network(cell, 6))
+    assert (first["epoch"], last["epoch"]) == (1, 6)
+    final = checkpoint.load(context.results.network(cell))
+    assert checkpoint.state_hash(last["module"]) == checkpoint.state_hash(final["module"])
+    assert checkpoint.state_hash(first["module"]) != checkpoint.state_hash(final["module"])
+
+
+def test_heads_come_out_the_same_alone_and_together(context: Context, tmp_path: Path) -> None:
+    compute(context, "table1")
+    alone = tiny_context(tmp_path / "alone")
+    compute(alone, "table1/4-conv3")
+    assert results(alone, "table1/4-conv3") == results(context, "table1/4-conv3")
+
+
+@pytest.mark.parametrize("interrupted", ["pretext", "heads"])
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    steps: list[str] = []
+    train_step = Trainer._train_step
+
+    def counted(self: Trainer, batch: Any) -> None:
+        is_head = self.run.path.name == "heads"
+        if is_head == (interrupted == "heads"):
+            if len(steps) == 1:
+                self.save_checkpoint("last.pt")
+                steps.append("power cut")
+                raise PowerCutError
+            steps.append("step")
+        train_step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", counted)
+        with pytest.raises(PowerCutError):
+            compute(context, "table3/rotnet-conv")
+    # Asked for less or more now: what was begun is finished from where it was.
+    lines: list[str] = []
+    cells = planned(context, "table1", "table3/rotnet-conv")
+    run_cells(context, cells, planned(context), Progress(), lines.append)
+    assert sum("going on" in line for line in lines) == 1
+    whole = tiny_context(tmp_path / "whole")
+    compute(whole, "table3/rotnet-conv")
+    assert results(context, "table3/rotnet-conv") == results(whole, "table3/rotnet-conv")
+    assert list((context.results.path / "work").iterdir()) == []
+
+
+def test_what_another_process_computes_is_left_to_it(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = planned(context, "table3/supervised", "table3/random-conv-running")
+    lock = context.results.lock(cells[0])
+    assert lock.take()
+    computed: list[StudyCell] = []
+
+    def sleep(seconds: float) -> None:
+        # All that is free has been done; the other process finishes its cell in the meantime.
+        computed.extend(cell for cell in cells if context.results.read(cell) is not None)
+        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []})
+        lock.close()
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    progress = compute(context, "table3/supervised", "table3/random-conv-running")
+    assert computed == progress.computed == cells[1:]
+    assert results(context, "table3/supervised") == [{"accuracy": 12.5, "confusion": []}]
+
+
+def test_a_failed_cell_does_not_stop_the_others(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        raise NonFiniteError("the loss became nan")
+
+    monkeypatch.setitem(KINDS, "pretext", fails)
+    progress = compute(context, "table3/rotnet-conv", "table3/supervised")
+    assert [cell.kind for cell in progress.failed] == ["pretext"]
+    assert [cell.kind for cell in progress.computed] == ["supervised"]
+
+
+def test_a_network_whose_weights_are_gone_is_trained_again_where_it_is_needed(context: Context) -> None:
+    compute(context, "table3/rotnet-conv")
+    (pretext,) = planned(context, "extras/rotation-accuracy-0-90-180-270")
+    context.results.network(pretext).unlink()
+    assert pending_cells(context, [pretext]) == []
+    wanted = planned(context, "table3/rotnet-nonlinear")
+    assert pending_cells(context, wanted) == [pretext, *wanted]
+
+
+def test_a_damaged_result_is_reported_with_the_remedy(context: Context) -> None:
+    (cell,) = planned(context, "table3/pixels")
+    path = context.results.path / "cells" / f"{cell.key}.json"
+    path.write_text('{"key": "')
+    with pytest.raises(DataError, match=r"is damaged .*; remove it, and the cell is computed again"):
+        compute(context, "table3/pixels")
+    path.write_text(json.dumps({"key": "0" * 16, "result": {}}))
+    with pytest.raises(DataError, match="belongs to another cell"):
+        compute(context, "table3/pixels")
+
+
+def test_a_folder_holds_one_study(context: Context) -> None:
+    Results(context.results.path).begin(context.settings, 3)
+    known = context.results.read_settings()
+    assert known == (context.settings, 3)
+    with pytest.raises(ArgumentError, match=r"holds a study with other settings \(head_epochs\)"):
+        context.results.begin(replace(context.settings, head_epochs=7), 1)
+    other = replace(context.settings, data=replace(context.settings.data, fingerprint="1" * 64))
+    with pytest.raises(ArgumentError, match="the images of the data set"):
+        context.results.begin(other, 1)
+    (context.results.path / "study.json").write_text("{")
+    with pytest.raises(DataError, match="damaged or of another version"):
+        context.results.read_settings()
+
+
+def test_every_planned_kind_can_be_computed(context: Context) -> None:
+    assert {cell.kind for cell in with_needs(planned(context))} == set(KINDS)
+
+
+def test_groups_keep_the_order_of_their_first_cells(context: Context) -> None:
+    cells = planned(context, "table1", "table3")
+    groups = grouped(cells)
+    assert [group[0] for group in groups] == [
+        cell
+        for position, cell in enumerate(cells)
+        if cell.group_key not in {c.group_key for c in cells[:position]}
+    ]
+    assert sorted(cell.key for group in groups for cell in group) == sorted(cell.key for cell in cells)
