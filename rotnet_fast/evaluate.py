@@ -62,6 +62,9 @@ class EvaluateConfig:
     """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
     --random-init, of an untrained network, too."""
 
+    linear: bool = False
+    """Logistic regression on the same features, likewise."""
+
     images_per_class: int | None = None
     """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
 
@@ -114,6 +117,8 @@ class EvaluateConfig:
             "supervised": self.supervised,
             "knn": self.knn,
             "random-init-knn": self.knn and self.random_init,
+            "linear": self.linear,
+            "random-init-linear": self.linear and self.random_init,
         }
         return [name for name, is_chosen in chosen.items() if is_chosen]
 
@@ -143,8 +148,8 @@ class EvaluateConfig:
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
-                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, --supervised "
-                "or --knn"
+                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, --supervised, "
+                "--knn or --linear"
             )
         if not self.checkpoint.exists():
             raise CheckpointError(

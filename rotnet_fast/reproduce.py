@@ -36,7 +36,7 @@ from rotnet_fast.study.settings import StudyData, limit_at_scale, study_settings
 from rotnet_fast.study.store import Results
 
 if TYPE_CHECKING:
-    from rotnet_fast.study.kinds import Context
+    from rotnet_fast.study.context import Context
 
 PROGRAM = "python -m rotnet_fast.reproduce"
 
@@ -222,7 +222,7 @@ def make_context(config: ReproduceConfig) -> Context:
     from rotnet_fast.data.datasets import fingerprint, limit_split, load_dataset
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
-    from rotnet_fast.study.kinds import Context
+    from rotnet_fast.study.context import Context
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)

@@ -9,7 +9,7 @@ import torch
 
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
-from rotnet_fast.study.kinds import Context
+from rotnet_fast.study.context import Context
 from rotnet_fast.study.settings import StudyData, StudySettings, study_settings
 from rotnet_fast.study.store import Results
 

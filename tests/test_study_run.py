@@ -15,7 +15,8 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import ArgumentError, DataError, NonFiniteError
 from rotnet_fast.study import kinds, run
 from rotnet_fast.study.cells import StudyCell, with_needs
-from rotnet_fast.study.kinds import KINDS, Context
+from rotnet_fast.study.context import Context
+from rotnet_fast.study.kinds import KINDS
 from rotnet_fast.study.plan import cells_in_order, make_plan
 from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 from rotnet_fast.study.store import Results

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from rotnet_fast.models.nin import NetworkInNetwork, scaled_channels
 from rotnet_fast.study.cells import StudyCell
-from rotnet_fast.study.kinds import Context
+from rotnet_fast.study.context import Context
 from rotnet_fast.study.settings import StudySettings
 
 TRAINING = 3

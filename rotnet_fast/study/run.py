@@ -12,8 +12,9 @@ from rotnet_fast.engine.run_folder import environment
 from rotnet_fast.errors import CheckpointError, NonFiniteError
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.context import Context
 from rotnet_fast.study.estimate import multiply_adds
-from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS, Context
+from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS
 
 WAIT_SECONDS = 1.0
 """Between two looks at what other processes have finished."""

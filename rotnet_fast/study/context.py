@@ -1,0 +1,74 @@
+"""Where a study runs, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.precision import Precision
+from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.cells import StudyCell
+from rotnet_fast.study.settings import StudySettings
+from rotnet_fast.study.store import Results
+
+Found = dict[str, dict[str, Any]]
+"""Key of a cell -> its result."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a study runs, and on what.
+
+    Attributes:
+        settings, results, dataset, device, precision: of the study.
+        data_dir, dataset_name: what the user said of the data, for the run folders.
+    """
+
+    settings: StudySettings
+    results: Results
+    dataset: Dataset
+    device: torch.device
+    precision: Precision
+    data_dir: Path | None = None
+    dataset_name: str | None = None
+
+    def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
+        """Weights and buffers of a network that was trained before."""
+        state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
+        return state
+
+    def setup(self, cell: StudyCell, folder: Path, **changes: Any) -> EvaluationSetup:
+        """An evaluation with the settings of a cell, on the network it needs or an untrained one."""
+        settings = cell.settings
+        pretext = cell.needs[0].settings if cell.needs else None
+        state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
+        training = self.settings.pretext
+        setup = EvaluationSetup(
+            pretrained=state,
+            blocks=pretext["blocks"] if pretext else 4,
+            width=training.width,
+            rotations=tuple(pretext["rotations"]) if pretext else FOUR_ROTATIONS,
+            in_channels=self.settings.data.channels,
+            uniform_gamma=training.uniform_gamma,
+            pad=settings.get("pad", 0),
+            flip_prob=settings.get("flip_prob", 0.0),
+            dataset=self.dataset,
+            layers=(),
+            heads=(),
+            epochs=settings.get("epochs", 0),
+            lr=settings.get("lr", 0.0),
+            batch_size=settings["batch_size"],
+            images_per_class=settings.get("images_per_class"),
+            seed=settings["seed"],
+            device=self.device,
+            precision=self.precision,
+            folder=folder,
+            revisit=settings.get("revisit", True),
+        )
+        return replace(setup, **changes)
