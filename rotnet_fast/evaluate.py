@@ -148,8 +148,8 @@ class EvaluateConfig:
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
-                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, --supervised, "
-                "--knn or --linear"
+                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, "
+                "--supervised, --knn or --linear"
             )
         if not self.checkpoint.exists():
             raise CheckpointError(

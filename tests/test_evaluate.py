@@ -47,7 +47,7 @@ def evaluate(run: Path, flags: str = "") -> int:
 
 
 def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--layers conv1 conv2 --random-init --fine-tune --supervised --knn --images-per-class 2"
+    flags = "--layers conv1 conv2 --random-init --fine-tune --supervised --knn --linear --images-per-class 2"
     assert evaluate(run, flags) == 0
     results = load_results(run / "evaluate-001")
     rows = [(c["method"], c["layer"], c["head"]) for c in results["cells"]]
@@ -60,6 +60,8 @@ def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixtu
         ("supervised", None, None),
         *[("frozen", *place) for place in neighbours],
         *[("random-init", *place) for place in neighbours * 2],
+        *[("frozen", layer, "linear") for layer in ("conv1", "conv2")],
+        *[("random-init", layer, "linear") for layer in ("conv1", "conv2") * 2],
     ]
     assert all(0 <= cell["accuracy"] <= 100 for cell in results["cells"])
     assert render(results) in capsys.readouterr().out
