@@ -163,6 +163,7 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
                 "csrc/cpu/rotate_scalar.cpp",
                 "csrc/cpu/rotate_avx2.cpp",
                 "csrc/cpu/rotate_avx512.cpp",
+                "csrc/cpu/warp_cpu.cpp",
             ],
             include_dirs=includes,
             library_dirs=libraries,
@@ -179,7 +180,7 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
         found.append(
             Extension(
                 "rotnet_fast._C_cuda",
-                ["csrc/op_cuda.cpp", "csrc/cuda/rotate_cuda.cu"],
+                ["csrc/op_cuda.cpp", "csrc/cuda/rotate_cuda.cu", "csrc/cuda/warp_cuda.cu"],
                 include_dirs=[*includes, str(cuda_root / "include")],
                 library_dirs=[*libraries, *(str(cuda_root / name) for name in ("lib64", "lib"))],
                 # The static runtime: no second libcudart to find at run time.

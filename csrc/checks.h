@@ -1,4 +1,4 @@
-// Turns the tensors of one op call into a RotateJob. Checks everything that memory safety depends
+// Turns the tensors of one op call into a RotateJob or a WarpJob. Checks everything that memory safety depends
 // on; rotnet_fast/ops/rotate.py gives the friendlier sentences before a call gets here.
 #pragma once
 
@@ -13,6 +13,7 @@
 
 #include "rotnet/augment.h"
 #include "rotnet/job.h"
+#include "rotnet/warp.h"
 
 namespace rotnet {
 
@@ -36,10 +37,11 @@ inline bool overlaps(const Tensor& a, int64_t a_bytes, const Tensor& b, int64_t 
   return a_bytes > 0 && b_bytes > 0 && a_begin < b_begin + b_bytes && b_begin < a_begin + a_bytes;
 }
 
+// All but the rotations: `turns` stay 0.
 inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tensor& images,
                           const std::optional<Tensor>& indices, const std::optional<Tensor>& sample_ids,
                           const std::optional<Tensor>& key, int64_t seed, int64_t epoch,
-                          const std::vector<int64_t>& turns, int64_t pad, double flip_prob,
+                          size_t number_of_rotations, int64_t pad, double flip_prob,
                           const std::vector<double>& mean, const std::vector<double>& std) {
   STD_TORCH_CHECK(images.dim() == 4 && images.scalar_type() == ScalarType::Byte && images.is_contiguous(),
                   "rotate_batch_out: images must be a contiguous uint8 tensor [N,H,W,C]");
@@ -54,15 +56,9 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   STD_TORCH_CHECK(flip_prob >= 0.0 && flip_prob <= 1.0, "rotate_batch_out: flip_prob must lie in [0, 1]");
   STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
                   "rotate_batch_out: mean and std need one value per channel");
-  const auto num_views = static_cast<int64_t>(turns.size());
+  const auto num_views = static_cast<int64_t>(number_of_rotations);
   STD_TORCH_CHECK(num_views >= 1 && num_views <= kMaxViews, "rotate_batch_out: 1 to ", kMaxViews,
                   " rotations are supported, got ", num_views);
-  for (int64_t k = 0; k < num_views; ++k) {
-    STD_TORCH_CHECK(turns[k] >= 0 && turns[k] <= 3, "rotate_batch_out: turns must lie in 0..3");
-    STD_TORCH_CHECK(turns[k] % 2 == 0 || height == width,
-                    "rotate_batch_out: only square images can be turned by 90 or 270 degrees");
-    job.turns[k] = static_cast<uint8_t>(turns[k]);
-  }
   job.indices = optional_ids("indices", indices, -1, images);
   job.batch = indices.has_value() ? indices->size(0) : job.num_images;
   job.sample_ids = optional_ids("sample_ids", sample_ids, job.batch, images);
@@ -122,6 +118,26 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   job.views = views.data_ptr();
   job.labels = static_cast<int64_t*>(labels.data_ptr());
   return job;
+}
+
+inline void set_turns(RotateJob& job, const std::vector<int64_t>& turns) {
+  for (size_t k = 0; k < turns.size(); ++k) {
+    STD_TORCH_CHECK(turns[k] >= 0 && turns[k] <= 3, "rotate_batch_out: turns must lie in 0..3");
+    STD_TORCH_CHECK(turns[k] % 2 == 0 || job.height == job.width,
+                    "rotate_batch_out: only square images can be turned by 90 or 270 degrees");
+    job.turns[k] = static_cast<uint8_t>(turns[k]);
+  }
+}
+
+inline WarpJob make_warp_job(const RotateJob& job, const std::vector<int64_t>& degrees) {
+  STD_TORCH_CHECK(job.height == job.width, "warp_batch_out: only square images can be turned by any angle");
+  WarpJob warp{job, {}};
+  for (size_t k = 0; k < degrees.size(); ++k) {
+    STD_TORCH_CHECK(degrees[k] >= 0 && degrees[k] < 360, "warp_batch_out: degrees must lie in 0..359");
+    warp.turns[k] = static_cast<uint8_t>(degrees[k] / 90);
+    warp.angles[k] = make_warp_angle(static_cast<int>(degrees[k] % 90));
+  }
+  return warp;
 }
 
 }  // namespace rotnet

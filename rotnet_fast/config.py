@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.rotations import FOUR_ROTATIONS, quarter_turns
+from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
 
@@ -73,7 +73,8 @@ class PretrainConfig:
     """Draw BatchNorm's scales from U(0, 1), as the released code's framework did, instead of 1."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
-    """Degrees counter-clockwise, multiples of 90: every image is shown under each of them."""
+    """Whole degrees counter-clockwise: every image is shown under each of them.
+    Unless all are multiples of 90, every view is the central square, turned and enlarged."""
 
     pad: int = 4
     """Pixels of black border that a random crop may take in; 0 switches the crop off."""
@@ -151,7 +152,7 @@ class PretrainConfig:
             "rotations",
             self.rotations,
             _is_rotation_set(self.rotations),
-            "must be two or more different multiples of 90 degrees, such as 0 90 180 270",
+            "must be two to 64 different whole degrees, such as 0 90 180 270",
         )
         for name in ("image_size", "epochs", "batch_size", "eval_every", "log_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
@@ -201,7 +202,7 @@ def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:
 
 def _is_rotation_set(rotations: tuple[int, ...]) -> bool:
     try:
-        turns = quarter_turns(rotations)
+        degrees = check_rotations(rotations)
     except (TypeError, ValueError):
         return False
-    return len(turns) >= 2 and len(set(turns)) == len(turns)
+    return 2 <= len(degrees) <= 64 and len(set(degrees)) == len(degrees)

@@ -71,8 +71,9 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rotations": (0,)}, "rotations is"),
-    ({"rotations": (0, 45)}, "rotations is"),
     ({"rotations": (0, 360)}, "rotations is"),
+    ({"rotations": (45, 90, 405)}, "rotations is"),
+    ({"rotations": tuple(range(65))}, "rotations is"),
     ({"epochs": 0}, "epochs is 0"),
     ({"batch_size": 0}, "batch-size is 0"),
     ({"image_size": 0}, "image-size is 0"),
@@ -152,7 +153,7 @@ def test_help_and_wrong_flags_answer_without_torch(tmp_path: Path) -> None:
         (["--epochs", "many"], 2, "many"),
         (["--preset", "slow"], 2, "error: preset is 'slow'; choose from quickstart, cpu,"),
         (["--epochs", "0"], 2, "error: epochs is 0; it must be at least 1"),
-        (["--rotations", "0", "45"], 2, "error: rotations is"),
+        (["--rotations", "45", "405"], 2, "error: rotations is"),
         (["--output", str(tmp_path)], 2, "already holds a run"),
         (["--resume", str(tmp_path / "no")], 4, "does not exist"),
     ]

@@ -28,7 +28,10 @@ def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probe.write_text("int main() {}")
     if subprocess.run([COMPILER, *FLAGS, probe, "-o", folder / "probe"], check=False).returncode != 0:
         pytest.skip("this compiler has no sanitizers")
-    sources = [ROOT / "tests" / "cpp" / "test_core.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    sources = [
+        *sorted((ROOT / "tests" / "cpp").glob("*.cpp")),
+        *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
+    ]
     objects = [folder / f"{source.stem}.o" for source in sources]
     jobs = [
         subprocess.Popen([COMPILER, *FLAGS, "-c", source, "-o", target], stderr=subprocess.PIPE, text=True)
@@ -55,3 +58,4 @@ def test_core_and_kernels_pass_under_the_sanitizers(binary: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.endswith("0 failures\n")
     assert "kernel scalar checked" in result.stdout
+    assert "warp checked" in result.stdout

@@ -7,6 +7,7 @@ import torch
 
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.library import LIBRARIES
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
@@ -18,16 +19,18 @@ def random_images(number: int, side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (number, side, side, 3), dtype=torch.uint8, device="cuda")
 
 
-def test_a_captured_graph_draws_anew_at_each_replay() -> None:
+@pytest.mark.parametrize("rotations", [FOUR_ROTATIONS, EIGHT_ROTATIONS])
+def test_a_captured_graph_draws_anew_at_each_replay(rotations: tuple[int, ...]) -> None:
     images, key = random_images(128), torch.tensor([5, 0], device="cuda")
-    out, _ = rotate_batch(images, seed=key)
+    out, _ = rotate_batch(images, rotations=rotations, seed=key)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        rotate_batch(images, seed=key, out=out)
+        rotate_batch(images, rotations=rotations, seed=key, out=out)
     for epoch in (1, 2, 3):
         key[1] = epoch
         graph.replay()
-        assert torch.equal(out.cpu(), rotate_batch(images.cpu(), seed=5, epoch=epoch)[0])
+        expected, _ = rotate_batch(images.cpu(), rotations=rotations, seed=5, epoch=epoch)
+        assert torch.equal(out.cpu(), expected)
 
 
 def test_it_runs_on_the_current_stream() -> None:
@@ -41,16 +44,17 @@ def test_it_runs_on_the_current_stream() -> None:
     assert torch.equal(views, views[:1].expand_as(views))
 
 
-def test_views_of_an_index_out_of_range_are_nan_and_the_others_whole() -> None:
-    images = random_images(4)
+@pytest.mark.parametrize("rotations", [FOUR_ROTATIONS, EIGHT_ROTATIONS])
+def test_views_of_an_index_out_of_range_are_nan_and_the_others_whole(rotations: tuple[int, ...]) -> None:
+    images, turned = random_images(4), len(rotations)
     indices = torch.tensor([0, 4, 1, -1, 2**62, 3], device="cuda")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        views, labels = rotate_batch(images, indices, dtype=dtype)
-        bad = views.isnan().flatten(1).all(1).view(6, 4).all(1).tolist()
+        views, labels = rotate_batch(images, indices, rotations=rotations, dtype=dtype)
+        bad = views.isnan().flatten(1).all(1).view(6, turned).all(1).tolist()
         assert bad == [False, True, False, True, True, False]
-        good = rotate_batch(images, indices[[0, 2, 5]], dtype=dtype)[0]
-        assert torch.equal(views.view(6, 4, 3, 32, 32)[[0, 2, 5]].flatten(0, 1), good)
-        assert labels.tolist() == [0, 1, 2, 3] * 6
+        good = rotate_batch(images, indices[[0, 2, 5]], rotations=rotations, dtype=dtype)[0]
+        assert torch.equal(views.view(6, turned, 3, 32, 32)[[0, 2, 5]].flatten(0, 1), good)
+        assert labels.tolist() == list(range(turned)) * 6
 
 
 def test_images_of_more_than_2_to_the_31_bytes_are_gathered_correctly() -> None:
@@ -59,7 +63,9 @@ def test_images_of_more_than_2_to_the_31_bytes_are_gathered_correctly() -> None:
     images[-2:] = last
     indices = torch.tensor([719_998, 719_999], device="cuda")
     ids = torch.arange(2, device="cuda")
-    assert torch.equal(rotate_batch(images, indices, sample_ids=ids)[0], rotate_batch(last)[0])
+    for rotations in (FOUR_ROTATIONS, EIGHT_ROTATIONS):
+        views, _ = rotate_batch(images, indices, rotations=rotations, sample_ids=ids)
+        assert torch.equal(views, rotate_batch(last, rotations=rotations)[0])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -102,7 +102,26 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         lambda: rotate_batch(IMAGES, INDICES, sample_ids=INDICES.float()),
     ),
     "no rotation": (ValueError, "rotations is empty", lambda: rotate_batch(IMAGES, rotations=())),
-    "45 degrees": (ValueError, "45 degrees", lambda: rotate_batch(IMAGES, rotations=(0, 45))),
+    "half degrees": (
+        TypeError,
+        "whole degrees, found 22.5",
+        lambda: rotate_batch(IMAGES, rotations=(0, 22.5)),
+    ),
+    "oblong 45 degrees": (
+        ValueError,
+        "8 x 9, not square",
+        lambda: rotate_batch(torch.zeros(1, 8, 9, 3, dtype=torch.uint8), rotations=(0, 45)),
+    ),
+    "warped and far from zero": (
+        ValueError,
+        r"mean holds 1001.*\[1e-8, 1000\] for rotations that are not all multiples of 90",
+        lambda: rotate_batch(IMAGES, rotations=(0, 45), mean=(1001.0, 0, 0)),
+    ),
+    "warped index too large": (
+        IndexError,
+        r"^indices\[1\] is 4, outside \[0, 4\)",
+        lambda: rotate_batch(IMAGES, torch.tensor([0, 4]), rotations=(0, 45)),
+    ),
     "rotation as text": (TypeError, "whole degrees", lambda: rotate_batch(IMAGES, rotations=("0",))),
     "rotation not listed": (TypeError, "rotations must be", lambda: rotate_batch(IMAGES, rotations=90)),
     "too many rotations": (ValueError, "at most 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
@@ -239,3 +258,31 @@ def test_the_compiled_op_itself_refuses_what_would_be_unsafe(changes: dict[str, 
     torch.ops.rotnet_fast.rotate_batch_out(*raw_arguments())
     with pytest.raises(RuntimeError):
         torch.ops.rotnet_fast.rotate_batch_out(*raw_arguments(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"turns": [0, 45, 90, 360]},
+        {"turns": [0, 45, 90, -1]},
+        {"turns": []},
+        {"turns": [45] * 65},
+        {"images": torch.zeros(4, 8, 9, 3, dtype=torch.uint8), "views": torch.empty(8, 8, 9, 3)},
+        {"views": torch.empty(7, 8, 8, 3)},
+        {"indices": torch.tensor([0, 4])},
+    ],
+    ids=str,
+)
+def test_the_compiled_warp_itself_refuses_what_would_be_unsafe(changes: dict[str, object]) -> None:
+    from rotnet_fast.ops.library import LIBRARIES
+
+    if not LIBRARIES["cpu"].loaded:
+        pytest.skip("the compiled CPU library is not in use")
+    good = {"turns": [0, 45, 90, 359]}  # this op's argument in that place is called degrees
+    torch.ops.rotnet_fast.warp_batch_out(*raw_arguments(**good))
+    with pytest.raises(RuntimeError):
+        torch.ops.rotnet_fast.warp_batch_out(*raw_arguments(**{**good, **changes}))
+
+
+def test_quarter_turns_alone_allow_means_that_a_warp_does_not() -> None:
+    rotate_batch(IMAGES, mean=(1001.0, 0, 0))

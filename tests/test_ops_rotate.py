@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import rotnet_fast
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
-from rotnet_fast.ops.library import LIBRARIES, SCHEMA
+from rotnet_fast.ops.library import LIBRARIES, SCHEMAS
 from rotnet_fast.ops.reference import rotate_batch_reference
 from rotnet_fast.philox import augmentation_draws
 from rotnet_fast.rotations import quarter_turns
@@ -277,7 +277,8 @@ def test_the_op_passes_torch_library_opcheck(device: torch.device) -> None:
 
 
 def test_the_compiled_schema_is_the_one_the_fallback_defines() -> None:
-    assert str(torch.ops.rotnet_fast.rotate_batch_out.default._schema) == f"rotnet_fast::{SCHEMA}"
+    found = str(torch.ops.rotnet_fast.rotate_batch_out.default._schema)
+    assert found == f"rotnet_fast::{SCHEMAS['rotate_batch_out']}"
 
 
 HASH_SCRIPT = """
@@ -289,10 +290,12 @@ for side in (1, 7, 16, 20, 31, 32, 33, 64, 100):
     for channels in (1, 2, 3, 4):
         images = torch.randint(0, 256, (3, side, side, channels), dtype=torch.uint8, generator=generator)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            views, labels = rotnet_fast.rotate_batch(
-                images, seed=side, dtype=dtype, mean=(0.5,) * channels, std=(0.21,) * channels)
-            digest.update(views.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes())
-            digest.update(labels.numpy().tobytes())
+            for rotations in ((0, 90, 180, 270), (0, 45, 100, 315)):
+                views, labels = rotnet_fast.rotate_batch(
+                    images, rotations=rotations, seed=side, dtype=dtype, mean=(0.5,) * channels,
+                    std=(0.21,) * channels)
+                digest.update(views.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(labels.numpy().tobytes())
 print(LIBRARIES["cpu"].detail if LIBRARIES["cpu"].loaded else "plain torch")
 print(digest.hexdigest())
 """

@@ -14,11 +14,13 @@ import pytest
 import torch
 from tiny import read_digits_once
 
+from rotnet_fast import evaluate
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.pretrain import PROGRAM, main, parse, resume_command, warn_of_late_milestones
+from rotnet_fast.rotations import EIGHT_ROTATIONS
 
 TINY = shlex.split(
     "--preset quickstart --image-size 16 --limit-train 40 --limit-test 20 --blocks 3 --width 0.05 --epochs 2 "
@@ -70,6 +72,15 @@ def test_a_checkpoint_alone_rebuilds_the_network(output: Path) -> None:
     )
     network.load_state_dict(state["module"])
     assert network.classifier.out_features == 2
+
+
+def test_eight_rotations_are_pretrained_and_evaluated(output: Path) -> None:
+    degrees = [str(angle) for angle in EIGHT_ROTATIONS]
+    assert main([*TINY, "--output", str(output), "--rotations", *degrees]) == 0
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["rotation_accuracy_by_degrees"]) == degrees
+    flags = "--layers conv1 --heads conv --epochs 1 --device cpu"
+    assert evaluate.main(["--checkpoint", str(output), *shlex.split(flags)]) == 0
 
 
 def test_a_second_run_in_the_same_folder_is_refused(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,18 +48,7 @@ struct Avx2Lanes {
   }
 
   void load_row(uint32_t* row, const uint8_t* stored, int width, int shift, bool flip) const {
-    for (int x = 0; x < width; ++x) {
-      const int column = (flip ? width - 1 - x : x) + shift;
-      uint32_t pixel = 0;
-      if (column >= 0 && column < width) {
-        const uint8_t* source = stored + static_cast<int64_t>(column) * channels;
-        pixel = source[0];
-        if (channels > 1) pixel |= static_cast<uint32_t>(source[1]) << 8;
-        if (channels > 2) pixel |= static_cast<uint32_t>(source[2]) << 16;
-        if (channels > 3) pixel |= static_cast<uint32_t>(source[3]) << 24;
-      }
-      row[x] = pixel;
-    }
+    load_row_bytewise(row, stored, width, channels, shift, flip);
   }
 
   static void transpose(uint32_t* to, int to_pitch, const uint32_t* from, int from_pitch) {

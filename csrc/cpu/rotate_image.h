@@ -14,6 +14,61 @@ constexpr int kBlock = 16;  // pixels per block; also the guard around every scr
 
 inline int round_up_to_block(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
+// The loop behind load_row where no instruction set does better: pixel x of the crop's row is stored
+// column x + shift, counted from the right where flipped; what lies outside is black.
+inline void load_row_bytewise(uint32_t* row, const uint8_t* stored, int width, int channels, int shift, bool flip) {
+  for (int x = 0; x < width; ++x) {
+    const int column = (flip ? width - 1 - x : x) + shift;
+    uint32_t pixel = 0;
+    if (column >= 0 && column < width) {
+      const uint8_t* source = stored + static_cast<int64_t>(column) * channels;
+      pixel = source[0];
+      if (channels > 1) pixel |= static_cast<uint32_t>(source[1]) << 8;
+      if (channels > 2) pixel |= static_cast<uint32_t>(source[2]) << 16;
+      if (channels > 3) pixel |= static_cast<uint32_t>(source[3]) << 24;
+    }
+    row[x] = pixel;
+  }
+}
+
+// Where one image of a job lies and how it is cropped.
+struct StoredImage {
+  const uint8_t* pixels;
+  Augmentation draw;
+};
+
+// Looks up image n, and starts to fetch the one after it, which lies anywhere in memory: its start is on
+// the way while this one is written.
+inline StoredImage find_image(const RotateJob& job, int64_t n, int64_t end) {
+  const int64_t image_bytes = static_cast<int64_t>(job.height) * job.width * job.channels;
+  const int64_t index = job.indices ? job.indices[n] : n;
+  const int64_t sample_id = job.sample_ids ? job.sample_ids[n] : index;
+  if (n + 1 < end) {
+    const uint8_t* next = job.images + (job.indices ? job.indices[n + 1] : n + 1) * image_bytes;
+    const int64_t bytes = std::min<int64_t>(image_bytes, kPrefetchBytes);
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte);
+  }
+  return {job.images + index * image_bytes,
+          draw_augmentation(sample_id, job.key ? job.key[0] : job.seed, job.key ? job.key[1] : job.epoch, job.pad,
+                            job.flip_threshold)};
+}
+
+// Row y of the upright crop as 32-bit pixels.
+template <class Lanes>
+void load_crop_row(const Lanes& lanes, const RotateJob& job, const StoredImage& image, int y, uint32_t* row) {
+  const int stored_row = uncrop(image.draw, job.pad, y, 0, job.width).row;
+  if (stored_row < 0 || stored_row >= job.height) {
+    std::memset(row, 0, sizeof(uint32_t) * job.width);
+  } else {
+    lanes.load_row(row, image.pixels + static_cast<int64_t>(stored_row) * job.width * job.channels, job.width,
+                   image.draw.left - job.pad, image.draw.flip);
+  }
+}
+
+inline void write_labels(const RotateJob& job, int64_t n) {
+  for (int k = 0; k < job.num_views; ++k) job.labels[n * job.num_views + k] = k;
+}
+
 // Scratch memory of one thread. Rows are a multiple of 16 pixels apart plus one cache line: a power
 // of two would map the 16 rows of a block onto one cache set. emit_row may read up to 15 pixels
 // before and after a row, hence the guards.
@@ -44,8 +99,6 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
   using Out = typename Lanes::Out;
   const int height = job.height, width = job.width, channels = job.channels;
   const int64_t image_elements = static_cast<int64_t>(height) * width * channels;
-  const int64_t seed = job.key ? job.key[0] : job.seed;
-  const int64_t epoch = job.key ? job.key[1] : job.epoch;
   bool any_upright = false, any_sideways = false;
   for (int k = 0; k < job.num_views; ++k) {
     (job.turns[k] % 2 ? any_sideways : any_upright) = true;
@@ -54,27 +107,10 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
   Scratch scratch(height, width);
 
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t index = job.indices ? job.indices[n] : n;
-    const int64_t sample_id = job.sample_ids ? job.sample_ids[n] : index;
-    const Augmentation draw = draw_augmentation(sample_id, seed, epoch, job.pad, job.flip_threshold);
-    const uint8_t* image = job.images + index * image_elements;
+    const StoredImage image = find_image(job, n, end);
     Out* views = static_cast<Out*>(job.views) + n * job.num_views * image_elements;
-    if (n + 1 < end) {
-      // The next image lies anywhere in memory: its start is on the way while this one is written.
-      const uint8_t* next = job.images + (job.indices ? job.indices[n + 1] : n + 1) * image_elements;
-      const int64_t bytes = std::min<int64_t>(image_elements, kPrefetchBytes);
-      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(next + byte);
-    }
-
     for (int y = 0; y < height; ++y) {
-      uint32_t* row = scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch;
-      const int stored_row = uncrop(draw, job.pad, y, 0, width).row;
-      if (stored_row < 0 || stored_row >= height) {
-        std::memset(row, 0, sizeof(uint32_t) * width);
-      } else {
-        lanes.load_row(row, image + static_cast<int64_t>(stored_row) * width * channels, width,
-                       draw.left - job.pad, draw.flip);
-      }
+      load_crop_row(lanes, job, image, y, scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch);
     }
 
     if (any_upright) {
@@ -112,8 +148,6 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
         }
       }
     }
-    for (int k = 0; k < job.num_views; ++k) {
-      job.labels[n * job.num_views + k] = k;
-    }
+    write_labels(job, n);
   }
 }

@@ -34,16 +34,7 @@ struct ScalarLanes {
   }
 
   void load_row(uint32_t* row, const uint8_t* stored, int width, int shift, bool flip) const {
-    for (int x = 0; x < width; ++x) {
-      const int column = (flip ? width - 1 - x : x) + shift;
-      uint32_t pixel = 0;
-      if (column >= 0 && column < width) {
-        for (int c = 0; c < channels; ++c) {
-          pixel |= static_cast<uint32_t>(stored[static_cast<int64_t>(column) * channels + c]) << (8 * c);
-        }
-      }
-      row[x] = pixel;
-    }
+    load_row_bytewise(row, stored, width, channels, shift, flip);
   }
 
   static void transpose(uint32_t* to, int to_pitch, const uint32_t* from, int from_pitch) {

@@ -1,25 +1,10 @@
 // One launch: gather, crop, flip, K rotations, normalise, cast, interleave, label. See tile.h.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "dispatch.h"
 #include "rotate_cuda.h"
 #include "tile.h"
 
 namespace rotnet::cuda {
 namespace {
-
-struct CastFloat32 {
-  using Bits = uint32_t;
-  __device__ static Bits bits(float value) { return __float_as_uint(value); }
-};
-struct CastBFloat16 {
-  using Bits = uint16_t;
-  __device__ static Bits bits(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
-};
-struct CastFloat16 {
-  using Bits = uint16_t;
-  __device__ static Bits bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
-};
 
 template <class Cast, int C, bool kVector>
 __global__ void __launch_bounds__(kThreads)
@@ -49,32 +34,13 @@ cudaError_t launch(const RotateJob& job, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <class Cast>
-cudaError_t launch(const RotateJob& job, cudaStream_t stream) {
-  switch (job.channels) {
-    case 1:
-      return launch<Cast, 1>(job, stream);
-    case 2:
-      return launch<Cast, 2>(job, stream);
-    case 3:
-      return launch<Cast, 3>(job, stream);
-    default:
-      return launch<Cast, 4>(job, stream);
-  }
-}
-
 }  // namespace
 
 cudaError_t rotate(const RotateJob& job, cudaStream_t stream) {
   if (job.batch == 0) return cudaSuccess;
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return launch<CastFloat32>(job, stream);
-    case OutputType::kBFloat16:
-      return launch<CastBFloat16>(job, stream);
-    default:
-      return launch<CastFloat16>(job, stream);
-  }
+  return dispatch(job, [&](auto cast, auto channels) {
+    return launch<decltype(cast), decltype(channels)::value>(job, stream);
+  });
 }
 
 }  // namespace rotnet::cuda

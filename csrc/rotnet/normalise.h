@@ -30,4 +30,13 @@ inline float normalise(uint8_t value, float scale, float shift) {
                             static_cast<double>(shift));
 }
 
+// The same for a grey level with eight fractional bits (0..65280), as the warp makes them. Scaling by a
+// power of two is exact; the sum is exact for |mean| up to 2^20 / 255.
+constexpr float kGreyStep = 1.0f / 256.0f;
+
+inline float normalise_grey_level(uint32_t level, float scale, float shift) {
+  return static_cast<float>(static_cast<double>(level) * static_cast<double>(scale * kGreyStep) +
+                            static_cast<double>(shift));
+}
+
 }  // namespace rotnet

@@ -26,7 +26,7 @@ class RotationTask:
         module: network with K outputs, on the device of the images.
         schedule: learning rate of all its parameters.
         train_images, test_images: uint8 [N,H,W,C] on the device.
-        rotations: K multiples of 90 degrees, counter-clockwise; output k stands for ``rotations[k]``.
+        rotations: K whole degrees, counter-clockwise; output k stands for ``rotations[k]``.
         seed: of the augmentation.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
         mean, std: per channel.

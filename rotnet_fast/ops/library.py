@@ -1,26 +1,36 @@
-"""Loads the compiled kernels and registers what torch needs to know of the op.
+"""Loads the compiled kernels and registers what torch needs to know of the ops.
 
-One schema, ``rotnet_fast::rotate_batch_out``, has up to three implementations: CPU, CUDA (two
-libraries, because one linked to CUDA does not load beside a CPU-only torch) and, for a device whose
-library is missing, the plain-torch reference.
+The two ops, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
+``rotnet_fast::warp_batch_out`` for any, have up to three implementations: CPU, CUDA (two libraries,
+because one linked to CUDA does not load beside a CPU-only torch) and, for a device whose library is
+missing, the plain-torch reference.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from rotnet_fast.ops.reference import rotate_batch_reference
+from rotnet_fast.ops.reference import rotate_batch_reference, warp_batch_reference
 
-SCHEMA = (
-    "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
-    "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] turns, int pad, float flip_prob, "
-    "float[] mean, float[] std) -> ()"
-)
+SCHEMAS = {
+    "rotate_batch_out": (
+        "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
+        "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] turns, int pad, float flip_prob, "
+        "float[] mean, float[] std) -> ()"
+    ),
+    "warp_batch_out": (
+        "warp_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
+        "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] degrees, int pad, float flip_prob, "
+        "float[] mean, float[] std) -> ()"
+    ),
+}
 
 _log = logging.getLogger("rotnet_fast")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -63,6 +73,7 @@ def _selected_kernel(path: Path) -> str:
 
 
 def _plain_torch(
+    reference: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     views: torch.Tensor,
     labels: torch.Tensor,
     images: torch.Tensor,
@@ -71,7 +82,7 @@ def _plain_torch(
     key: torch.Tensor | None,
     seed: int,
     epoch: int,
-    turns: list[int],
+    rotations: list[int],
     pad: int,
     flip_prob: float,
     mean: list[float],
@@ -88,13 +99,13 @@ def _plain_torch(
                 f"pass rows that images has"
             )
         rows = torch.where(inside, indices, 0)
-    made, made_labels = rotate_batch_reference(
+    made, made_labels = reference(
         images,
         rows,
         indices if sample_ids is None else sample_ids,
         seed if key is None else key[0],
         epoch if key is None else key[1],
-        turns,
+        rotations,
         pad,
         flip_prob,
         tuple(mean),
@@ -102,23 +113,26 @@ def _plain_torch(
         views.dtype,
     )
     if inside is not None:
-        # As the CUDA kernel marks what the host did not check.
-        made = torch.where(inside.repeat_interleave(len(turns))[:, None, None, None], made, torch.nan)
+        # As the CUDA kernels mark what the host did not check.
+        made = torch.where(inside.repeat_interleave(len(rotations))[:, None, None, None], made, torch.nan)
     views.copy_(made)
     labels.copy_(made_labels)
 
 
 def _register() -> dict[str, KernelLibrary]:
     libraries = {"cpu": _load("cpu")}
-    # The schema lives in the CPU library, so the CUDA library is of no use without it.
+    # The schemas live in the CPU library, so the CUDA library is of no use without it.
     if libraries["cpu"].loaded:
         libraries["cuda"] = _load("cuda")
     else:
         libraries["cuda"] = KernelLibrary("cuda", None, False, "needs the CPU library")
-        _definitions.define(SCHEMA)
+        for schema in SCHEMAS.values():
+            _definitions.define(schema)
     missing = [library for library in libraries.values() if not library.loaded]
+    references = {"rotate_batch_out": rotate_batch_reference, "warp_batch_out": warp_batch_reference}
     for library in missing:
-        _definitions.impl("rotate_batch_out", _plain_torch, library.device.upper())
+        for name, reference in references.items():
+            _definitions.impl(name, partial(_plain_torch, reference), library.device.upper())
     for library in missing:
         if library.device == "cpu" or torch.cuda.is_available():
             _log.warning(
@@ -126,7 +140,8 @@ def _register() -> dict[str, KernelLibrary]:
                 library.device,
                 library.detail,
             )
-    torch.library.register_fake("rotnet_fast::rotate_batch_out", lambda *arguments: None)
+    for name in SCHEMAS:
+        torch.library.register_fake(f"rotnet_fast::{name}", lambda *arguments: None)
     return libraries
 
 

@@ -5,6 +5,8 @@ The compiled kernels give the same result bit for bit in all three output types.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rotnet_fast.philox import augmentation_draws
@@ -17,6 +19,7 @@ def normalisation_coefficients(
 
     A pixel value v in 0..255 becomes float32(v * scale + shift) with one rounding: a fused
     multiply-add. In float64 the expression is exact before that rounding, so every backend agrees.
+    Warped pixels have eight fractional bits more, and the sum is exact for means up to 4112.
     """
     mean64 = torch.tensor(mean, dtype=torch.float64, device=device)
     std64 = torch.tensor(std, dtype=torch.float64, device=device)
@@ -51,6 +54,24 @@ def crop_and_flip(
     return images[samples, rows, columns] * inside[..., None]
 
 
+def upright_crops(
+    images: torch.Tensor,
+    indices: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    seed: int | torch.Tensor,
+    epoch: int | torch.Tensor,
+    pad: int,
+    flip_prob: float,
+) -> torch.Tensor:
+    """Gather, crop and flip: uint8 [B,H,W,C], what all views of an image are made from."""
+    if indices is None:
+        indices = torch.arange(images.shape[0], device=images.device)
+    if sample_ids is None:
+        sample_ids = indices
+    top, left, flip = augmentation_draws(sample_ids, seed, epoch, pad, flip_prob)
+    return crop_and_flip(images[indices], top, left, flip, pad)
+
+
 def rotate_batch_reference(
     images: torch.Tensor,
     indices: torch.Tensor | None,
@@ -64,22 +85,97 @@ def rotate_batch_reference(
     std: tuple[float, ...],
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain-torch definition of :func:`rotnet_fast.rotate_batch`; arguments must be valid.
+    """Plain-torch definition of :func:`rotnet_fast.rotate_batch` for multiples of 90 degrees.
 
     Args:
-        turns: quarter turns counter-clockwise, one per view.
+        turns: quarter turns counter-clockwise, one per view. All arguments must be valid.
 
     Returns:
         views ``dtype`` [B*K,H,W,C] contiguous, image-major, and rotation_labels int64 [B*K].
     """
-    if indices is None:
-        indices = torch.arange(images.shape[0], device=images.device)
-    if sample_ids is None:
-        sample_ids = indices
-    top, left, flip = augmentation_draws(sample_ids, seed, epoch, pad, flip_prob)
-    upright = crop_and_flip(images[indices], top, left, flip, pad)  # [B,H,W,C]
+    upright = upright_crops(images, indices, sample_ids, seed, epoch, pad, flip_prob)  # [B,H,W,C]
     scale, shift = normalisation_coefficients(mean, std, images.device)
     normalised = (upright.double() * scale + shift).float().to(dtype)
     views = torch.stack([torch.rot90(normalised, turn, (1, 2)) for turn in turns], dim=1)  # [B,K,H,W,C]
-    labels = torch.arange(len(turns), device=images.device).repeat(len(indices))
+    labels = torch.arange(len(turns), device=images.device).repeat(len(upright))
     return views.flatten(0, 1), labels
+
+
+def warp_coefficients(degrees: int) -> tuple[int, int]:
+    """cos and sin of whole degrees in 0..359, each divided by 2 sqrt(2), times 2**40 and rounded.
+
+    By way of the first quadrant, so that quarter turns swap and negate exactly.
+    """
+
+    def sine(angle: int) -> int:
+        return round(math.sin(angle * (math.pi / 180)) / (2 * math.sqrt(2)) * 2**40)
+
+    cosine, sine_ = sine(90 - degrees % 90), sine(degrees % 90)
+    for _ in range(degrees // 90):
+        cosine, sine_ = -sine_, cosine
+    return cosine, sine_
+
+
+def warp_taps(
+    degrees: int, width: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where each pixel of a view lies in the upright crop, in whole numbers.
+
+    The view shows the central square of side W / sqrt(2), turned counter-clockwise and enlarged to
+    W x W; pixel centres count. Positions are rounded to 1/2048 pixel.
+
+    Returns:
+        ``(row, column, down, right)``, int64 [W,W] each: the upper left of the 2 x 2 pixels around the
+        position, in [0, W-2] (0 where W is 1), and the weights of the lower and the right ones, in
+        [0, 2048].
+    """
+    cosine, sine = warp_coefficients(degrees)
+    offset = 2 * torch.arange(width, device=device) + 1 - width  # half pixels right of or below the centre
+    right_of, below = offset[None, :], offset[:, None]
+    centre = (width - 1) << 39
+    x = centre + cosine * right_of - sine * below
+    y = centre + sine * right_of + cosine * below
+    x, y = (x + 2**28) >> 29, (y + 2**28) >> 29
+    column, row = (x >> 11).clamp(max=max(width - 2, 0)), (y >> 11).clamp(max=max(width - 2, 0))
+    return row, column, y - (row << 11), x - (column << 11)
+
+
+def warp_batch_reference(
+    images: torch.Tensor,
+    indices: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    seed: int | torch.Tensor,
+    epoch: int | torch.Tensor,
+    degrees: list[int],
+    pad: int,
+    flip_prob: float,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain-torch definition of :func:`rotnet_fast.rotate_batch` for any rotations, by bilinear warp.
+
+    Args:
+        degrees: counter-clockwise in 0..359, one per view. Images must be square. All arguments must
+            be valid.
+
+    Returns:
+        As :func:`rotate_batch_reference`.
+    """
+    upright = upright_crops(images, indices, sample_ids, seed, epoch, pad, flip_prob).int()  # [B,W,W,C]
+    scale, shift = normalisation_coefficients(mean, std, images.device)
+    width = images.shape[2]
+    last = width - 1
+    views = []
+    for angle in degrees:
+        row, column, down, right = warp_taps(angle, width, images.device)
+        level = torch.zeros_like(upright)
+        # Weights add up to 2**22, levels stay below 2**30.
+        for lower, vertical in ((0, 2048 - down), (1, down)):
+            for other, horizontal in ((0, 2048 - right), (1, right)):
+                weight = (vertical * horizontal).int()[..., None]  # [W,W,1]
+                level += weight * upright[:, (row + lower).clamp(max=last), (column + other).clamp(max=last)]
+        level = (level + 2**13) >> 14  # 256ths of a grey level, 0..65280
+        views.append((level.double() * (scale / 256) + shift).float().to(dtype))
+    labels = torch.arange(len(degrees), device=images.device).repeat(len(upright))
+    return torch.stack(views, dim=1).flatten(0, 1), labels

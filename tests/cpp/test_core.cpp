@@ -7,26 +7,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
-#include <type_traits>
 #include <vector>
 
-#include "../../csrc/cpu/float_bits.h"
 #include "../../csrc/cpu/rotate_cpu.h"
 #include "../../csrc/cuda/tile.h"
 #include "../../csrc/rotnet/geometry.h"
+#include "support.h"
 
 using namespace rotnet;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (!condition) {
-    std::printf("FAILED: %s\n", what);
-    ++failures;
-  }
-}
 
 void philox_gives_the_published_known_answers() {
   const Philox4x32 zeros = philox4x32({{0, 0, 0, 0}}, 0, 0);
@@ -52,18 +42,6 @@ void four_quarter_turns_are_none() {
   }
 }
 
-uint32_t element_bits(const RotateJob& job, uint8_t value, int channel) {
-  const float y = normalise(value, job.normalisation.scale[channel], job.normalisation.shift[channel]);
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return cpu::float32_bits(y);
-    case OutputType::kBFloat16:
-      return cpu::bfloat16_bits(y);
-    default:
-      return cpu::float16_bits(y);
-  }
-}
-
 // The definition, one element at a time.
 bool equals_definition(const RotateJob& job) {
   for (int64_t n = 0; n < job.batch; ++n) {
@@ -82,10 +60,8 @@ bool equals_definition(const RotateJob& job) {
                 inside ? job.images[((index * job.height + at.row) * job.width + at.column) * job.channels + c] : 0;
             const int64_t element =
                 (((n * job.num_views + k) * job.height + i) * job.width + j) * job.channels + c;
-            const uint32_t found = job.type == OutputType::kFloat32
-                                       ? static_cast<const uint32_t*>(job.views)[element]
-                                       : static_cast<const uint16_t*>(job.views)[element];
-            if (found != element_bits(job, value, c)) return false;
+            const float normalised = normalise(value, job.normalisation.scale[c], job.normalisation.shift[c]);
+            if (found_bits(job, element) != cast_bits(job, normalised)) return false;
           }
         }
       }
@@ -95,16 +71,6 @@ bool equals_definition(const RotateJob& job) {
 }
 
 // The CUDA kernel's code on the host: each block's threads one after the other, load before write.
-template <OutputType type>
-struct HostCast {
-  using Bits = std::conditional_t<type == OutputType::kFloat32, uint32_t, uint16_t>;
-  static Bits bits(float value) {
-    if constexpr (type == OutputType::kFloat32) return cpu::float32_bits(value);
-    if constexpr (type == OutputType::kBFloat16) return cpu::bfloat16_bits(value);
-    if constexpr (type == OutputType::kFloat16) return cpu::float16_bits(value);
-  }
-};
-
 template <OutputType type, int C>
 void run_blocks(const RotateJob& job, bool split_views) {
   const cuda::Grid grid = cuda::make_grid(job, split_views ? int64_t{1} << 40 : 0);
@@ -268,6 +234,7 @@ int main(int count, char** arguments) {
     kernel_equals_the_definition(kernels[i], 2000);
     std::printf("kernel %s checked\n", kernels[i].name);
   }
+  check_warp();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,55 @@
+// From a job's output type and channels to template arguments, for the CUDA kernels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <type_traits>
+
+#include "../rotnet/job.h"
+
+namespace rotnet::cuda {
+
+// Each rounds a float32 to an output type and gives its bits.
+struct CastFloat32 {
+  using Bits = uint32_t;
+  __device__ static Bits bits(float value) { return __float_as_uint(value); }
+};
+struct CastBFloat16 {
+  using Bits = uint16_t;
+  __device__ static Bits bits(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+};
+struct CastFloat16 {
+  using Bits = uint16_t;
+  __device__ static Bits bits(float value) { return __half_as_ushort(__float2half_rn(value)); }
+};
+
+template <class Cast, class Launch>
+cudaError_t dispatch_channels(const RotateJob& job, const Launch& launch) {
+  switch (job.channels) {
+    case 1:
+      return launch(Cast{}, std::integral_constant<int, 1>{});
+    case 2:
+      return launch(Cast{}, std::integral_constant<int, 2>{});
+    case 3:
+      return launch(Cast{}, std::integral_constant<int, 3>{});
+    default:
+      return launch(Cast{}, std::integral_constant<int, 4>{});
+  }
+}
+
+// Calls `launch(cast, channels)`, whose argument types say which kernel the job needs.
+template <class Launch>
+cudaError_t dispatch(const RotateJob& job, const Launch& launch) {
+  switch (job.type) {
+    case OutputType::kFloat32:
+      return dispatch_channels<CastFloat32>(job, launch);
+    case OutputType::kBFloat16:
+      return dispatch_channels<CastBFloat16>(job, launch);
+    default:
+      return dispatch_channels<CastFloat16>(job, launch);
+  }
+}
+
+}  // namespace rotnet::cuda
