@@ -29,10 +29,13 @@ LAYERS = {
     "rotnet_fast.engine.trainer": 2,
     "rotnet_fast.command": 2,
     "rotnet_fast.protocols": 3,
+    "rotnet_fast.backbone": 3,
+    "rotnet_fast.model_card": 3,
     "rotnet_fast.report": 3,
     "rotnet_fast.study": 3,
     "rotnet_fast.pretrain": 4,
     "rotnet_fast.evaluate": 4,
+    "rotnet_fast.export": 4,
     "rotnet_fast.reproduce": 4,
     "rotnet_fast.doctor": 4,
 }
