@@ -200,13 +200,15 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
 
     Returns:
         What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
-        ``checkpoint``, ``network``, ``dataset``, ``settings`` and ``environment``.
+        ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``dataset``, ``settings``
+        and ``environment``.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
+    from rotnet_fast.engine import checkpoint
     from rotnet_fast.protocols import PROTOCOLS
 
     settings = asdict(config)
@@ -217,6 +219,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
+        "backbone": checkpoint.state_hash(setup.pretrained),
         "network": {"blocks": setup.blocks, "width": setup.width, "rotations": setup.rotations},
         "dataset": {
             "name": dataset.name,

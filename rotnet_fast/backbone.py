@@ -1,0 +1,386 @@
+"""Features of a pretrained network for downstream use.
+
+backbone = rotnet_fast.load_backbone("runs/paper-cifar10-seed0")
+maps = backbone.features(images, layer="conv2")     # uint8 [N,H,W,C] -> fp32 [N,192,8,8]
+vectors = backbone(images)                          # uint8 [N,H,W,C] -> fp32 [N,192]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.engine.device import resolve_device
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+
+MODEL_FILE = "model.safetensors"
+"""Name of the weights in an exported folder."""
+
+PRETRAINED: dict[str, tuple[str, str]] = {}
+"""Name of a pretrained model that ships with the package -> its file in ``rotnet_fast/weights/``, and the
+SHA-256 (hexadecimal) of that file."""
+
+DEFAULT_LAYER = "conv2"  # Table 1 of the paper: where object classifiers do best
+DEFAULT_BATCH_SIZE = 256
+
+_WEIGHTS = Path(__file__).resolve().parent / "weights"
+_log = logging.getLogger("rotnet_fast")
+
+
+class Backbone(nn.Module):
+    """A pretrained network as an extractor of features: frozen, and always in eval mode.
+
+    ``train()`` leaves it in eval mode, so that BatchNorm keeps its running statistics inside a larger module,
+    too. To fine-tune, take the ``network`` out: ``network = backbone.network.requires_grad_(True).train()``.
+
+    Args:
+        network: what to extract from; its gradients are switched off.
+        rotations: degrees counter-clockwise that its outputs stand for.
+        mean, std: per channel, for pixel values in [0, 1]: what images are normalised with.
+        image_size: H = W in pixels of the images that it was trained on; others work, too.
+        metadata: what else is known, as text.
+
+    Attributes:
+        network: the `NetworkInNetwork`; it takes normalised images.
+        layers: names of the feature maps, ``conv1`` and so on.
+        rotations, mean, std, image_size, metadata: as given.
+
+    Images are either uint8 [N,H,W,C] with values 0..255, which are normalised, or floating [N,C,H,W], which
+    are taken as normalised already. They may lie on another device than the network; results lie on the
+    network's. No gradient is recorded unless the images, or a network that was thawed, ask for one.
+
+    Raises:
+        ArgumentError: mean, std or rotations do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: NetworkInNetwork,
+        *,
+        rotations: Sequence[int],
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
+        image_size: int = 32,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        channels = _in_channels(network)
+        for name, values, count in (
+            ("mean", mean, channels),
+            ("std", std, channels),
+            ("rotations", rotations, network.classifier.out_features),
+        ):
+            if len(values) != count:
+                raise ArgumentError(f"{name} has {len(values)} values; this network needs {count}")
+        self.network = network.requires_grad_(False)
+        self.layers = network.layers
+        self.rotations = tuple(rotations)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.image_size = image_size
+        self.metadata = dict(metadata or {})
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode, whatever is asked for."""
+        return super().train(False)
+
+    @overload
+    def features(
+        self, images: torch.Tensor, layer: str = DEFAULT_LAYER, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> torch.Tensor: ...
+
+    @overload
+    def features(
+        self,
+        images: torch.Tensor,
+        layer: list[str] | tuple[str, ...],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> dict[str, torch.Tensor]: ...
+
+    def features(
+        self,
+        images: torch.Tensor,
+        layer: str | list[str] | tuple[str, ...] = DEFAULT_LAYER,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Feature maps after a block's pool; later blocks do not run.
+
+        Args:
+            images: uint8 [N,H,W,C] or normalised floating [N,C,H,W], see the class.
+            layer: a name out of ``layers``, or a list or tuple of several.
+            batch_size: images per forward pass.
+
+        Returns:
+            fp32 [N,C_layer,H_layer,W_layer], channels_last; for several layers a dictionary of them.
+
+        Raises:
+            TypeError: images that are no tensor, or of another type.
+            ArgumentError: a wrong shape or number of channels, or a layer that this network lacks.
+        """
+        if isinstance(layer, str):
+            return self._features(images, [layer], batch_size, _as_they_are)[layer]
+        return self._features(images, list(layer), batch_size, _as_they_are)
+
+    def forward(
+        self, images: torch.Tensor, layer: str = DEFAULT_LAYER, batch_size: int = DEFAULT_BATCH_SIZE
+    ) -> torch.Tensor:
+        """One vector per image: global-average-pooled features of a layer, fp32 [N,C_layer].
+
+        Arguments and errors are those of :meth:`features`.
+        """
+        return self._features(images, [layer], batch_size, _pooled)[layer]
+
+    def rotation_logits(self, images: torch.Tensor, batch_size: int = DEFAULT_BATCH_SIZE) -> torch.Tensor:
+        """How the network would answer the pretext task.
+
+        Args:
+            images: uint8 [N,H,W,C], H = W.
+            batch_size: images per forward pass; each gives K views.
+
+        Returns:
+            fp32 [N,K,K]: [n,k] are the logits of image n turned by ``rotations[k]``; a softmax over the last
+            dimension gives the probability of each rotation.
+
+        Raises:
+            TypeError: images that are not uint8.
+            ArgumentError: a wrong shape or number of channels.
+            ValueError: images that cannot be turned.
+        """
+        self._check(images, batch_size)
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 [N,H,W,C] to be turned, got {images.dtype}")
+
+        def logits(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            turned = len(self.rotations)
+            return {"logits": self.network(self._views(batch, self.rotations)).view(-1, turned, turned)}
+
+        return self._in_batches(images, batch_size, logits)["logits"]
+
+    def _features(
+        self,
+        images: torch.Tensor,
+        layers: list[str],
+        batch_size: int,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        self.network.check_layers(layers)
+        self._check(images, batch_size)
+
+        def maps(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            found = self.network.features(self._normalised(batch), layers)
+            return {layer: reduce(found[layer].float()) for layer in layers}
+
+        return self._in_batches(images, batch_size, maps)
+
+    def _in_batches(
+        self,
+        images: torch.Tensor,
+        batch_size: int,
+        compute: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
+        """What ``compute`` gives for all images, [N,...] each, without a second copy of it in memory."""
+        device = self.network.classifier.weight.device
+        number = len(images)
+        if number <= batch_size:
+            return {name: part.float() for name, part in compute(images.to(device)).items()}
+        whole: dict[str, torch.Tensor] = {}
+        for start in range(0, number, batch_size):
+            for name, part in compute(images[start : start + batch_size].to(device)).items():
+                if name not in whole:
+                    layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
+                    shape = (number, *part.shape[1:])
+                    whole[name] = torch.empty(shape, device=device, memory_format=layout)
+                whole[name][start : start + batch_size] = part
+        return whole
+
+    def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
+        """[B,C,H,W] in the network's type, channels_last."""
+        if batch.dtype == torch.uint8:
+            return self._views(batch, (0,))
+        return batch.to(self.network.classifier.weight.dtype, memory_format=torch.channels_last)
+
+    def _views(self, batch: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
+        """Normalised images uint8 [B,H,W,C] under each rotation, [B*K,C,H,W], not augmented."""
+        return rotate_batch(
+            batch.contiguous(),
+            rotations=rotations,
+            pad=0,
+            flip_prob=0.0,
+            mean=self.mean,
+            std=self.std,
+            dtype=self.network.classifier.weight.dtype,
+        )[0]
+
+    def _check(self, images: torch.Tensor, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size is {batch_size}; it must be at least 1")
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(
+                f"images must be a tensor, got {type(images).__name__}: use torch.from_numpy or torch.stack"
+            )
+        if images.dtype == torch.uint8:
+            layout, position = "uint8 [N,H,W,C]", 3
+        elif images.is_floating_point():
+            layout, position = "normalised [N,C,H,W]", 1
+        else:
+            raise TypeError(
+                f"images must be uint8 [N,H,W,C] with values 0..255, or normalised and floating [N,C,H,W]; "
+                f"got {images.dtype}"
+            )
+        channels = len(self.mean)
+        if images.dim() != 4:
+            raise ArgumentError(
+                f"images of type {images.dtype} must be {layout}, got shape {list(images.shape)}"
+                + ("; add the first dimension with images[None]" if images.dim() == 3 else "")
+            )
+        if images.shape[position] != channels:
+            raise ArgumentError(
+                f"images of type {images.dtype} must be {layout} with {channels} channels, got shape "
+                f"{list(images.shape)}, which has {images.shape[position]}"
+            )
+        if 0 in images.shape[1:]:
+            raise ArgumentError(f"images must have at least one row and column, got {list(images.shape)}")
+
+
+def _in_channels(network: NetworkInNetwork) -> int:
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
+
+
+def _as_they_are(maps: torch.Tensor) -> torch.Tensor:
+    return maps
+
+
+def _pooled(maps: torch.Tensor) -> torch.Tensor:
+    return maps.mean(dim=(2, 3))
+
+
+def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto") -> Backbone:
+    """A pretrained network, frozen and ready to extract features.
+
+    Args:
+        path_or_name: a folder or .safetensors file that ``python -m rotnet_fast.export`` wrote; a run folder
+            of ``python -m rotnet_fast.pretrain`` (its newest whole checkpoint is taken), or a .pt checkpoint
+            or snapshot in it; or the name of a model that ships with the package, see ``PRETRAINED``. A name
+            goes before a path.
+        device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ArgumentError: a device that there is not.
+        CheckpointError: nothing there, damaged, or not of this program.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(device)) is None:
+        raise ArgumentError(f"device is {device}; it must be auto, cpu, cuda or cuda:N")
+    where = resolve_device(str(device))
+    tensors, metadata, origin = _read(path_or_name)
+    return build(tensors, metadata, origin).to(where)
+
+
+def _read(path_or_name: str | Path) -> tuple[Mapping[str, torch.Tensor], dict[str, str], Path]:
+    """Tensors and metadata, and where they come from."""
+    if isinstance(path_or_name, str) and path_or_name in PRETRAINED:
+        name, sha256 = PRETRAINED[path_or_name]
+        content = _read_bytes(_WEIGHTS / name)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise CheckpointError(
+                f"{_WEIGHTS / name} is damaged: its SHA-256 is not that of the pretrained model "
+                f"{path_or_name}; install rotnet_fast again"
+            )
+        return *weights.unpack(content, _WEIGHTS / name), _WEIGHTS / name
+    path = Path(path_or_name)
+    if not path.exists():
+        raise CheckpointError(
+            f"{path_or_name} is neither a file or folder nor the name of a pretrained model; pretrained "
+            f"models: {', '.join(PRETRAINED) or 'none in this version'}"
+        )
+    if path.is_dir():
+        if (path / MODEL_FILE).exists():
+            path = path / MODEL_FILE
+        elif not (path / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"{path} holds neither {MODEL_FILE} nor a folder checkpoints; give a folder that "
+                f"python -m rotnet_fast.export or python -m rotnet_fast.pretrain wrote"
+            )
+    if path.suffix == ".safetensors":
+        return *weights.unpack(_read_bytes(path), path), path
+    if path.is_file() and path.suffix != ".pt":
+        raise CheckpointError(f"{path} is no .safetensors or .pt file")
+    found, state, skipped = checkpoint.load_newest(path)
+    for error in skipped:
+        _log.warning("%s; taking an older one", error)
+    return state.get("module", {}), describe(state, found), found
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def describe(state: Mapping[str, Any], origin: Path) -> dict[str, str]:
+    """Metadata of a pretraining's checkpoint or snapshot: all that :func:`build` needs, and where the weights
+    come from; values other than text are JSON.
+
+    Args:
+        state: as `rotnet_fast.engine.checkpoint.load` gives it.
+        origin: where it was read from, for errors.
+
+    Raises:
+        CheckpointError: it is not one of a pretraining.
+    """
+    recipe = state.get("config", {})
+    if recipe.get("task") != "pretrain":
+        raise CheckpointError(
+            f"the checkpoint {origin} is not one of a pretraining; give a run folder of "
+            f"python -m rotnet_fast.pretrain"
+        )
+    values = {
+        **{name: recipe[name] for name in ("blocks", "width", "in_channels", "rotations", "image_size")},
+        "mean": CIFAR10_MEAN,  # all data sets are normalised with them
+        "std": CIFAR10_STD,
+        "layers": [f"conv{block}" for block in range(1, recipe["blocks"] + 1)],
+        "epochs": state["epoch"],
+        "seed": recipe["seed"],
+    }
+    return {
+        "architecture": "NetworkInNetwork",
+        "dataset": recipe["dataset"],
+        "state_hash": checkpoint.state_hash(state["module"]),
+        **{name: json.dumps(value) for name, value in values.items()},
+    }
+
+
+def build(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], origin: Path) -> Backbone:
+    """The network that metadata describe, with these weights, on the CPU.
+
+    Raises:
+        CheckpointError: metadata and weights do not fit each other or this version.
+    """
+    try:
+        names = ("blocks", "width", "in_channels", "rotations", "image_size", "mean", "std", "layers")
+        known = {name: json.loads(metadata[name]) for name in names}
+        network = NetworkInNetwork(
+            len(known["rotations"]), known["blocks"], known["width"], known["in_channels"]
+        )
+        network.load_state_dict(tensors)
+        if known["layers"] != list(network.layers):
+            raise ValueError(f"layers {known['layers']}")
+        inputs = {name: known[name] for name in ("rotations", "mean", "std", "image_size")}
+        return Backbone(network, **inputs, metadata=metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{origin} does not describe a network that this version of rotnet_fast can build ({error})"
+        ) from error

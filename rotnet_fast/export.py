@@ -1,0 +1,237 @@
+"""Export pretrained weights: ``python -m rotnet_fast.export --checkpoint RUN [flags]``.
+
+Writes a folder with ``model.safetensors`` and ``README.md``, the model card; `rotnet_fast.load_backbone`
+takes it. The same checkpoint and results give the same bytes.
+
+Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from rotnet_fast.command import run_command
+from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.model_card import CardFacts, render_card
+from rotnet_fast.report import load_results
+
+if TYPE_CHECKING:
+    from rotnet_fast.backbone import Backbone
+
+PROGRAM = "python -m rotnet_fast.export"
+CARD_FILE = "README.md"
+
+_DISPLAY_NAMES = {
+    "cifar10": "CIFAR-10",
+    "digits": "handwritten digits (scikit-learn)",
+    "folder": "images of a folder",
+}
+"""Data set -> what it is called where the run does not say."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a pretrained network as safetensors with a model card."""
+
+    checkpoint: Path
+    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint or snapshot file."""
+
+    output: Path | None = None
+    """Folder to write. None: export in the run folder, or export-<name> for a checkpoint file."""
+
+    data_licence: str | None = None
+    """Licence of the images, for the model card. None: what is known of cifar10 and digits, else unknown."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a licence without a text, or an output that is no folder.
+            CheckpointError: the checkpoint's path does not exist.
+        """
+        if self.data_licence is not None and not self.data_licence.strip():
+            raise ArgumentError("data-licence is empty; give a text, or leave it out")
+        if not self.checkpoint.exists():
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
+                f"python -m rotnet_fast.pretrain printed"
+            )
+
+    def run_folder(self) -> Path:
+        """The folder of the pretraining that the checkpoint belongs to."""
+        path = self.checkpoint
+        if path.is_dir():
+            return path
+        return path.parent.parent if path.parent.name in ("checkpoints", "snapshots") else path.parent
+
+    def output_folder(self) -> Path:
+        """Where the export goes."""
+        if self.output is not None:
+            return self.output
+        suffix = "" if self.checkpoint.is_dir() else f"-{self.checkpoint.stem}"
+        return self.run_folder() / f"export{suffix}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> None:
+        config = tyro.cli(ExportConfig, prog=PROGRAM, args=arguments)
+        folder = export(config)
+        print(f"model and card: {folder}")
+        print(f"next: rotnet_fast.load_backbone({str(folder)!r}).features(images)")
+
+    return run_command(command)
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the model and its card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentError: the folder holds other files of the same names, or a results file cannot be read.
+        CheckpointError: no whole checkpoint of a pretraining.
+        CannotWriteError: a file could not be written.
+    """
+    config.validate()
+    folder = config.output_folder()
+    check_output(folder)
+    from rotnet_fast.backbone import MODEL_FILE, build, describe
+    from rotnet_fast.engine import checkpoint, weights
+
+    path, state, skipped = checkpoint.load_newest(config.checkpoint)
+    for error in skipped:
+        print(f"WARNING: {error}; taking an older one", file=sys.stderr)
+    metadata = describe(state, path)
+    recipe, run = state["config"], config.run_folder()
+    print(f"weights of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
+    settings, results = read_run(run, recipe)
+    name = settings.get("dataset_name") or results.get("dataset") or _DISPLAY_NAMES[recipe["dataset"]]
+    backbone = build(state["module"], metadata, path)
+    content = weights.pack(state["module"], {**metadata, "dataset_name": name})
+    facts = CardFacts(
+        recipe=recipe,
+        epochs=state["epoch"],
+        steps=state.get("step", 0),
+        metrics={} if state.get("step", 0) else state["metrics"].get("test", {}),
+        preset=settings.get("preset"),
+        dataset_name=name,
+        train_images=results.get("train_images") or recipe["limit_train"] or images_per_epoch(state),
+        test_images=results.get("test_images") or recipe["limit_test"],
+        hardware=results.get("environment", {}).get("device"),
+        evaluations=find_evaluations(run, metadata["state_hash"]),
+        feature_shapes=feature_shapes(backbone, recipe["in_channels"]),
+        parameters=sum(parameter.numel() for parameter in backbone.network.parameters()),
+        state_hash=metadata["state_hash"],
+        file_name=MODEL_FILE,
+        file_sha256=hashlib.sha256(content).hexdigest(),
+        data_licence=config.data_licence,
+    )
+    card = render_card(facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    write_atomically(folder / MODEL_FILE, content)
+    write_atomically(folder / CARD_FILE, card.encode())
+    return folder
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to replace what is not an earlier export.
+
+    Raises:
+        ArgumentError: the folder has a README.md that is no model card of this program.
+    """
+    card = folder / CARD_FILE
+    if card.exists() and "library_name: rotnet_fast" not in card.read_text(errors="replace"):
+        raise ArgumentError(
+            f"output {folder} has a {CARD_FILE} that is no model card of rotnet_fast; choose another folder "
+            f"with --output"
+        )
+
+
+def read_run(run: Path, recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and results of the run that a checkpoint belongs to; empty where they are not there.
+
+    Results count only where they are about the same data, as the checkpoint may have been moved.
+
+    Raises:
+        ArgumentError: a file cannot be read.
+    """
+    settings = read_json(run / "config.json").get("settings", {})
+    results = read_json(run / "results.json")
+    if results.get("data_fingerprint") != recipe["data_fingerprint"]:
+        results = {}
+    if settings.get("dataset") != recipe["dataset"]:
+        settings = {}
+    return settings, results
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none.
+
+    Raises:
+        ArgumentError: it cannot be read, or is no object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
+    return content
+
+
+def images_per_epoch(state: Mapping[str, Any]) -> int | None:
+    """Training images, from the count that a checkpoint keeps; None for a snapshot, which keeps none."""
+    if "log" not in state or state.get("step", 0) or not state["epoch"]:
+        return None
+    return int(state["log"]["images"]) // int(state["epoch"])
+
+
+def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and results of each evaluation of these very weights in the run folder, in order.
+
+    Raises:
+        ArgumentError: one cannot be read.
+    """
+    found = []
+    for path in sorted(run.glob("evaluate-*/results.json")):
+        results = load_results(path)
+        if results.get("backbone") == state_hash:
+            found.append((path.parent.name, results))
+        else:
+            print(f"{path} is not about these weights, or does not say so: left out", file=sys.stderr)
+    return found
+
+
+def feature_shapes(backbone: Backbone, channels: int) -> dict[str, tuple[int, int, int]]:
+    """Layer -> (C, H, W) of its feature map."""
+    import torch
+
+    size = backbone.image_size
+    maps = backbone.features(torch.zeros(1, channels, size, size), backbone.layers)
+    shapes = {}
+    for layer, feature_map in maps.items():
+        _, depth, height, width = feature_map.shape
+        shapes[layer] = (depth, height, width)
+    return shapes
+
+
+if __name__ == "__main__":
+    sys.exit(main())

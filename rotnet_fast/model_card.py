@@ -1,0 +1,303 @@
+"""The model card of exported weights: Markdown with YAML front matter, made of what is known and no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rotnet_fast
+from rotnet_fast.report import Cell
+
+_METHODS = {
+    "frozen": "these weights, frozen",
+    "fine-tune": "these weights, fine-tuned",
+    "random-init": "untrained network, frozen",
+    "supervised": "no pretraining, supervised from scratch",
+}
+"""Method of a `Cell` -> what a row is called."""
+
+_LICENCES = {
+    "cifar10": "CIFAR-10: its authors state no licence. They ask to cite Alex Krizhevsky, *Learning Multiple "
+    "Layers of Features from Tiny Images*, 2009. Its images come from 80 Million Tiny Images, a collection "
+    "from the web that its own authors withdrew in 2020.",
+    "digits": "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning "
+    "Repository, 1998 (doi 10.24432/C50P49): CC BY 4.0.",
+    "folder": "unknown: ask the owner of the images.",
+}
+"""Data set -> licence of its images, where the user says nothing else."""
+
+_HUB_NAMES = {"cifar10": "uoft-cs/cifar10"}
+"""Data set -> its name where model cards are collected."""
+
+_CITATION = """```bibtex
+@inproceedings{gidaris2018unsupervised,
+  title     = {Unsupervised Representation Learning by Predicting Image Rotations},
+  author    = {Gidaris, Spyros and Singh, Praveer and Komodakis, Nikos},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}
+```"""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card is made of.
+
+    Attributes:
+        recipe: ``config`` of the checkpoint.
+        epochs, steps: finished epochs, and steps of the one after them.
+        metrics: on the test images after the last finished epoch; empty where it was not tested.
+        preset: name of the recipe; None where it is not recorded.
+        dataset_name: what the data set is called.
+        train_images, test_images: how many; None where it is not recorded.
+        hardware: what it was trained on; None where it is not recorded.
+        evaluations: folder name and ``results.json`` of each evaluation of these weights.
+        feature_shapes: layer -> (C, H, W) for an image of the training's size.
+        parameters: learned numbers of the network.
+        state_hash: of the weights, see `rotnet_fast.engine.checkpoint.state_hash`.
+        file_name, file_sha256: of the weights' file.
+        data_licence: what the user says of it.
+    """
+
+    recipe: Mapping[str, Any]
+    epochs: int
+    steps: int
+    metrics: Mapping[str, float]
+    preset: str | None
+    dataset_name: str
+    train_images: int | None
+    test_images: int | None
+    hardware: str | None
+    evaluations: Sequence[tuple[str, Mapping[str, Any]]]
+    feature_shapes: Mapping[str, tuple[int, int, int]]
+    parameters: int
+    state_hash: str
+    file_name: str
+    file_sha256: str
+    data_licence: str | None
+
+
+def render_card(facts: CardFacts) -> str:
+    """The whole card; the same text for the same facts."""
+    sections = {
+        "": _summary(facts),
+        "Use": _use(facts),
+        "Architecture": _architecture(facts),
+        "Training": _training(facts),
+        "Results": _results(facts),
+        "Limitations": _limitations(facts),
+        "Licence": _licence(facts),
+        "Citation": _CITATION,
+    }
+    body = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
+    return "\n\n".join([f"---\n{_front_matter(facts)}---", f"# {_title(facts)}", *body]) + "\n"
+
+
+def _title(facts: CardFacts) -> str:
+    return f"RotNet, NIN-{facts.recipe['blocks']}, {_text(facts.dataset_name)}"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """YAML; texts are quoted as JSON, which YAML reads, too."""
+    name = facts.recipe["dataset"]
+    lines = ["license: mit"] if name != "folder" else ["license: other", "license_name: see-licence-section"]
+    lines += ["library_name: rotnet_fast", "pipeline_tag: image-feature-extraction", "tags:"]
+    lines += ["- self-supervised-learning", "- rotnet", "- rotation-prediction", "- pytorch", "- safetensors"]
+    if name in _HUB_NAMES:
+        lines += ["datasets:", f"- {_HUB_NAMES[name]}"]
+    lines += ["metrics:", "- accuracy"]
+    scores = list(_scores(facts))
+    if scores:
+        lines += ["model-index:", f"- name: {json.dumps(_title(facts))}", "  results:"]
+    for task, dataset, metric, value in scores:
+        lines += [
+            "  - task:",
+            "      type: image-classification",
+            f"      name: {json.dumps(task)}",
+            "    dataset:",
+            f"      type: {json.dumps(_HUB_NAMES.get(name, name))}",
+            f"      name: {json.dumps(_text(dataset))}",
+            "      split: test",
+            "    metrics:",
+            "    - type: accuracy",
+            f"      name: {json.dumps(metric)}",
+            f"      value: {value:.2f}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
+    """Task, data set, metric and percent of each result of these weights."""
+    if "rotation_accuracy" in facts.metrics:
+        accuracy = facts.metrics["rotation_accuracy"]
+        yield "rotation prediction", facts.dataset_name, "rotation accuracy in %", accuracy
+    for _, results in facts.evaluations:
+        for cell in _cells(results):
+            if cell.method in ("frozen", "fine-tune"):
+                where = " ".join(part for part in (cell.layer, cell.head, cell.note) if part)
+                metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
+                yield "object classification", results["dataset"]["display_name"], metric, cell.accuracy
+
+
+def _summary(facts: CardFacts) -> str:
+    recipe = facts.recipe
+    return (
+        f"Image features learned without labels: a Network in Network with {recipe['blocks']} conv blocks "
+        f"that learned to tell by how much an image had been turned "
+        f"({', '.join(map(str, recipe['rotations']))} degrees counter-clockwise), after RotNet (Gidaris, "
+        f"Singh and Komodakis, ICLR 2018). Made with rotnet_fast {rotnet_fast.__version__}."
+    )
+
+
+def _use(facts: CardFacts) -> str:
+    size, channels = facts.recipe["image_size"], facts.recipe["in_channels"]
+    layer = "conv2"
+    depth, height, width = facts.feature_shapes[layer]
+    return f"""```python
+import torch, rotnet_fast
+
+backbone = rotnet_fast.load_backbone("FOLDER")  # the folder of this file
+images = torch.randint(0, 256, (8, {size}, {size}, {channels}), dtype=torch.uint8)  # [N,H,W,C], RGB, 0..255
+maps = backbone.features(images, layer="{layer}")  # [8,{depth},{height},{width}]
+vectors = backbone(images)  # [8,{depth}]: the maps' means
+network = backbone.network  # nn.Module, for fine-tuning
+```
+
+`{facts.file_name}` is a plain safetensors file (SHA-256 `{facts.file_sha256}`); its metadata hold the
+normalisation and all that is needed to build the network. Loading verifies a digest of weights and metadata.
+SHA-256 of the weights' values: `{facts.state_hash}`."""
+
+
+def _architecture(facts: CardFacts) -> str:
+    recipe = facts.recipe
+    rows = [f"| {layer} | {c} | {h} x {w} |" for layer, (c, h, w) in facts.feature_shapes.items()]
+    size = recipe["image_size"]
+    return "\n".join(
+        [
+            f"{recipe['blocks']} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
+            f"ReLU; width multiplier {recipe['width']:g}; global average pooling and a linear classifier of "
+            f"{len(recipe['rotations'])} rotations; {facts.parameters:,} parameters.",
+            "",
+            f"Feature maps of an image of {size} x {size} pixels:",
+            "",
+            "| layer | channels | size |",
+            "|---|---:|---:|",
+            *rows,
+        ]
+    )
+
+
+def _training(facts: CardFacts) -> str:
+    recipe = facts.recipe
+    rate = f"learning rate {recipe['lr']:g}"
+    if recipe["schedule"] == "step":
+        milestones = ", ".join(map(str, recipe["milestones"]))
+        rate += f", times {recipe['lr_factor']:g} after epochs {milestones}" if milestones else ", constant"
+    else:
+        rate += f", falling to 0 ({recipe['schedule']})"
+    views = recipe["batch_size"] * len(recipe["rotations"])
+    done = f"{facts.epochs} of {recipe['epochs']}"
+    if facts.steps:
+        done += f", and {facts.steps} steps of the next"
+    size = recipe["image_size"]
+    data = (
+        f"{_text(facts.dataset_name)}, {_count(facts.train_images)} training images of {size} x {size} pixels"
+    )
+    data += ". No labels were used"
+    if recipe.get("limit_train") is not None:
+        data += ", except to choose a subset that is balanced over the classes"
+    flip = f"left-right flip with probability {recipe['flip_prob']:g}" if recipe["flip_prob"] else "no flip"
+    crop = f"random crop within a black border of {recipe['pad']} pixels" if recipe["pad"] else "no crop"
+    nesterov = "Nesterov momentum" if recipe["nesterov"] else "momentum"
+    items = {
+        "data": data,
+        "augmentation": f"{crop}, {flip}; then every rotation of each image",
+        "optimiser": f"SGD, {nesterov} 0.9, weight decay {recipe['weight_decay']:g}, batches of "
+        f"{recipe['batch_size']} images ({views} views)",
+        "schedule": rate + (f"; preset `{facts.preset}`" if facts.preset else ""),
+        "epochs": done,
+        "precision": f"{recipe['precision']} (weights are float32)",
+        "seed": str(recipe["seed"]),
+    }
+    if recipe.get("uniform_gamma"):
+        items["first weights"] = "BatchNorm's scales from U(0, 1)"
+    if recipe.get("ablation"):
+        items["ablation"] = f"{recipe['ablation']}: not the method as published"
+    if facts.hardware:
+        items["hardware"] = _text(facts.hardware)
+    return "\n".join(f"- {name}: {text}" for name, text in items.items())
+
+
+def _results(facts: CardFacts) -> str:
+    tested = _count(facts.test_images)
+    if "rotation_accuracy" in facts.metrics:
+        by_degrees = ", ".join(
+            f"{degrees}°: {facts.metrics[key]:.2f} %"
+            for degrees in facts.recipe["rotations"]
+            if (key := f"rotation_accuracy/{degrees}") in facts.metrics
+        )
+        accuracy = (
+            f"Rotation accuracy: **{facts.metrics['rotation_accuracy']:.2f} %** on {tested} test images"
+        )
+        accuracy += f" of {_text(facts.dataset_name)}, each turned by every rotation"
+        parts = [accuracy + (f" ({by_degrees})." if by_degrees else ".")]
+    else:
+        parts = ["Rotation accuracy: not measured for these weights."]
+    if not facts.evaluations:
+        parts.append("Object accuracy: not measured for these weights.")
+    for folder, results in facts.evaluations:
+        dataset = results["dataset"]
+        rows = [
+            f"| {_METHODS[cell.method]} | {cell.layer or '-'} | {cell.head or '-'} "
+            f"| {cell.note or '-'} | {cell.accuracy:.2f} |"
+            for cell in _cells(results)
+        ]
+        parts.append(
+            f"Object accuracy in % on {dataset['test_images']:,} test images of "
+            f"{_text(dataset['display_name'])} (`{folder}`: {_labels(results)}, "
+            f"epochs {results['settings']['epochs']}, seed {results['settings']['seed']}):\n\n"
+            + "\n".join(["| features | layer | classifier | | accuracy |", "|---|---|---|---|---:|", *rows])
+        )
+    return "\n\n".join(parts)
+
+
+def _limitations(facts: CardFacts) -> str:
+    size = facts.recipe["image_size"]
+    items = [
+        f"Learned from {size} x {size} images of one data set: expect less on other sizes or subjects.",
+        "The features come from telling which way up an image is: they suit images with a natural "
+        "orientation, and less so those without one, such as microscopy or aerial images.",
+        "conv2 is usually the best layer for objects; later layers turn towards the rotation task.",
+        "The data set's biases are in the features. Nothing here was tested for decisions about people.",
+        "One training with one seed; nothing is said here of the spread over seeds.",
+    ]
+    if facts.recipe["width"] != 1:
+        items.append("Another width than the published network's: published accuracies do not apply.")
+    if facts.epochs < facts.recipe["epochs"]:
+        items.append("The training had not reached its end.")
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _licence(facts: CardFacts) -> str:
+    data = facts.data_licence or _LICENCES[facts.recipe["dataset"]]
+    return f"- code: MIT\n- data, {_text(facts.dataset_name)}: {_text(data)}"
+
+
+def _cells(results: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(**values) for values in results["cells"]]
+
+
+def _labels(results: Mapping[str, Any]) -> str:
+    count = results["settings"]["images_per_class"]
+    return f"{results['dataset']['train_images']:,} labels" if count is None else f"{count} labels per class"
+
+
+def _count(number: int | None) -> str:
+    return "an unrecorded number of" if number is None else f"{number:,}"
+
+
+def _text(text: str) -> str:
+    """A user's text on one line."""
+    return " ".join(text.split())
