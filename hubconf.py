@@ -3,6 +3,7 @@
     backbone = torch.hub.load(FOLDER_OF_THE_REPOSITORY, "rotnet_nin", source="local", path="runs/cpu/export")
 
 Compiled kernels are used where the package was built; without them plain torch gives the same results.
+Other names begin with an underscore, as torch.hub lists all that do not.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import os
 import torch
 
 import rotnet_fast
-from rotnet_fast.backbone import Backbone
-from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.backbone import Backbone as _Backbone
+from rotnet_fast.errors import ArgumentError as _ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork as _NetworkInNetwork
 
 dependencies = ["torch", "numpy", "safetensors"]
 
@@ -23,7 +24,7 @@ def rotnet_nin(
     path: str | os.PathLike[str] | None = None,
     name: str | None = None,
     device: str | torch.device = "auto",
-) -> Backbone:
+) -> _Backbone:
     """A pretrained RotNet, frozen and in eval mode, as an extractor of features.
 
     ``rotnet_nin(...).features(images, layer="conv2")`` gives fp32 [N,C_layer,H_layer,W_layer] for images
@@ -36,7 +37,7 @@ def rotnet_nin(
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
     """
     if (path is None) == (name is None):
-        raise ArgumentError(f"path is {path} and name is {name}; give one of the two")
+        raise _ArgumentError(f"path is {path} and name is {name}; give one of the two")
     return rotnet_fast.load_backbone(os.fspath(path) if name is None else name, device)
 
 
@@ -46,7 +47,7 @@ def nin(
     width: float = 1.0,
     in_channels: int = 3,
     uniform_gamma: bool = False,
-) -> NetworkInNetwork:
+) -> _NetworkInNetwork:
     """An untrained Network in Network.
 
     Args:
@@ -56,4 +57,4 @@ def nin(
         in_channels: channels of the images.
         uniform_gamma: draw BatchNorm's scales from U(0, 1) instead of starting at 1.
     """
-    return NetworkInNetwork(num_classes, blocks, width, in_channels, uniform_gamma)
+    return _NetworkInNetwork(num_classes, blocks, width, in_channels, uniform_gamma)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import read_digits_once, tiny_config
 
+from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 from rotnet_fast.ops.reference import normalisation_coefficients
 from rotnet_fast.philox import augmentation_draws
+from rotnet_fast.pretrain import pretrain
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -41,6 +44,23 @@ def test_the_op_equals_the_plain_torch_code_of_the_readme(dtype: torch.dtype) ->
     views, rotation_labels = rotate_batch(images, indices, seed=5, epoch=2, dtype=dtype)
     assert torch.equal(views, names["views"])
     assert torch.equal(rotation_labels, names["rotation_labels"])
+
+
+def test_the_example_of_the_features_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with read_digits_once():
+        pretrain(tiny_config(Path("run")))
+    export(ExportConfig(Path("run"), output=Path("my-rotnet")))
+    names: dict[str, Any] = {}
+    exec(code_block("load_backbone"), names)
+    assert names["maps"].shape == (100, 8, 8, 8)
+    assert torch.equal(names["vectors"], names["maps"].mean(dim=(2, 3)))
+    assert names["rotations"].shape == (100, 4, 4)
+    assert names["network"].training
+    clone = str(Path(__file__).resolve().parent.parent)
+    exec(code_block("torch.hub.load").replace("path/to/the/clone", clone), names)
+    assert torch.equal(names["backbone"].features(names["images"]), names["maps"])
+    assert names["network"].layers == ("conv1", "conv2", "conv3", "conv4")
 
 
 @pytest.mark.parametrize("table", ["benchmarks", "accuracy"])

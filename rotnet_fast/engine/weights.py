@@ -30,10 +30,11 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> by
 
     Args:
         tensors: on any device, of any strides; written contiguous, floating ones as float32.
-        metadata: text about them.
+        metadata: text about them; what :func:`unpack` gave can be packed again.
     """
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-    described = {**metadata, "format": "pt", FORMAT_KEY: FORMAT}
+    described = {name: text for name, text in metadata.items() if name != DIGEST_KEY}
+    described |= {"format": "pt", FORMAT_KEY: FORMAT}
     described[DIGEST_KEY] = digest(plain, described)
     content = save(plain)
     header, data = _split(content)
