@@ -143,7 +143,7 @@ def _register() -> dict[str, KernelLibrary]:
     for name in SCHEMAS:
         if not hasattr(torch.ops.rotnet_fast, name):
             raise ImportError(
-                f"the compiled kernels ({libraries['cpu'].path}) are older than this Python code: they have no "
+                f"the compiled kernels ({libraries['cpu'].path}) are older than this code: they have no "
                 f"{name}; install again (pip install -e .)"
             )
         torch.library.register_fake(f"rotnet_fast::{name}", lambda *arguments: None)
