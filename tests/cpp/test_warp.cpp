@@ -94,9 +94,9 @@ bool equals_definition(const WarpJob& job, const std::vector<int>& degrees) {
 
 template <OutputType type, int C>
 void run_threads(const WarpJob& job) {
-  const int64_t pixels = cuda::warp_blocks_per_view(job) * cuda::kWarpThreads;
-  for (int64_t view = 0; view < job.batch * job.num_views; ++view) {
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) cuda::warp_pixel<HostCast<type>, C>(job, view, pixel);
+  const auto pixels = static_cast<unsigned>(cuda::warp_blocks_per_view(job) * cuda::kWarpThreads);
+  for (unsigned view = 0; view < job.batch * job.num_views; ++view) {
+    for (unsigned pixel = 0; pixel < pixels; ++pixel) cuda::warp_pixel<HostCast<type>, C>(job, view, pixel);
   }
 }
 
