@@ -164,6 +164,8 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
                 "csrc/cpu/rotate_avx2.cpp",
                 "csrc/cpu/rotate_avx512.cpp",
                 "csrc/cpu/warp_cpu.cpp",
+                "csrc/cpu/warp_scalar.cpp",
+                "csrc/cpu/warp_avx2.cpp",
             ],
             include_dirs=includes,
             library_dirs=libraries,

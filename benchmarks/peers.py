@@ -1,13 +1,14 @@
 """Other ways to do what ``rotate_batch`` does, written as well as each allows.
 
-Every peer turns stored uint8 images [N,H,W,C] and indices [B] into views [B*4,C,H,W], channels_last
-where that is natural for it, with the same workload: gather, zero-pad 4 and random crop, random flip
-(both off in the plain workload), four rotations, normalise, cast, labels. Peers draw with torch's own
-generator.
+Every peer turns stored uint8 images [N,H,W,C] and indices [B] into views [B*4,C,H,W] (those of
+``EIGHT_ROTATION_PEERS``: [B*8,C,H,W]), channels_last where that is natural for it, with the same
+workload: gather, zero-pad 4 and random crop, random flip (both off in the plain workload), the
+rotations, normalise, cast, labels. Peers draw with torch's own generator.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,14 +16,15 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.rotations import EIGHT_ROTATIONS
 
 PAD = 4
 Peer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 MakePeer = Callable[[bool, torch.dtype, torch.device], Peer]
 
 
-def _labels(batch: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(4, device=device).repeat(batch)
+def _labels(batch: int, device: torch.device, rotations: int = 4) -> torch.Tensor:
+    return torch.arange(rotations, device=device).repeat(batch)
 
 
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,6 +152,56 @@ def numpy_per_image(augment: bool, dtype: torch.dtype, device: torch.device) -> 
     return run
 
 
+def grid_sample(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
+    """Bilinear warp by torch's sampler: images side by side as channels, so that each of the eight grids,
+    which are made once, is worked out once for the whole batch."""
+    scale, shift = _constants(device)
+    angles = torch.tensor(EIGHT_ROTATIONS, device=device) * (math.pi / 180)
+    cos, sin = angles.cos() / math.sqrt(2), angles.sin() / math.sqrt(2)
+    zero = torch.zeros_like(cos)
+    theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(8, 2, 3)
+    grids: dict[int, torch.Tensor] = {}
+
+    def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, side, channels = len(indices), images.shape[1], images.shape[3]
+        if side not in grids:
+            grids[side] = functional.affine_grid(theta, [8, 1, side, side], align_corners=False)
+        upright = _cropped(images, indices) if augment else images[indices]
+        stacked = (upright * scale + shift).permute(0, 3, 1, 2).reshape(1, batch * channels, side, side)
+        turned = functional.grid_sample(
+            stacked.expand(8, -1, -1, -1), grids[side], padding_mode="border", align_corners=False
+        )
+        views = turned.view(8, batch, channels, side, side).transpose(0, 1).flatten(0, 1).to(dtype)
+        return views.contiguous(memory_format=torch.channels_last), _labels(batch, device, 8)
+
+    return run
+
+
+def torchvision_v2_affine(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
+    """torchvision.transforms.v2.functional.affine, one call per rotation for the whole batch."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as v2
+
+    scale, shift = _constants(device)
+
+    def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        upright = _cropped(images, indices) if augment else images[indices]
+        upright = (upright * scale + shift).permute(0, 3, 1, 2)
+        views = [
+            v2.affine(upright, -degrees, [0, 0], math.sqrt(2), [0, 0], InterpolationMode.BILINEAR)
+            for degrees in EIGHT_ROTATIONS
+        ]
+        batch = torch.stack(views, 1).flatten(0, 1).to(dtype)
+        return batch.contiguous(memory_format=torch.channels_last), _labels(len(indices), device, 8)
+
+    return run
+
+
+EIGHT_ROTATION_PEERS: dict[str, MakePeer] = {
+    "torch grid_sample": grid_sample,
+    "torch.compile, grid_sample": compiled(grid_sample),
+    "torchvision v2 affine": torchvision_v2_affine,
+}
 PEERS: dict[str, MakePeer] = {
     "eager torch, rot90 on uint8": eager_uint8,
     "eager torch, rot90 on floats": eager_float,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peers import PEERS, PER_IMAGE
+from benchmarks.peers import EIGHT_ROTATION_PEERS, PEERS, PER_IMAGE
 from rotnet_fast.ops import rotate_batch
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
 SIZES = [(128, 32), (1024, 32), (64, 224)]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -19,17 +20,25 @@ STORED = {32: 20_000, 224: 400}  # images to gather from: 60 MB
 OURS = "rotnet_fast"
 
 
+WORKLOADS: dict[str, tuple[bool, tuple[int, ...]]] = {
+    "crop, flip, four rotations": (True, FOUR_ROTATIONS),
+    "four rotations": (False, FOUR_ROTATIONS),
+    "crop, flip, eight rotations": (True, EIGHT_ROTATIONS),
+}
+"""Name -> whether images are augmented, and the rotations."""
+
+
 def cases() -> list[Any]:
     found = []
-    for augment in (True, False):
+    for workload, (augment, rotations) in WORKLOADS.items():
+        peers = PEERS if rotations == FOUR_ROTATIONS else EIGHT_ROTATION_PEERS
         for batch, side in SIZES:
             for dtype in DTYPES:
-                for name in (OURS, *PEERS):
+                for name in (OURS, *peers):
                     if name in PER_IMAGE and (dtype != "fp32" or not augment):
                         continue  # far behind: one row each is enough
-                    workload = "crop, flip" if augment else "plain"
                     label = f"{name}-{workload}-{batch}x{side}-{dtype}"
-                    found.append(pytest.param(name, augment, batch, side, dtype, id=label))
+                    found.append(pytest.param(name, workload, batch, side, dtype, id=label))
     return found
 
 
@@ -39,47 +48,53 @@ def _images(side: int, device: torch.device) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
-@pytest.mark.parametrize(("name", "augment", "batch", "side", "dtype"), cases())
+@pytest.mark.parametrize(("name", "workload", "batch", "side", "dtype"), cases())
 def test_rotate_batch(
     benchmark: Any,
     record: Any,
     device: torch.device,
     name: str,
-    augment: bool,
+    workload: str,
     batch: int,
     side: int,
     dtype: str,
 ) -> None:
     if name == "numpy per image" and device.type == "cuda":
         pytest.skip("numpy works on the CPU alone")
+    augment, rotations = WORKLOADS[workload]
     images = _images(side, device)
     # All stored images in turn, as in an epoch: a batch is not in the cache from the call before.
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(device)
     batches = [part.clone() for part in order.split(batch) if len(part) == batch]
     indices = batches[0]
+    plain: dict[str, Any] = {"pad": 0, "flip_prob": 0.0, "rotations": rotations}
+    peers = {**PEERS, **EIGHT_ROTATION_PEERS}
     call: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     if name == OURS:
-        pad, flip_prob = (4, 0.5) if augment else (0, 0.0)
-        settings: dict[str, Any] = {"pad": pad, "flip_prob": flip_prob, "dtype": DTYPES[dtype]}
-        out, _ = rotate_batch(images, indices, **settings)
+        settings = {"rotations": rotations} if augment else plain
+        out, _ = rotate_batch(images, indices, dtype=DTYPES[dtype], **settings)
 
         def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return rotate_batch(images, indices, out=out, **settings)
+            return rotate_batch(images, indices, dtype=DTYPES[dtype], out=out, **settings)
     else:
-        peer = PEERS[name](augment, DTYPES[dtype], device)
+        peer = peers[name](augment, DTYPES[dtype], device)
 
         def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return peer(images, indices)
 
     with torch.no_grad():
         views, labels = call(indices)
-        assert views.shape == (4 * batch, 3, side, side)
+        assert views.shape == (len(rotations) * batch, 3, side, side)
         assert views.dtype == DTYPES[dtype]
-        if not augment:
-            # All do the same work: up to rounding, the same views.
-            expected, _ = rotate_batch(images, indices, pad=0, flip_prob=0.0)
-            torch.testing.assert_close(views.float(), expected, atol=0.02, rtol=0)
-        assert labels.tolist() == [0, 1, 2, 3] * batch
+        assert labels.tolist() == list(range(len(rotations))) * batch
+        if not augment or rotations == EIGHT_ROTATIONS:
+            # All do the same work: up to rounding, the same views (without the draws, which differ).
+            expected, _ = rotate_batch(images, indices, **plain)
+            compared = views
+            if augment and name != OURS:
+                compared, _ = peers[name](False, DTYPES[dtype], device)(images, indices)
+            if not augment or name != OURS:
+                torch.testing.assert_close(compared.float(), expected, atol=0.02, rtol=0)
 
         turn = itertools.cycle(batches)
 
@@ -88,15 +103,13 @@ def test_rotate_batch(
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        benchmark.group = f"{device.type} {batch} x {side}x{side} {dtype}, " + (
-            "crop, flip, four rotations" if augment else "four rotations"
-        )
+        benchmark.group = f"{device.type} {batch} x {side}x{side} {dtype}, {workload}"
         benchmark(synchronised)
     record(
         what="rotate_batch",
         way=name,
         device=device.type,
-        workload="crop, flip, four rotations" if augment else "four rotations",
+        workload=workload,
         batch=batch,
         side=side,
         dtype=dtype,

@@ -1,7 +1,6 @@
 // The ops' schemas and their CPU implementations, on torch's stable ABI.
 #include "checks.h"
 #include "cpu/rotate_cpu.h"
-#include "cpu/warp_cpu.h"
 
 namespace rotnet {
 namespace {
@@ -36,9 +35,10 @@ void warp_batch_out_cpu(const Tensor& views, const Tensor& labels, const Tensor&
                                              degrees.size(), pad, flip_prob, mean, std),
                                     degrees);
   check_indices(job);
+  const cpu::WarpRange run = cpu::selected_kernel().warp;
   const cpu::WarpPlan plan = cpu::plan_warp(job);
   torch::stable::parallel_for(0, job.batch, cpu::images_per_thread(job),
-                              [&](int64_t begin, int64_t end) { cpu::warp_range(job, plan, begin, end); });
+                              [&](int64_t begin, int64_t end) { run(job, plan, begin, end); });
 }
 
 }  // namespace rotnet

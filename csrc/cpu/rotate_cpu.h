@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../rotnet/job.h"
+#include "warp_cpu.h"
 
 namespace rotnet::cpu {
 
@@ -20,6 +21,7 @@ void rotate_range_avx512(const RotateJob& job, int64_t begin, int64_t end, bool 
 struct Kernel {
   const char* name;
   RotateRange run;
+  WarpRange warp = nullptr;
 };
 
 // The kernels that this processor runs, slowest first.

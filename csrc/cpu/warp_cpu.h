@@ -27,6 +27,11 @@ struct WarpPlan {
 WarpPlan plan_warp(const WarpJob& job);
 
 // Makes the views and labels of batch positions [begin, end). Indices must have been checked.
-void warp_range(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end);
+using WarpRange = void (*)(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end);
+
+void warp_range_scalar(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end);
+#if defined(__x86_64__)
+void warp_range_avx2(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end);
+#endif
 
 }  // namespace rotnet::cpu

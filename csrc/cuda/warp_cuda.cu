@@ -10,7 +10,7 @@ template <class Cast, int C>
 __global__ void __launch_bounds__(kWarpThreads)
     warp_kernel(const __grid_constant__ WarpJob job, unsigned blocks_per_view) {
   const unsigned view = blockIdx.x / blocks_per_view, block = blockIdx.x % blocks_per_view;
-  warp_pixel<Cast, C>(job, view, static_cast<int64_t>(block) * kWarpThreads + threadIdx.x);
+  warp_pixel<Cast, C>(job, view, block * kWarpThreads + threadIdx.x);
 }
 
 }  // namespace

@@ -19,11 +19,12 @@ inline int64_t warp_blocks_per_view(const WarpJob& job) {
 // Pixel `pixel` (row-major) of view `view` (n * K + k), and with pixel 0 its label. Pixels at and beyond
 // W * W are nobody's. `Cast` as in tile.h.
 template <class Cast, int C>
-ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, int64_t view, int64_t pixel) {
+ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, unsigned view, unsigned pixel) {
   const int width = job.width;
-  if (pixel >= static_cast<int64_t>(width) * width) return;
-  const int64_t n = view / job.num_views;
-  const int k = static_cast<int>(view - n * job.num_views);
+  const auto pixels = static_cast<unsigned>(width) * static_cast<unsigned>(width);  // below 2^30
+  if (pixel >= pixels) return;
+  const int64_t n = view / static_cast<unsigned>(job.num_views);
+  const int k = static_cast<int>(view % static_cast<unsigned>(job.num_views));
   if (pixel == 0) job.labels[view] = k;
 
   const int64_t index = job.indices ? job.indices[n] : n;
@@ -33,7 +34,7 @@ ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, int64_t view, int64_t pix
                         job.flip_threshold);
   // An index out of range shows as NaN: checking it on the host would stop the device.
   const bool valid = index >= 0 && index < job.num_images;
-  const uint8_t* image = job.images + (valid ? index : 0) * width * width * C;
+  const uint8_t* image = job.images + (valid ? index : 0) * pixels * C;
 
   const auto load = [&](int row, int column) -> SpreadPixel {
     const Position stored = uncrop(draw, job.pad, row, column, width);
@@ -46,7 +47,8 @@ ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, int64_t view, int64_t pix
     return spread(loaded);
   };
 
-  const int i = static_cast<int>(pixel / width), j = static_cast<int>(pixel % width);
+  const int i = static_cast<int>(pixel / static_cast<unsigned>(width));
+  const int j = static_cast<int>(pixel % static_cast<unsigned>(width));
   const Position sample = unrotate(job.turns[k], i, j, width, width);
   const WarpTap tap = warp_tap(job.angles[k], sample.row, sample.column, width);
   const int below = width > 1 ? 1 : 0;  // a lone pixel has no neighbours
@@ -54,7 +56,7 @@ ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, int64_t view, int64_t pix
       interpolate(load(tap.row, tap.column), load(tap.row, tap.column + below), load(tap.row + below, tap.column),
                   load(tap.row + below, tap.column + below), tap.right, tap.down);
 
-  auto* out = static_cast<typename Cast::Bits*>(job.views) + (view * width * width + pixel) * C;
+  auto* out = static_cast<typename Cast::Bits*>(job.views) + (int64_t{view} * pixels + pixel) * C;
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     const float scale = valid ? job.normalisation.scale[c] * kGreyStep : NAN;
