@@ -16,6 +16,7 @@ from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.library import SCHEMAS
 from rotnet_fast.ops.reference import (
     crop_and_flip,
+    mirror,
     normalisation_coefficients,
     warp_batch_reference,
     warp_coefficients,
@@ -137,7 +138,7 @@ def test_views_lie_within_the_documented_distance_of_the_ideal_warp(device: torc
     rotations = (*EIGHT_ROTATIONS, 1, 30, 89, 100, 200, 359)
     views = grey_levels(images.to(device), rotations, seed=2).cpu()
     top, left, flip = augmentation_draws(torch.arange(3), 2, 0, 4, 0.5)
-    upright = crop_and_flip(images, top, left, flip, 4)
+    upright = crop_and_flip(images, top, left, flip, 4, mirrored=True)
     for k, degrees in enumerate(rotations):
         worst = (views[:, k] - ideal_warp(upright, degrees)).abs().max().item()
         assert worst <= TOLERANCE, f"{degrees} degrees"
@@ -176,11 +177,27 @@ def test_a_constant_image_stays_constant_and_equals_the_exact_path(device: torch
         assert torch.equal(warped, exact.expand_as(warped))
 
 
-def test_a_warped_view_is_the_warp_of_the_exact_paths_crop(device: torch.device) -> None:
+def test_a_warped_view_shows_the_exact_paths_crop_with_a_mirrored_border(device: torch.device) -> None:
     images = random_images(8, 32, 3).to(device)
-    crop = grey_levels(images, (0,), seed=6)[:, 0].permute(0, 2, 3, 1).round().byte().contiguous()
-    views = grey_levels(crop, EIGHT_ROTATIONS, pad=0, flip_prob=0.0)
-    assert torch.equal(grey_levels(images, EIGHT_ROTATIONS, seed=6), views)
+    padded = functional.pad(images.permute(0, 3, 1, 2).float(), (5, 5, 5, 5), mode="replicate")
+    padded[:, :, 5:-5, :5] = images.permute(0, 3, 1, 2)[..., :5].flip(3)
+    padded[:, :, 5:-5, -5:] = images.permute(0, 3, 1, 2)[..., -5:].flip(3)
+    padded[:, :, :5], padded[:, :, -5:] = padded[:, :, 5:10].flip(2), padded[:, :, -10:-5].flip(2)
+    mirrored = padded.permute(0, 2, 3, 1).byte().contiguous()  # [8,42,42,3]
+    # The exact path crops the larger images at the same places: its own border is never reached.
+    top, left, flip = augmentation_draws(torch.arange(8, device=device), 6, 0, 5, 0.5)
+    crops = torch.stack(
+        [image[t : t + 32, x : x + 32] for image, t, x in zip(mirrored, top, left, strict=True)]
+    )
+    crops = torch.where(flip[:, None, None, None], crops.flip(2), crops)
+    expected = grey_levels(crops, EIGHT_ROTATIONS, pad=0, flip_prob=0.0)
+    assert torch.equal(grey_levels(images, EIGHT_ROTATIONS, seed=6, pad=5), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_mirroring_goes_back_and_forth_at_any_distance(size: int) -> None:
+    period = [*range(size), *reversed(range(size))]
+    assert mirror(torch.arange(-4 * size, 4 * size), size).tolist() == period * 4
 
 
 def test_multiples_of_90_alone_stay_exact_permutations(device: torch.device) -> None:
@@ -313,12 +330,19 @@ def zero_filled(images: torch.Tensor, degrees: int) -> torch.Tensor:
     return functional.grid_sample(upright, grid, align_corners=False)[:, 0]
 
 
-def test_corners_give_no_rotation_away_where_zero_filled_ones_do() -> None:
+@pytest.mark.parametrize(("pad", "flip_prob"), [(0, 0.0), (4, 0.5)])
+def test_corners_give_no_rotation_away_where_black_ones_do(pad: int, flip_prob: float) -> None:
     images = torch.from_numpy(smooth_images(3000, 32, seed=1))
-    warped = grey_levels(images, EIGHT_ROTATIONS, pad=0, flip_prob=0.0)[:, :, 0]
-    naive = torch.stack([zero_filled(images, degrees) for degrees in EIGHT_ROTATIONS], dim=1)
     chance = 100 / 8
+    top, left, flip = augmentation_draws(torch.arange(3000), 0, 0, pad, flip_prob)
+    # With a black border around the crop, or without one but turned as a whole: both must be noticed.
+    black = crop_and_flip(images, top, left, flip, pad)
+    if pad:
+        naive = grey_levels(black, EIGHT_ROTATIONS, pad=0, flip_prob=0.0)[:, :, 0]
+    else:
+        naive = torch.stack([zero_filled(black, degrees) for degrees in EIGHT_ROTATIONS], dim=1)
     accuracy, error = accuracy_from_corners(naive.numpy())
-    assert accuracy > chance + 8, "black corners tell odd multiples of 45 degrees from even ones"
+    assert accuracy > chance + 8 * error, "black corners tell odd multiples of 45 degrees from even ones"
+    warped = grey_levels(images, EIGHT_ROTATIONS, pad=pad, flip_prob=flip_prob)[:, :, 0]
     accuracy, error = accuracy_from_corners(warped.numpy())
     assert abs(accuracy - chance) < 4 * error

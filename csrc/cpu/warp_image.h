@@ -19,7 +19,7 @@ class Warp {
       : job(job),
         plan(plan),
         lanes(job),
-        row(job.width),
+        columns(job.width),
         crop(static_cast<size_t>(plan.pitch) * plan.pitch),
         band(static_cast<size_t>(kBlock) * job.width + 16 / sizeof(Pixel) + 1) {}
 
@@ -40,17 +40,21 @@ class Warp {
     }
   }
 
-  // For load_crop_row.
-  void load_row(uint32_t* to, const uint8_t* stored, int width, int shift, bool flip) const {
-    load_row_bytewise(to, stored, width, channels, shift, flip);
-  }
-
  private:
   void load_crop(const StoredImage& image) {
-    for (int y = 0; y < job.width; ++y) {
-      load_crop_row(*this, job, image, y, row.data());
+    const int width = job.width;
+    for (int x = 0; x < width; ++x) {
+      columns[x] = mirror(uncrop(image.draw, job.pad, 0, x, width).column, width) * channels;
+    }
+    for (int y = 0; y < width; ++y) {
+      const int stored_row = mirror(uncrop(image.draw, job.pad, y, 0, width).row, width);
+      const uint8_t* stored = image.pixels + static_cast<int64_t>(stored_row) * width * channels;
       SpreadPixel* to = crop.data() + static_cast<int64_t>(y) * plan.pitch;
-      for (int x = 0; x < job.width; ++x) to[x] = spread(row[x]);
+      for (int x = 0; x < width; ++x) {
+        uint32_t pixel = 0;
+        for (int c = 0; c < channels; ++c) pixel |= static_cast<uint32_t>(stored[columns[x] + c]) << (8 * c);
+        to[x] = spread(pixel);
+      }
     }
   }
 
@@ -85,7 +89,7 @@ class Warp {
   const WarpJob& job;
   const WarpPlan& plan;
   const Lanes lanes;
-  std::vector<uint32_t> row;
+  std::vector<int> columns;       // of the stored row, in bytes
   std::vector<SpreadPixel> crop;  // [pitch, pitch]
   std::vector<Pixel> band;        // [16, W] and what sample may write beyond
 };

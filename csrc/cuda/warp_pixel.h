@@ -37,10 +37,11 @@ ROTNET_HOST_DEVICE void warp_pixel(const WarpJob& job, unsigned view, unsigned p
   const uint8_t* image = job.images + (valid ? index : 0) * pixels * C;
 
   const auto load = [&](int row, int column) -> SpreadPixel {
-    const Position stored = uncrop(draw, job.pad, row, column, width);
     uint32_t loaded = 0;
-    if (valid && stored.row >= 0 && stored.row < width && stored.column >= 0 && stored.column < width) {
-      const uint8_t* source = image + (static_cast<int64_t>(stored.row) * width + stored.column) * C;
+    if (valid) {
+      const Position stored = uncrop(draw, job.pad, row, column, width);
+      const uint8_t* source =
+          image + (static_cast<int64_t>(mirror(stored.row, width)) * width + mirror(stored.column, width)) * C;
 #pragma unroll
       for (int c = 0; c < C; ++c) loaded |= static_cast<uint32_t>(source[c]) << (8 * c);
     }

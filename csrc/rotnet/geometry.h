@@ -33,4 +33,13 @@ ROTNET_HOST_DEVICE Position uncrop(const Augmentation& draw, int pad, int row, i
   return {row + draw.top - pad, unflipped + draw.left - pad};
 }
 
+// Position in 0..size-1 that a mirrored image shows at any `position`: 1 0 | 0 1 2 ... size-1 | size-1 ...
+ROTNET_HOST_DEVICE int mirror(int position, int size) {
+  if (position >= 0 && position < size) return position;
+  const int period = 2 * size;
+  const int rest = position % period;
+  const int folded = rest < 0 ? rest + period : rest;
+  return folded < size ? folded : period - 1 - folded;
+}
+
 }  // namespace rotnet

@@ -29,14 +29,20 @@ def normalisation_coefficients(
 
 
 def crop_and_flip(
-    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor, pad: int
+    images: torch.Tensor,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    flip: torch.Tensor,
+    pad: int,
+    mirrored: bool = False,
 ) -> torch.Tensor:
-    """Zero-pad by ``pad``, crop back to H x W at (top, left), then flip left-right where asked.
+    """Pad by ``pad``, crop back to H x W at (top, left), then flip left-right where asked.
 
     Args:
         images: uint8 [B,H,W,C].
         top, left: int64 [B] in [0, 2 * pad].
         flip: bool [B].
+        mirrored: pad with the mirror image (its edge pixels twice) instead of black.
 
     Returns:
         uint8 [B,H,W,C].
@@ -49,9 +55,17 @@ def crop_and_flip(
     columns = columns + left[:, None] - pad  # [B,W]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     samples = torch.arange(images.shape[0], device=device)[:, None, None]
+    if mirrored:
+        return images[samples, mirror(rows, height)[:, :, None], mirror(columns, width)[:, None, :]]
     rows = rows.clamp(0, height - 1)[:, :, None]
     columns = columns.clamp(0, width - 1)[:, None, :]
     return images[samples, rows, columns] * inside[..., None]
+
+
+def mirror(positions: torch.Tensor, size: int) -> torch.Tensor:
+    """Positions in [0, size) that a mirrored image shows at any positions: 1 0 | 0 1 2 ... | size-1 ..."""
+    folded = positions % (2 * size)
+    return torch.where(folded < size, folded, 2 * size - 1 - folded)
 
 
 def upright_crops(
@@ -62,6 +76,7 @@ def upright_crops(
     epoch: int | torch.Tensor,
     pad: int,
     flip_prob: float,
+    mirrored: bool = False,
 ) -> torch.Tensor:
     """Gather, crop and flip: uint8 [B,H,W,C], what all views of an image are made from."""
     if indices is None:
@@ -69,7 +84,7 @@ def upright_crops(
     if sample_ids is None:
         sample_ids = indices
     top, left, flip = augmentation_draws(sample_ids, seed, epoch, pad, flip_prob)
-    return crop_and_flip(images[indices], top, left, flip, pad)
+    return crop_and_flip(images[indices], top, left, flip, pad, mirrored)
 
 
 def rotate_batch_reference(
@@ -162,7 +177,8 @@ def warp_batch_reference(
     Returns:
         As :func:`rotate_batch_reference`.
     """
-    upright = upright_crops(images, indices, sample_ids, seed, epoch, pad, flip_prob).int()  # [B,W,W,C]
+    upright = upright_crops(images, indices, sample_ids, seed, epoch, pad, flip_prob, mirrored=True)
+    upright = upright.int()  # [B,W,W,C]
     scale, shift = normalisation_coefficients(mean, std, images.device)
     width = images.shape[2]
     last = width - 1

@@ -46,8 +46,8 @@ def rotate_batch(
     warp by at most 0.13: source positions are rounded to 1/2048 pixel (off by at most 1/4096 per axis)
     and levels to 1/256, which makes every backend give the same bits. Rotations that differ by a multiple
     of 90 degrees remain exact permutations of each other. The square's corners reach the border of the
-    crop at 45, 135, 225 and 315 degrees and stay W * (2 - sqrt(2)) / 4 away from it at multiples of 90:
-    the black border of a crop with ``pad`` shows in some classes only.
+    crop at 45, 135, 225 and 315 degrees only, so that a black border would give these away: ``pad`` takes
+    in the image's mirror image here.
 
     Args:
         images: uint8 [N,H,W,C], contiguous, on the CPU or a CUDA device; C in 1..4. H must equal W
@@ -60,7 +60,8 @@ def rotate_batch(
             holds (seed, epoch): read when the kernel runs, so that a captured CUDA graph draws
             fresh numbers at each replay.
         epoch: in [0, 2**32); must stay 0 where ``seed`` is a tensor.
-        pad: pixels of black border on each side, 0..32767; 0 switches the crop off.
+        pad: pixels of black border (mirrored where views are warped) on each side, 0..32767; 0 switches
+            the crop off.
         flip_prob: in [0, 1]; 0 switches the flip off.
         mean, std: per channel, for pixel values scaled to [0, 1]; CIFAR-10's by default. Fewer
             channels than values is not allowed: give C of each. Means beyond 1e5 (1e3 where views are

@@ -60,8 +60,11 @@ bool equals_definition(const WarpJob& job, const std::vector<int>& degrees) {
     const Augmentation draw = draw_augmentation(job.sample_ids ? job.sample_ids[n] : index, job.seed, job.epoch,
                                                 job.pad, job.flip_threshold);
     const auto pixel = [&](int row, int column, int c) -> int64_t {
-      const Position at = uncrop(draw, job.pad, row, column, width);
-      if (at.row < 0 || at.row >= width || at.column < 0 || at.column >= width) return 0;
+      Position at = uncrop(draw, job.pad, row, column, width);
+      // Step by step, unlike mirror(): what lies beyond an edge shows what lies as far before it.
+      for (int* position : {&at.row, &at.column}) {
+        while (*position < 0 || *position >= width) *position = *position < 0 ? -1 - *position : 2 * width - 1 - *position;
+      }
       return job.images[((index * width + at.row) * width + at.column) * job.channels + c];
     };
     for (int k = 0; k < job.num_views; ++k) {
