@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,6 @@ def _reused_memory() -> None:
 @functools.cache
 def versions() -> dict[str, Any]:
     """Machine, versions and commit, which go into every result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     facts = environment("cpu")
     return {
         "processor": facts["cpu"],
@@ -63,7 +55,7 @@ def versions() -> dict[str, Any]:
         "torch": facts["torch"],
         "rotnet_fast": facts["rotnet_fast"],
         "cpu_kernel": facts["kernel"],
-        "commit": commit or "unknown",
+        "commit": facts["commit"] or "unknown",
     }
 
 

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = tyro.cli(ReproduceConfig, prog=PROGRAM, args=arguments)
         config.validate()
         try:
-            reproduce(config)
+            reproduce(config, shlex.join([*PROGRAM.split(), *arguments]))
         except Interrupted:
             print(f"saved; go on with: {shlex.join([*PROGRAM.split(), *arguments])}", file=sys.stderr)
             raise
@@ -141,8 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def reproduce(config: ReproduceConfig) -> None:
+def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
     """Compute what is missing of a study and write its report, or print the plan.
+
+    Args:
+        config: validated settings.
+        command: what the results are recorded to come from.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
@@ -151,7 +155,7 @@ def reproduce(config: ReproduceConfig) -> None:
     """
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
-    context = make_context(config)
+    context = replace(make_context(config), command=command)
     entries = make_plan(context.settings, config.seeds, config.only)
     known = cells_in_order(make_plan(context.settings, config.seeds))
     cells = cells_in_order(entries)

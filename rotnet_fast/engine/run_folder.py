@@ -13,9 +13,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,7 @@ def environment(device: str) -> dict[str, Any]:
     is_cuda = device.startswith("cuda")
     return {
         "rotnet_fast": rotnet_fast.__version__,
+        "commit": _commit(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if is_cuda else None,
         "python": platform.python_version(),
@@ -172,6 +175,20 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernel": LIBRARIES[torch.device(device).type].detail,
     }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Short commit of the checkout that this package runs from, ``-dirty`` where files differ; or None."""
+    package = Path(rotnet_fast.__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None  # an installed copy; git would answer for whatever checkout it may lie in
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
+    except OSError:
+        return None  # no git
+    return done.stdout.strip() or None
 
 
 def _cpu_model() -> str:

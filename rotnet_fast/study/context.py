@@ -28,6 +28,7 @@ class Context:
     Attributes:
         settings, results, dataset, device, precision: of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
+        command: what the results are recorded to come from.
     """
 
     settings: StudySettings
@@ -37,6 +38,7 @@ class Context:
     precision: Precision
     data_dir: Path | None = None
     dataset_name: str | None = None
+    command: str = ""
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
         """Weights and buffers of a network that was trained before."""

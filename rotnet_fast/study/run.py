@@ -156,6 +156,7 @@ def _run_group(
             group_seconds=seconds,
             multiply_adds=multiply_adds(group, context.settings),
             resumed=was_begun,
+            command=context.command,
             environment=environment(str(context.device)),
         )
     progress.computed.extend(group)
