@@ -6,7 +6,6 @@ import ctypes
 import functools
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read 
 import torch
 
 from rotnet_fast.engine.run_folder import environment
-
-ROOT = Path(__file__).resolve().parent.parent
 
 DEVICES = [
     "cpu",
