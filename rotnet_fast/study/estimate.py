@@ -55,7 +55,7 @@ def head_multiply_adds(settings: StudySettings, layer: str, head: str) -> float:
 
 
 def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
-    """Multiply-adds of the networks in a group of cells; 0 for those without a network."""
+    """Multiply-adds of the networks in a group of cells; 0 for those that run none."""
     first, data = cells[0], settings.data
     values = first.settings
     kind = first.kind
@@ -84,9 +84,11 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
         tests = -(-epochs // 10)
         trainings = epochs * visits * (frozen + TRAINING * trained)
         return float(trainings + tests * data.test_images * (frozen + trained))
-    layers = [str(cell.member.get("layer", "conv5")) for cell in cells]
-    images = data.train_images + data.test_images if kind in ("knn", "linear") else 8 * data.test_images
-    return images * forward_multiply_adds(settings, 4, max(layers))
+    if kind in ("knn", "linear"):
+        layer = max(str(cell.member["layer"]) for cell in cells)
+        return (data.train_images + data.test_images) * forward_multiply_adds(settings, 4, layer)
+    passes = {"attention": 8, "rotations": 4, "embedding": 1, "filters": 0}[kind]
+    return passes * data.test_images * forward_multiply_adds(settings, 4)
 
 
 class Estimator:
@@ -120,7 +122,7 @@ class Estimator:
         work = multiply_adds(cells, self._context.settings)
         if work == 0:
             data = self._context.settings.data
-            per_image = SECONDS_PER_IMAGE[cells[0].settings["features"]]
+            per_image = SECONDS_PER_IMAGE.get(cells[0].settings.get("features", ""), 0.0)
             return self._seconds.get(_name(cells[0]), per_image * (data.train_images + data.test_images))
         return work / self._rate(cells[0].kind)
 
