@@ -118,7 +118,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert main([*QUICK, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "68 cells, 68 to compute, in about" in text
-    assert re.search(r"pretext, 4 blocks, eight, seed 0 +extras +1 +\d+ s", text)
+    assert re.search(r"pretext, 4 blocks, eight, seed 0 +extras +1 +\d+ (s|min)", text)
     assert list(tmp_path.iterdir()) == []
 
 
