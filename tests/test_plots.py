@@ -36,6 +36,12 @@ BOTH = [
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     "attention": lambda: attention_plots.attention(BOTH),
+    "attention of four images": lambda: attention_plots.attention(
+        [
+            ("rotation network", attention_result(("conv1", "conv2", "conv4"), shown=4)),
+            ("supervised network", attention_result(("conv1", "conv2", "conv3"), shown=4)),
+        ]
+    ),
     "attention of one network": lambda: attention_plots.attention(BOTH[:1]),
     "attention of one grey image": lambda: attention_plots.attention(
         [("rotation network", attention_result(("conv1", "conv2"), shown=1, channels=1))]
@@ -44,8 +50,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "filters": lambda: filters([("rotation network", filters_result()), ("supervised", filters_result())]),
     "filters of one network": lambda: filters([("rotation network", filters_result(8))]),
     "grey filters": lambda: filters([("rotation network", filters_result(96, channels=1))]),
-    "four rotations": lambda: rotations(rotation_result(FOUR, shown=6)),
-    "eight rotations": lambda: rotations(rotation_result(EIGHT)),
+    "four rotations": lambda: rotations(rotation_result(FOUR, shown=10)),
+    "eight rotations": lambda: rotations(rotation_result(EIGHT, shown=8)),
     "two rotations of one grey image": lambda: rotations(rotation_result(TWO, shown=1, channels=1)),
     "hardest": lambda: hardest(rotation_result(FOUR)),
     "hardest of eight rotations": lambda: hardest(rotation_result(EIGHT)),
