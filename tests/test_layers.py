@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rotnet_fast"
 LAYERS = {
     "rotnet_fast": 4,  # names of the layers below, each imported when it is first asked for
     "rotnet_fast.errors": 0,
+    "rotnet_fast.arrays": 0,
     "rotnet_fast.rotations": 0,
     "rotnet_fast.philox": 0,
     "rotnet_fast.config": 0,
@@ -31,8 +32,11 @@ LAYERS = {
     "rotnet_fast.protocols": 3,
     "rotnet_fast.report": 3,
     "rotnet_fast.study": 3,
+    "rotnet_fast.analysis": 3,
+    "rotnet_fast.plots": 3,
     "rotnet_fast.pretrain": 4,
     "rotnet_fast.evaluate": 4,
+    "rotnet_fast.visualize": 4,
     "rotnet_fast.doctor": 4,
 }
 

@@ -9,19 +9,27 @@ CVPR 2018 (cosine similarity, votes weighted by exp(similarity / 0.07)); k = 20 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols.classification import ObjectViews
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.report import Cell
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _CHUNK = 1024
+
+
+class MakesPlainViews(Protocol):
+    """Makes views of images as they are, such as `rotnet_fast.protocols.classification.ObjectViews`."""
+
+    def plain(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """From uint8 [N,H,W,C], batches of ``(indices, views)``: int64 [B] and [B,C,H,W]."""
+        ...
 
 
 def knn_predict(
@@ -59,7 +67,7 @@ def knn_predict(
 
 @torch.no_grad()
 def pooled_features(
-    backbone: NetworkInNetwork, views: ObjectViews, images: torch.Tensor, layers: Sequence[str]
+    backbone: NetworkInNetwork, views: MakesPlainViews, images: torch.Tensor, layers: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """Global-average-pooled feature maps of plain images.
 

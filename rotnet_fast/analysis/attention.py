@@ -1,0 +1,169 @@
+"""Attention maps, and how faithfully they turn when the image is turned.
+
+The attention map of a layer has, per location, the sum over channels of |activation|^p (after ReLU and
+the block's pool). Source: Gidaris et al., ICLR 2018, Figure 3, after Zagoruyko and Komodakis, "Paying
+More Attention to Attention", ICLR 2017. The equivariance number is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rotnet_fast.analysis.views import PlainViews, thumbnails
+from rotnet_fast.arrays import encode_array
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.rotations import FOUR_ROTATIONS
+
+POWERS = (1, 2, 4)
+
+_CONSTANT = 1e-6
+"""A map whose values differ by less than this share of the largest says nothing about where."""
+
+
+def early_middle_late(network: NetworkInNetwork) -> tuple[str, str, str]:
+    """The layers of the method's figure: the first two blocks and the last."""
+    return (network.layers[0], network.layers[1], network.layers[-1])
+
+
+@torch.no_grad()
+def attention(
+    network: NetworkInNetwork,
+    images: torch.Tensor,
+    shown: Sequence[int],
+    views: PlainViews,
+    *,
+    layers: Sequence[str] | None = None,
+    powers: Sequence[int] = POWERS,
+) -> dict[str, Any]:
+    """Attention maps of a few images in four turns, and the equivariance number over all images.
+
+    The equivariance number of a layer and a power is the mean, over images and the turns by 90, 180
+    and 270 degrees, of Pearson's correlation between the map of the upright image and that of the
+    turned image, turned back. 1 means that the map turns exactly with the image. Pairs with a constant
+    map are left out and counted. Maps of even size are not quite centred: a pool of stride 2 samples
+    half a pixel off, which lowers the number a little for every network alike.
+
+    Args:
+        network: put in eval mode.
+        images: uint8 [N,H,W,C], H == W, on the network's device.
+        shown: positions of the images whose maps are kept.
+        views: how views are made.
+        layers: None takes :func:`early_middle_late`.
+        powers: exponents p.
+
+    Returns:
+        ``layers``, ``powers`` (lists), ``turns`` (degrees counter-clockwise, the first one 0),
+        ``images`` (N), ``shown``: {``indices``, ``images``: uint8 [S,H,W,C] upright, ``maps``: layer
+        -> float16 [S,turns,powers,h,w], each map stretched to [0, 1]}, and layer -> power (as text)
+        -> value in ``equivariance`` (None where every pair was left out) and ``left_out``.
+
+    Raises:
+        ArgumentError: a layer or a position in ``shown`` that there is not.
+    """
+    chosen = early_middle_late(network) if layers is None else tuple(layers)
+    network.check_layers(chosen)
+    network.eval()
+    upright = thumbnails(images, shown)
+    totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
+    pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
+    for _, batch in views.rotated(images, FOUR_ROTATIONS):
+        for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
+            values, defined = equivariance(maps)
+            totals[layer] += values.sum(dim=(1, 2)).cpu()
+            pairs[layer] += defined.sum(dim=(1, 2)).cpu()
+    every_pair = len(images) * (len(FOUR_ROTATIONS) - 1)
+    names = [str(power) for power in powers]
+
+    def named(values: list[Any]) -> dict[str, Any]:
+        return dict(zip(names, values, strict=True))
+
+    return {
+        "layers": list(chosen),
+        "powers": list(powers),
+        "turns": list(FOUR_ROTATIONS),
+        "images": len(images),
+        "shown": {
+            "indices": list(shown),
+            "images": encode_array(upright),
+            "maps": _shown_maps(network, images, shown, chosen, powers, views),
+        },
+        "equivariance": {
+            layer: named(
+                [
+                    total / count if count else None
+                    for total, count in zip(totals[layer].tolist(), pairs[layer].tolist(), strict=True)
+                ]
+            )
+            for layer in chosen
+        },
+        "left_out": {layer: named((every_pair - pairs[layer]).tolist()) for layer in chosen},
+    }
+
+
+def attention_maps(
+    network: NetworkInNetwork,
+    batch: torch.Tensor,
+    layers: Sequence[str],
+    powers: Sequence[int],
+    views: PlainViews,
+) -> dict[str, torch.Tensor]:
+    """Attention maps of views [B*4,C,H,W]: layer -> fp32 [P,B,4,h,w]."""
+    with views.precision.autocast():
+        features = network.features(batch, layers)
+    maps = {}
+    for layer, activations in features.items():
+        magnitude = activations.float().abs()
+        summed = torch.stack([magnitude.pow(power).sum(dim=1) for power in powers])  # [P,B*4,h,w]
+        maps[layer] = summed.unflatten(1, (-1, len(FOUR_ROTATIONS)))
+    return maps
+
+
+def equivariance(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlation of the map of each turned image, turned back, with that of the upright one.
+
+    Args:
+        maps: [P,B,4,h,w], the maps of the image turned by 0, 90, 180 and 270 degrees.
+
+    Returns:
+        ``(values, defined)``: float64 and bool [P,B,3]; where one of the two maps is constant, the
+        value is 0 and not defined.
+    """
+    back = torch.stack([torch.rot90(maps[:, :, turn], -turn, (2, 3)) for turn in range(4)], dim=2)
+    flat = back.double().flatten(3)  # [P,B,4,h*w]
+    spread = flat.amax(dim=3) - flat.amin(dim=3)
+    varies = spread > _CONSTANT * flat.abs().amax(dim=3)  # [P,B,4]
+    centred = flat - flat.mean(dim=3, keepdim=True)
+    # By the largest value first: squares of maps of power 4 would underflow where activations are small.
+    centred = centred / centred.abs().amax(dim=3, keepdim=True).clamp_min(1e-300)
+    products = (centred[:, :, 1:] * centred[:, :, :1]).sum(dim=3)
+    lengths = centred.square().sum(dim=3).sqrt()
+    defined = varies[:, :, 1:] & varies[:, :, :1]
+    values = products / (lengths[:, :, 1:] * lengths[:, :, :1]).clamp_min(1e-300)
+    return torch.where(defined, values, 0.0), defined
+
+
+def _shown_maps(
+    network: NetworkInNetwork,
+    images: torch.Tensor,
+    shown: Sequence[int],
+    layers: Sequence[str],
+    powers: Sequence[int],
+    views: PlainViews,
+) -> dict[str, dict[str, Any]]:
+    """Maps of the images shown, each stretched to [0, 1]: layer -> encoded float16 [S,4,P,h,w]."""
+    if not shown:
+        return {layer: encode_array(np.zeros((0, 4, len(powers), 1, 1), np.float16)) for layer in layers}
+    chosen = images[torch.tensor(list(shown), device=images.device)]
+    parts: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in layers}
+    for _, batch in views.rotated(chosen, FOUR_ROTATIONS):
+        for layer, maps in attention_maps(network, batch, layers, powers, views).items():
+            low, high = maps.amin(dim=(3, 4), keepdim=True), maps.amax(dim=(3, 4), keepdim=True)
+            varies = high - low > _CONSTANT * high
+            stretched = torch.where(varies, (maps - low) / (high - low).clamp_min(1e-30), 0.0)
+            parts[layer].append(stretched.permute(1, 2, 0, 3, 4).half().cpu().numpy())
+    return {layer: encode_array(np.concatenate(arrays)) for layer, arrays in parts.items()}

@@ -1,0 +1,76 @@
+"""First-layer filters as the network applies them, and how different they are from each other.
+
+Source: Gidaris et al., ICLR 2018, Figure 4, shows the filters; Roy and Vetterli, "The effective rank: a
+measure of effective dimensionality", EUSIPCO 2007.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rotnet_fast.arrays import encode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork
+
+
+def filters(network: NetworkInNetwork) -> dict[str, Any]:
+    """The first convolution with BatchNorm's scale folded in, and its diversity.
+
+    Returns:
+        ``filters``: float32 [C_out,C_in,k,k]; ``count`` (C_out); ``effective_rank`` of the matrix
+        [C_out,C_in*k*k], and ``full_rank``, the largest that it could be; ``mean_abs_cosine`` over all
+        pairs of filters that are not zero (None for fewer than two); ``zero_filters``, their number.
+
+    Raises:
+        ArgumentError: BatchNorm has no running statistics to fold in.
+    """
+    folded = folded_filters(network)
+    matrix = folded.flatten(1).double()  # [C_out,C_in*k*k]
+    lengths = matrix.norm(dim=1)
+    directions = matrix[lengths > 0] / lengths[lengths > 0, None]
+    count = len(directions)
+    cosines = (directions @ directions.T).abs()
+    pairs = count * (count - 1)
+    return {
+        "filters": encode_array(folded.numpy()),
+        "count": len(matrix),
+        "effective_rank": effective_rank(matrix),
+        "full_rank": min(matrix.shape),
+        "mean_abs_cosine": (cosines.sum() - cosines.trace()).item() / pairs if pairs else None,
+        "zero_filters": len(matrix) - count,
+    }
+
+
+@torch.no_grad()
+def folded_filters(network: NetworkInNetwork) -> torch.Tensor:
+    """weight * gamma / sqrt(running variance + eps) of the first convolution: fp32 [C_out,C_in,k,k], CPU.
+
+    Raises:
+        ArgumentError: BatchNorm has no running statistics.
+    """
+    first: Any = network.get_submodule(network.layers[0])[0]  # type: ignore[index]
+    bn = first.bn
+    if bn.running_var is None:
+        raise ArgumentError(
+            "the network's BatchNorm keeps no running statistics, so that no scale can be folded into its "
+            "filters; give a network that normalises with running statistics"
+        )
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # [C_out]
+    folded: torch.Tensor = (first.conv.weight * scale[:, None, None, None]).float().cpu().contiguous()
+    return folded
+
+
+def effective_rank(matrix: torch.Tensor) -> float:
+    """exp of the entropy of the singular values, divided by their sum: 1 .. min(shape), 0 for zeros.
+
+    Args:
+        matrix: float [R,C].
+    """
+    values = torch.linalg.svdvals(matrix)
+    if values.sum() == 0:
+        return 0.0
+    shares = values / values.sum()
+    shares = shares[shares > 0]
+    return float(torch.exp(-(shares * shares.log()).sum()).item())

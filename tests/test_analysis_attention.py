@@ -1,0 +1,114 @@
+"""Attention maps and the equivariance number, against plain computations."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from analysis_inputs import fp32_views, normalised, random_images, small_network
+
+from rotnet_fast.analysis.attention import attention, early_middle_late, equivariance
+from rotnet_fast.arrays import decode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork
+
+
+def symmetric_network() -> NetworkInNetwork:
+    """Kernels that look the same in all four turns: with images of odd side, maps turn with the image."""
+    network = small_network()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                turned = [torch.rot90(module.weight, k, (2, 3)) for k in range(4)]
+                module.weight.copy_(torch.stack(turned).mean(dim=0))
+    return network
+
+
+def test_a_rotation_equivariant_network_has_the_number_one() -> None:
+    result = attention(symmetric_network(), random_images(10, side=17), [], fp32_views())
+    for values in result["equivariance"].values():
+        for value in values.values():
+            assert value == pytest.approx(1.0, abs=1e-6)
+    usual = attention(small_network(), random_images(10, side=17), [], fp32_views())
+    assert all(-1 <= value < 0.99 for values in usual["equivariance"].values() for value in values.values())
+
+
+def test_numbers_and_maps_equal_a_plain_computation() -> None:
+    network, images = small_network().eval(), random_images(9)
+    result = attention(network, images, [8, 2], fp32_views(), layers=["conv1", "conv3"], powers=[1, 4])
+    assert (result["layers"], result["powers"], result["images"]) == (["conv1", "conv3"], [1, 4], 9)
+    assert result["turns"] == [0, 90, 180, 270]
+    for layer in ("conv1", "conv3"):
+        for position, power in enumerate((1, 4)):
+            correlations, shown = [], {}
+            for index, image in enumerate(normalised(images)):
+                views = torch.stack([torch.rot90(image, k, (1, 2)) for k in range(4)])
+                with torch.no_grad():
+                    features = network.features(views, [layer])[layer]
+                maps = (features.abs() ** power).sum(dim=1).numpy()
+                shown[index] = maps
+                for k in (1, 2, 3):
+                    back = np.rot90(maps[k], -k)
+                    correlations.append(np.corrcoef(maps[0].ravel(), back.ravel())[0, 1])
+            expected = pytest.approx(np.mean(correlations), abs=1e-5)
+            assert result["equivariance"][layer][str(power)] == expected
+            assert result["left_out"][layer][str(power)] == 0
+            kept = decode_array(result["shown"]["maps"][layer])
+            for row, index in enumerate([8, 2]):
+                for k, plain in enumerate(shown[index]):
+                    stretched = (plain - plain.min()) / (plain.max() - plain.min())
+                    np.testing.assert_allclose(kept[row, k, position], stretched, atol=2e-3)
+    assert result["shown"]["indices"] == [8, 2]
+    np.testing.assert_array_equal(decode_array(result["shown"]["images"]), images[[8, 2]].numpy())
+    json.dumps(result, allow_nan=False)
+
+
+def test_constant_maps_are_left_out_and_counted() -> None:
+    maps = torch.rand(2, 3, 4, 5, 5)
+    maps[0, 1, 2] = 0.5  # one turned image
+    maps[1, 2, 0] = 0.0  # one upright image: all its three pairs
+    values, defined = equivariance(maps)
+    assert defined.sum(dim=(1, 2)).tolist() == [8, 6]
+    assert (values[~defined] == 0).all()
+
+
+def test_a_dead_layer_has_no_number() -> None:
+    network = small_network()
+    with torch.no_grad():
+        for module in network.get_submodule("conv2").modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.zero_()
+                module.bias.fill_(-1.0)
+    result = attention(network, random_images(4), [0], fp32_views())
+    assert result["equivariance"]["conv2"] == {"1": None, "2": None, "4": None}
+    assert result["left_out"]["conv2"] == {"1": 12, "2": 12, "4": 12}
+    assert (decode_array(result["shown"]["maps"]["conv2"]) == 0).all()
+    json.dumps(result, allow_nan=False)
+
+
+def test_tiny_activations_do_not_underflow() -> None:
+    maps = torch.rand(1, 2, 4, 4, 4)
+    values, defined = equivariance(maps)
+    tiny, defined_tiny = equivariance(maps.double() * 1e-200)
+    assert torch.equal(defined, defined_tiny)
+    torch.testing.assert_close(tiny, values, atol=1e-6, rtol=0)
+
+
+def test_layers_are_the_first_two_and_the_last() -> None:
+    assert early_middle_late(small_network(blocks=5)) == ("conv1", "conv2", "conv5")
+    assert early_middle_late(small_network(blocks=3)) == ("conv1", "conv2", "conv3")
+
+
+def test_batch_size_has_no_say() -> None:
+    network, images = small_network(), random_images(9)
+    one = attention(network, images, [3], fp32_views(batch_size=2))
+    other = attention(network, images, [3], fp32_views(batch_size=9))
+    for layer, values in one["equivariance"].items():
+        assert values == pytest.approx(other["equivariance"][layer], abs=1e-6)
+
+
+def test_a_layer_that_there_is_not_is_named() -> None:
+    with pytest.raises(ArgumentError, match="conv4"):
+        attention(small_network(), random_images(2), [], fp32_views(), layers=["conv4"])
