@@ -9,7 +9,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rotnet_fast.command import run_command
-from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.run_folder import RunFolder, environment, read_settings, run_of
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.report import render
@@ -152,21 +151,15 @@ class EvaluateConfig:
                 f"python -m rotnet_fast.pretrain printed"
             )
 
-    def run_folder(self) -> Path:
-        """The folder of the pretraining that the checkpoint belongs to."""
-        path = self.checkpoint
-        if path.is_dir():
-            return path
-        return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
     def output_folder(self) -> Path:
         """Where this evaluation is kept."""
         if self.output is not None:
             return self.output
+        run = run_of(self.checkpoint)
         number = 1
-        while (self.run_folder() / f"evaluate-{number:03d}").exists():
+        while (run / f"evaluate-{number:03d}").exists():
             number += 1
-        return self.run_folder() / f"evaluate-{number:03d}"
+        return run / f"evaluate-{number:03d}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,49 +243,23 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         CheckpointError: no whole checkpoint of a pretraining.
         DataError: the data set is missing, incomplete or damaged.
     """
-    from rotnet_fast.data.datasets import load_dataset
-    from rotnet_fast.engine import checkpoint
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.nin import NetworkInNetwork
     from rotnet_fast.protocols.evaluation import EvaluationSetup
+    from rotnet_fast.protocols.pretrained import load_pretrained
 
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    path, state, skipped = checkpoint.load_newest(config.checkpoint)
-    for error in skipped:
-        print(f"WARNING: {error}; taking an older one", file=sys.stderr)
-    recipe = state.get("config", {})
-    if recipe.get("task") != "pretrain":
-        raise CheckpointError(
-            f"the checkpoint {path} is not one of a pretraining; give a run folder of "
-            f"python -m rotnet_fast.pretrain"
-        )
-    print(f"features of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
+    pretrained = load_pretrained(config.checkpoint)
+    recipe = pretrained.recipe
     NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
-    dataset_name = None
-    if config.dataset in (None, recipe["dataset"]):
-        data_dir = config.data_dir
-        if data_dir is None:  # the very images of the pretraining, so under the same name
-            pretraining = read_settings(config.run_folder()) or {}
-            data_dir = Path(pretraining["data_dir"]) if pretraining.get("data_dir") else None
-            dataset_name = pretraining.get("dataset_name")
-        limits = (config.limit_train or recipe["limit_train"], config.limit_test or recipe["limit_test"])
-    else:
-        data_dir = config.data_dir
-        limits = (config.limit_train, config.limit_test)
-    dataset = load_dataset(
-        config.dataset or recipe["dataset"],
-        data_dir,
-        recipe["image_size"],
-        *limits,
-        display_name=dataset_name,
-    )
+    dataset = pretrained.dataset(config.dataset, config.data_dir, config.limit_train, config.limit_test)
     return EvaluationSetup(
-        pretrained=state["module"],
+        pretrained=pretrained.module,
         blocks=recipe["blocks"],
         width=recipe["width"],
-        rotations=tuple(recipe["rotations"]),
+        rotations=pretrained.rotations,
         in_channels=recipe["in_channels"],
         uniform_gamma=recipe.get("uniform_gamma", False),
         pad=recipe["pad"] if config.pad is None else config.pad,
@@ -309,22 +276,6 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         precision=precision,
         folder=folder,
     )
-
-
-def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings in a folder's config.json; None where there is none.
-
-    Raises:
-        ArgumentError: it cannot be read.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
-    return settings
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rotnet_fast.analysis.views import PlainViews, thumbnails
 from rotnet_fast.arrays import encode_array
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
@@ -45,8 +46,7 @@ def attention(
     The equivariance number of a layer and a power is the mean, over images and the turns by 90, 180
     and 270 degrees, of Pearson's correlation between the map of the upright image and that of the
     turned image, turned back. 1 means that the map turns exactly with the image. Pairs with a constant
-    map are left out and counted. Maps of even size are not quite centred: a pool of stride 2 samples
-    half a pixel off, which lowers the number a little for every network alike.
+    map are left out and counted. Images are enlarged first, see :func:`on_turning_grid`.
 
     Args:
         network: put in eval mode.
@@ -63,12 +63,13 @@ def attention(
         -> value in ``equivariance`` (None where every pair was left out) and ``left_out``.
 
     Raises:
-        ArgumentError: a layer or a position in ``shown`` that there is not.
+        ArgumentError: a layer or a position in ``shown`` that there is not, or images that are not square.
     """
     chosen = early_middle_late(network) if layers is None else tuple(layers)
     network.check_layers(chosen)
     network.eval()
     upright = thumbnails(images, shown)
+    images = on_turning_grid(images)
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
     for _, batch in views.rotated(images, FOUR_ROTATIONS):
@@ -103,6 +104,33 @@ def attention(
         },
         "left_out": {layer: named((every_pair - pairs[layer]).tolist()) for layer in chosen},
     }
+
+
+def on_turning_grid(images: torch.Tensor) -> torch.Tensor:
+    """Images enlarged, by repeating their edges, until the network's grids turn onto themselves.
+
+    A pool of stride 2 on an even side samples positions 0, 2, 4, ..., which a turn moves to odd ones; after
+    two pools, maps of a 32x32 image would be displaced by three quarters of a cell. Even a network
+    that treats all directions alike would then not reach the number 1. With 4m + 1 pixels it does.
+
+    Args:
+        images: uint8 [N,H,H,C].
+
+    Returns:
+        uint8 [N,S,S,C], S the first of 4m + 1 that is not below H: 33 for 32.
+
+    Raises:
+        ArgumentError: images that are not square.
+    """
+    side, breadth = images.shape[1:3]
+    if side != breadth:
+        raise ArgumentError(f"images are {side} x {breadth}; attention is compared on square images only")
+    missing = (1 - side) % 4
+    if not missing:
+        return images
+    before = missing // 2
+    rows = (torch.arange(side + missing, device=images.device) - before).clamp(0, side - 1)
+    return images[:, rows][:, :, rows].contiguous()
 
 
 def attention_maps(

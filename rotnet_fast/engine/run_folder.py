@@ -118,6 +118,34 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint belongs to.
+
+    Args:
+        checkpoint: a file, or the run folder itself.
+    """
+    if checkpoint.is_dir():
+        return checkpoint
+    folder = checkpoint.parent
+    return folder.parent if folder.name in ("checkpoints", "snapshots") else folder
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings in a folder's config.json; None where there is none.
+
+    Raises:
+        ArgumentError: it cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
+    return settings
+
+
 def environment(device: str) -> dict[str, Any]:
     """Versions and hardware that a result depends on.
 

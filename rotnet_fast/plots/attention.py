@@ -1,0 +1,178 @@
+"""Attention maps of a rotation network beside those of a supervised one.
+
+Source: Gidaris et al., ICLR 2018, Figure 3, which shows powers 1, 2 and 4 for an early, a middle and a late
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+
+from rotnet_fast.arrays import decode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots.style import (
+    COLOURS,
+    DENSITY,
+    HATCHES,
+    WIDTH,
+    bare,
+    new_figure,
+    show_image,
+    styled,
+)
+
+ROTATION, SUPERVISED = "rotation network", "supervised network"
+
+Networks = Sequence[tuple[str, Mapping[str, Any]]]
+"""(name, result of `rotnet_fast.analysis.attention.attention`) of each network, on the same images."""
+
+
+@styled
+def attention(networks: Networks) -> Figure:
+    """Maps of each network: one column per image and turn, one row per layer; below, how well they turn.
+
+    Layer i is shown with power i, as in the published figure. Each map is stretched to its own range.
+
+    Raises:
+        ArgumentError: no network, or networks that were shown different images.
+    """
+    first = _check(networks)
+    images = decode_array(first["shown"]["images"])  # [S,H,W,C]
+    count, turns = len(images), first["turns"]
+    if count == 0:
+        raise ArgumentError("the attention result holds no images to show; compute it with some")
+    rows = 1 + sum(len(result["layers"]) for _, result in networks)
+    label_width, gap = 1.15, 0.25
+    cell = (WIDTH - label_width) / (count * (len(turns) + gap) - gap)
+    figure = new_figure(cell * (rows + 0.3 * len(networks)) + 0.75 + 1.9)
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[figure.get_figheight() - 1.9, 1.9])
+    pictures, bars = parts[:, 0]
+    pictures.suptitle(
+        "Attention: sum over channels of activation to the power p, from lowest (dark) to highest (bright)"
+    )
+    heights, widths = [1.0], [label_width / cell]
+    for _, result in networks:
+        heights += [0.3, *[1.0] * len(result["layers"])]
+    for image in range(count):
+        widths += [*([gap] if image else []), *[1.0] * len(turns)]
+    grid: GridSpec = pictures.add_gridspec(
+        len(heights), len(widths), height_ratios=heights, width_ratios=widths, hspace=0.0, wspace=0.0
+    )
+    pictures.get_layout_engine().set(h_pad=0.015, w_pad=0.015, hspace=0, wspace=0)  # type: ignore[union-attr, call-arg]
+    column_of = {
+        (image, turn): 1 + image * (len(turns) + 1) + turn
+        for image in range(count)
+        for turn in range(len(turns))
+    }
+    for (image, turn), column in column_of.items():
+        axes = pictures.add_subplot(grid[0, column])
+        show_image(axes, np.rot90(images[image], turns[turn] // 90))
+        axes.set_title(f"{turns[turn]}°", fontsize=8, pad=2)
+    _row_label(pictures.add_subplot(grid[0, 0]), "image, turned")
+    row = 1
+    for name, result in networks:
+        title = pictures.add_subplot(grid[row, 1:])
+        bare(title)
+        title.text(0, 0.15, name[0].upper() + name[1:], ha="left", va="bottom", weight="bold")
+        for position, layer in enumerate(result["layers"]):
+            row += 1
+            power = min(position, len(result["powers"]) - 1)
+            maps = decode_array(result["shown"]["maps"][layer])[:, :, power].astype(np.float32)  # [S,4,h,w]
+            _row_label(pictures.add_subplot(grid[row, 0]), f"{layer}, p = {result['powers'][power]}")
+            for (image, turn), column in column_of.items():
+                axes = pictures.add_subplot(grid[row, column])
+                axes.imshow(maps[image, turn], cmap=DENSITY, vmin=0, vmax=1)
+                bare(axes)
+        row += 1
+    draw_equivariance(bars.add_subplot(), networks)
+    return figure
+
+
+@styled
+def equivariance(networks: Networks) -> Figure:
+    """The equivariance numbers alone."""
+    _check(networks)
+    figure = new_figure(2.2)
+    draw_equivariance(figure.add_subplot(), networks)
+    return figure
+
+
+def draw_equivariance(axes: Axes, networks: Networks) -> None:
+    """Bars of the equivariance numbers: groups of layers (by their order) and powers."""
+    first = networks[0][1]
+    powers = first["powers"]
+    bar = 0.8 / len(networks)
+    for number, (name, result) in enumerate(networks):
+        for position, layer in enumerate(result["layers"]):
+            for place, power in enumerate(powers):
+                value = result["equivariance"][layer][str(power)]
+                x = position * (len(powers) + 0.6) + place + (number - (len(networks) - 1) / 2) * bar
+                is_first = position == place == 0
+                axes.bar(
+                    x,
+                    0 if value is None else value,
+                    width=bar,
+                    color=COLOURS[number],
+                    hatch=HATCHES[number],
+                    edgecolor="white",
+                    label=name if is_first else None,
+                )
+                text = "none" if value is None else f"{value:.2f}"
+                top = max(value or 0, 0) + 0.03
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the line at 1
+                axes.text(x, top, text, ha="center", va="bottom", fontsize=8, rotation=90, bbox=box)
+    ticks, labels = [], []
+    for position in range(len(first["layers"])):
+        layers = list(dict.fromkeys(result["layers"][position] for _, result in networks))
+        left = position * (len(powers) + 0.6)
+        for place, power in enumerate(powers):
+            ticks.append(left + place)
+            labels.append(f"p = {power}")
+        axes.annotate(
+            " / ".join(layers),
+            (left + (len(powers) - 1) / 2, 0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(0, -18),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+            weight="bold",
+        )
+    axes.set_xticks(ticks, labels)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(top=1.25)
+    axes.set_yticks([0, 0.5, 1])
+    axes.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_ylabel("correlation")
+    images = f"{first['images']:,} test images"
+    axes.set_title(f"How exactly attention turns with the image (1: exactly), over {images}", loc="left")
+    if len(networks) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _check(networks: Networks) -> Mapping[str, Any]:
+    """The first network's result; an ArgumentError unless all go together."""
+    if not networks:
+        raise ArgumentError("networks is empty; give at least one attention result")
+    first = networks[0][1]
+    for name, result in networks[1:]:
+        same = all(result[key] == first[key] for key in ("powers", "turns", "images"))
+        if not same or result["shown"]["images"] != first["shown"]["images"]:
+            raise ArgumentError(f"the attention result of the {name} is of other images, turns or powers")
+        if len(result["layers"]) != len(first["layers"]):
+            raise ArgumentError(f"the attention result of the {name} has another number of layers")
+    return first
+
+
+def _row_label(axes: Axes, text: str) -> None:
+    bare(axes)
+    axes.text(1, 0.5, text, ha="right", va="center", fontsize=8, transform=axes.transAxes)

@@ -1,0 +1,142 @@
+"""Lines with error bars, beside published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, StrMethodFormatter
+
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots.style import COLOURS, LINE_STYLES, MARKERS, WIDTH, new_figure, styled
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure; None stands for a value that there is not (yet).
+
+    Attributes:
+        label: in the legend.
+        x, mean: positions and values, in order.
+        std: of each value, drawn as error bars; None for none at all.
+        published_x, published: the published line, drawn dashed and with hollow markers.
+    """
+
+    label: str
+    x: Sequence[float]
+    mean: Values
+    std: Values | None = None
+    published_x: Sequence[float] = ()
+    published: Values = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        y_label: of the vertical axis.
+        lines: to draw.
+        title: above it.
+    """
+
+    y_label: str
+    lines: Sequence[Line]
+    title: str = ""
+
+
+@styled
+def curves(
+    panels: Sequence[Panel],
+    *,
+    x_label: str,
+    title: str = "",
+    log_x: bool = False,
+    x_ticks: Sequence[float] = (),
+    published_name: str = "published",
+) -> Figure:
+    """Panels side by side with one horizontal axis each, all labelled alike.
+
+    Args:
+        panels: one or more.
+        x_label: of the horizontal axes.
+        title: above all.
+        log_x: horizontal axes are logarithmic.
+        x_ticks: where they have ticks; empty leaves that to matplotlib.
+        published_name: what the legend calls the published lines.
+
+    Raises:
+        ArgumentError: no panel, or a line with other numbers of positions and values.
+    """
+    if not panels:
+        raise ArgumentError("panels is empty; give at least one")
+    width = WIDTH if len(panels) > 1 else 5.0
+    figure = new_figure(3.4, width)
+    if title:
+        figure.suptitle(title)
+    number = 0
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for line in panel.lines:
+            _draw(axes, line, number, published_name)
+            number += 1
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if x_ticks:
+            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(panel.y_label)
+        axes.set_title(panel.title)
+        axes.grid(axis="y")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best")
+    return figure
+
+
+def _draw(axes: Axes, line: Line, number: int, published_name: str) -> None:
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    for name, x, values in (
+        ("means", line.x, line.mean),
+        ("standard deviations", line.x, line.std),
+        ("published values", line.published_x, line.published),
+    ):
+        if values is not None and len(values) != len(x):
+            raise ArgumentError(f"line {line.label!r} has {len(values)} {name} at {len(x)} positions")
+    mean, std = _numbers(line.mean), _numbers(line.std or [None] * len(line.x))
+    known = ~np.isnan(mean)
+    if known.any():
+        axes.errorbar(
+            np.asarray(line.x, float)[known],
+            mean[known],
+            yerr=np.nan_to_num(std[known]) if not np.isnan(std[known]).all() else None,
+            color=colour,
+            marker=marker,
+            linestyle=LINE_STYLES[0],
+            capsize=2.5,
+            label=line.label,
+            zorder=3,
+        )
+    published = _numbers(line.published)
+    known = ~np.isnan(published)
+    if known.any():
+        axes.plot(
+            np.asarray(line.published_x, float)[known],
+            published[known],
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            linestyle=LINE_STYLES[1],
+            linewidth=1.1,
+            label=f"{line.label}, {published_name}",
+            zorder=2,
+        )
+
+
+def _numbers(values: Values) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,71 @@
+"""First-layer filters of one network, or of several side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from rotnet_fast.arrays import decode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots.style import WIDTH, bare, new_figure, styled
+
+_GAP = 1  # pixels between two filters
+
+
+@styled
+def filters(networks: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
+    """All filters, those of largest norm first; each is stretched to its own range, with zero as grey.
+
+    Args:
+        networks: (name, result of `rotnet_fast.analysis.filters.filters`) of each network.
+
+    Raises:
+        ArgumentError: no network.
+    """
+    if not networks:
+        raise ArgumentError("networks is empty; give at least one result of filters")
+    side = (WIDTH - 0.2) / max(2, len(networks))
+    mosaics = [mosaic(decode_array(result["filters"])) for _, result in networks]
+    tallest = max(picture.shape[0] / picture.shape[1] for picture in mosaics)
+    figure = new_figure(side * tallest + 0.75, side * len(networks) + 0.2)
+    figure.get_layout_engine().set(wspace=0.06, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    for axes, (name, result), picture in zip(
+        figure.subplots(1, len(networks), squeeze=False)[0], networks, mosaics, strict=True
+    ):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        bare(axes)
+        cosine = result["mean_abs_cosine"]
+        axes.set_title(
+            f"{name[0].upper()}{name[1:]}, {result['count']} filters\n"
+            f"effective rank {result['effective_rank']:.1f} of {result['full_rank']}\n"
+            f"mean |cosine| {'none' if cosine is None else f'{cosine:.3f}'}",
+            fontsize=8,
+        )
+    return figure
+
+
+def mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Filters [N,C,k,k] in rows, the largest norm first: [H,W,3] in [0, 1], or [H,W] where C is not 3.
+
+    A filter's largest magnitude becomes white or black (of the colour), zero the middle grey.
+    """
+    number, channels, height, width = kernels.shape
+    norms = np.linalg.norm(kernels.reshape(number, -1), axis=1)
+    ordered = kernels[np.argsort(-norms, kind="stable")]
+    peaks = np.abs(ordered).max(axis=(1, 2, 3), keepdims=True)
+    levels = 0.5 + 0.5 * ordered / np.where(peaks > 0, peaks, 1)
+    levels = levels if channels == 3 else levels.mean(axis=1, keepdims=True)
+    columns = math.ceil(math.sqrt(number))
+    rows = math.ceil(number / columns)
+    picture = np.ones(
+        (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, levels.shape[1]), np.float32
+    )
+    for place, kernel in enumerate(levels):
+        top, left = (place // columns) * (height + _GAP), (place % columns) * (width + _GAP)
+        picture[top : top + height, left : left + width] = kernel.transpose(1, 2, 0)
+    return picture if channels == 3 else picture[..., 0]

@@ -1,0 +1,56 @@
+"""Test images and their nearest labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from rotnet_fast.arrays import decode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, show_image, styled
+
+
+@styled
+def neighbours(result: Mapping[str, Any]) -> Figure:
+    """One query per row, its neighbours to the right, nearest first, those of another class marked.
+
+    Args:
+        result: of `rotnet_fast.analysis.neighbours.neighbours`.
+
+    Raises:
+        ArgumentError: it holds no queries to show.
+    """
+    queries, found, classes = result["queries"], result["neighbours"], result["classes"]
+    query_images, images = decode_array(queries["images"]), decode_array(found["images"])
+    if len(query_images) == 0:
+        raise ArgumentError("the neighbours result holds no queries to show; compute it with some")
+    columns = images.shape[1]
+    cell = min(0.95, (WIDTH - 0.3) / (columns + 1.25) - 0.06)
+    figure = new_figure(len(images) * (cell + 0.3) + 0.75)
+    figure.suptitle(
+        f"Nearest of {result['bank_images']:,} labelled images by {result['layer']} features; the vote of "
+        f"{result['k']} is right for {result['accuracy']:.1f} %"
+    )
+    grid = figure.subplots(len(images), columns + 2, squeeze=False, width_ratios=[1, 0.25, *[1] * columns])
+    for row, label, query, others, labels, similarity in zip(
+        grid,
+        queries["labels"],
+        query_images,
+        images,
+        found["labels"],
+        found["similarity"],
+        strict=True,
+    ):
+        show_image(row[0], query)
+        row[0].set_xlabel(classes[label], fontsize=8, labelpad=2, weight="bold")
+        row[1].set_axis_off()
+        for axes, image, other, cosine in zip(row[2:], others, labels, similarity, strict=True):
+            show_image(axes, image)
+            frame(axes, other == label)
+            axes.set_xlabel(marked(classes[other], other == label), fontsize=8, labelpad=2)
+            axes.set_title(f"{cosine:.3f}", fontsize=8, pad=2)
+    grid[0][0].set_title("query", fontsize=8, pad=2)
+    figure.supxlabel("above each neighbour: cosine similarity; below: its class", fontsize=8)
+    return figure

@@ -1,0 +1,168 @@
+"""One look for all figures, and how they are written.
+
+Made for print at the size given: fonts of at least 8 points, a white background, the colour-blind-safe
+palette of Okabe and Ito ("Color Universal Design", 2008), and a marker, line style or hatch beside every
+colour, so that a black-and-white copy tells the same. Only Figure objects are used: matplotlib.pyplot, with
+its global state and its need for a display, is never imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from rotnet_fast.engine.atomic import cannot_write, write_atomically
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
+"""In the order of use."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p")
+"""In the order of use: as many as have no factor in common with the colours, so that pairs repeat late."""
+
+LINE_STYLES = ("-", "--", "-.", ":")
+HATCHES = ("", "///", "...", "xxx")
+GREY = "#595959"
+
+WIDTH = 7.0
+"""Inches of a figure that fills a page's text."""
+
+DENSITY = "magma"
+"""Perceptually uniform colormap of maps."""
+
+COUNTS = "magma_r"
+"""The same, from light to dark, of counts."""
+
+RIGHT, WRONG = "✓", "✗"
+
+_SETTINGS: Any = {
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that all machines draw the same
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "figure.titlesize": 10,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#D9D9D9",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "rotnet_fast",  # ids in the file depend on its content alone
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # class names may hold a dollar sign
+}
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Context in which figures are drawn and written; matplotlib's own settings are restored after it."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's matplotlibrc has no say
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorator: the function draws in the common style."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return in_style
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure of so many inches, whose parts are laid out without overlap."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG (200 dots per inch) and SVG.
+
+    The same figure gives the same bytes with the same matplotlib: no dates, no random ids.
+
+    Args:
+        path: without a suffix; its folder is made where there is none.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...
+    """
+    written = []
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with style():
+            figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
+        target = path.with_name(path.name + suffix)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(target, error) from error
+        write_atomically(target, buffer.getbuffer())
+        written.append(target)
+    return written
+
+
+def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
+    """Draw an image uint8 [H,W,C] without axes: grey for one channel, the first three of more."""
+    if image.shape[2] < 3:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    else:
+        axes.imshow(image[..., :3])
+    bare(axes)
+
+
+def bare(axes: Axes) -> None:
+    """Take away ticks and frame."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def frame(axes: Axes, is_right: bool) -> None:
+    """Frame an image: thin where something is right, thick and of another colour where it is wrong."""
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(GREEN if is_right else VERMILION)
+        spine.set_linewidth(1.0 if is_right else 3.0)
+
+
+def marked(text: str, is_right: bool) -> str:
+    """Text with a tick or a cross before it."""
+    return f"{RIGHT if is_right else WRONG} {text}"

@@ -1,0 +1,310 @@
+"""Pictures of a pretrained network: ``python -m rotnet_fast.visualize --checkpoint RUN [flags]``.
+
+Each picture is written as PNG and SVG into RUN/figures unless ``--output`` says otherwise.
+
+Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from rotnet_fast.command import run_command
+from rotnet_fast.engine.run_folder import run_of
+from rotnet_fast.errors import ArgumentError, CheckpointError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rotnet_fast.data.split import Split
+    from rotnet_fast.models.nin import NetworkInNetwork
+
+PROGRAM = "python -m rotnet_fast.visualize"
+
+Picture = Literal[
+    "rotations", "filters", "attention", "knn", "confusion", "embedding", "calibration", "hardest"
+]
+
+IMAGES_WITH_ATTENTION = 3
+"""More do not fit into the width of a page."""
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    """Draw what a pretrained network predicts and what its features see."""
+
+    checkpoint: Path
+    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
+
+    what: tuple[Picture | Literal["all"], ...] = ("all",)
+    """rotations: test images under all rotations, with predictions.
+    filters: of the first layer. attention: maps of three layers, and how well they turn with the image.
+    knn: nearest training images. confusion: of rotations, and of object classes by nearest neighbours.
+    embedding: PCA and t-SNE. calibration: confidence against accuracy. hardest: images whose rotation is
+    hardest to tell."""
+
+    supervised: Path | None = None
+    """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised: attention and
+    filters show it beside the pretrained network."""
+
+    layer: Literal["conv1", "conv2", "conv3", "conv4", "conv5"] = "conv2"
+    """Feature map of knn, confusion and embedding."""
+
+    images: int = 6
+    """Test images that rotations and knn show; attention shows the first three of them."""
+
+    seed: int = 0
+    """Decides which images are shown, and the start of t-SNE."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. None: that of the pretraining."""
+
+    limit_train: int | None = None
+    """Look for neighbours among this many training images only. None: as in pretraining."""
+
+    limit_test: int | None = None
+    """Test on this many images only, balanced over the classes. None: as in pretraining."""
+
+    batch_size: int = 128
+    """Images per forward pass."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format. auto: bf16 where the device computes in it, else fp32."""
+
+    output: Path | None = None
+    """Folder of the pictures. None: figures in the run folder."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+            CheckpointError: a path of a checkpoint does not exist.
+        """
+        for name in ("images", "batch_size", "limit_train", "limit_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
+            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
+        if not self.what:
+            raise ArgumentError(f"what is empty; choose from all, {', '.join(PICTURES)}")
+        if not self.checkpoint.exists():
+            raise CheckpointError(
+                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
+                f"python -m rotnet_fast.pretrain printed"
+            )
+        if self.supervised is not None and not self.supervised.exists():
+            raise CheckpointError(
+                f"supervised {self.supervised} does not exist; give the folder supervised of an evaluation "
+                f"with --supervised"
+            )
+
+    def pictures(self) -> list[str]:
+        """Keys of ``PICTURES`` to draw, in its order."""
+        return [name for name in PICTURES if name in self.what or "all" in self.what]
+
+    def output_folder(self) -> Path:
+        """Where the pictures are kept."""
+        return run_of(self.checkpoint) / "figures" if self.output is None else self.output
+
+
+class Analyses:
+    """What the pictures of one network show; each analysis is computed when first asked for, once.
+
+    Raises:
+        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+    """
+
+    def __init__(self, config: VisualizeConfig) -> None:
+        from rotnet_fast.analysis.views import PlainViews, one_of_each_class
+        from rotnet_fast.data.split import Split
+        from rotnet_fast.engine.device import resolve_device
+        from rotnet_fast.engine.precision import resolve_precision
+        from rotnet_fast.protocols.pretrained import load_pretrained, load_supervised
+
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        pretrained = load_pretrained(config.checkpoint)
+        self.network = pretrained.network().to(device)
+        self.network.check_layers([config.layer])  # before a data set is read
+        self.networks: dict[str, NetworkInNetwork] = {"rotation network": self.network}
+        if config.supervised is not None:
+            supervised = load_supervised(config.supervised, pretrained.recipe["width"])
+            self.networks["supervised network"] = supervised.to(device)
+        dataset = pretrained.dataset(None, config.data_dir, config.limit_train, config.limit_test)
+        self.classes = dataset.classes
+        self.layer, self.seed = config.layer, config.seed
+        self.rotations = pretrained.rotations
+        self.bank: Split = Split(dataset.train.images.to(device), dataset.train.labels.to(device))
+        self.test: Split = Split(dataset.test.images.to(device), dataset.test.labels.to(device))
+        self.shown = one_of_each_class(dataset.test.labels, config.images, config.seed)
+        self.views = PlainViews(dataset.mean, dataset.std, precision, config.batch_size)
+
+    @cached_property
+    def rotation(self) -> Mapping[str, Any]:
+        """See `rotnet_fast.analysis.rotation.rotation`."""
+        from rotnet_fast.analysis.rotation import rotation
+
+        images, labels = self.test.images, self.test.labels
+        return rotation(self.network, images, labels, self.classes, self.rotations, self.shown, self.views)
+
+    @cached_property
+    def neighbours(self) -> Mapping[str, Any]:
+        """See `rotnet_fast.analysis.neighbours.neighbours`."""
+        from rotnet_fast.analysis.neighbours import neighbours
+
+        return neighbours(
+            self.network, self.test, self.bank, self.classes, self.layer, self.shown, self.views
+        )
+
+    def embedding(self) -> Mapping[str, Any]:
+        """See `rotnet_fast.analysis.embedding.embedding`."""
+        from rotnet_fast.analysis.embedding import embedding
+
+        images, labels = self.test.images, self.test.labels
+        return embedding(self.network, images, labels, self.classes, self.layer, self.views, seed=self.seed)
+
+    def attention(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """See `rotnet_fast.analysis.attention.attention`, of each network."""
+        from rotnet_fast.analysis.attention import attention
+
+        shown = self.shown[:IMAGES_WITH_ATTENTION]
+        return [
+            (name, attention(network, self.test.images, shown, self.views))
+            for name, network in self.networks.items()
+        ]
+
+    def filters(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """See `rotnet_fast.analysis.filters.filters`, of each network."""
+        from rotnet_fast.analysis.filters import filters
+
+        return [(name, filters(network)) for name, network in self.networks.items()]
+
+
+def draw_rotations(analyses: Analyses) -> dict[str, Figure]:
+    """Test images under all rotations."""
+    from rotnet_fast.plots.rotation import rotations
+
+    return {"rotations": rotations(analyses.rotation)}
+
+
+def draw_filters(analyses: Analyses) -> dict[str, Figure]:
+    """First-layer filters of each network."""
+    from rotnet_fast.plots.filters import filters
+
+    return {"filters": filters(analyses.filters())}
+
+
+def draw_attention(analyses: Analyses) -> dict[str, Figure]:
+    """Attention maps of each network."""
+    from rotnet_fast.plots.attention import attention
+
+    return {"attention": attention(analyses.attention())}
+
+
+def draw_knn(analyses: Analyses) -> dict[str, Figure]:
+    """Nearest training images."""
+    from rotnet_fast.plots.neighbours import neighbours
+
+    return {"knn": neighbours(analyses.neighbours)}
+
+
+def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
+    """Confusion of rotations and of object classes."""
+    from rotnet_fast.plots.confusion import confusion
+
+    rotation, neighbours = analyses.rotation, analyses.neighbours
+    angles = [f"{angle}°" for angle in rotation["rotations"]]
+    turned = f"Predicted rotations, {rotation['accuracy']:.1f} % right"
+    voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
+    return {
+        "confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation"),
+        "confusion-classes": confusion(
+            neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % right"
+        ),
+    }
+
+
+def draw_embedding(analyses: Analyses) -> dict[str, Figure]:
+    """PCA and t-SNE of the features."""
+    from rotnet_fast.plots.embedding import embedding
+
+    return {"embedding": embedding(analyses.embedding())}
+
+
+def draw_calibration(analyses: Analyses) -> dict[str, Figure]:
+    """Confidence against accuracy."""
+    from rotnet_fast.plots.rotation import calibration
+
+    return {"calibration": calibration(analyses.rotation)}
+
+
+def draw_hardest(analyses: Analyses) -> dict[str, Figure]:
+    """Images whose rotation is hardest to tell."""
+    from rotnet_fast.plots.rotation import hardest
+
+    return {"hardest": hardest(analyses.rotation)}
+
+
+PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
+    "rotations": draw_rotations,
+    "filters": draw_filters,
+    "attention": draw_attention,
+    "knn": draw_knn,
+    "confusion": draw_confusion,
+    "embedding": draw_embedding,
+    "calibration": draw_calibration,
+    "hardest": draw_hardest,
+}
+"""Name on the command line -> function that gives figures by the names of their files."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> None:
+        visualize(tyro.cli(VisualizeConfig, prog=PROGRAM, args=arguments))
+
+    return run_command(command)
+
+
+def visualize(config: VisualizeConfig) -> list[Path]:
+    """Compute and draw every picture asked for, and print the paths of its files.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+    """
+    config.validate()
+    from rotnet_fast.plots.style import save
+
+    analyses = Analyses(config)
+    folder = config.output_folder()
+    written = []
+    for picture in config.pictures():
+        for name, figure in PICTURES[picture](analyses).items():
+            for path in save(figure, folder / name):
+                print(path)
+                written.append(path)
+    return written
+
+
+if __name__ == "__main__":
+    sys.exit(main())
