@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -100,15 +101,40 @@ def result_of(cell: StudyCell, settings: StudySettings) -> dict[str, Any]:
             result[f"rotation_accuracy_after/{epoch}"] = draw.uniform(50, 92)
         return result
     if cell.kind in ("attention", "filters", "rotations", "embedding"):
-        return pictures_of(cell, settings)
+        return pictures_of(cell.kind, len(settings.data.classes))
     classes = len(settings.data.classes)
     confusion = [
-        [draw.randrange(30) + 800 * (row == column) for column in range(classes)] for row in range(classes)
+        [draw.randrange(5, 30) + (row == column) * draw.randrange(200, 900) for column in range(classes)]
+        for row in range(classes)
     ]
     correct = sum(confusion[label][label] for label in range(classes))
     return {"accuracy": 100 * correct / sum(map(sum, confusion)), "confusion": confusion}
 
 
-def pictures_of(cell: StudyCell, settings: StudySettings) -> dict[str, Any]:
-    """What the analysis of a tiny untrained network gives."""
-    raise NotImplementedError
+def pictures_of(kind: str, classes: int, blocks: int = 4) -> dict[str, Any]:
+    """What the analysis of a tiny untrained network gives of random images."""
+    if kind in ("attention", "filters"):
+        return {"rotation": _analysis(kind, classes, 4), "supervised": _analysis(kind, classes, 3)}
+    return _analysis(kind, classes, 4)
+
+
+@functools.cache
+def _analysis(kind: str, classes: int, blocks: int) -> dict[str, Any]:
+    import torch  # here: what reads a study does not need it
+    from analysis_inputs import fp32_views, random_images, small_network
+
+    from rotnet_fast.analysis.attention import attention
+    from rotnet_fast.analysis.embedding import embedding
+    from rotnet_fast.analysis.filters import filters
+    from rotnet_fast.analysis.rotation import rotation
+
+    images, views = random_images(40), fp32_views()
+    labels = torch.arange(40) % classes
+    network = small_network(blocks=blocks, seed=blocks)
+    if kind == "attention":
+        return attention(network, images, [0, 1, 2], views)
+    if kind == "filters":
+        return filters(network)
+    if kind == "embedding":
+        return embedding(network, images, labels, CLASSES[:classes], "conv2", views)
+    return rotation(network, images, labels, CLASSES[:classes], (0, 90, 180, 270), [0, 1, 2], views)

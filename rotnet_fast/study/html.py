@@ -46,9 +46,10 @@ code { font: .9em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mon
 pre { margin: 1rem 0; padding: .8rem 1rem; background: var(--tint); border-radius: .4rem; overflow-x: auto;
   max-width: 100%; }
 pre code { overflow-wrap: normal; }
-.table { margin: 1.5rem 0; max-width: 100%; overflow-x: auto; }
+.table { margin: 1.5rem 0; }
+.scroll { max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: 0 0 .5rem; max-width: 46rem; }
+.caption { font-weight: 600; font-size: .92rem; margin: 0 0 .4rem; }
 th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
 th:last-child, td:last-child { padding-right: 0; }
@@ -59,13 +60,14 @@ tbody tr:hover { background: var(--tint); }
 .missing { color: var(--muted); font-style: italic; }
 .note, figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; margin: .5rem 0 0; }
 figure { margin: 1.75rem 0; }
-figure img { display: block; max-width: 100%; height: auto; }
+figure img { display: block; max-width: max(100%, 34rem); height: auto; }
 @media (max-width: 40rem) {
   body { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
   h2 { font-size: 1.2rem; margin-top: 2.25rem; }
   table { font-size: .84rem; }
   th, td { padding-right: .6rem; }
+  tbody th { min-width: 6.5rem; }
 }
 @media print {
   @page { margin: 16mm 14mm; }
@@ -74,13 +76,14 @@ figure img { display: block; max-width: 100%; height: auto; }
   h2 { font-size: 13pt; margin-top: 16pt; break-after: avoid; }
   a { color: inherit; text-decoration: none; }
   nav, pre { background: none; border: 1px solid var(--rule); }
-  .table { overflow: visible; margin: 10pt 0; }
+  .table { margin: 10pt 0; break-inside: avoid; }
+  .scroll { overflow: visible; }
   table { font-size: 8.5pt; }
-  caption { break-after: avoid; }
+  .caption { break-after: avoid; }
   tr, figure { break-inside: avoid; }
   thead { display: table-header-group; }
-  figure img { max-height: 225mm; margin: 0 auto; }
-  p, li, .note, figcaption, caption { max-width: none; }
+  figure img { max-width: 100%; max-height: 225mm; margin: 0 auto; }
+  p, li, .note, figcaption { max-width: none; }
 }
 """
 
@@ -140,7 +143,8 @@ def _block(block: Block, pictures: Mapping[str, str]) -> str:
         return f"<pre><code>{escape(block.text)}</code></pre>"
     if isinstance(block, Figure):
         return (
-            f'<figure>\n<img src="{escape(pictures[block.name])}" alt="{escape(block.alt)}">\n'
+            f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="figure">\n'
+            f'<img src="{escape(pictures[block.name])}" alt="{escape(block.alt)}">\n</div>\n'
             f"<figcaption>{_inline(block.caption)}</figcaption>\n</figure>"
         )
     return _table(block)
@@ -162,11 +166,13 @@ def _table(table: Table) -> str:
     ]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     note = f'\n<p class="note">{_inline(table.note)}</p>' if table.note else ""
-    # Wide tables scroll sideways on narrow screens, by keyboard too.
+    name = escape(table.caption.replace("`", ""))
+    # Wide tables scroll sideways on narrow screens, by keyboard too; a caption inside would be cut off.
     return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{escape(table.caption)}">\n<table>\n'
-        f"<caption>{_inline(table.caption)}</caption>\n<thead>\n<tr>{head}</tr>\n</thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>{note}"
+        f'<div class="table">\n<p class="caption">{_inline(table.caption)}</p>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">\n'
+        f'<table aria-label="{name}">\n<thead>\n<tr>{head}</tr>\n</thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>{note}\n</div>"
     )
 
 

@@ -14,6 +14,12 @@ REFERENCE = (
 )
 
 
+SCHEDULES = (
+    "In the tables below, epochs are those of the trainings that gave a number, one after another: of the "
+    "pretext, then of what was trained on its features."
+)
+
+
 def title(study: Study) -> str:
     """Of the report."""
     return f"RotNet on {data_set(study)}: every table and figure"
@@ -102,7 +108,7 @@ def what_was_run(study: Study) -> Section:
         (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))
         for (hardware, versions, kernel), name in study.machine_names.items()
     ]
-    blocks: list[Block] = [Table("What was run", ("", "setting"), tuple(rows))]
+    blocks: list[Block] = [Table("Settings of the study", ("", "setting"), tuple(rows), note=SCHEDULES)]
     if machines:
         header = ("machine", "hardware", "versions", "kernel of the data path", "pretext, images/s")
         note = (

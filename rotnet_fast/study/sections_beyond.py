@@ -116,7 +116,7 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
                 study.machines([number.entry]) or NO_VALUE,
             )
         )
-    header = ("", "ours, %", "n", "faithful, %", "difference", "schedule", "machine")
+    header = ("", "ours, %", "n", "faithful, %", "difference", "epochs", "machine")
     caption = (
         f"Ablations: test accuracy in % on {data_set(study)}, and what each costs beside the faithful run"
     )
@@ -187,7 +187,7 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
                     "verdict",
                 ),
                 tuple(steps),
-                (2, 3, 5),
+                (1, 2, 3, 5),
             ),
             Table(
                 f"Spearman correlation of the two accuracies over the pretraining, {data_set(study)}",

@@ -135,9 +135,7 @@ class Study:
                 epochs = [snapshot or need.settings["epochs"] for need in cell.needs]
                 if "epochs" in cell.settings:
                     epochs.append(cell.settings["epochs"])
-                return " + ".join(map(str, epochs)) + (
-                    " epoch" if epochs == [1] else " epochs" if epochs else ""
-                )
+                return "+".join(map(str, epochs))
         return ""
 
     def machines(self, entries: Iterable[Entry]) -> str:

@@ -54,7 +54,7 @@ def published_cells(study: Study, number: Number) -> tuple[str, ...]:
 def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
     """One row per number, with its schedule and machine."""
     beside = published_header(study)
-    header = ("", "ours, %", "n", *beside, "schedule", "machine")
+    header = ("", "ours, %", "n", *beside, "epochs", "machine")
     rows = [
         (
             number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
