@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.report import main
 from rotnet_fast.study import figures
 from rotnet_fast.study.report import write_report
+from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
 
 VOID_ELEMENTS = {"meta", "img", "br", "hr", "link", "input"}
@@ -170,6 +172,17 @@ def test_half_a_study_shows_its_half(tmp_path: Path, complete: Path) -> None:
         for number in load_study(folder).numbers.values():
             if number.mean is not None:
                 assert f"{number.mean:.2f}" in page(folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_smallest_study_has_all_its_numbers(tmp_path: Path) -> None:
+    data = replace(settings_of("digits", "digits").data, train_images=80, test_images=360, smallest_class=8)
+    folder = write_study(tmp_path / "study", study_settings("quickstart", 0.05, data, "fp32"), seeds=1)
+    write_report(folder)
+    assert "| not run" not in markdown(folder)
+    assert "RotNet &gt; supervised with 1, 2 and 3 labels per class" in markdown(folder)
+    for number in load_study(folder).numbers.values():
+        assert f"{number.mean:.2f}" in page(folder)
 
 
 @pytest.mark.usefixtures("quick")

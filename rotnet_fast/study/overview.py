@@ -31,20 +31,22 @@ def lead(study: Study, orderings: str) -> tuple[Block, ...]:
     Args:
         orderings: how many of them hold, as a sentence.
     """
-    run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
-    state = (
-        "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
-    )
     seeds = "one seed" if study.seeds == 1 else f"{study.seeds} seeds"
     return (
         Paragraph(
             f"The CIFAR-10 study of RotNet ({REFERENCE}) on {data_set(study)}: {_images(study)}, preset "
-            f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is {state}. "
-            f"{orderings}"
+            f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
+            f"{state(study)}. {orderings}"
         ),
         Paragraph(meaning(study)),
         main_rows(study),
     )
+
+
+def state(study: Study) -> str:
+    """Whether all of it has been run."""
+    run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
+    return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
 
 
 def meaning(study: Study) -> str:

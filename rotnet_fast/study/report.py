@@ -105,7 +105,8 @@ def readme_block(study: Study, source: str) -> str:
         f"{settings.data.test_images:,} test images. Preset `{settings.preset}` at scale {settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised_epochs}, heads "
         f"{settings.head_epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
-        f"{overview.meaning(study)} Measured on {machines}. From `{source}`."
+        f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
+        f"{machines}. From `{source}`."
     )
     return "\n".join([*table_lines(table), "", notes])
 
