@@ -143,8 +143,7 @@ class Analyses:
         self.network.check_layers([config.layer])  # before a data set is read
         self.networks: dict[str, NetworkInNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
-            supervised = load_supervised(config.supervised, pretrained.recipe["width"])
-            self.networks["supervised network"] = supervised.to(device)
+            self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         dataset = pretrained.dataset(None, config.data_dir, config.limit_train, config.limit_test)
         self.classes = dataset.classes
         self.layer, self.seed = config.layer, config.seed

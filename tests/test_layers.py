@@ -79,7 +79,15 @@ def test_a_module_imports_only_its_own_layer_and_those_below(module: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("data", "ops"), ("ops", "data"), ("ops", "models"), ("data", "engine")]
+    ("one", "other"),
+    [
+        ("data", "ops"),
+        ("ops", "data"),
+        ("ops", "models"),
+        ("data", "engine"),
+        ("plots", "analysis"),
+        ("analysis", "plots"),
+    ],
 )
 def test_parts_that_must_not_know_each_other(one: str, other: str) -> None:
     for module, path in MODULES.items():

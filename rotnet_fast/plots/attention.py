@@ -27,8 +27,6 @@ from rotnet_fast.plots.style import (
     styled,
 )
 
-ROTATION, SUPERVISED = "rotation network", "supervised network"
-
 Networks = Sequence[tuple[str, Mapping[str, Any]]]
 """(name, result of `rotnet_fast.analysis.attention.attention`) of each network, on the same images."""
 
@@ -147,7 +145,7 @@ def draw_equivariance(axes: Axes, networks: Networks) -> None:
         )
     axes.set_xticks(ticks, labels)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(top=1.25)
+    axes.set_ylim(top=1.35)
     axes.set_yticks([0, 0.5, 1])
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.axhline(0, color="black", linewidth=0.8)

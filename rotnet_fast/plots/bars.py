@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plots.style import COLOURS, HATCHES, WIDTH, new_figure, styled
+from rotnet_fast.plots.style import COLOURS, HATCHES, MARKERS, WIDTH, new_figure, styled
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def bars(
             if start == 0:
                 axes.barh(place, row.mean, height=0.66, color=colour, hatch=hatch, edgecolor="white")
             else:
-                axes.plot(row.mean, place, marker="o", linestyle="", markersize=7, color=colour)
+                axes.plot(row.mean, place, marker=MARKERS[number % len(MARKERS)], linestyle="", color=colour)
             if row.std is not None:
                 axes.errorbar(
                     row.mean, place, xerr=row.std, color="black", capsize=2.5, linewidth=1.0, zorder=4
@@ -79,7 +79,7 @@ def bars(
                 marker="D",
                 markersize=6,
                 linestyle="",
-                markerfacecolor="white",
+                markerfacecolor="none",
                 markeredgecolor="black",
                 zorder=5,
             )
@@ -89,9 +89,11 @@ def bars(
             text += f" ± {row.std:.2f}"
         if row.published is not None:
             text += f"  ({row.published:.2f})"
+        if end is not None and end < start:
+            text = f"← {text}"
         axes.annotate(
             text,
-            (start if end is None else end, place),
+            (start if end is None else max(start, end), place),
             xytext=(7, 0),
             textcoords="offset points",
             va="center",
@@ -116,7 +118,7 @@ def bars(
                 [],
                 marker="D",
                 linestyle="",
-                markerfacecolor="white",
+                markerfacecolor="none",
                 markeredgecolor="black",
                 label=f"{published_name} (in parentheses)",
             )
@@ -130,4 +132,4 @@ def _group_handle(name: str, number: int, is_bar: bool) -> Artist:
     colour = COLOURS[number % len(COLOURS)]
     if is_bar:
         return Patch(facecolor=colour, edgecolor="white", hatch=HATCHES[number % len(HATCHES)], label=name)
-    return Line2D([], [], marker="o", linestyle="", color=colour, label=name)
+    return Line2D([], [], marker=MARKERS[number % len(MARKERS)], linestyle="", color=colour, label=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -81,8 +82,9 @@ def curves(
         figure.suptitle(title)
     number = 0
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        handles: list[Any] = []
         for line in panel.lines:
-            _draw(axes, line, number, published_name)
+            handles += _draw(axes, line, number, published_name)
             number += 1
         if log_x:
             axes.set_xscale("log")
@@ -94,12 +96,14 @@ def curves(
         axes.set_ylabel(panel.y_label)
         axes.set_title(panel.title)
         axes.grid(axis="y")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best")
+        if handles:
+            axes.legend(handles=handles, loc="best")
     return figure
 
 
-def _draw(axes: Axes, line: Line, number: int, published_name: str) -> None:
+def _draw(axes: Axes, line: Line, number: int, published_name: str) -> list[Any]:
+    """Draw one line and its published one; returns what the legend shows, in that order."""
+    handles: list[Any] = []
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, x, values in (
         ("means", line.x, line.mean),
@@ -111,7 +115,7 @@ def _draw(axes: Axes, line: Line, number: int, published_name: str) -> None:
     mean, std = _numbers(line.mean), _numbers(line.std or [None] * len(line.x))
     known = ~np.isnan(mean)
     if known.any():
-        axes.errorbar(
+        drawn = axes.errorbar(
             np.asarray(line.x, float)[known],
             mean[known],
             yerr=np.nan_to_num(std[known]) if not np.isnan(std[known]).all() else None,
@@ -122,10 +126,11 @@ def _draw(axes: Axes, line: Line, number: int, published_name: str) -> None:
             label=line.label,
             zorder=3,
         )
+        handles.append(drawn)
     published = _numbers(line.published)
     known = ~np.isnan(published)
     if known.any():
-        axes.plot(
+        handles += axes.plot(
             np.asarray(line.published_x, float)[known],
             published[known],
             color=colour,
@@ -136,6 +141,7 @@ def _draw(axes: Axes, line: Line, number: int, published_name: str) -> None:
             label=f"{line.label}, {published_name}",
             zorder=2,
         )
+    return handles
 
 
 def _numbers(values: Values) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

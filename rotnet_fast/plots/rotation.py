@@ -42,7 +42,8 @@ def rotations(result: Mapping[str, Any]) -> Figure:
     turned = len(angles)
     # Eight columns leave no room for a prediction on one line.
     separator = " " if turned <= 5 else "\n"
-    cell = min(0.9, (WIDTH - 0.9) / turned - 0.1)
+    # Fits a page's width, and with up to ten images its height.
+    cell = min(0.9, (WIDTH - 0.9) / turned - 0.15, max(0.5, 9.2 / len(views) - 0.42))
     height = len(views) * (cell + (0.28 if turned <= 5 else 0.42)) + 0.7
     figure = new_figure(height, max(4.5, turned * (cell + 0.15) + 0.9))
     figure.suptitle(

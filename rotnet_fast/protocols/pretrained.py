@@ -12,8 +12,8 @@ from typing import Any
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import read_settings, run_of
-from rotnet_fast.errors import CheckpointError
-from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork, scaled_channels
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,11 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(found, run_of(path), state["module"], recipe, state["epoch"])
 
 
-def load_supervised(path: Path, width: float) -> NetworkInNetwork:
+def load_supervised(path: Path) -> NetworkInNetwork:
     """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
-
-    Its size is read off the weights.
 
     Args:
         path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.
-        width: multiplier of the channels to try first.
 
     Raises:
         CheckpointError: no whole checkpoint of a whole `NetworkInNetwork`, or one of a pretraining.
@@ -124,7 +121,7 @@ def load_supervised(path: Path, width: float) -> NetworkInNetwork:
             f"the checkpoint {found} is one of a pretraining; give a supervised training, such as the folder "
             f"supervised of an evaluation with --supervised"
         )
-    network = network_from_state(state.get("module", {}), width)
+    network = network_from_state(state.get("module", {}))
     if network is None:
         raise CheckpointError(
             f"the checkpoint {found} does not hold a whole Network in Network; give a supervised training, "
@@ -133,30 +130,33 @@ def load_supervised(path: Path, width: float) -> NetworkInNetwork:
     return network
 
 
-def network_from_state(state: Mapping[str, Any], width: float) -> NetworkInNetwork | None:
-    """A network with these weights; None where they are not those of a `NetworkInNetwork`.
+def network_from_state(state: Mapping[str, Any]) -> NetworkInNetwork | None:
+    """A network with these weights, its size read off them; None where they are no `NetworkInNetwork`'s.
 
     Args:
         state: state dict.
-        width: multiplier of the channels to try before those that the weights suggest.
     """
-    names = ("conv1.0.conv.weight", "conv1.1.conv.weight", "classifier.weight")
-    if not set(names) <= state.keys():
+    names = [f"conv1.{position}.conv.weight" for position in range(3)]
+    if not {*names, "classifier.weight"} <= state.keys():
         return None
-    first, second, classifier = (tuple(state[name].shape) for name in names)
     blocks = len({name.partition(".")[0] for name in state if re.match(r"conv\d\.", name)})
     if blocks not in BLOCK_COUNTS:
         return None
-    for multiplier in (width, first[0] / 192, second[0] / 160):
-        if (scaled_channels(192, multiplier), scaled_channels(160, multiplier)) != (first[0], second[0]):
-            continue
-        network = NetworkInNetwork(classifier[0], blocks, multiplier, first[1])
-        try:
-            network.load_state_dict(state)
-        except RuntimeError:  # names or shapes that differ
-            continue
-        return network
-    return None
+    # A layer with c channels at width 1 has n, a multiple of 8, for widths from (n - 4) / c to (n + 4) / c.
+    counts = list(zip((192, 160, 96), (len(state[name]) for name in names), strict=True))
+    narrowest = max((found - 4) / channels for channels, found in counts)
+    widest = min((found + 4) / channels for channels, found in counts)
+    try:
+        network = NetworkInNetwork(
+            num_classes=len(state["classifier.weight"]),
+            blocks=blocks,
+            width=(narrowest + widest) / 2,
+            in_channels=state[names[0]].shape[1],
+        )
+        network.load_state_dict(state)
+    except (ArgumentError, RuntimeError):  # an impossible width; names or shapes that differ
+        return None
+    return network
 
 
 def _newest(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -1,0 +1,172 @@
+"""Every figure is legible: nothing cut off, nothing overlapping, no small print; and says what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from plot_inputs import (
+    CLASSES,
+    attention_result,
+    check_legible,
+    embedding_result,
+    filters_result,
+    neighbours_result,
+    rotation_result,
+    texts,
+)
+
+from rotnet_fast.arrays import encode_array
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots import attention as attention_plots
+from rotnet_fast.plots.confusion import confusion
+from rotnet_fast.plots.embedding import embedding
+from rotnet_fast.plots.filters import filters, mosaic
+from rotnet_fast.plots.neighbours import neighbours
+from rotnet_fast.plots.rotation import calibration, hardest, rotations
+
+FOUR, EIGHT, TWO = [0, 90, 180, 270], list(range(0, 360, 45)), [90, 270]
+BOTH = [
+    ("rotation network", attention_result(("conv1", "conv2", "conv4"))),
+    ("supervised network", attention_result(("conv1", "conv2", "conv3"))),
+]
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "attention": lambda: attention_plots.attention(BOTH),
+    "attention of four images": lambda: attention_plots.attention(
+        [
+            ("rotation network", attention_result(("conv1", "conv2", "conv4"), shown=4)),
+            ("supervised network", attention_result(("conv1", "conv2", "conv3"), shown=4)),
+        ]
+    ),
+    "attention of one network": lambda: attention_plots.attention(BOTH[:1]),
+    "attention of one grey image": lambda: attention_plots.attention(
+        [("rotation network", attention_result(("conv1", "conv2"), shown=1, channels=1))]
+    ),
+    "equivariance": lambda: attention_plots.equivariance(BOTH),
+    "filters": lambda: filters([("rotation network", filters_result()), ("supervised", filters_result())]),
+    "filters of one network": lambda: filters([("rotation network", filters_result(8))]),
+    "grey filters": lambda: filters([("rotation network", filters_result(96, channels=1))]),
+    "four rotations": lambda: rotations(rotation_result(FOUR, shown=10)),
+    "eight rotations": lambda: rotations(rotation_result(EIGHT, shown=8)),
+    "two rotations of one grey image": lambda: rotations(rotation_result(TWO, shown=1, channels=1)),
+    "hardest": lambda: hardest(rotation_result(FOUR)),
+    "hardest of eight rotations": lambda: hardest(rotation_result(EIGHT)),
+    "hardest of few images": lambda: hardest(rotation_result(FOUR, hardest=3)),
+    "calibration": lambda: calibration(rotation_result(FOUR)),
+    "calibration of two": lambda: calibration(rotation_result(TWO)),
+    "confusion": lambda: confusion(neighbours_result()["confusion"], CLASSES, "Votes of 20 neighbours"),
+    "confusion of two": lambda: confusion([[5, 0], [0, 0]], ["90°", "270°"], "Rotations", what="rotation"),
+    "confusion of many": lambda: confusion(
+        np.eye(30, dtype=int).tolist(), [str(number) for number in range(30)], "Thirty classes"
+    ),
+    "embedding": lambda: embedding(embedding_result()),
+    "embedding without t-SNE": lambda: embedding(embedding_result(tsne=False, images=4)),
+    "embedding of many classes": lambda: embedding(embedding_result(classes=25)),
+    "neighbours": lambda: neighbours(neighbours_result(shown=6)),
+    "two neighbours of a grey image": lambda: neighbours(neighbours_result(1, columns=2, channels=1)),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_legible(name: str) -> None:
+    figure = FIGURES[name]()
+    assert figure.get_figwidth() <= 7.01
+    assert figure.get_figheight() <= 10
+    check_legible(figure)
+
+
+def words(figure: Figure) -> str:
+    return " | ".join(text.get_text() for text in texts(figure))
+
+
+def test_attention_shows_layer_i_with_power_i_and_says_where_there_is_no_number() -> None:
+    said = words(attention_plots.attention(BOTH))
+    for part in ("conv1, p = 1", "conv2, p = 2", "conv4, p = 4", "conv3, p = 4", "conv4 / conv3"):
+        assert part in said
+    assert "none" in said
+    assert "-0.12" in said
+
+
+def test_right_and_wrong_predictions_are_told_apart_without_colour() -> None:
+    result = rotation_result(FOUR, shown=1)
+    result["shown"]["predicted"] = [[0, 90, 0, 270]]
+    figure = rotations(result)
+    said = words(figure)
+    assert (said.count("✓"), said.count("✗ 0° (100 %)")) == (3, 1)
+    widths = [axes.spines["left"].get_linewidth() for axes in figure.axes]
+    assert widths[2] > 2 * widths[0]
+
+
+def test_hardest_images_name_only_what_was_missed() -> None:
+    result = rotation_result(FOUR, hardest=2)
+    result["hardest"]["predicted"] = [[0, 270, 180, 90], FOUR]
+    said = words(hardest(result))
+    assert "90→270, 270→90" in said
+    assert "all right" in said
+
+
+def test_confusion_is_in_percent_of_the_true_class() -> None:
+    said = words(confusion([[1, 2], [0, 5]], ["cat", "dog"], "A title")).split(" | ")
+    assert {"33.3", "66.7", "100", "A title"} <= set(said)
+    assert not {"0", "0.0"} & set(said) - {"0"}
+
+
+def test_every_class_of_the_embedding_has_a_look_of_its_own() -> None:
+    figure = embedding(embedding_result(classes=60))
+    looks = {
+        (tuple(points.get_facecolor()[0]), points.get_paths()[0].vertices.tobytes())  # type: ignore[union-attr]
+        for points in figure.axes[0].collections
+    }
+    assert len(looks) == 60
+
+
+def test_filters_are_sorted_by_norm_and_stretched_to_their_own_range() -> None:
+    kernels = np.zeros((3, 1, 1, 2), np.float32)
+    kernels[1, 0, 0] = [3, -6]
+    kernels[2, 0, 0] = [1, 0.5]
+    expected = np.ones((3, 5))
+    expected[0, 0:2] = [0.75, 0]
+    expected[0, 3:5] = [1, 0.75]
+    expected[2, 0:2] = [0.5, 0.5]
+    np.testing.assert_allclose(mosaic(kernels), expected)
+
+
+@pytest.mark.parametrize(
+    ("draw", "sentence"),
+    [
+        (lambda: attention_plots.attention([]), "networks is empty"),
+        (
+            lambda: attention_plots.attention([("one", attention_result(("conv1",), shown=0))]),
+            "holds no images to show",
+        ),
+        (
+            lambda: attention_plots.attention(
+                [("one", attention_result(("conv1",))), ("other", attention_result(("conv1",), shown=2))]
+            ),
+            "of the other is of other images",
+        ),
+        (
+            lambda: attention_plots.equivariance([BOTH[0], ("other", attention_result(("conv1",)))]),
+            "of the other has another number of layers",
+        ),
+        (lambda: filters([]), "networks is empty"),
+        (lambda: rotations(rotation_result(FOUR, shown=0)), "holds no images to show"),
+        (lambda: hardest(rotation_result(FOUR, hardest=0)), "holds no hardest images"),
+        (lambda: neighbours(neighbours_result(shown=0)), "holds no queries to show"),
+        (lambda: confusion([[1, 2]], ["cat"], ""), "has the shape .1, 2.; 1 class names need a square of 1"),
+        (lambda: filters([("one", {**filters_result(), "filters": {}})]), "lacks dtype"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(draw: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=sentence):
+        draw()
+
+
+def test_an_image_of_two_channels_is_drawn_grey() -> None:
+    result = rotation_result(TWO, shown=1)
+    result["shown"]["views"] = encode_array(np.zeros((1, 2, 4, 4, 2), np.uint8))
+    check_legible(rotations(result))
