@@ -3,9 +3,6 @@
 pytest benchmarks/ --benchmark-only --benchmark-json=FILE
 python -m benchmarks.table FILE                      # print
 python -m benchmarks.table FILE --readme README.md   # replace the table there
-
-A file with the keys ``pretrain`` and ``evaluate``, the results.json of one run of each command, gives the
-accuracy table.
 """
 
 from __future__ import annotations
@@ -96,30 +93,6 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def accuracy_table(results: dict[str, Any]) -> list[str]:
-    """What a pretraining learned, and what its features are worth beside an untrained network's."""
-    pretrain, evaluate = results["pretrain"], results["evaluate"]
-    lines = [
-        "| measured on the test images | accuracy |",
-        "|---|---:|",
-        f"| rotation, {len(pretrain['rotation_accuracy_by_degrees'])} views of each of the "
-        f"{pretrain['test_images']:,} images | {pretrain['rotation_accuracy']:.2f} % |",
-    ]
-    for cell in evaluate["cells"]:
-        where = "an untrained network" if cell["method"] == "random-init" else "the pretrained network"
-        note = f", BatchNorm with {cell['note']}" if cell["note"] else ""
-        lines.append(
-            f"| objects, {cell['head']} head on frozen {cell['layer']} of {where}{note} "
-            f"| {cell['accuracy']:.2f} % |"
-        )
-    lines.append("")
-    lines.append(
-        f"Pretraining: {pretrain['train_seconds']:,.0f} s at {pretrain['images_per_second']:,.0f} images/s, "
-        f"{pretrain['precision']}; seed {pretrain['settings']['seed']}. {results['note']}"
-    )
-    return lines
-
-
 def render(results: dict[str, Any], source: str) -> str:
     """All tables above a line that says where they come from."""
     machine = results["machine_info"]
@@ -139,11 +112,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="file whose table is replaced")
     arguments = parser.parse_args()
     results = json.loads(arguments.file.read_text())
-    if "pretrain" in results:
-        name, text = "accuracy", "\n".join(accuracy_table(results))
-    else:
-        name, text = "benchmarks", render(results, arguments.file.as_posix())
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = render(results, arguments.file.as_posix())
+    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
     if arguments.readme is None:
         print(text)
         return

@@ -1,10 +1,13 @@
-"""Tables of evaluation results beside the published numbers; nothing is trained here.
+"""Tables of results beside the published numbers; nothing is trained here.
 
-Run ``python -m rotnet_fast.report FOLDER`` to print the table of a finished evaluation again.
+``python -m rotnet_fast.report FOLDER`` prints the table of a finished evaluation again; of a study, which
+`rotnet_fast.reproduce` left there, it writes RESULTS.md, index.html and the figures. ``--readme README.md``
+puts the study's main numbers into that file.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from typing import Any
 from rotnet_fast import paper
 from rotnet_fast.command import run_command
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.study.summary import is_study
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,49 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the table of each folder named.
+    """Print the table of each evaluation named; write the report of each study named.
 
     Raises:
-        ArgumentError: a folder holds no evaluation.
+        ArgumentError: a folder holds neither; a flag or its file is wrong.
+        DataError: a study's result is damaged.
+        CannotWriteError: a report cannot be written.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m rotnet_fast.report FOLDER [FOLDER ...]")
-        return
-    print("\n\n".join(render(load_results(Path(argument))) for argument in arguments))
+    parser = argparse.ArgumentParser(
+        prog="python -m rotnet_fast.report",
+        description="Tables and reports from the JSON of finished runs; nothing is trained.",
+    )
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="of rotnet_fast.evaluate: its table is printed; of rotnet_fast.reproduce: RESULTS.md, "
+        "index.html and figures/ are written there",
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="put the main numbers of the one study named between the accuracy markers of this file",
+    )
+    options = parser.parse_args(arguments)
+    studies = [folder for folder in options.folders if is_study(folder)]
+    if options.readme is not None and (len(studies), len(options.folders)) != (1, 1):
+        raise ArgumentError("readme takes the numbers of one study; give one folder of rotnet_fast.reproduce")
+    texts = []
+    for folder in options.folders:
+        if folder in studies:
+            # Here, because drawing needs matplotlib, which takes a second to import.
+            from rotnet_fast.study.report import update_readme, write_report
+
+            written = []
+            if options.readme is not None:
+                update_readme(folder, options.readme)  # first: it may refuse
+                written = [options.readme]
+            texts.append("\n".join(map(str, [*written, *write_report(folder)])))
+        else:
+            texts.append(render(load_results(folder)))
+    print("\n\n".join(texts))
 
 
 if __name__ == "__main__":

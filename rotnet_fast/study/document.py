@@ -1,0 +1,105 @@
+"""A report as a list of sections, which `rotnet_fast.study.markdown` and `.html` render.
+
+Texts are plain; what stands between backticks is code. Nothing else is markup.
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of short texts."""
+
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first column names the row.
+
+    Attributes:
+        caption: what the table shows, complete without the text around it.
+        header: column titles.
+        rows: as many texts each as the header has.
+        numeric: columns that are right-aligned.
+        note: small print below it.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the folder ``figures``.
+
+    Attributes:
+        name: file name without its ending.
+        alt: what it shows, for readers who cannot see it.
+        caption: below it.
+    """
+
+    name: str
+    alt: str
+    caption: str
+
+
+Block = Paragraph | Bullets | Code | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and what stands below it."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Target of links, by the rule of GitHub for Markdown headings."""
+        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report: title, what stands above the table of contents, and sections."""
+
+    title: str
+    lead: tuple[Block, ...]
+    sections: tuple[Section, ...]
+
+
+def plain(text: str) -> str:
+    """Text from outside, such as a data set's name, in which a backtick is no markup."""
+    return text.replace("`", "'")
+
+
+def code_spans(text: str) -> list[tuple[bool, str]]:
+    """A text in pieces: (whether it is code, piece)."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        return [(False, text)]
+    return [(position % 2 == 1, piece) for position, piece in enumerate(pieces) if piece]

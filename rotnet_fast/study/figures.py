@@ -1,0 +1,297 @@
+"""Draws the figures of a report from a study's results.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from rotnet_fast import paper
+from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.plots.attention import attention
+from rotnet_fast.plots.bars import Bar, bars
+from rotnet_fast.plots.confusion import confusion
+from rotnet_fast.plots.curves import Line, Panel, curves
+from rotnet_fast.plots.embedding import embedding
+from rotnet_fast.plots.filters import filters
+from rotnet_fast.plots.rotation import calibration, hardest, rotations
+from rotnet_fast.plots.style import save
+from rotnet_fast.study.document import plain
+from rotnet_fast.study.plan import Entry
+from rotnet_fast.study.sections_beyond import ablated_pairs
+from rotnet_fast.study.sections_pictures import (
+    CONFUSED,
+    NETWORKS,
+    class_accuracies,
+    first_result,
+    summed_confusion,
+)
+from rotnet_fast.study.summary import Number, Study, cell_path
+
+TEST_ACCURACY = "test accuracy in %"
+
+
+def draw_figures(study: Study, folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Write each figure of which there is anything to show, as PNG and SVG.
+
+    Returns:
+        Name -> its two files.
+
+    Raises:
+        DataError: a result does not hold what its figure shows.
+        CannotWriteError: disk full, read-only, ...
+    """
+    written = {}
+    for name, (draw, entries) in FIGURES.items():
+        try:
+            figure = draw(study)
+        except (KeyError, TypeError, IndexError, AttributeError, ArgumentError) as error:
+            files = ", ".join(map(str, _files(study, entries)))
+            raise DataError(
+                f"the figure {name} cannot be drawn ({error!r}); delete {files}, and rotnet_fast.reproduce "
+                f"computes this again"
+            ) from error
+        if figure is not None:
+            png, svg = save(figure, folder / name)
+            written[name] = (png, svg)
+    return written
+
+
+def table1(study: Study) -> Figure | None:
+    """Accuracy against the block, one line per network."""
+    lines = []
+    for blocks, published in paper.NONLINEAR_HEAD.items():
+        numbers = [study.number("table1", f"{blocks}-{layer}") for layer in published]
+        lines.append(_line(f"{blocks} blocks", numbers, range(1, blocks + 1)))
+    return _curves(study, lines, "block that the non-linear head sits on", x_ticks=range(1, 6))
+
+
+def table2(study: Study) -> Figure | None:
+    """Accuracy of each set of rotations."""
+    return _bars(study, study.of("table2"))
+
+
+def table3(study: Study) -> Figure | None:
+    """All rows, ours and quoted."""
+    numbers = study.of("table3")
+    quoted = [
+        Bar(f"{name} (quoted)", None, published=accuracy) for name, accuracy in paper.OTHER_METHODS.items()
+    ]
+    return _bars(study, numbers, [_group(number.entry) for number in numbers], quoted)
+
+
+def figure5a(study: Study) -> Figure | None:
+    """Both accuracies over the epochs."""
+    lines = []
+    for position, series in enumerate(("rotation", "object")):
+        line = _line(series, [number for number in study.of("figure5a") if number.entry.series == series])
+        if any(value is not None for value in line.published):
+            published = [pair[position] for pair in paper.CORRELATION.values()]
+            line = Line(line.label, line.x, line.mean, line.std, tuple(paper.CORRELATION), published)
+        lines.append(line)
+    return _curves(study, lines, "epochs of the pretraining", x_ticks=study.settings.snapshot_epochs)
+
+
+def figure5b(study: Study) -> Figure | None:
+    """Both networks over the number of labels."""
+    lines = [
+        _line(title, [number for number in study.of("figure5b") if number.entry.series == series])
+        for series, title in (("rotnet", "RotNet + conv"), ("supervised", "supervised"))
+    ]
+    return _curves(study, lines, "labels per class", x_ticks=study.settings.labels_per_class, log_x=True)
+
+
+def features(study: Study) -> Figure | None:
+    """kNN and linear probes by layer."""
+    lines = []
+    for kind, title in (("knn", "kNN"), ("linear", "linear probe")):
+        numbers = [study.number("extras", f"{kind}-conv{block}") for block in range(1, 5)]
+        lines.append(_line(title, numbers, range(1, 5)))
+        untrained = study.number("extras", f"{kind}-random-conv2")
+        lines.append(_line(f"{title}, untrained network", [untrained], [2]))
+    return _curves(study, lines, "block whose pooled features are used", x_ticks=range(1, 5))
+
+
+def figure3(study: Study) -> Figure | None:
+    """Attention maps of both networks."""
+    result = first_result(study, "figure3", "attention") or {}
+    networks = [(name, result[key]) for key, name in NETWORKS.items() if key in result]
+    return attention(networks) if networks else None
+
+
+def figure4(study: Study) -> Figure | None:
+    """Filters of both networks."""
+    result = first_result(study, "figure4", "filters") or {}
+    networks = [(name, result[key]) for key, name in NETWORKS.items() if key in result]
+    return filters(networks) if networks else None
+
+
+def per_class(study: Study) -> Figure | None:
+    """RotNet's accuracy of each class as bars, the supervised one's as marks."""
+    rotnet, supervised = (list(class_accuracies(study, name).values()) for name in CONFUSED)
+    if not rotnet:
+        return None
+    rows = []
+    for label, name in enumerate(study.settings.data.classes):
+        ours = Number(_ANY, dict(enumerate(values[label] for values in rotnet)))
+        theirs = Number(_ANY, dict(enumerate(values[label] for values in supervised)))
+        rows.append(Bar(plain(name), ours.mean, ours.deviation, theirs.mean))
+    title = "RotNet + conv, class by class"
+    return bars(rows, x_label=TEST_ACCURACY, title=title, published_name="supervised network")
+
+
+def confusion_of(name: str) -> Callable[[Study], Figure | None]:
+    """Function that draws the confusion matrix of an entry of Table 3."""
+
+    def draw(study: Study) -> Figure | None:
+        matrix = summed_confusion(study, name)
+        if matrix is None:
+            return None
+        number = study.number("table3", name)
+        seeds = "" if number.n == 1 else f", mean of {number.n} seeds"
+        title = f"{CONFUSED[name][0].upper()}{CONFUSED[name][1:]}: {number.mean:.2f} % right{seeds}"
+        return confusion(matrix, study.settings.data.classes, title)
+
+    return draw
+
+
+def rotation_confusion(study: Study) -> Figure | None:
+    """Which rotations are taken for which."""
+    result = first_result(study, "extras", "rotations")
+    if result is None:
+        return None
+    angles = [f"{angle}°" for angle in result["rotations"]]
+    title = f"Rotations: {result['accuracy']:.2f} % right"
+    return confusion(result["confusion"], angles, title, what="rotation")
+
+
+def of_rotations(draw: Callable[..., Figure], gallery: str = "") -> Callable[[Study], Figure | None]:
+    """Function that draws a part of the result on rotations, unless its gallery is empty."""
+
+    def draw_part(study: Study) -> Figure | None:
+        result = first_result(study, "extras", "rotations")
+        if result is None or (gallery and not result[gallery]["indices"]):
+            return None
+        return draw(result)
+
+    return draw_part
+
+
+def embedding_of(study: Study) -> Figure | None:
+    """PCA and t-SNE of the first seed."""
+    result = first_result(study, "extras", "embedding")
+    return None if result is None else embedding(result)
+
+
+def ablations(study: Study) -> Figure | None:
+    """Each ablation as a bar, the faithful run as a mark."""
+    pairs = ablated_pairs(study)
+    if not any(number.n for number, _ in pairs):
+        return None
+    rows = [
+        Bar(_wrapped(number.entry.title), number.mean, number.deviation, faithful.mean)
+        for number, faithful in pairs
+    ]
+    return bars(rows, x_label=TEST_ACCURACY, published_name="faithful run")
+
+
+FIGURES: dict[str, tuple[Callable[[Study], Figure | None], tuple[str, ...]]] = {
+    "table1": (table1, ("table1",)),
+    "table2": (table2, ("table2",)),
+    "table3": (table3, ("table3",)),
+    "figure5a": (figure5a, ("figure5a",)),
+    "figure5b": (figure5b, ("figure5b",)),
+    "figure3": (figure3, ("figure3/attention",)),
+    "figure4": (figure4, ("figure4/filters",)),
+    "features": (features, ("extras",)),
+    "per-class": (per_class, tuple(f"table3/{name}" for name in CONFUSED)),
+    **{f"confusion-{name}": (confusion_of(name), (f"table3/{name}",)) for name in CONFUSED},
+    "rotations": (of_rotations(rotations, "shown"), ("extras/rotations",)),
+    "rotation-confusion": (rotation_confusion, ("extras/rotations",)),
+    "calibration": (of_rotations(calibration), ("extras/rotations",)),
+    "hardest": (of_rotations(hardest, "hardest"), ("extras/rotations",)),
+    "embedding": (embedding_of, ("extras/embedding",)),
+    "ablations": (ablations, ("ablations",)),
+}
+"""Name -> function that draws it, or gives None where nothing has been run, and the entries it shows."""
+
+_ANY = Entry("", "", "", ())
+
+
+def _line(label: str, numbers: Sequence[Number], x: Sequence[float] | None = None) -> Line:
+    positions = [number.entry.x or 0.0 for number in numbers] if x is None else list(x)
+    means = [number.mean for number in numbers]
+    deviations = [number.deviation for number in numbers]
+    published = [number.entry.published for number in numbers]
+    return Line(label, positions, means, deviations, positions, published)
+
+
+def _curves(
+    study: Study, lines: Sequence[Line], x_label: str, x_ticks: Sequence[float], log_x: bool = False
+) -> Figure | None:
+    if all(value is None for line in lines for value in line.mean):
+        return None
+    panel = Panel(TEST_ACCURACY, lines)
+    return curves(
+        [panel], x_label=x_label, x_ticks=list(x_ticks), log_x=log_x, published_name=_published_name(study)
+    )
+
+
+def _bars(
+    study: Study, numbers: Sequence[Number], groups: Sequence[str] = (), more: Sequence[Bar] = ()
+) -> Figure | None:
+    if not any(number.n for number in numbers):
+        return None
+    rows = [
+        Bar(
+            number.entry.title,
+            number.mean,
+            number.deviation,
+            number.entry.published,
+            groups[position] if groups else "",
+        )
+        for position, number in enumerate(numbers)
+    ]
+    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=_published_name(study))
+
+
+def _published_name(study: Study) -> str:
+    return "published" if study.comparable else "CIFAR-10 reference"
+
+
+def _group(entry: Entry) -> str:
+    """Colour of a row of Table 3."""
+    for beginning, group in (
+        ("supervised", "supervised"),
+        ("random", "untrained, frozen"),
+        ("rotnet", "RotNet, frozen"),
+        ("finetuned", "RotNet, fine-tuned"),
+    ):
+        if entry.name.startswith(beginning):
+            return group
+    return "classical, ours"
+
+
+def _wrapped(label: str, width: int = 38) -> str:
+    """A long label in lines."""
+    lines = [""]
+    for word in label.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def _files(study: Study, wishes: Sequence[str]) -> list[Path]:
+    """Existing cell files of items or entries."""
+    return [
+        cell_path(study.folder, cell.key)
+        for entry in study.entries
+        if entry.item in wishes or f"{entry.item}/{entry.name}" in wishes
+        for cell in entry.cells
+        if cell.key in study.files
+    ]

@@ -1,0 +1,182 @@
+"""Renders a report as one HTML page that needs nothing else: no network, no script, no other file.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+
+from rotnet_fast.study.document import (
+    NOT_RUN,
+    Block,
+    Bullets,
+    Code,
+    Document,
+    Figure,
+    Paragraph,
+    Table,
+    code_spans,
+)
+
+LARGEST_SVG = 300_000
+"""Bytes; above, as for figures made of photographs, the page carries the PNG."""
+
+STYLE = """
+:root { --ink: #1b1f24; --muted: #59626d; --rule: #d5dae0; --tint: #f4f6f8; --link: #0b5394; }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
+body {
+  margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
+}
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 .75rem; padding-top: .75rem;
+  border-top: 1px solid var(--rule); }
+p, li { max-width: 46rem; overflow-wrap: break-word; }
+a { color: var(--link); }
+nav { margin: 1.75rem 0; padding: .9rem 1.25rem; background: var(--tint); border-radius: .4rem; }
+nav h2 { margin: 0 0 .4rem; padding: 0; border: 0; font-size: 1rem; }
+nav ol { margin: 0; padding: 0 0 0 1.4rem; columns: 18rem 2; column-gap: 2rem; }
+nav li { break-inside: avoid; }
+code { font: .9em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  overflow-wrap: anywhere; }
+pre { margin: 1rem 0; padding: .8rem 1rem; background: var(--tint); border-radius: .4rem; overflow-x: auto;
+  max-width: 100%; }
+pre code { overflow-wrap: normal; }
+.table { margin: 1.5rem 0; }
+.scroll { max-width: 100%; overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+.caption { font-weight: 600; font-size: .92rem; margin: 0 0 .4rem; }
+th, td { padding: .32rem .8rem .32rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--rule); }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
+tbody th { font-weight: 400; }
+tbody tr:hover { background: var(--tint); }
+.number { text-align: right; white-space: nowrap; }
+.missing { color: var(--muted); font-style: italic; }
+.note, figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; margin: .5rem 0 0; }
+figure { margin: 1.75rem 0; }
+figure img { display: block; max-width: max(100%, 34rem); height: auto; }
+@media (max-width: 40rem) {
+  body { padding: 1.25rem .9rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  h2 { font-size: 1.2rem; margin-top: 2.25rem; }
+  table { font-size: .84rem; }
+  th, td { padding-right: .6rem; }
+  tbody th { min-width: 6.5rem; }
+}
+@media print {
+  @page { margin: 16mm 14mm; }
+  body { max-width: none; padding: 0; font-size: 9.5pt; line-height: 1.4; }
+  h1 { font-size: 18pt; }
+  h2 { font-size: 13pt; margin-top: 16pt; break-after: avoid; }
+  a { color: inherit; text-decoration: none; }
+  nav, pre { background: none; border: 1px solid var(--rule); }
+  .table { margin: 10pt 0; break-inside: avoid; }
+  .scroll { overflow: visible; }
+  table { font-size: 8.5pt; }
+  .caption { break-after: avoid; }
+  tr, figure { break-inside: avoid; }
+  thead { display: table-header-group; }
+  figure img { max-width: 100%; max-height: 225mm; margin: 0 auto; }
+  p, li, .note, figcaption { max-width: none; }
+}
+"""
+
+
+def render_html(document: Document, pictures: Mapping[str, str]) -> str:
+    """The whole page.
+
+    Args:
+        document: the report.
+        pictures: name of each figure -> its data URI, see :func:`data_uri`.
+    """
+    contents = "\n".join(
+        f'<li><a href="#{escape(section.anchor)}">{_inline(section.title)}</a></li>'
+        for section in document.sections
+    )
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        # The browser itself refuses anything that is not in this file.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">",
+        f"<title>{escape(document.title.replace('`', ''))}</title>",
+        f"<style>{STYLE}</style>",
+        "</head>",
+        "<body>",
+        "<header>",
+        f"<h1>{_inline(document.title)}</h1>",
+        *(_block(block, pictures) for block in document.lead),
+        "</header>",
+        f'<nav aria-label="Contents">\n<h2>Contents</h2>\n<ol>\n{contents}\n</ol>\n</nav>',
+        "<main>",
+    ]
+    for section in document.sections:
+        parts.append(f'<section id="{escape(section.anchor)}">\n<h2>{_inline(section.title)}</h2>')
+        parts += (_block(block, pictures) for block in section.blocks)
+        parts.append("</section>")
+    parts += ["</main>", "</body>", "</html>"]
+    return "\n".join(parts) + "\n"
+
+
+def data_uri(svg: bytes, png: bytes) -> str:
+    """One picture as a URI: lines as SVG, photographs, which make an SVG huge, as PNG."""
+    kind, content = ("svg+xml", svg) if len(svg) <= LARGEST_SVG else ("png", png)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _block(block: Block, pictures: Mapping[str, str]) -> str:
+    if isinstance(block, Paragraph):
+        return f"<p>{_inline(block.text)}</p>"
+    if isinstance(block, Bullets):
+        items = "\n".join(f"<li>{_inline(text)}</li>" for text in block.texts)
+        return f"<ul>\n{items}\n</ul>"
+    if isinstance(block, Code):
+        return f"<pre><code>{escape(block.text)}</code></pre>"
+    if isinstance(block, Figure):
+        return (
+            f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="figure">\n'
+            f'<img src="{escape(pictures[block.name])}" alt="{escape(block.alt)}">\n</div>\n'
+            f"<figcaption>{_inline(block.caption)}</figcaption>\n</figure>"
+        )
+    return _table(block)
+
+
+def _table(table: Table) -> str:
+    def cell(column: int, text: str, tag: str, attributes: str = "") -> str:
+        classes = ["number"] if column in table.numeric else []
+        if text == NOT_RUN:
+            classes.append("missing")
+        named = f' class="{" ".join(classes)}"' if classes else ""
+        return f"<{tag}{attributes}{named}>{_inline(text)}</{tag}>"
+
+    head = "".join(cell(column, text, "th", ' scope="col"') for column, text in enumerate(table.header))
+    rows = [
+        cell(0, row[0], "th", ' scope="row"')
+        + "".join(cell(column, text, "td") for column, text in enumerate(row[1:], 1))
+        for row in table.rows
+    ]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    note = f'\n<p class="note">{_inline(table.note)}</p>' if table.note else ""
+    name = escape(table.caption.replace("`", ""))
+    # Wide tables scroll sideways on narrow screens, by keyboard too; a caption inside would be cut off.
+    return (
+        f'<div class="table">\n<p class="caption">{_inline(table.caption)}</p>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">\n'
+        f'<table aria-label="{name}">\n<thead>\n<tr>{head}</tr>\n</thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>{note}\n</div>"
+    )
+
+
+def _inline(text: str) -> str:
+    return "".join(
+        f"<code>{escape(piece)}</code>" if is_code else escape(piece) for is_code, piece in code_spans(text)
+    )

@@ -1,0 +1,248 @@
+"""The orderings that the method is known by, each with its figures and whether it holds here.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rotnet_fast import paper
+from rotnet_fast.study.builder import BATCHNORM_MODES
+from rotnet_fast.study.document import NOT_RUN
+from rotnet_fast.study.plan import FINE_TUNING_RATES
+from rotnet_fast.study.summary import Number, Study
+
+HOLDS = "holds"
+FAILS = "does not hold"
+NOISE = "within noise"
+
+NOISE_ERRORS = 2.0
+"""A difference is noise below this many standard errors."""
+
+FEW_LABELS = 3
+"""Numbers of labels per class, the smallest ones, at which RotNet is above the supervised network: 20, 100
+and 400 of CIFAR-10's 5,000."""
+
+SIGNIFICANCE = 0.05
+"""A correlation is noise where chance gives one as strong, of that sign, more often than this."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One "a > b" of an ordering.
+
+    Attributes:
+        higher, lower: names of both.
+        means: of both, over the seeds that both have; None where there is none.
+        by_seed: seed -> higher minus lower, in points.
+        standard_error: of the mean difference, in points.
+        verdict: ``HOLDS``, ``FAILS``, ``NOISE`` or ``NOT_RUN``.
+        seed_verdicts: seed -> verdict of that seed alone.
+        published: higher minus lower in the paper, on CIFAR-10.
+    """
+
+    higher: str
+    lower: str
+    means: tuple[float, float] | None
+    by_seed: Mapping[int, float]
+    standard_error: float
+    verdict: str
+    seed_verdicts: Mapping[int, str]
+    published: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Mean over the seeds, in points."""
+        return statistics.fmean(self.by_seed.values()) if self.by_seed else None
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """A claim, its steps, and whether all of them hold."""
+
+    claim: str
+    steps: tuple[Step, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the steps: one that fails, else one not run, else one within noise."""
+        verdicts = {step.verdict for step in self.steps}
+        return next(verdict for verdict in (FAILS, NOT_RUN, NOISE, HOLDS) if verdict in verdicts)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Whether two accuracies rise together over the epochs of the pretraining.
+
+    Attributes:
+        by_seed: seed -> Spearman's rank correlation; None where one of both does not change.
+        overall: of the means over the seeds.
+        p_value: how often chance gives a correlation as strong and of the same sign; exact.
+        verdict: as in `Step`.
+    """
+
+    claim: str
+    points: int
+    by_seed: Mapping[int, float | None]
+    overall: float | None
+    p_value: float | None
+    verdict: str
+
+
+def find_orderings(study: Study) -> list[Ordering]:
+    """All orderings of accuracies, from the study's numbers."""
+    layers = {
+        blocks: {layer: study.number("table1", f"{blocks}-{layer}") for layer in published}
+        for blocks, published in paper.NONLINEAR_HEAD.items()
+    }
+    four = layers[4]
+    chain = [four["conv2"], four["conv3"], four["conv1"], four["conv4"]]
+    collapses = [
+        compare(study, of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
+        for blocks, of_network in layers.items()
+    ]
+    quarters = study.number("table2", "0-90-180-270")
+    half, sideways = study.number("table2", "0-180"), study.number("table2", "90-270")
+    supervised = study.number("table3", "supervised")
+    conv, nonlinear = study.number("table3", "rotnet-conv"), study.number("table3", "rotnet-nonlinear")
+    untrained = better(study.number("table3", f"random-conv-{mode}") for mode in BATCHNORM_MODES)
+    tuned = better(study.number("table3", f"finetuned-conv-lr{lr:g}") for lr in FINE_TUNING_RATES)
+    few = study.settings.labels_per_class[:FEW_LABELS]
+    few_labels = [
+        compare(
+            study,
+            study.number("figure5b", f"rotnet-{count}"),
+            study.number("figure5b", f"supervised-{count}"),
+        )
+        for count in few
+    ]
+    return [
+        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(study, chain)),
+        Ordering("The last block collapses, of 3, 4 and 5 blocks", tuple(collapses)),
+        Ordering(
+            "Four rotations > {0°, 180°} > {90°, 270°}",
+            (*_steps(study, [quarters, half, sideways]), compare(study, quarters, sideways)),
+        ),
+        Ordering(
+            "Supervised > conv head > non-linear head > untrained network (better BatchNorm mode)",
+            _steps(study, [supervised, conv, nonlinear, untrained]),
+        ),
+        Ordering("Conv head: pretrained > untrained network", (compare(study, conv, untrained),)),
+        Ordering(
+            f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and {few[-1]} labels per class",
+            tuple(few_labels),
+        ),
+        Ordering("Conv head: fine-tuned (better learning rate) > frozen", (compare(study, tuned, conv),)),
+    ]
+
+
+def find_correlation(study: Study) -> Correlation:
+    """Figure 5a's claim: the better the rotations are told apart, the better the objects."""
+    claim = "Rotation and object accuracy rise together over the pretraining"
+    epochs = study.settings.snapshot_epochs
+    pairs = [
+        (study.number("figure5a", f"rotation-{epoch}"), study.number("figure5a", f"object-{epoch}"))
+        for epoch in epochs
+    ]
+    seeds = sorted(set.intersection(*(set(number.by_seed) for pair in pairs for number in pair)))
+    if not seeds:
+        return Correlation(claim, len(epochs), {}, None, None, NOT_RUN)
+    by_seed = {
+        seed: spearman(
+            [rotation.by_seed[seed] for rotation, _ in pairs], [objects.by_seed[seed] for _, objects in pairs]
+        )
+        for seed in seeds
+    }
+    rotations = [statistics.fmean(rotation.by_seed[seed] for seed in seeds) for rotation, _ in pairs]
+    objects = [statistics.fmean(number.by_seed[seed] for seed in seeds) for _, number in pairs]
+    overall = spearman(rotations, objects)
+    p_value = None if overall is None else permutation_p_value(rotations, objects)
+    if p_value is None or overall is None or p_value >= SIGNIFICANCE:
+        verdict = NOISE
+    else:
+        verdict = HOLDS if overall > 0 else FAILS
+    return Correlation(claim, len(epochs), by_seed, overall, p_value, verdict)
+
+
+def better(numbers: Iterable[Number]) -> Number:
+    """The one with the higher mean; one that has not been run where any has not, to leave the choice open."""
+    candidates = list(numbers)
+    missing = [number for number in candidates if number.mean is None]
+    return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
+
+
+def compare(study: Study, higher: Number, lower: Number) -> Step:
+    """Whether one number is above another, by seeds that both have.
+
+    The standard error of the difference adds those of both accuracies, as if their test images were
+    different ones (they are the same, so it is rather too large), and, of several seeds, that of the
+    mean over the seeds.
+    """
+    seeds = sorted(set(higher.by_seed) & set(lower.by_seed))
+    names = higher.entry.title, lower.entry.title
+    published = None
+    if higher.entry.published is not None and lower.entry.published is not None:
+        published = higher.entry.published - lower.entry.published
+    if not seeds:
+        return Step(*names, None, {}, math.nan, NOT_RUN, {}, published)
+    by_seed = {seed: higher.by_seed[seed] - lower.by_seed[seed] for seed in seeds}
+    means = tuple(statistics.fmean(number.by_seed[seed] for seed in seeds) for number in (higher, lower))
+    of_test_set = math.hypot(*map(study.standard_error, means))
+    of_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+    standard_error = math.hypot(of_test_set, of_seeds)
+    seed_verdicts = {
+        seed: judge(
+            difference,
+            math.hypot(study.standard_error(higher.by_seed[seed]), study.standard_error(lower.by_seed[seed])),
+        )
+        for seed, difference in by_seed.items()
+    }
+    verdict = judge(statistics.fmean(by_seed.values()), standard_error)
+    return Step(*names, (means[0], means[1]), by_seed, standard_error, verdict, seed_verdicts, published)
+
+
+def judge(difference: float, standard_error: float) -> str:
+    """Verdict on a difference that should be above 0."""
+    if difference == 0 or abs(difference) < NOISE_ERRORS * standard_error:
+        return NOISE
+    return HOLDS if difference > 0 else FAILS
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation; equal values share their mean rank. None where all values of one are equal."""
+    ranks = _ranks(first), _ranks(second)
+    if min(len(set(first)), len(set(second))) < 2:
+        return None
+    return statistics.correlation(*ranks)
+
+
+def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:
+    """One-sided, exact: share of all orders of ``second`` that give as strong a correlation of that sign.
+
+    Both have at least two different values; there are n! orders, so n is small.
+    """
+    found = spearman(first, second)
+    assert found is not None
+    sign = math.copysign(1, found)
+    ranks, others = _ranks(first), _ranks(second)
+    products = sign * sum(a * b for a, b in zip(ranks, others, strict=True))
+    orders = [
+        sign * sum(a * b for a, b in zip(ranks, order, strict=True)) >= products - 1e-9
+        for order in itertools.permutations(others)
+    ]
+    return sum(orders) / len(orders)
+
+
+def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
+    return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """1 for the smallest; equal values share the mean of their ranks."""
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]

@@ -1,0 +1,190 @@
+"""The parts of a report about the study itself: what was run, how, where, and what the numbers are.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from rotnet_fast.study.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.summary import Study
+from rotnet_fast.study.tables import data_set, main_rows
+
+REFERENCE = (
+    "Gidaris, Singh, Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018"
+)
+
+
+SCHEDULES = (
+    "In the tables below, epochs are those of the trainings that gave a number, one after another: of the "
+    "pretext, then of what was trained on its features."
+)
+
+
+def title(study: Study) -> str:
+    """Of the report."""
+    return f"RotNet on {data_set(study)}: every table and figure"
+
+
+def lead(study: Study, orderings: str) -> tuple[Block, ...]:
+    """What stands above the table of contents.
+
+    Args:
+        orderings: how many of them hold, as a sentence.
+    """
+    seeds = "one seed" if study.seeds == 1 else f"{study.seeds} seeds"
+    return (
+        Paragraph(
+            f"The CIFAR-10 study of RotNet ({REFERENCE}) on {data_set(study)}: {_images(study)}, preset "
+            f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
+            f"{state(study)}. {orderings}"
+        ),
+        Paragraph(meaning(study)),
+        main_rows(study),
+    )
+
+
+def state(study: Study) -> str:
+    """Whether all of it has been run."""
+    run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
+    return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
+
+
+def meaning(study: Study) -> str:
+    """What the numbers are, and what they may be compared with."""
+    text = "Accuracies are in % of the test images, after the last epoch of each training"
+    if study.seeds > 1:
+        text += "; ± is the sample standard deviation over the n seeds"
+    text += ". "
+    if study.comparable:
+        return text + "Published numbers are those of the paper, on the same data set at full length."
+    settings = study.settings
+    reasons = []
+    if settings.data.name != "cifar10":
+        reasons.append(f"the images are those of {data_set(study)}")
+    if settings.pretext.width != 1:
+        reasons.append(f"the network has {settings.pretext.width:g} of the paper's width")
+    if settings.scale != 1:
+        reasons.append(f"the study is scaled down to {settings.scale:g} of its epochs and images")
+    return (
+        text
+        + f"The CIFAR-10 reference is the paper's number, for orientation only: {', '.join(reasons)}; no "
+        + "difference to it is taken."
+    )
+
+
+def what_was_run(study: Study) -> Section:
+    """Data, recipe, seeds, machines and cost."""
+    settings = study.settings
+    pretext = settings.pretext
+    rows = [
+        (
+            "data set",
+            f"{data_set(study)}: {_images(study)} of {pretext.image_size}x{pretext.image_size} pixels",
+        ),
+        ("classes", plain(", ".join(settings.data.classes))),
+        ("preset, scale", f"{settings.preset}, {settings.scale:g}"),
+        (
+            "network",
+            f"Network in Network of 3, 4 and 5 blocks, width {pretext.width:g}, {settings.precision}",
+        ),
+        ("pretext", f"{_epochs(pretext.epochs)}, {_rate(study)}, {pretext.batch_size} images a step"),
+        (
+            "supervised",
+            f"{_epochs(settings.supervised_epochs)}, the pretext's schedule, {settings.batch_size} a step",
+        ),
+        (
+            "heads",
+            f"{_epochs(settings.head_epochs)}, learning rate {settings.head_lr:g}, "
+            f"{settings.batch_size} a step",
+        ),
+        ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
+        ("seeds", ", ".join(map(str, range(study.seeds)))),
+        ("standard error of the test set", _test_errors(study)),
+    ]
+    if study.files:
+        seconds = sum(float(content["seconds"]) for content in study.files.values())
+        finished = [str(content["finished"]) for content in study.files.values()]
+        rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours"))
+        rows.append(("cells finished between", f"{plain(min(finished))} and {plain(max(finished))}"))
+    machines = [
+        (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))
+        for (hardware, versions, kernel), name in study.machine_names.items()
+    ]
+    blocks: list[Block] = [Table("Settings of the study", ("", "setting"), tuple(rows), note=SCHEDULES)]
+    if machines:
+        header = ("machine", "hardware", "versions", "kernel of the data path", "pretext, images/s")
+        note = (
+            "Speed of the pretraining of Table 3 (4 blocks, four rotations) as it ran, median over the seeds."
+        )
+        blocks.append(Table("Machines", header, tuple(machines), (4,), note))
+    else:
+        blocks.append(Paragraph("No cell has been run yet."))
+    return Section("What was run", tuple(blocks))
+
+
+def how_to_regenerate(study: Study) -> Section:
+    """Commands."""
+    settings = study.settings
+    flags = f"--dataset {settings.data.name} --preset {settings.preset}"
+    if settings.data.name == "folder":
+        flags += " --data-dir DIR"
+    if settings.scale != 1:
+        flags += f" --scale {settings.scale:g}"
+    flags += f" --seeds {study.seeds}"
+    return Section(
+        "How to regenerate this report",
+        (
+            Paragraph(
+                "Every number and picture above comes from the JSON files under `cells/`. This writes "
+                "`RESULTS.md`, `index.html` and `figures/` again, without any training, in the folder of "
+                "this file:"
+            ),
+            Code("python -m rotnet_fast.report ."),
+            Paragraph("The study itself, cell by cell (finished cells are not run again):"),
+            Code(f"python -m rotnet_fast.reproduce {flags}"),
+            Bullets(
+                (
+                    "`study.json`: the settings",
+                    "`cells/<key>.json`: one result each, named by the hash of its configuration",
+                    "`figures/*.png`, `figures/*.svg`: the figures, drawn from these results",
+                )
+            ),
+        ),
+    )
+
+
+def _images(study: Study) -> str:
+    data = study.settings.data
+    return f"{data.train_images:,} training and {data.test_images:,} test images"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count != 1 else ''}"
+
+
+def _crop(pad: int) -> str:
+    return f"random crops after padding by {pad}" if pad else "no crops"
+
+
+def _rate(study: Study) -> str:
+    pretext = study.settings.pretext
+    rate = f"learning rate {pretext.lr:g}"
+    if pretext.schedule == "step":
+        milestones = ", ".join(map(str, pretext.milestones))
+        return f"{rate}, times {pretext.lr_factor:g} after {milestones}"
+    return f"{rate}, {pretext.schedule} to 0"
+
+
+def _test_errors(study: Study) -> str:
+    errors = [f"{study.standard_error(level):.2f} at {level} %" for level in (50, 75, 90)]
+    return "binomial, in points: " + ", ".join(errors)
+
+
+def _pretext_rate(study: Study, machine: str) -> str:
+    entry = study.entry("extras", "rotation-accuracy-0-90-180-270")
+    rates = sorted(
+        float(result["images_per_second"])
+        for seed, result in study.results(entry).items()
+        if "images_per_second" in result and study.machine_of(entry.cells[seed]) == machine
+    )
+    return f"{rates[len(rates) // 2]:,.0f}" if rates else "-"

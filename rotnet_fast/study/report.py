@@ -1,0 +1,135 @@
+"""Writes the report of a study: RESULTS.md, index.html and the figures, from its JSON files alone.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.study import overview, sections, sections_beyond, sections_pictures
+from rotnet_fast.study.document import Document, plain
+from rotnet_fast.study.figures import draw_figures
+from rotnet_fast.study.html import data_uri, render_html
+from rotnet_fast.study.markdown import render_markdown, table_lines
+from rotnet_fast.study.orderings import find_correlation, find_orderings
+from rotnet_fast.study.summary import Study, load_study
+from rotnet_fast.study.tables import main_rows
+
+BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
+"""Lines of a README between which the table of a study stands."""
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write the report of the study in a folder, whatever part of it has been run.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ArgumentError, DataError: see `rotnet_fast.study.summary.load_study`.
+        CannotWriteError: disk full, read-only, ...
+    """
+    study = load_study(folder)
+    try:
+        drawn = draw_figures(study, folder / "figures")
+    except OSError as error:
+        raise cannot_write(folder / "figures", error) from error
+    document = make_document(study, frozenset(drawn))
+    pictures = {name: data_uri(svg.read_bytes(), png.read_bytes()) for name, (png, svg) in drawn.items()}
+    texts = {
+        folder / "RESULTS.md": render_markdown(document),
+        folder / "index.html": render_html(document, pictures),
+    }
+    for path, text in texts.items():
+        write_atomically(path, text.encode())
+    return [*texts, *(path for paths in drawn.values() for path in paths)]
+
+
+def make_document(study: Study, drawn: frozenset[str]) -> Document:
+    """The report as sections.
+
+    Args:
+        drawn: names of the figures that there are.
+    """
+    orderings, correlation = find_orderings(study), find_correlation(study)
+    sentence = sections_beyond.orderings_sentence(orderings, correlation)
+    return Document(
+        overview.title(study),
+        overview.lead(study, sentence),
+        (
+            overview.what_was_run(study),
+            sections.table1(study, drawn),
+            sections.table2(study, drawn),
+            sections.table3(study, drawn),
+            sections.figure5a(study, drawn),
+            sections.figure5b(study, drawn),
+            sections_pictures.figure3(study, drawn),
+            sections_pictures.figure4(study, drawn),
+            sections_beyond.rotation_accuracy(study),
+            sections_beyond.neighbours(study, drawn),
+            sections_pictures.per_class(study, drawn),
+            sections_pictures.calibration(study, drawn),
+            sections_pictures.embedding(study, drawn),
+            sections_beyond.ablations(study, drawn),
+            sections_beyond.orderings_section(study, orderings, correlation),
+            overview.how_to_regenerate(study),
+        ),
+    )
+
+
+def readme_block(study: Study, source: str) -> str:
+    """The main numbers as Markdown, with what they are, for a README.
+
+    Args:
+        source: where the study lies, as the README calls it.
+
+    Raises:
+        ArgumentError: none of these numbers has been run.
+    """
+    table = main_rows(study, only_run=True)
+    if not table.rows:
+        raise ArgumentError(
+            f"{study.folder} has no result yet that a README would show; run more of the study"
+        )
+    settings = study.settings
+    machines = "; ".join(
+        f"{name}: {plain(hardware)}, {plain(versions)}"
+        for (hardware, versions, _), name in study.machine_names.items()
+    )
+    seeds = "seed 0" if study.seeds == 1 else f"seeds 0 to {study.seeds - 1}"
+    notes = (
+        f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
+        f"{settings.data.test_images:,} test images. Preset `{settings.preset}` at scale {settings.scale:g}: "
+        f"pretext {settings.pretext.epochs}, supervised {settings.supervised_epochs}, heads "
+        f"{settings.head_epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
+        f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
+        f"{machines}. From `{source}`."
+    )
+    return "\n".join([*table_lines(table), "", notes])
+
+
+def update_readme(folder: Path, readme: Path) -> None:
+    """Put the study's table between the two marker lines of a file.
+
+    Raises:
+        ArgumentError: the file cannot be read, or has no such lines; also see :func:`readme_block`.
+        DataError: see `rotnet_fast.study.summary.load_study`.
+        CannotWriteError: it cannot be written.
+    """
+    try:
+        document = readme.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"readme {readme} cannot be read ({error}); give a Markdown file") from None
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ArgumentError(
+            f"readme {readme} has no lines '{BEGIN}' and '{END}'; put them where the table belongs"
+        )
+    inside = folder.resolve().is_relative_to(readme.resolve().parent)
+    source = folder.resolve().relative_to(readme.resolve().parent).as_posix() if inside else folder.name
+    block = readme_block(load_study(folder), source)
+    write_atomically(readme, f"{before}{BEGIN}\n{block}\n{END}{after}".encode())

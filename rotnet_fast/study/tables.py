@@ -1,0 +1,152 @@
+"""Tables of a study's numbers: ours, n, the published number and, where it is one, the difference.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from rotnet_fast import paper
+from rotnet_fast.study.builder import BATCHNORM_MODES
+from rotnet_fast.study.document import NOT_RUN, Table, plain
+from rotnet_fast.study.plan import FINE_TUNING_RATES
+from rotnet_fast.study.summary import Number, Study
+
+NO_VALUE = "-"
+
+
+def value(number: Number) -> str:
+    """Mean, and standard deviation where there are several values."""
+    if number.mean is None:
+        return NOT_RUN
+    spread = "" if number.deviation is None else f" ± {number.deviation:.2f}"
+    return f"{number.mean:.2f}{spread}"
+
+
+def points(difference: float | None) -> str:
+    """A difference with its sign."""
+    return NO_VALUE if difference is None else f"{difference:+.2f}"
+
+
+def accuracy(published: float | None) -> str:
+    """A published number."""
+    return NO_VALUE if published is None else f"{published:.2f}"
+
+
+def data_set(study: Study) -> str:
+    """The data set's name, as text."""
+    return plain(study.settings.data.display_name)
+
+
+def published_header(study: Study) -> tuple[str, ...]:
+    """Titles of the columns that stand beside ours."""
+    return ("published", "difference") if study.comparable else ("CIFAR-10 reference",)
+
+
+def published_cells(study: Study, number: Number) -> tuple[str, ...]:
+    """Texts of these columns."""
+    published = accuracy(number.entry.published)
+    return (published, points(study.difference(number))) if study.comparable else (published,)
+
+
+def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
+    """One row per number, with its schedule and machine."""
+    beside = published_header(study)
+    header = ("", "ours, %", "n", *beside, "epochs", "machine")
+    rows = [
+        (
+            number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
+            value(number),
+            str(number.n),
+            *published_cells(study, number),
+            study.schedule(number.entry) or NO_VALUE,
+            study.machines([number.entry]) or NO_VALUE,
+        )
+        for number in numbers
+    ]
+    return Table(caption, header, tuple(rows), tuple(range(1, 3 + len(beside))), note)
+
+
+def grid(study: Study, caption: str) -> Table:
+    """Table 1 as the paper prints it, with our row above the published one."""
+    layers = list(paper.NONLINEAR_HEAD[5])
+    reference = "published" if study.comparable else "CIFAR-10 reference"
+    rows = []
+    for blocks, published in paper.NONLINEAR_HEAD.items():
+        ours = [
+            value(study.number("table1", f"{blocks}-{layer}")) if layer in published else ""
+            for layer in layers
+        ]
+        rows.append((f"{blocks} blocks, ours", *ours))
+        theirs = [accuracy(published[layer]) if layer in published else "" for layer in layers]
+        rows.append((f"{blocks} blocks, {reference}", *theirs))
+    return Table(caption, ("", *layers), tuple(rows), tuple(range(1, len(layers) + 1)))
+
+
+def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
+    """Table 3's other methods, in the columns of :func:`flat_table`."""
+    difference = ("",) if study.comparable else ()
+    return tuple(
+        (f"{name} (quoted from the paper, not run here)", "", "", accuracy(published), *difference, "", "")
+        for name, published in paper.OTHER_METHODS.items()
+    )
+
+
+def gaps(study: Study, caption: str) -> Table:
+    """How far below the supervised network each way of using the features is, ours and published."""
+    supervised = study.number("table3", "supervised")
+    names = ["rotnet-nonlinear", "rotnet-conv"]
+    names += [f"finetuned-{head}-lr{lr:g}" for head in ("nonlinear", "conv") for lr in FINE_TUNING_RATES]
+    names += [f"random-conv-{mode}" for mode in BATCHNORM_MODES]
+    rows = []
+    for name in names:
+        number = study.number("table3", name)
+        common = sorted(set(number.by_seed) & set(supervised.by_seed))
+        ours = [number.by_seed[seed] - supervised.by_seed[seed] for seed in common]
+        published = (number.entry.published or 0.0) - paper.SUPERVISED
+        rows.append(
+            (number.entry.title, points(statistics.fmean(ours)) if ours else NOT_RUN, points(published))
+        )
+    header = ("minus supervised, points", "ours", "published (CIFAR-10)")
+    return Table(caption, header, tuple(rows), (1, 2))
+
+
+def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, caption: str) -> Table:
+    """Table beside a figure: one row per position on its horizontal axis, two columns per series."""
+    series = list(dict.fromkeys(number.entry.series for number in numbers))
+    positions = list(dict.fromkeys(number.entry.x for number in numbers))
+    at = {(number.entry.x, number.entry.series): number for number in numbers}
+    header = [first]
+    for name in series:
+        header += [f"{name}, ours, %", "n", *published_header(study)]
+    rows = []
+    for position in positions:
+        row = [f"{position:g}"]
+        for name in series:
+            number = at[position, name]
+            row += [value(number), str(number.n), *published_cells(study, number)]
+        rows.append(tuple(row))
+    return Table(caption, tuple(header), tuple(rows), tuple(range(len(header))))
+
+
+def main_rows(study: Study, only_run: bool = False) -> Table:
+    """The numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
+    few = study.settings.labels_per_class[0]
+    numbers = [study.number("extras", "rotation-accuracy-0-90-180-270"), *study.of("table3")]
+    numbers += [study.number("figure5b", f"{series}-{few}") for series in ("rotnet", "supervised")]
+    if only_run:
+        numbers = [number for number in numbers if number.n]
+    beside = published_header(study)
+    rows = [
+        (
+            number.entry.title[:1].upper() + number.entry.title[1:],
+            value(number),
+            str(number.n),
+            *published_cells(study, number),
+        )
+        for number in numbers
+    ]
+    caption = f"Test accuracy in % on {data_set(study)}"
+    return Table(caption, ("", "ours, %", "n", *beside), tuple(rows), tuple(range(1, 3 + len(beside))))

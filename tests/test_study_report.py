@@ -1,0 +1,388 @@
+"""The report says every number of the JSON files, says what has not been run, and invents nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic_study import copy_study, remove_cells, settings_of, write_study
+
+from rotnet_fast import paper
+from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.report import main
+from rotnet_fast.study import figures
+from rotnet_fast.study.report import write_report
+from rotnet_fast.study.settings import study_settings
+from rotnet_fast.study.summary import Study, load_study
+
+VOID_ELEMENTS = {"meta", "img", "br", "hr", "link", "input"}
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete study of CIFAR-10 with two seeds, and its report."""
+    folder = write_study(tmp_path_factory.mktemp("complete") / "study", settings_of(), seeds=2)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scaled-down study of other images with one seed, and its report."""
+    settings = settings_of("folder", "CIFAR-10 (JPEG re-encoded)", "cpu", 0.5)
+    folder = write_study(tmp_path_factory.mktemp("one") / "study", settings, seeds=1)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory, complete: Path) -> Path:
+    """A study of which nothing has been run, and its report."""
+    folder = copy_study(complete, tmp_path_factory.mktemp("empty") / "study")
+    remove_cells(folder)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not rendered, which takes most of a report's time."""
+
+    def save(figure: object, path: Path) -> list[Path]:
+        path.parent.mkdir(exist_ok=True)
+        files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+        for file in files:
+            file.write_bytes(b"")
+        return files
+
+    monkeypatch.setattr(figures, "save", save)
+
+
+def markdown(folder: Path) -> str:
+    return (folder / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
+def section(text: str, beginning: str) -> str:
+    found = [part for part in text.split("\n## ") if part.startswith(beginning)]
+    assert len(found) == 1
+    return found[0]
+
+
+def rows(text: str, first_cell: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(f"| {first_cell}")]
+
+
+def test_every_mean_and_deviation_is_in_both_formats(complete: Path) -> None:
+    study = load_study(complete)
+    for number in study.numbers.values():
+        expected = f"{number.mean:.2f}"
+        if number.deviation is not None:
+            expected += f" ± {number.deviation:.2f}"
+        assert expected in markdown(complete), number.entry
+        assert expected in page(complete), number.entry
+
+
+def test_every_number_of_the_flat_tables_is_followed_by_n_published_and_difference(complete: Path) -> None:
+    number = load_study(complete).number("table1", "4-conv2")
+    assert number.mean is not None
+    ours = f"{number.mean:.2f} ± {number.deviation:.2f} | 2 | 89.06 | {number.mean - 89.06:+.2f}"
+    assert f"| 4 blocks, conv2 | {ours} | 100+100 | M1 |" in markdown(complete)
+
+
+def test_counts_of_the_tables(complete: Path) -> None:
+    text = markdown(complete)
+    flat = section(text, "Table 1").partition("number by number")[2]
+    assert len(rows(flat, "3 blocks")) + len(rows(flat, "4 blocks")) + len(rows(flat, "5 blocks")) == 12
+    assert len(rows(section(text, "Table 2"), "{")) == 4
+    flat = section(text, "Figure 5b").partition("number by number")[2]
+    assert len(rows(flat, "RotNet + conv,")) + len(rows(flat, "supervised,")) == 10
+    table3 = section(text, "Table 3")
+    for number in load_study(complete).of("table3"):
+        assert rows(table3, number.entry.title), number.entry.title
+    assert len(load_study(complete).of("table3")) == 13
+    assert len([line for line in table3.splitlines() if "quoted from the paper" in line]) == 4
+    assert len([line for line in table3.splitlines() if "classical row, ours" in line]) == 4
+
+
+def test_quoted_methods_have_the_papers_number_and_none_of_ours(complete: Path) -> None:
+    for name, accuracy in paper.OTHER_METHODS.items():
+        row = f"| {name} (quoted from the paper, not run here) |  |  | {accuracy:.2f} |  |  |  |"
+        assert row in markdown(complete)
+
+
+def test_one_seed_has_no_deviation(one_seed: Path) -> None:
+    assert "±" not in markdown(one_seed)
+    assert "±" not in page(one_seed)
+
+
+def test_other_images_are_named_and_get_a_reference_without_difference(one_seed: Path) -> None:
+    for text in (markdown(one_seed), page(one_seed)):
+        assert "CIFAR-10 (JPEG re-encoded)" in text
+        assert "CIFAR-10 reference" in text
+        assert "published" not in section(markdown(one_seed), "Table 1").lower()
+    assert "| difference |" not in section(markdown(one_seed), "Table 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "scale", "expected"),
+    [
+        ("cifar10", "paper", 1.0, True),
+        ("cifar10", "official", 1.0, True),
+        ("folder", "paper", 1.0, False),
+        ("cifar10", "cpu", 1.0, False),  # half the width
+        ("cifar10", "paper", 0.5, False),
+    ],
+)
+def test_differences_are_claimed_for_the_same_thing_only(
+    name: str, preset: str, scale: float, expected: bool
+) -> None:
+    settings = settings_of(name, "Images", preset, scale)  # type: ignore[arg-type]
+    assert Study(Path(), settings, 1, (), {}).comparable is expected
+
+
+def test_nothing_run_is_said_and_never_invented(empty: Path) -> None:
+    for number in load_study(empty).of("table3"):
+        for text in (markdown(empty), page(empty)):
+            assert number.entry.title in text
+    flat = section(markdown(empty), "Table 1").partition("number by number")[2]
+    assert [line.split("|")[2].strip() for line in flat.splitlines() if "blocks, conv" in line] == [
+        "not run"
+    ] * 12
+    assert not (empty / "figures" / "figure5a.png").exists()
+    assert "not run" in section(markdown(empty), "Figure 3")
+
+
+@pytest.mark.usefixtures("quick")
+def test_half_a_study_shows_its_half(tmp_path: Path, complete: Path) -> None:
+    for keep in (1, 10, 20, 40, 80):
+        folder = copy_study(complete, tmp_path / str(keep))
+        remove_cells(folder, keep)
+        write_report(folder)
+        assert "not run" in markdown(folder)
+        for number in load_study(folder).numbers.values():
+            if number.mean is not None:
+                assert f"{number.mean:.2f}" in page(folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_smallest_study_has_all_its_numbers(tmp_path: Path) -> None:
+    data = replace(settings_of("digits", "digits").data, train_images=80, test_images=360, smallest_class=8)
+    folder = write_study(tmp_path / "study", study_settings("quickstart", 0.05, data, "fp32"), seeds=1)
+    write_report(folder)
+    assert "| not run" not in markdown(folder)
+    assert "RotNet &gt; supervised with 1, 2 and 3 labels per class" in markdown(folder)
+    for number in load_study(folder).numbers.values():
+        assert f"{number.mean:.2f}" in page(folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_one_of_two_seeds_is_one_value(tmp_path: Path, complete: Path) -> None:
+    folder = copy_study(complete, tmp_path / "study")
+    cells = load_study(folder).entry("table3", "rotnet-conv").cells
+    (folder / "cells" / f"{cells[1].key}.json").unlink()
+    write_report(folder)
+    mean = load_study(folder).number("table3", "rotnet-conv").mean
+    assert f"| RotNet + conv | {mean:.2f} | 1 | 91.16 |" in markdown(folder)
+
+
+def test_regenerating_gives_the_same_bytes(tmp_path: Path, one_seed: Path) -> None:
+    copy = copy_study(one_seed, tmp_path / "elsewhere")
+    again = write_report(copy)
+    assert len(again) > 20
+    for path in again:
+        assert path.read_bytes() == (one_seed / path.relative_to(copy)).read_bytes(), path
+
+
+def test_every_figure_that_is_mentioned_exists_and_the_other_way_round(complete: Path) -> None:
+    mentioned = set(re.findall(r"\]\(figures/(.*)\.png\)", markdown(complete)))
+    assert mentioned == {path.stem for path in (complete / "figures").glob("*.png")}
+    assert mentioned == {path.stem for path in (complete / "figures").glob("*.svg")}
+    assert page(complete).count("<img ") == len(mentioned)
+
+
+class Checker(HTMLParser):
+    """Elements that are closed in order, what they point to, and their texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.targets: list[str] = []
+        self.anchors: list[str] = []
+        self.alternatives: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert len(values) == len(attrs), f"{tag} has an attribute twice"
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+        self.anchors += [value or "" for name, value in attrs if name == "id"]
+        if tag == "img":
+            self.alternatives.append(values.get("alt"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(params=["complete", "one_seed", "empty"])
+def checked(request: pytest.FixtureRequest) -> tuple[Checker, str]:
+    text = page(request.getfixturevalue(request.param))
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    return checker, text
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(checked: tuple[Checker, str]) -> None:
+    checker, text = checked
+    assert checker.open == []
+    assert all(target.startswith(("#", "data:image/")) for target in checker.targets)
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+
+
+def test_links_lead_somewhere_and_pictures_have_words(checked: tuple[Checker, str]) -> None:
+    checker, _ = checked
+    assert len(checker.anchors) == len(set(checker.anchors))
+    assert {target[1:] for target in checker.targets if target.startswith("#")} == set(checker.anchors)
+    assert all(text and len(text) > 20 for text in checker.alternatives)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_name_with_markup_stays_a_name(tmp_path: Path) -> None:
+    settings = settings_of("folder", "<b>*my*|`set`</b>")
+    folder = write_study(tmp_path / "study", settings, seeds=1)
+    remove_cells(folder)
+    write_report(folder)
+    assert "&lt;b&gt;*my*|&#x27;set&#x27;&lt;/b&gt;" in page(folder)
+    assert "<b>" not in page(folder)
+    assert r"&lt;b&gt;\*my\*\|'set'&lt;/b&gt;" in markdown(folder)
+
+
+def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"study\.json cannot be read .* give a folder that rotnet_fast"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds no study"),
+        ('{"format": 9, "settings": {}, "seeds": 1}', "use the version that wrote it"),
+        ('{"format": 1, "settings": {}, "seeds": 1}', "another version"),
+        ('{"format": 1, "settings": 3, "seeds": 1}', "another version"),
+    ],
+)
+def test_a_foreign_study_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ArgumentError, match=message):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:40],
+        lambda text: "[]",
+        lambda text: json.dumps({**json.loads(text), "key": "0" * 16}),
+        lambda text: json.dumps({**json.loads(text), "result": None}),
+        lambda text: json.dumps({**json.loads(text), "result": {"accuracy": "high"}}),
+        lambda text: json.dumps({**json.loads(text), "result": {"accuracy": float("nan")}}),
+    ],
+)
+def test_a_damaged_cell_is_named_with_its_remedy(tmp_path: Path, complete: Path, damage: object) -> None:
+    folder = copy_study(complete, tmp_path / "study")
+    cell = load_study(folder).entry("table3", "rotnet-conv").cells[0]
+    path = folder / "cells" / f"{cell.key}.json"
+    path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    with pytest.raises(DataError, match=f"{cell.key}.json is damaged .* delete it"):
+        write_report(folder)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("item", "name", "result"),
+    [
+        ("figure3", "attention", {"rotation": {"layers": []}}),
+        ("extras", "rotations", {}),
+        ("extras", "embedding", {"labels": {"dtype": "uint8", "shape": [1], "base64": "?"}}),
+        ("table3", "supervised", {"accuracy": 90.0, "confusion": [[1]]}),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_names_its_cell(
+    tmp_path: Path, complete: Path, item: str, name: str, result: object
+) -> None:
+    folder = copy_study(complete, tmp_path / "study")
+    cell = load_study(folder).entry(item, name).cells[0]
+    path = folder / "cells" / f"{cell.key}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "result": result}))
+    with pytest.raises(DataError, match=f"cannot be drawn .* delete .*{cell.key}"):
+        write_report(folder)
+
+
+README = "# Title\n\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\n\nMore.\n"
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_the_report_and_the_readmes_table(
+    tmp_path: Path, one_seed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_study(one_seed, tmp_path / "study")
+    (tmp_path / "README.md").write_text(README)
+    main([str(folder), "--readme", str(tmp_path / "README.md")])
+    printed = capsys.readouterr().out
+    assert str(folder / "RESULTS.md") in printed
+    assert str(folder / "index.html") in printed
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# Title\n\n<!-- accuracy: begin -->\n|")
+    assert text.endswith("<!-- accuracy: end -->\n\nMore.\n")
+    assert "old" not in text
+    for number in load_study(folder).of("table3"):
+        assert f"| {number.entry.title} | {number.mean:.2f} | 1 |" in text
+    for said in ("CIFAR-10 (JPEG re-encoded)", "scale 0.5", "AMD EPYC", "seed 0", "`study`", "reference"):
+        assert said in text
+    main([str(folder), "--readme", str(tmp_path / "README.md")])
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_a_readme_without_markers_is_refused(tmp_path: Path, one_seed: Path) -> None:
+    (tmp_path / "README.md").write_text("# Title\n")
+    folder = copy_study(one_seed, tmp_path / "study")
+    with pytest.raises(ArgumentError, match=r"accuracy: begin .* put them where the table belongs"):
+        main([str(folder), "--readme", str(tmp_path / "README.md")])
+    with pytest.raises(ArgumentError, match="cannot be read"):
+        main([str(folder), "--readme", str(tmp_path / "missing.md")])
+
+
+def test_a_readme_takes_one_study(tmp_path: Path, one_seed: Path) -> None:
+    with pytest.raises(ArgumentError, match="one study"):
+        main([str(one_seed), str(one_seed), "--readme", str(tmp_path / "README.md")])
+
+
+def test_a_readme_is_not_filled_with_nothing(tmp_path: Path, empty: Path) -> None:
+    (tmp_path / "README.md").write_text(README)
+    with pytest.raises(ArgumentError, match="no result yet"):
+        main([str(empty), "--readme", str(tmp_path / "README.md")])
+    assert (tmp_path / "README.md").read_text() == README
+
+
+def test_the_report_does_not_need_torch(tmp_path: Path, one_seed: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from rotnet_fast.study.report import write_report\n"
+        "write_report(Path(sys.argv[1]))"
+    )
+    folder = copy_study(one_seed, tmp_path / "study")
+    remove_cells(folder, 4)
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
