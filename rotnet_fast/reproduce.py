@@ -153,6 +153,7 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
             were computed.
         Interrupted: stopped by a signal, with everything saved.
     """
+    from rotnet_fast.study.report import write_report
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = replace(make_context(config), command=command)
@@ -176,7 +177,9 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
             is_in_time = False
     minutes = (time.monotonic() - start) / 60
     print(f"computed {len(progress.computed)} cells in {minutes:.1f} minutes")
-    write_report(context.results)
+    with context.results.waiting_lock("report"):  # one writer at a time
+        files = write_report(context.results.path)
+    print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
     if not is_in_time:
         left = pending_cells(context, cells)
         print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
@@ -305,10 +308,6 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
-
-
-def write_report(results: Results) -> None:
-    """RESULTS.md, the HTML page and the figures, from what is finished."""
 
 
 if __name__ == "__main__":

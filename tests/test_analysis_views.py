@@ -8,13 +8,13 @@ import torch
 from analysis_inputs import fp32_views, normalised, random_images, small_network
 
 from rotnet_fast.analysis.views import (
-    count_pairs,
     one_of_each_class,
     pooled,
     rotated_thumbnails,
     thumbnails,
 )
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.protocols.classification import confusion_matrix
 
 
 def test_every_image_comes_once_under_every_rotation() -> None:
@@ -70,5 +70,5 @@ def test_fewer_images_than_classes_are_not_always_of_the_first_classes() -> None
 
 
 def test_pairs_are_counted_true_class_first() -> None:
-    counts = count_pairs(torch.tensor([0, 0, 2]), torch.tensor([1, 1, 0]), 3)
+    counts = confusion_matrix(torch.tensor([0, 0, 2]), torch.tensor([1, 1, 0]), 3)
     assert counts == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]

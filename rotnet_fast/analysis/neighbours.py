@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from rotnet_fast.analysis.views import PlainViews, count_pairs, pooled, thumbnails
+from rotnet_fast.analysis.views import PlainViews, pooled, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.data.split import Split
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
 
 SHOWN_NEIGHBOURS = 8
@@ -73,7 +74,7 @@ def neighbours(
         "images": len(queries.images),
         "bank_images": len(bank.images),
         "accuracy": 100.0 * (predicted == queries.labels).double().mean().item(),
-        "confusion": count_pairs(queries.labels, predicted, len(classes)),
+        "confusion": confusion_matrix(queries.labels, predicted, len(classes)),
         "queries": {
             "indices": list(shown),
             "images": encode_array(query_images),

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.analysis.views import PlainViews, count_pairs, rotated_thumbnails, thumbnails
+from rotnet_fast.analysis.views import PlainViews, rotated_thumbnails, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.classification import confusion_matrix
 
 BINS = 15
 HARDEST = 16
@@ -78,7 +79,7 @@ def rotation(
         "images": len(images),
         "accuracy": by_rotation.mean().item(),
         "accuracy_by_rotation": by_rotation.tolist(),
-        "confusion": count_pairs(correct.flatten(), predicted.flatten(), turned),
+        "confusion": confusion_matrix(correct.flatten(), predicted.flatten(), turned),
         "mean_confidence": confidence.double().mean().item(),
         "calibration": calibration(confidence.flatten(), hits.flatten()),
         "shown": {**gallery(shown), "views": encode_array(shown_views)},

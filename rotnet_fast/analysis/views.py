@@ -123,10 +123,3 @@ def one_of_each_class(labels: torch.Tensor, count: int, seed: int) -> list[int]:
         rank_of_class = {label: rank for rank, label in enumerate(seen)}
         ranked = [(rank, rank_of_class[label], position) for rank, label, position in ranked]
     return [position for _, _, position in sorted(ranked)[:count]]
-
-
-def count_pairs(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> list[list[int]]:
-    """Confusion matrix: images of each true class (row) and predicted one (column), from int64 [N] each."""
-    counts = torch.bincount(labels * classes + predicted, minlength=classes**2)
-    matrix: list[list[int]] = counts.view(classes, classes).tolist()
-    return matrix
