@@ -109,7 +109,7 @@ def test_counts_of_the_tables(complete: Path) -> None:
     table3 = section(text, "Table 3")
     for number in load_study(complete).of("table3"):
         assert rows(table3, number.entry.title), number.entry.title
-    assert len(load_study(complete).of("table3")) == 13
+    assert len(load_study(complete).of("table3")) == 12
     assert len([line for line in table3.splitlines() if "quoted from the paper" in line]) == 4
     assert len([line for line in table3.splitlines() if "classical row, ours" in line]) == 3
 
