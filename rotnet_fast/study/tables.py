@@ -16,6 +16,9 @@ from rotnet_fast.study.summary import Number, Study
 
 NO_VALUE = "-"
 
+SERIES = {"rotation": "rotation", "object": "object", "rotnet": "RotNet", "supervised": "supervised"}
+"""Series of a figure -> its name in tables."""
+
 
 def value(number: Number) -> str:
     """Mean, and standard deviation where there are several values."""
@@ -120,7 +123,7 @@ def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, cap
     at = {(number.entry.x, number.entry.series): number for number in numbers}
     header = [first]
     for name in series:
-        header += [f"{name}, ours, %", "n", *published_header(study)]
+        header += [f"{SERIES[name]}, ours, %", "n", *published_header(study)]
     rows = []
     for position in positions:
         row = [f"{position:g}"]
