@@ -65,6 +65,8 @@ def meaning(study: Study) -> str:
         reasons.append(f"the network has {settings.pretext.width:g} of the paper's width")
     if settings.scale != 1:
         reasons.append(f"the study is scaled down to {settings.scale:g} of its epochs and images")
+    if settings.scale == 1 and (settings.data.limit_train or settings.data.limit_test):
+        reasons.append("only some of the images are used")
     return (
         text
         + f"The CIFAR-10 reference is the paper's number, for orientation only: {', '.join(reasons)}; no "
@@ -124,13 +126,8 @@ def what_was_run(study: Study) -> Section:
 
 def how_to_regenerate(study: Study) -> Section:
     """Commands."""
-    settings = study.settings
-    flags = f"--dataset {settings.data.name} --preset {settings.preset}"
-    if settings.data.name == "folder":
-        flags += " --data-dir DIR"
-    if settings.scale != 1:
-        flags += f" --scale {settings.scale:g}"
-    flags += f" --seeds {study.seeds}"
+    recorded = dict.fromkeys(str(content.get("command") or "") for content in study.files.values())
+    commands = sorted(command for command in recorded if command) or ["python -m rotnet_fast.reproduce"]
     return Section(
         "How to regenerate this report",
         (
@@ -140,8 +137,8 @@ def how_to_regenerate(study: Study) -> Section:
                 "this file:"
             ),
             Code("python -m rotnet_fast.report ."),
-            Paragraph("The study itself, cell by cell (finished cells are not run again):"),
-            Code(f"python -m rotnet_fast.reproduce {flags}"),
+            Paragraph("What computed the cells, as recorded with them (finished cells are not run again):"),
+            Code("\n".join(commands)),
             Bullets(
                 (
                     "`study.json`: the settings",

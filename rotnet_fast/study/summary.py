@@ -82,11 +82,9 @@ class Study:
     @property
     def comparable(self) -> bool:
         """Whether a difference to a published number means something: same images, same network, whole."""
-        return (
-            self.settings.data.name == "cifar10"
-            and self.settings.pretext.width == 1
-            and self.settings.scale == 1
-        )
+        data = self.settings.data
+        is_whole = self.settings.scale == 1 and data.limit_train is None and data.limit_test is None
+        return data.name == "cifar10" and self.settings.pretext.width == 1 and is_whole
 
     @cached_property
     def numbers(self) -> Mapping[tuple[str, str], Number]:
@@ -252,8 +250,9 @@ def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
     versions = [f"torch {environment.get('torch') or 'unknown'}"]
     if cuda:
         versions.append(f"CUDA {cuda}")
+    commit = environment.get("commit")
     versions += [
         f"Python {environment.get('python') or 'unknown'}",
-        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}",
+        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}" + (f" ({commit})" if commit else ""),
     ]
     return hardware, ", ".join(versions), str(environment.get("kernel") or "unknown")
