@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,11 @@ def test_the_environment_names_versions_and_hardware() -> None:
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["device"] == found["cpu"] != ""
+
+
+def test_a_run_records_the_commit_of_its_checkout() -> None:
+    root = Path(__file__).resolve().parent.parent
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    assert head.stdout.startswith(environment("cpu")["commit"].removesuffix("-dirty"))
