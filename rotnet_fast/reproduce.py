@@ -153,7 +153,6 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
             were computed.
         Interrupted: stopped by a signal, with everything saved.
     """
-    from rotnet_fast.study.report import write_report
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = replace(make_context(config), command=command)
@@ -177,9 +176,7 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
             is_in_time = False
     minutes = (time.monotonic() - start) / 60
     print(f"computed {len(progress.computed)} cells in {minutes:.1f} minutes")
-    with context.results.waiting_lock("report"):  # one writer at a time
-        files = write_report(context.results.path)
-    print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
+    report(context.results)
     if not is_in_time:
         left = pending_cells(context, cells)
         print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
@@ -189,6 +186,22 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
         print(f"FAILED: {cell.label}: {error}", file=sys.stderr)
     for error in progress.failed.values():
         raise error if isinstance(error, RotnetError) else ArgumentError(str(error))
+
+
+def report(results: Results) -> None:
+    """Write the report of what is finished; results are worth keeping where it cannot be drawn."""
+    try:
+        from rotnet_fast.study.report import write_report
+    except ImportError as error:
+        print(
+            f"no report is written: {error}; run python -m rotnet_fast.report {shlex.quote(str(results.path))} "
+            f"where matplotlib is installed",
+            file=sys.stderr,
+        )
+        return
+    with results.waiting_lock("report"):  # one writer at a time
+        files = write_report(results.path)
+    print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
 
 
 def print_line(line: str) -> None:
