@@ -193,11 +193,8 @@ def report(results: Results) -> None:
     try:
         from rotnet_fast.study.report import write_report
     except ImportError as error:
-        print(
-            f"no report is written: {error}; run python -m rotnet_fast.report {shlex.quote(str(results.path))} "
-            f"where matplotlib is installed",
-            file=sys.stderr,
-        )
+        again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
+        print(f"no report is written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
     with results.waiting_lock("report"):  # one writer at a time
         files = write_report(results.path)
