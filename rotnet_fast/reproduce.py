@@ -160,20 +160,24 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
     known = cells_in_order(make_plan(context.settings, config.seeds))
     cells = cells_in_order(entries)
     if config.dry_run:
+        context.results.check(context.settings)
         print(plan_table(context, entries, config.seeds))
         return
     context.results.begin(context.settings, config.seeds)
     progress = Progress()
     start = time.monotonic()
     is_in_time = True
-    with StopSignals() as stop, time_limit(config.time_budget) as is_over:
-        try:
-            with stop.interruptible():
-                run_cells(context, cells, known, progress, say=print_line)
-        except Interrupted:
-            if not is_over():
-                raise
-            is_in_time = False
+    with StopSignals() as stop:
+        with time_limit(config.time_budget) as is_over:
+            try:
+                with stop.interruptible():
+                    run_cells(context, cells, known, progress, say=print_line)
+            except Interrupted:
+                if not is_over():
+                    raise
+                is_in_time = False
+        if is_over():
+            stop.forget()
     minutes = (time.monotonic() - start) / 60
     print(f"computed {len(progress.computed)} cells in {minutes:.1f} minutes")
     report(context.results)
@@ -228,6 +232,7 @@ def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
     finally:
         if timer is not None:
             timer.cancel()
+            timer.join()  # a signal that is on its way arrives while it is still listened to
 
 
 def make_context(config: ReproduceConfig) -> Context:

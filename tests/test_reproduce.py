@@ -56,17 +56,17 @@ def test_a_study_that_is_killed_again_and_again_comes_to_the_same_results(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "killed"
-    # Each attempt lives a little longer than its import, so that some work is done and cut off.
-    for seconds in (5.0, 6.0, 6.5):
+    for lines in (1, 3, 6):  # killed at other places each time
         process = subprocess.Popen(
-            command(output, *FEW),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            command(output, *FEW), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(seconds)
+        assert process.stdout is not None
+        for _ in range(lines):
+            process.stdout.readline()
+        time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
+    assert list((output / "runs").iterdir())
     finished = {path: path.stat().st_mtime_ns for path in (output / "cells").glob("*.json")}
     run(output, *FEW)
     assert found(output) == undisturbed

@@ -10,13 +10,14 @@ import torch
 from study_tools import CPU, cifar10_data
 
 from rotnet_fast import paper
+from rotnet_fast.config import PresetName
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import StudySettings, limit_at_scale, study_settings
+from rotnet_fast.study.settings import LENGTHS, StudySettings, limit_at_scale, study_settings
 
 PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
 
@@ -151,7 +152,7 @@ def test_a_seed_is_finished_before_the_next_one_begins() -> None:
 def test_keys_do_not_change_between_versions() -> None:
     # A changed key makes every finished result of users unreachable: then raise RESULT_FORMAT as well.
     (entry,) = entries("table3/rotnet-conv")
-    assert (entry.cells[0].needs[0].key, entry.cells[0].key) == ("835b06586e3ef4ac", "KEY1")
+    assert (entry.cells[0].needs[0].key, entry.cells[0].key) == ("835b06586e3ef4ac", "6e9f5ecd9056008c")
 
 
 def test_every_setting_is_in_the_key() -> None:
@@ -187,12 +188,32 @@ def test_presets_have_their_lengths(
     assert entry.cells[0].settings["epochs"] == heads
 
 
-def test_halved_rates_are_the_one_thing_that_their_ablation_changes() -> None:
-    (ablated,), (faithful,) = entries("ablations/lr-halved"), entries("ablations/faithful")
+@pytest.mark.parametrize("preset", LENGTHS)
+def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: PresetName) -> None:
+    settings = study_settings(preset, 1.0, cifar10_data(), "bf16")
+    (ablated,), (faithful,) = (
+        entries(f"ablations/{name}", settings=settings) for name in ("lr-halved", "faithful")
+    )
     assert (ablated.cells[0].settings["lr_factor"], faithful.cells[0].settings["lr_factor"]) == (0.5, 0.2)
     pretexts = [entry.cells[0].needs[0].settings for entry in (ablated, faithful)]
     different = {name for name in pretexts[0] if pretexts[0][name] != pretexts[1][name]}
-    assert different == {"lr_factor", "ablation", "snapshots"}
+    # slides halves by itself, and linear schedules divide by nothing: there the head alone differs.
+    is_divided = preset in ("paper", "official")
+    assert different == ({"lr_factor", "ablation", "snapshots"} if is_divided else set())
+    assert f"({'pretext and head' if is_divided else 'head alone'})" in ablated.title
+    names = [entry.name for entry in entries("ablations", settings=settings)]
+    assert ("lr-halved-rotation" in names) == is_divided
+
+
+def test_a_last_batch_of_one_is_refused() -> None:
+    data = replace(cifar10_data(), train_images=49_921)
+    with pytest.raises(ArgumentError, match=r"last batch of one.*--limit-train 49920"):
+        study_settings("paper", 1.0, data, "bf16")
+
+
+def test_fp16_heads_train_alone_because_groups_share_a_loss_scaler() -> None:
+    settings = study_settings("paper", 1.0, cifar10_data(), "fp16")
+    assert len({entry.cells[0].group_key for entry in entries("table1", settings=settings)}) == 12
 
 
 def test_scale_shortens_epochs_and_keeps_the_milestones_shares() -> None:

@@ -12,7 +12,7 @@ from study_tools import tiny_context
 
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.errors import ArgumentError, DataError, NonFiniteError
+from rotnet_fast.errors import ArgumentError, CannotWriteError, DataError, NonFiniteError
 from rotnet_fast.study import kinds, run
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
@@ -163,6 +163,96 @@ def test_a_network_whose_weights_are_gone_is_trained_again_where_it_is_needed(co
     assert pending_cells(context, wanted) == [pretext, *wanted]
 
 
+def test_a_pretraining_whose_snapshots_are_gone_is_trained_again(context: Context) -> None:
+    compute(context, "figure5a/object-6")
+    (pretext,) = planned(context, "figure5a/rotation-1")
+    context.results.network(pretext, 2).unlink()
+    progress = compute(context, "figure5a/object-2")
+    assert [cell.kind for cell in progress.computed] == ["pretext", "head"]
+    assert progress.failed == {}
+
+
+def test_damaged_weights_fail_their_cells_with_the_remedy(context: Context) -> None:
+    compute(context, "table3/rotnet-conv")
+    (pretext,) = planned(context, "figure5a/rotation-1")
+    path = context.results.network(pretext)
+    path.write_bytes(path.read_bytes()[:-1])
+    progress = compute(context, "table1/4-conv1", "table3/supervised")
+    assert [cell.kind for cell in progress.computed] == ["supervised"]
+    (error,) = progress.failed.values()
+    assert f"remove {context.results.run_folder(pretext)}, and the network is trained again" in str(error)
+
+
+def begun(context: Context, *names: str) -> Path:
+    """Work of a killed process on some heads of a pretraining that is finished."""
+    compute(context, "figure5a/rotation-1")
+    cells = planned(context, *names)
+    _, folder, _ = context.results.claim_work(cells, cells)
+    return folder
+
+
+def test_what_fails_is_not_tried_again_and_again(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(context, "table1/4-conv4")
+    attempts: list[list[StudyCell]] = []
+
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        attempts.append(cells)
+        raise NonFiniteError("the loss became nan")
+
+    monkeypatch.setitem(KINDS, "head", fails)
+    progress = compute(context, "table3/rotnet-conv")
+    # What was begun, then what was wanted.
+    assert attempts == [planned(context, "table1/4-conv4"), planned(context, "table3/rotnet-conv")]
+    assert set(progress.failed) == {cell for cells in attempts for cell in cells}
+
+
+def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Context) -> None:
+    names = ("table1/4-conv1", "table1/4-conv2")
+    folder = begun(context, *names)
+    first, second = planned(context, *names)
+    found = KINDS["head"](context, [first, second], folder)
+    context.results.write(first, {**found[first.key], "mark": 1})
+    steps: list[int] = []
+    train_step = Trainer._train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", lambda self, batch: steps.append(1) or train_step(self, batch))
+        progress = compute(context, *names)
+    assert steps == []
+    assert progress.computed == [second]
+    one, other = results(context, *names)
+    assert one["mark"] == 1
+    assert other == found[second.key]
+
+
+def test_work_that_cannot_be_gone_on_with_is_started_again(context: Context) -> None:
+    folder = begun(context, "table1/4-conv1")
+    (folder / "heads" / "checkpoints").mkdir(parents=True)
+    (folder / "heads" / "checkpoints" / "last.pt").write_bytes(b"damaged")
+    progress = compute(context, "table1/4-conv1")
+    assert [cell.kind for cell in progress.computed] == ["head"]
+
+
+def test_any_error_of_a_cell_leaves_the_others_alone(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        raise ArgumentError("too few images")
+
+    monkeypatch.setitem(KINDS, "classical", fails)
+    progress = compute(context, "table3/pixels", "table3/supervised")
+    assert [cell.kind for cell in progress.failed] == ["classical"]
+    assert [cell.kind for cell in progress.computed] == ["supervised"]
+
+
+def test_a_full_disk_stops_everything(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        raise CannotWriteError("disk full")
+
+    monkeypatch.setitem(KINDS, "classical", fails)
+    with pytest.raises(CannotWriteError):
+        compute(context, "table3/pixels", "table3/supervised")
+
+
 def test_a_damaged_result_is_reported_with_the_remedy(context: Context) -> None:
     (cell,) = planned(context, "table3/pixels")
     path = context.results.path / "cells" / f"{cell.key}.json"
@@ -181,7 +271,7 @@ def test_a_folder_holds_one_study(context: Context) -> None:
     with pytest.raises(ArgumentError, match=r"holds a study with other settings \(head_epochs\)"):
         context.results.begin(replace(context.settings, head_epochs=7), 1)
     other = replace(context.settings, data=replace(context.settings.data, fingerprint="1" * 64))
-    with pytest.raises(ArgumentError, match="the images of the data set"):
+    with pytest.raises(ArgumentError, match=r"\(fingerprint\)"):
         context.results.begin(other, 1)
     (context.results.path / "study.json").write_text("{")
     with pytest.raises(DataError, match="damaged or of another version"):

@@ -32,11 +32,17 @@ class FileLock:
             raise cannot_write(path, error) from error
 
     def take(self) -> bool:
-        """Whether the lock is ours now; does not wait for another holder."""
+        """Whether the lock is ours now; does not wait for another holder.
+
+        Raises:
+            CannotWriteError: the file system has no locks.
+        """
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            raise cannot_write(self._file.name, error) from error
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()

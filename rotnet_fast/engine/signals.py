@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ class StopSignals:
 
     def __exit__(self, *exc_info: object) -> None:
         self._restore()
+        if self._received is not None and exc_info == (None, None, None):
+            # Nobody has asked since it came: it is for whoever listens around this context.
+            os.kill(os.getpid(), self._received)
+
+    def forget(self) -> None:
+        """Take a signal that has come as obeyed."""
+        self._received = None
 
     def check(self) -> None:
         """Raise :class:`Interrupted` if a signal has come."""

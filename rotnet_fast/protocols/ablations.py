@@ -13,7 +13,9 @@ from rotnet_fast.engine.rotation_task import RotationTask
 
 
 class FlipAfterRotation(RotationTask):
-    """Flips each view left-right with probability 0.5 after the rotation instead of each image before it.
+    """Flips each view left-right after the rotation instead of each image before it.
+
+    With the probability of the faithful run, or 0.5 where that flips nothing.
 
     A mirrored view at 90 degrees is the view at 270 degrees of the mirrored image: the two classes
     cannot be told apart, and a perfect network would be right three times out of four.
@@ -27,7 +29,7 @@ class FlipAfterRotation(RotationTask):
         turned = len(self.rotations)
         view_ids = sample_ids.repeat_interleave(turned) * turned + labels
         draw = philox.draw(view_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
-        flip = draw < 2**31
+        flip = draw < int((self.flip_prob or 0.5) * 2.0**32)
         views = torch.where(flip[:, None, None, None], views.flip(3), views)
         return views.contiguous(memory_format=torch.channels_last), labels
 

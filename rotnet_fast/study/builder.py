@@ -29,9 +29,9 @@ class Builder:
         """A pretraining."""
         config = replace(self.study.pretext, blocks=blocks, rotations=rotations, seed=self.seed)  # type: ignore[arg-type]
         if ablation == "lr-halved":
-            # Whatever the preset's schedule, after 30, 60 and 80 % of the epochs.
-            milestones = stretched((30, 60, 80), 100, config.epochs)
-            config = replace(config, schedule="step", milestones=milestones, lr_factor=0.5)
+            if not self.halving_changes_the_pretext:
+                return self.pretext(blocks, rotations)
+            config = replace(config, lr_factor=0.5)
         is_main = blocks == 4 and rotations == FOUR_ROTATIONS and not ablation
         return StudyCell(
             "pretext",
@@ -42,6 +42,11 @@ class Builder:
                 "snapshots": list(self.study.snapshot_epochs) if is_main else [],
             },
         )
+
+    @property
+    def halving_changes_the_pretext(self) -> bool:
+        """Whether the preset divides the pretext's rate by five, so that halving it is a mistake."""
+        return self.study.pretext.schedule == "step" and self.study.pretext.lr_factor != 0.5
 
     def head(
         self,
@@ -73,6 +78,8 @@ class Builder:
             "revisit": revisit,
             "lr_factor": lr_factor,
         }
+        if self.study.precision == "fp16":
+            settings["alone"] = f"{layer} {head}"  # heads of a group would share the loss scaler
         return StudyCell("head", settings, {"layer": layer, "head": head}, (pretext,) if pretext else ())
 
     def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:

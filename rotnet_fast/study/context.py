@@ -11,6 +11,7 @@ import torch
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
+from rotnet_fast.errors import CheckpointError
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
@@ -41,8 +42,17 @@ class Context:
     command: str = ""
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
-        """Weights and buffers of a network that was trained before."""
-        state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
+        """Weights and buffers of a network that was trained before.
+
+        Raises:
+            CheckpointError: they are damaged.
+        """
+        try:
+            state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; remove {self.results.run_folder(cell)}, and the network is trained again"
+            ) from error
         return state
 
     def setup(self, cell: StudyCell, folder: Path, **changes: Any) -> EvaluationSetup:

@@ -110,10 +110,11 @@ def figure5a(build: Builder) -> list[Entry]:
     """Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
     pretext = build.pretext()
     entries = []
-    published = list(paper.CORRELATION.values())
+    published = list(paper.CORRELATION.items())
     is_full_length = build.study.pretext.epochs == 100
     for position, epoch in enumerate(build.study.snapshot_epochs):
-        rotation, objects = published[position] if is_full_length else (None, None)
+        at, (rotation, objects) = published[position] if is_full_length else (epoch, (None, None))
+        note = "" if at == epoch else f"published for epoch {at}"
         for series, cell, value, accuracy in (
             ("rotation", pretext, f"rotation_accuracy_after/{epoch}", rotation),
             ("object", build.head(pretext, epoch=epoch), "accuracy", objects),
@@ -121,9 +122,7 @@ def figure5a(build: Builder) -> list[Entry]:
             title = f"{series} accuracy after {epoch} epoch{'s' if epoch > 1 else ''}"
             name = f"{series}-{epoch}"
             entries.append(
-                Entry(
-                    "figure5a", name, title, (cell,), value=value, published=accuracy, x=epoch, series=series
-                )
+                Entry("figure5a", name, title, (cell,), value, accuracy, note, x=epoch, series=series)
             )
     return entries
 
@@ -207,17 +206,20 @@ def ablations(build: Builder) -> list[Entry]:
             build.head(main, batchnorm="batch"),
         ),
     ]
+    flips = "" if build.study.pretext.flip_prob else " (with probability 0.5; the faithful run has no flips)"
+    halved = "pretext and head" if build.halving_changes_the_pretext else "head alone"
     for ablation, title in (
-        ("flip-after-rotation", "Views flipped after the rotation"),
+        ("flip-after-rotation", f"Views flipped after the rotation{flips}"),
         ("one-rotation", "One random rotation per image instead of all four"),
-        ("lr-halved", "Learning rates halved instead of divided by five"),
+        ("lr-halved", f"Learning rate halved instead of divided by five ({halved})"),
     ):
         lr_factor = 0.5 if ablation == "lr-halved" else 0.2
         pretext = build.pretext(ablation=ablation)
         entries.append(entry(ablation, title, build.head(pretext, lr_factor=lr_factor)))
-        title = f"{title}: rotation accuracy"
-        name = f"{ablation}-rotation"
-        entries.append(Entry("ablations", name, title, (pretext,), value="rotation_accuracy"))
+        if pretext != main:
+            title = f"{title}: rotation accuracy"
+            name = f"{ablation}-rotation"
+            entries.append(Entry("ablations", name, title, (pretext,), value="rotation_accuracy"))
     for position in ABLATED_LABELS:
         count = build.study.labels_per_class[position]
         with_revisits = build.head(main, images_per_class=count)

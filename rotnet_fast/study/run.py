@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.run_folder import environment
-from rotnet_fast.errors import CheckpointError, NonFiniteError
+from rotnet_fast.errors import CannotWriteError, CheckpointError, OutOfMemoryError, RotnetError
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
@@ -44,9 +44,7 @@ def pending_cells(context: Context, cells: Sequence[StudyCell]) -> list[StudyCel
     def visit(cell: StudyCell, as_network: bool) -> None:
         if cell in pending:
             return
-        if context.results.read(cell) is not None and not (
-            as_network and not context.results.has_network(cell)
-        ):
+        if context.results.is_finished(cell) and (context.results.has_network(cell) or not as_network):
             return
         for need in cell.needs:
             visit(need, True)
@@ -74,7 +72,7 @@ def run_cells(
 ) -> None:
     """Compute all cells and those that they need; return when all are finished, by whomever.
 
-    A cell that fails (its loss is not finite, a library is missing) is noted, and the others go on.
+    A cell that fails (its loss is not finite, a library is missing, ...) is noted, and the others go on.
 
     Args:
         cells: wanted, the most important first.
@@ -135,7 +133,9 @@ def _run_group(
     is_network = first.kind in NETWORK_KINDS
     if is_network:
         folder = context.results.run_folder(first)
-        was_begun = context.results.has_network(first)
+        if (folder / "results.json").exists():
+            shutil.rmtree(folder)  # trained to the end, but weights or snapshots are missing
+        was_begun = context.results.network(first).is_file()
     else:
         relatives = [cell for cell in with_needs(known) if cell.group_key == first.group_key]
         group, folder, was_begun = context.results.claim_work(group, relatives)
@@ -143,12 +143,22 @@ def _run_group(
     start = time.monotonic()
     try:
         found = KINDS[first.kind](context, group, folder)
-    except (CheckpointError, NonFiniteError, ImportError) as error:
+    except (CannotWriteError, OutOfMemoryError):
+        raise  # the next cell would fare no better
+    except (RotnetError, ImportError) as error:
+        if not is_network:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, CheckpointError) and was_begun and not is_network:
+            say(f"what was begun cannot be gone on with ({error}); starting it again")
+            return
+        # Cells that were wanted, but not begun together with these, get an attempt of their own.
         say(f"FAILED: {describe(group)}: {error}")
         progress.failed.update(dict.fromkeys(group, error))
         return
     seconds = time.monotonic() - start
     for cell in group:
+        if context.results.is_finished(cell) and not is_network:
+            continue  # written before a kill in the middle of this loop
         context.results.write(
             cell,
             found[cell.key],
@@ -159,7 +169,7 @@ def _run_group(
             command=context.command,
             environment=environment(str(context.device)),
         )
-    progress.computed.extend(group)
+        progress.computed.append(cell)
     if not is_network:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -136,7 +136,7 @@ def study_settings(preset: PresetName, scale: float, data: StudyData, precision:
         data, precision: see `StudySettings`.
 
     Raises:
-        ArgumentError: classes too small for the five points of Figure 5b.
+        ArgumentError: classes too small for the five points of Figure 5b, or a last batch of one image.
     """
     if data.smallest_class < MINIMUM_IMAGES_PER_CLASS:
         raise ArgumentError(
@@ -144,6 +144,11 @@ def study_settings(preset: PresetName, scale: float, data: StudyData, precision:
             f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
         )
     lengths = LENGTHS[preset]
+    if data.train_images % lengths.batch_size == 1:
+        raise ArgumentError(
+            f"{data.train_images} training images leave a last batch of one, which BatchNorm cannot train "
+            f"on; use one fewer with --limit-train {data.train_images - 1}"
+        )
     base = PRESETS[preset]()
     epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
     pretext = replace(

@@ -41,6 +41,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._finished: set[str] = set()
 
     def begin(self, settings: StudySettings, seeds: int) -> None:
         """Record what the folder is about.
@@ -55,10 +56,8 @@ class Results:
             except OSError as error:
                 raise cannot_write(self.path, error) from error
         with self.waiting_lock("study"):
-            known = self.read_settings()
-            if known is not None:
-                self._compare(known[0], settings)
-                seeds = max(seeds, known[1])
+            known = self.check(settings)
+            seeds = max(seeds, known or 0)
             content = {"format": RESULT_FORMAT, "settings": settings.to_json(), "seeds": seeds}
             write_json(self.path / _SETTINGS, content)
 
@@ -81,17 +80,24 @@ class Results:
                 f"{path} is damaged or of another version ({error}); restore it, or choose another --output"
             ) from error
 
-    def _compare(self, known: StudySettings, settings: StudySettings) -> None:
-        if known == settings:
-            return
-        old, new = known.to_json(), settings.to_json()
-        names = [name for name in new if old.get(name) != new[name]]
-        if "data" in names and known.data.name == settings.data.name:
-            names = ["the images of the data set" if name == "data" else name for name in names]
-        raise ArgumentError(
-            f"output {self.path} holds a study with other settings ({', '.join(names)}); choose another "
-            f"folder with --output"
-        )
+    def check(self, settings: StudySettings) -> int | None:
+        """Seeds of the study that the folder holds; None where it holds none.
+
+        Raises:
+            ArgumentError: it holds a study with other settings.
+            DataError: its settings cannot be read.
+        """
+        known = self.read_settings()
+        if known is None:
+            return None
+        old, new = _flat(known[0]), _flat(settings)
+        different = [name for name in new if old.get(name) != new[name] and name != "display_name"]
+        if different:
+            raise ArgumentError(
+                f"output {self.path} holds a study with other settings ({', '.join(different)}); choose "
+                f"another folder with --output"
+            )
+        return known[1]
 
     def read(self, cell: StudyCell) -> dict[str, Any] | None:
         """What was found for a cell; None where it is not finished.
@@ -110,7 +116,16 @@ class Results:
             raise DataError(
                 f"{path} is damaged ({error}); remove it, and the cell is computed again"
             ) from error
+        self._finished.add(cell.key)
         return content
+
+    def is_finished(self, cell: StudyCell) -> bool:
+        """Whether a cell has a result; files are read once.
+
+        Raises:
+            DataError: see :meth:`read`.
+        """
+        return cell.key in self._finished or self.read(cell) is not None
 
     def write(self, cell: StudyCell, result: Mapping[str, Any], **details: Any) -> None:
         """Record a finished cell.
@@ -136,8 +151,9 @@ class Results:
         write_json(self._cell_path(cell), content)
 
     def has_network(self, cell: StudyCell) -> bool:
-        """Whether the weights that other cells start from are there."""
-        return (self.network(cell)).is_file()
+        """Whether the weights that other cells start from are there, snapshots included."""
+        epochs = [None, *cell.settings.get("snapshots", ())]
+        return all(self.network(cell, epoch).is_file() for epoch in epochs)
 
     def network(self, cell: StudyCell, epoch: int | None = None) -> Path:
         """Checkpoint of a cell's network after its last epoch, or of a snapshot."""
@@ -157,7 +173,12 @@ class Results:
     @contextmanager
     def waiting_lock(self, name: str) -> Iterator[None]:
         """Context that holds a lock which nobody holds for long."""
-        lock = FileLock(self.path / "locks" / name)
+        folder = self.path / "locks"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        lock = FileLock(folder / name)
         try:
             while not lock.take():
                 time.sleep(0.05)
@@ -184,7 +205,7 @@ class Results:
         known = {cell.key: cell for cell in group}
         try:
             begun = json.loads(note.read_text(encoding="utf-8"))
-            if all(key in known and self.read(known[key]) is None for key in begun):
+            if all(key in known for key in begun) and not all(self.is_finished(known[key]) for key in begun):
                 return [known[key] for key in begun], folder, True
         except (OSError, ValueError, TypeError):
             pass  # nothing begun
@@ -198,3 +219,9 @@ class Results:
 
     def _cell_path(self, cell: StudyCell) -> Path:
         return self.path / "cells" / f"{cell.key}.json"
+
+
+def _flat(settings: StudySettings) -> dict[str, Any]:
+    """Settings as one dictionary, those of the data set and of the pretraining included."""
+    values = settings.to_json()
+    return {**values.pop("data"), **values.pop("pretext"), **values}
