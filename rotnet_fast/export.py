@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,8 @@ def export(config: ExportConfig) -> Path:
         file_sha256=hashlib.sha256(content).hexdigest(),
         data_licence=config.data_licence,
     )
+    if state["epoch"] == recipe["epochs"] and (run.parent.parent / "study.json").exists():
+        facts = replace(facts, evaluations=[(f"study {run.parent.parent.name}", study_results(run))])
     card = render_card(facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,6 +220,40 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
         else:
             print(f"{path} is not about these weights, or does not say so: left out", file=sys.stderr)
     return found
+
+
+def study_results(run: Path) -> dict[str, Any]:
+    """What a study found on the frozen features of one of its pretrainings, like an evaluation's results.
+
+    All labels, the faithful protocol; ablations and snapshots are left out.
+
+    Raises:
+        ArgumentError: a file cannot be read.
+    """
+    folder = run.parent.parent
+    study = read_json(folder / "study.json")["settings"]
+    cells = []
+    for path in sorted((folder / "cells").glob("*.json")):
+        cell = read_json(path)
+        settings = cell["settings"]
+        is_faithful = (
+            settings.get("snapshot") is None
+            and settings.get("images_per_class") is None
+            and settings.get("batchnorm", "running") == "running"
+            and settings.get("revisit", True)
+            and settings.get("lr_factor", 0.2) == 0.2
+        )
+        if cell["needs"] == [run.name] and cell["kind"] in ("head", "knn", "linear") and is_faithful:
+            layer, head = cell["member"]["layer"], cell["member"].get("head", cell["kind"])
+            cells.append({"method": "frozen", "layer": layer, "head": head, "note": ""})
+            cells[-1]["accuracy"] = cell["result"]["accuracy"]
+    cells.sort(key=lambda cell: (cell["head"], cell["layer"]))
+    seed = read_json(run / "config.json")["settings"]["seed"]
+    return {
+        "dataset": study["data"],
+        "settings": {"epochs": study["head_epochs"], "seed": seed, "images_per_class": None},
+        "cells": cells,
+    }
 
 
 def feature_shapes(backbone: Backbone, channels: int) -> dict[str, tuple[int, int, int]]:

@@ -200,8 +200,7 @@ def report(results: Results) -> None:
         again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
         print(f"no report is written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
-    with results.waiting_lock("report"):  # one writer at a time
-        files = write_report(results.path)
+    files = write_report(results.path)
     print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
 
 

@@ -33,7 +33,7 @@ Picture = Literal[
     "rotations", "filters", "attention", "knn", "confusion", "embedding", "calibration", "hardest"
 ]
 
-IMAGES_WITH_ATTENTION = 3
+IMAGES_WITH_ATTENTION = 4
 """More do not fit into the width of a page."""
 
 

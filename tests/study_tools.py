@@ -26,7 +26,7 @@ def made_dataset(per_class: int = 8, test_images: int = 12) -> Dataset:
         return Split((noise + 64 * labels[:, None, None, None]).to(torch.uint8), labels)
 
     classes = ("a", "b", "c", "d")
-    return Dataset("made", "made", classes, split(4 * per_class, 0), split(test_images, 1), "0" * 64)
+    return Dataset("digits", "made", classes, split(4 * per_class, 0), split(test_images, 1), "0" * 64)
 
 
 def study_data(dataset: Dataset) -> StudyData:

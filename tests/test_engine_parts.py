@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.engine.metrics import MetricSums, means
 from rotnet_fast.engine.precision import Precision, resolve_precision
 from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, CannotWriteError
 from rotnet_fast.models.nin import NetworkInNetwork
 
@@ -187,3 +190,17 @@ def test_a_run_records_the_commit_of_its_checkout() -> None:
         pytest.skip("not a git checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
     assert head.stdout.startswith(environment("cpu")["commit"].removesuffix("-dirty"))
+
+
+def test_a_signal_that_an_inner_context_did_not_obey_reaches_the_outer_one() -> None:
+    with pytest.raises(Interrupted), StopSignals() as outer, outer.interruptible(), StopSignals():
+        os.kill(os.getpid(), signal.SIGTERM)  # after the inner loop's last look
+
+
+def test_a_signal_that_was_obeyed_reaches_nobody_else() -> None:
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+        stop.forget()
+        stop.check()

@@ -42,7 +42,6 @@ class Step:
         by_seed: seed -> higher minus lower, in points.
         standard_error: of the mean difference, in points.
         verdict: ``HOLDS``, ``FAILS``, ``NOISE`` or ``NOT_RUN``.
-        seed_verdicts: seed -> verdict of that seed alone.
         published: higher minus lower in the paper, on CIFAR-10.
     """
 
@@ -52,7 +51,6 @@ class Step:
     by_seed: Mapping[int, float]
     standard_error: float
     verdict: str
-    seed_verdicts: Mapping[int, str]
     published: float | None
 
     @property
@@ -189,21 +187,14 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
     if higher.entry.published is not None and lower.entry.published is not None:
         published = higher.entry.published - lower.entry.published
     if not seeds:
-        return Step(*names, None, {}, math.nan, NOT_RUN, {}, published)
+        return Step(*names, None, {}, math.nan, NOT_RUN, published)
     by_seed = {seed: higher.by_seed[seed] - lower.by_seed[seed] for seed in seeds}
     means = tuple(statistics.fmean(number.by_seed[seed] for seed in seeds) for number in (higher, lower))
     of_test_set = math.hypot(*map(study.standard_error, means))
     of_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
     standard_error = math.hypot(of_test_set, of_seeds)
-    seed_verdicts = {
-        seed: judge(
-            difference,
-            math.hypot(study.standard_error(higher.by_seed[seed]), study.standard_error(lower.by_seed[seed])),
-        )
-        for seed, difference in by_seed.items()
-    }
     verdict = judge(statistics.fmean(by_seed.values()), standard_error)
-    return Step(*names, (means[0], means[1]), by_seed, standard_error, verdict, seed_verdicts, published)
+    return Step(*names, (means[0], means[1]), by_seed, standard_error, verdict, published)
 
 
 def judge(difference: float, standard_error: float) -> str:

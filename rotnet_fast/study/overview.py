@@ -56,7 +56,12 @@ def meaning(study: Study) -> str:
         text += "; ± is the sample standard deviation over the n seeds"
     text += ". "
     if study.comparable:
-        return text + "Published numbers are those of the paper, on the same data set at full length."
+        images = (
+            "CIFAR-10 itself: a difference to them is also one of the images, which were re-encoded here"
+            if study.is_reencoded
+            else "the same data set"
+        )
+        return text + f"Published numbers are those of the paper, on {images}."
     settings = study.settings
     reasons = []
     if settings.data.name != "cifar10":
@@ -106,7 +111,9 @@ def what_was_run(study: Study) -> Section:
     if study.files:
         seconds = sum(float(content["seconds"]) for content in study.files.values())
         finished = [str(content["finished"]) for content in study.files.values()]
-        rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours"))
+        resumed = sum(bool(content.get("resumed")) for content in study.files.values())
+        attempts = f", of {resumed} interrupted ones the last attempt alone" if resumed else ""
+        rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours{attempts}"))
         rows.append(("cells finished between", f"{plain(min(finished))} and {plain(max(finished))}"))
     machines = [
         (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))

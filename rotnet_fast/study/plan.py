@@ -163,9 +163,10 @@ def extras(build: Builder) -> list[Entry]:
     entries = []
     for rotations in paper.ROTATION_SETS:
         title = "rotation accuracy, " + ", ".join(f"{angle}°" for angle in rotations)
-        published = None
+        published, note = None, ""
         if rotations == FOUR_ROTATIONS:
             published = paper.ROTATION_ACCURACY.get(build.study.pretext.epochs)
+            note = "published: a re-run of the released code" if build.study.preset == "official" else ""
         entries.append(
             Entry(
                 "extras",
@@ -174,6 +175,7 @@ def extras(build: Builder) -> list[Entry]:
                 (build.pretext(rotations=rotations),),
                 value="rotation_accuracy",
                 published=published,
+                note=note,
             )
         )
     for kind, title in (("knn", "kNN"), ("linear", "linear probe")):

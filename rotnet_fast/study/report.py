@@ -15,6 +15,7 @@ from rotnet_fast.study.figures import draw_figures
 from rotnet_fast.study.html import data_uri, render_html
 from rotnet_fast.study.markdown import render_markdown, table_lines
 from rotnet_fast.study.orderings import find_correlation, find_orderings
+from rotnet_fast.study.store import Results
 from rotnet_fast.study.summary import Study, load_study
 from rotnet_fast.study.tables import main_rows
 
@@ -32,7 +33,11 @@ def write_report(folder: Path) -> list[Path]:
         ArgumentError, DataError: see `rotnet_fast.study.summary.load_study`.
         CannotWriteError: disk full, read-only, ...
     """
-    study = load_study(folder)
+    with Results(folder).waiting_lock("report"):  # one writer at a time
+        return _write(load_study(folder), folder)
+
+
+def _write(study: Study, folder: Path) -> list[Path]:
     try:
         drawn = draw_figures(study, folder / "figures")
     except OSError as error:

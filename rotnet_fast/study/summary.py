@@ -33,6 +33,11 @@ _PARTS: Mapping[str, type | tuple[type, ...]] = {
 """What a cell's file holds, and as what."""
 
 
+CIFAR10_CLASSES = frozenset(
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+)
+
+
 @dataclass(frozen=True)
 class Number:
     """One entry with the values that its cells gave.
@@ -81,10 +86,18 @@ class Study:
 
     @property
     def comparable(self) -> bool:
-        """Whether a difference to a published number means something: same images, same network, whole."""
+        """Whether a difference to a published number means something: the network, all of CIFAR-10."""
         data = self.settings.data
         is_whole = self.settings.scale == 1 and data.limit_train is None and data.limit_test is None
-        return data.name == "cifar10" and self.settings.pretext.width == 1 and is_whole
+        is_cifar10 = data.name == "cifar10" or self.is_reencoded
+        return is_cifar10 and self.settings.pretext.width == 1 and is_whole
+
+    @property
+    def is_reencoded(self) -> bool:
+        """Whether the data set is a folder that has CIFAR-10's classes and numbers of images."""
+        data = self.settings.data
+        counts = (data.train_images, data.test_images)
+        return data.name == "folder" and set(data.classes) == CIFAR10_CLASSES and counts == (50_000, 10_000)
 
     @cached_property
     def numbers(self) -> Mapping[tuple[str, str], Number]:

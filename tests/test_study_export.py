@@ -1,0 +1,40 @@
+"""Weights of a study carry the study's numbers in their model card, and no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from study_tools import tiny_context
+
+from rotnet_fast.export import ExportConfig, export
+from rotnet_fast.study.plan import cells_in_order, make_plan
+from rotnet_fast.study.run import Progress, run_cells
+
+
+def test_the_card_of_a_studys_network_has_the_accuracies_of_its_cells(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path / "study")
+    known = cells_in_order(make_plan(context.settings, 1))
+    names = ["table3/rotnet-conv", "figure5b/rotnet-1", "extras/knn-conv1", "ablations/train-mode-batchnorm"]
+    cells = cells_in_order(make_plan(context.settings, 1, names))
+    run_cells(context, cells, known, Progress(), say=lambda line: None)
+    pretext = cells[0].needs[0]
+    run = context.results.run_folder(pretext)
+
+    def card(checkpoint: Path) -> str:
+        folder = export(ExportConfig(checkpoint=checkpoint, output=tmp_path / f"export-{checkpoint.stem}"))
+        return (folder / "README.md").read_text()
+
+    text = card(run)
+    rows = [line for line in text.splitlines() if line.startswith("| these weights, frozen")]
+    accuracies = {}
+    for cell, name in zip(cells, names, strict=True):
+        found = context.results.read(cell)
+        assert found is not None
+        accuracies[name] = found["result"]["accuracy"]
+    assert rows == [
+        f"| these weights, frozen | conv2 | conv | - | {accuracies['table3/rotnet-conv']:.2f} |",
+        f"| these weights, frozen | conv1 | knn | - | {accuracies['extras/knn-conv1']:.2f} |",
+    ]
+    assert "(`study study`: 32 labels, epochs 1, seed 0)" in text
+    # Weights of an earlier epoch are not what the heads were trained on.
+    assert "these weights, frozen" not in card(context.results.network(pretext, 1))
