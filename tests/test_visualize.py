@@ -93,12 +93,12 @@ def test_the_same_seed_gives_the_same_pictures(run: Path, tmp_path: Path) -> Non
 
 
 def test_limits_and_layer_are_heeded(run: Path) -> None:
-    config = VisualizeConfig(run, device="cpu", limit_test=15, limit_train=30, layer="conv1", images=4)
+    config = VisualizeConfig(run, device="cpu", limit_test=15, limit_train=30, layer="conv1", images=5)
     analyses = Analyses(config)
     neighbours = analyses.neighbours
     assert (neighbours["images"], neighbours["bank_images"], neighbours["layer"]) == (15, 30, "conv1")
-    assert len(analyses.rotation["shown"]["indices"]) == 4
-    assert [len(result["shown"]["indices"]) for _, result in analyses.attention()] == [3]
+    assert len(analyses.rotation["shown"]["indices"]) == 5
+    assert [len(result["shown"]["indices"]) for _, result in analyses.attention()] == [4]
     assert analyses.embedding()["layer"] == "conv1"
 
 
