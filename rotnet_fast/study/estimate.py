@@ -19,7 +19,7 @@ TRAINING = 3
 
 SECONDS_PER_IMAGE = {"pixels": 1e-3, "hog": 3e-3, "scattering": 1e-2}
 """Hand-made features with their classifiers, before any was measured in this study; two cores of an AMD
-EPYC (Zen 4)."""
+EPYC (Zen 5)."""
 
 
 def forward_multiply_adds(settings: StudySettings, blocks: int, layer: str | None = None) -> float:
