@@ -145,8 +145,11 @@ def test_seeds_give_other_cells_but_where_nothing_is_random() -> None:
 
 
 def test_a_seed_is_finished_before_the_next_one_begins() -> None:
-    seeds = [cell.settings.get("seed", 0) for cell in cells_in_order(entries("table2", "table3", seeds=2))]
+    cells = cells_in_order(entries("table2", "table3", seeds=2))
+    seeds = [cell.settings["seed"] for cell in cells if cell.kind != "classical"]
     assert seeds == sorted(seeds)
+    assert set(seeds) == {0, 1}
+    assert [cell.kind for cell in cells[-3:]] == ["classical"] * 3  # they need no accelerator
 
 
 def test_keys_do_not_change_between_versions() -> None:

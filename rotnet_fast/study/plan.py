@@ -272,10 +272,10 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
 
 
 def cells_in_order(entries: Sequence[Entry]) -> list[StudyCell]:
-    """The cells of all entries, one seed after another, so that a study in progress has whole tables."""
+    """The cells of all entries, one seed after another, so that a study in progress has whole tables.
+
+    Hand-made features come last: they run on the CPU alone, and an accelerator may be there for a while only.
+    """
     seeds = max((len(entry.cells) for entry in entries), default=0)
-    return list(
-        dict.fromkeys(
-            entry.cells[seed] for seed in range(seeds) for entry in entries if seed < len(entry.cells)
-        )
-    )
+    cells = [entry.cells[seed] for seed in range(seeds) for entry in entries if seed < len(entry.cells)]
+    return sorted(dict.fromkeys(cells), key=lambda cell: cell.kind == "classical")
