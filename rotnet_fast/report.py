@@ -124,10 +124,12 @@ def load_results(folder: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"{path} cannot be read ({error}); give a folder that rotnet_fast.evaluate wrote"
+            f"{path} cannot be read ({error}); give a folder that rotnet_fast.evaluate or reproduce wrote"
         ) from None
     if not isinstance(results, dict) or "cells" not in results:
-        raise ArgumentError(f"{path} holds no evaluation; give a folder that rotnet_fast.evaluate wrote")
+        raise ArgumentError(
+            f"{path} holds no evaluation; give a folder that rotnet_fast.evaluate or reproduce wrote"
+        )
     return results
 
 
