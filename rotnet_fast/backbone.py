@@ -27,7 +27,12 @@ from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 MODEL_FILE = "model.safetensors"
 """Name of the weights in an exported folder."""
 
-PRETRAINED: dict[str, tuple[str, str]] = {}
+PRETRAINED: dict[str, tuple[str, str]] = {
+    "nin4-half-cifar10-jpeg": (
+        "nin4-half-cifar10-jpeg.safetensors",
+        "49e115f627a794cc5ad4fe2a2d9eda38e2fbd99512f37ef9c2f3dd9779b352ff",
+    ),
+}
 """Name of a pretrained model that ships with the package -> its file in ``rotnet_fast/weights/``, and the
 SHA-256 (hexadecimal) of that file."""
 

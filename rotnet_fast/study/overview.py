@@ -114,6 +114,8 @@ def what_was_run(study: Study) -> Section:
         resumed = sum(bool(content.get("resumed")) for content in study.files.values())
         attempts = f", of {resumed} interrupted ones the last attempt alone" if resumed else ""
         rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours{attempts}"))
+        if study.commits:
+            rows.append(("commits of the program", plain(", ".join(study.commits))))
         rows.append(("cells finished between", f"{plain(min(finished))} and {plain(max(finished))}"))
     machines = [
         (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))

@@ -105,13 +105,14 @@ def readme_block(study: Study, source: str) -> str:
         for (hardware, versions, _), name in study.machine_names.items()
     )
     seeds = "seed 0" if study.seeds == 1 else f"seeds 0 to {study.seeds - 1}"
+    commits = f"; commits {', '.join(study.commits)}" if study.commits else ""
     notes = (
         f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
         f"{settings.data.test_images:,} test images. Preset `{settings.preset}` at scale {settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised_epochs}, heads "
         f"{settings.head_epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
-        f"{machines}. From `{source}`."
+        f"{machines}{commits}. From `{source}`."
     )
     return "\n".join([*table_lines(table), "", notes])
 

@@ -93,6 +93,12 @@ class Study:
         return is_cifar10 and self.settings.pretext.width == 1 and is_whole
 
     @property
+    def commits(self) -> tuple[str, ...]:
+        """Of the program, as recorded with the cells, sorted."""
+        found = (content["environment"].get("commit") for content in self.files.values())
+        return tuple(sorted({str(commit) for commit in found if commit}))
+
+    @property
     def is_reencoded(self) -> bool:
         """Whether the data set is a folder that has CIFAR-10's classes and numbers of images."""
         data = self.settings.data
@@ -263,9 +269,8 @@ def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
     versions = [f"torch {environment.get('torch') or 'unknown'}"]
     if cuda:
         versions.append(f"CUDA {cuda}")
-    commit = environment.get("commit")
     versions += [
         f"Python {environment.get('python') or 'unknown'}",
-        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}" + (f" ({commit})" if commit else ""),
+        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}",
     ]
     return hardware, ", ".join(versions), str(environment.get("kernel") or "unknown")
