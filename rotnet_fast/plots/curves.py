@@ -51,6 +51,10 @@ class Panel:
     title: str = ""
 
 
+LEGEND_ROW = 0.18
+"""Height of a legend's row in inches."""
+
+
 @styled
 def curves(
     panels: Sequence[Panel],
@@ -77,7 +81,9 @@ def curves(
     if not panels:
         raise ArgumentError("panels is empty; give at least one")
     width = WIDTH if len(panels) > 1 else 5.0
-    figure = new_figure(3.4, width)
+    entries = max(sum(1 + bool(line.published) for line in panel.lines) for panel in panels)
+    columns = 2 if len(panels) == 1 else 1
+    figure = new_figure(3.2 + LEGEND_ROW * -(-entries // columns), width)
     if title:
         figure.suptitle(title)
     number = 0
@@ -97,7 +103,8 @@ def curves(
         axes.set_title(panel.title)
         axes.grid(axis="y")
         if handles:
-            axes.legend(handles=handles, loc="best")
+            # Below: lines that go up and down leave no room for it between them.
+            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
     return figure
 
 

@@ -227,6 +227,8 @@ def _line(label: str, numbers: Sequence[Number], x: Sequence[float] | None = Non
     means = [number.mean for number in numbers]
     deviations = [number.deviation for number in numbers]
     published = [number.entry.published for number in numbers]
+    if None in published:  # a line through some of its points would tell another story
+        return Line(label, positions, means, deviations)
     return Line(label, positions, means, deviations, positions, published)
 
 
