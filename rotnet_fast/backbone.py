@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -18,6 +17,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from rotnet_fast.config import check_device
 from rotnet_fast.engine import checkpoint, weights
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -286,8 +286,7 @@ def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto")
         ArgumentError: a device that there is not.
         CheckpointError: nothing there, damaged, or not of this program.
     """
-    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(device)) is None:
-        raise ArgumentError(f"device is {device}; it must be auto, cpu, cuda or cuda:N")
+    check_device(str(device))
     where = resolve_device(str(device))
     tensors, metadata, origin = _read(path_or_name)
     return build(tensors, metadata, origin).to(where)

@@ -172,8 +172,7 @@ class PretrainConfig:
         increasing = list(self.milestones) == sorted(set(self.milestones))
         _require("milestones", self.milestones, increasing, "must increase, such as 30 60 80")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
-        known_device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
-        _require("device", self.device, known_device, "must be auto, cpu, cuda or cuda:N")
+        check_device(self.device)
         if self.dataset == "folder" and self.data_dir is None:
             raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
         if self.resume not in (None, "auto") and not Path(self.resume).exists():
@@ -193,6 +192,16 @@ class PretrainConfig:
             path = Path(self.resume)
             return path.parent.parent if path.suffix == ".pt" else path
         return Path("runs") / f"{self.preset}-{self.dataset}-seed{self.seed}"
+
+
+def check_device(name: str) -> None:
+    """Check the form of a device's name; whether there is such a device is known once torch is loaded.
+
+    Raises:
+        ArgumentError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    is_known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+    _require("device", name, is_known, "must be auto, cpu, cuda or cuda:N")
 
 
 def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:

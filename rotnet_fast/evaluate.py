@@ -10,7 +10,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rotnet_fast.command import run_command
+from rotnet_fast.config import check_device
 from rotnet_fast.engine.run_folder import RunFolder, environment, read_settings, run_of
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -140,8 +140,7 @@ class EvaluateConfig:
             raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
         if not 0 <= self.seed < 2**63:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
-        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
-            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
+        check_device(self.device)
         for name, values in (("layers", self.layers), ("heads", self.heads)):
             if not values or len(set(values)) < len(values):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")

@@ -20,6 +20,7 @@ import tyro
 
 from rotnet_fast.command import run_command
 from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.report import load_results
@@ -66,19 +67,12 @@ class ExportConfig:
                 f"python -m rotnet_fast.pretrain printed"
             )
 
-    def run_folder(self) -> Path:
-        """The folder of the pretraining that the checkpoint belongs to."""
-        path = self.checkpoint
-        if path.is_dir():
-            return path
-        return path.parent.parent if path.parent.name in ("checkpoints", "snapshots") else path.parent
-
     def output_folder(self) -> Path:
         """Where the export goes."""
         if self.output is not None:
             return self.output
         suffix = "" if self.checkpoint.is_dir() else f"-{self.checkpoint.stem}"
-        return self.run_folder() / f"export{suffix}"
+        return run_of(self.checkpoint) / f"export{suffix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +109,7 @@ def export(config: ExportConfig) -> Path:
     for error in skipped:
         print(f"WARNING: {error}; taking an older one", file=sys.stderr)
     metadata = describe(state, path)
-    recipe, run = state["config"], config.run_folder()
+    recipe, run = state["config"], run_of(config.checkpoint)
     print(f"weights of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
     settings, results = read_run(run, recipe)
     name = settings.get("dataset_name") or results.get("dataset") or _DISPLAY_NAMES[recipe["dataset"]]

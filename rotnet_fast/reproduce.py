@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 import signal
 import sys
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from rotnet_fast.command import run_command
-from rotnet_fast.config import PresetName
+from rotnet_fast.config import PresetName, check_device
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.presets import PRESETS
@@ -112,8 +111,7 @@ class ReproduceConfig:
         for wish in self.only:
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
-        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
-            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
+        check_device(self.device)
         if self.dataset == "folder" and self.data_dir is None:
             raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
 

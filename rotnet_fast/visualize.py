@@ -7,7 +7,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rotnet_fast.command import run_command
+from rotnet_fast.config import check_device
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 
@@ -98,8 +98,7 @@ class VisualizeConfig:
                 raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
-        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is None:
-            raise ArgumentError(f"device is {self.device}; it must be auto, cpu, cuda or cuda:N")
+        check_device(self.device)
         if not self.what:
             raise ArgumentError(f"what is empty; choose from all, {', '.join(PICTURES)}")
         if not self.checkpoint.exists():

@@ -77,12 +77,12 @@ class RunFolder:
 
     def snapshot(self, epoch: int) -> Path:
         """File for what is kept of the network after ``epoch`` epochs."""
-        folder = self.path / "snapshots"
+        path = snapshot_path(self.path, epoch)
         try:
-            folder.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
         except OSError as error:
-            raise cannot_write(folder, error) from error
-        return folder / f"epoch-{epoch:04d}.pt"
+            raise cannot_write(path.parent, error) from error
+        return path
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Record the settings in config.json."""
@@ -122,6 +122,11 @@ def write_json(path: Path, content: Any) -> None:
         CannotWriteError: it cannot be written; an older one is intact.
     """
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def snapshot_path(run: Path, epoch: int) -> Path:
+    """File of a run folder for what is kept of the network after ``epoch`` epochs."""
+    return run / "snapshots" / f"epoch-{epoch:04d}.pt"
 
 
 def run_of(checkpoint: Path) -> Path:

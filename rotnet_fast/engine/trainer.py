@@ -294,6 +294,16 @@ class Trainer:
             checkpoint.save(self.run.checkpoints / name, state)
         self._saved_at = time.monotonic()
 
+    def go_on(self) -> None:
+        """Load the newest whole checkpoint of the run folder, where there is one.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings or data, or all are damaged.
+        """
+        if checkpoint.candidates(self.run.path):
+            found, state, _ = checkpoint.load_newest(self.run.path)
+            self.load_state(state, found)
+
     def load_state(self, state: Mapping[str, Any], origin: Path) -> None:
         """Go on from a checkpoint.
 

@@ -150,9 +150,7 @@ class EvaluationSetup:
         identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
         with RunFolder(self.folder / name, resume=True) as run:
             trainer = Trainer(task, views.loader, settings, run, identity)
-            if checkpoint.candidates(run.path):
-                found, state, _ = checkpoint.load_newest(run.path)
-                trainer.load_state(state, found)
+            trainer.go_on()
             trainer.fit()
             with self.precision.autocast():
                 return task.confusions()

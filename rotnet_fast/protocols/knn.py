@@ -91,37 +91,52 @@ def pooled_features(
     return pooled
 
 
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""Features [N,D] and labels [N] of labelled images, features [Q,D] of others, number of classes -> classes
+int64 [Q]."""
+
+
 def knn(setup: EvaluationSetup) -> list[Cell]:
     """Neighbours among the pretrained network's features of the labelled images."""
-    return _classify(setup, "frozen", setup.pretrained_network(), "")
+    return pretrained_rows(setup, "knn", knn_predict)
 
 
 def random_init_knn(setup: EvaluationSetup) -> list[Cell]:
     """The same with an untrained network, in both BatchNorm modes."""
+    return untrained_rows(setup, "knn", knn_predict)
+
+
+def pretrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Cell]:
+    """One cell per layer of the pretrained network, whose features ``predict`` classifies."""
+    return _rows(setup, "frozen", head, predict, setup.pretrained_network(), "")
+
+
+def untrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Cell]:
+    """The same with an untrained network, in both BatchNorm modes."""
     return [
         cell
         for note, backbone in setup.untrained_backbones().items()
-        for cell in _classify(setup, "random-init", backbone, note)
+        for cell in _rows(setup, "random-init", head, predict, backbone, note)
     ]
 
 
-def _classify(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
-    """One cell per layer."""
-    confusions = classify_features(setup, backbone, setup.layers, knn_predict)
-    return [Cell.of(method, layer, "knn", note, confusions[layer]) for layer in setup.layers]
+def _rows(
+    setup: EvaluationSetup, method: str, head: str, predict: Predict, backbone: NetworkInNetwork, note: str
+) -> list[Cell]:
+    confusions = classify_features(setup, backbone, setup.layers, predict)
+    return [Cell.of(method, layer, head, note, confusions[layer]) for layer in setup.layers]
 
 
 def classify_features(
     setup: EvaluationSetup,
     backbone: NetworkInNetwork,
     layers: Sequence[str],
-    predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor],
+    predict: Predict,
 ) -> dict[str, list[list[int]]]:
     """Classify the test images by their pooled features; images of both splits are not augmented.
 
     Args:
-        predict: called with features [N,D] and labels [N] of the labelled images, features [Q,D] of the
-            test images and the number of classes; gives classes int64 [Q].
+        predict: the classifier.
 
     Returns:
         layer -> confusion matrix.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.evaluation import EvaluationSetup
-from rotnet_fast.protocols.knn import classify_features
+from rotnet_fast.protocols.knn import pretrained_rows, untrained_rows
 from rotnet_fast.report import Cell
 
 
@@ -40,18 +39,9 @@ def linear_predict(
 
 def linear(setup: EvaluationSetup) -> list[Cell]:
     """Probes of the pretrained network's layers."""
-    return _probe(setup, "frozen", setup.pretrained_network(), "")
+    return pretrained_rows(setup, "linear", linear_predict)
 
 
 def random_init_linear(setup: EvaluationSetup) -> list[Cell]:
     """The same with an untrained network, in both BatchNorm modes."""
-    return [
-        cell
-        for note, backbone in setup.untrained_backbones().items()
-        for cell in _probe(setup, "random-init", backbone, note)
-    ]
-
-
-def _probe(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
-    confusions = classify_features(setup, backbone, setup.layers, linear_predict)
-    return [Cell.of(method, layer, "linear", note, confusions[layer]) for layer in setup.layers]
+    return untrained_rows(setup, "linear", linear_predict)

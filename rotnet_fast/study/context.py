@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,13 @@ class Context:
             ) from error
         return state
 
-    def setup(self, cell: StudyCell, folder: Path, **changes: Any) -> EvaluationSetup:
+    def setup(self, cell: StudyCell, folder: Path) -> EvaluationSetup:
         """An evaluation with the settings of a cell, on the network it needs or an untrained one."""
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
         state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
         training = self.settings.pretext
-        setup = EvaluationSetup(
+        return EvaluationSetup(
             pretrained=state,
             blocks=pretext["blocks"] if pretext else 4,
             width=training.width,
@@ -82,5 +82,5 @@ class Context:
             precision=self.precision,
             folder=folder,
             revisit=settings.get("revisit", True),
+            lr_factor=settings.get("lr_factor", 0.2),
         )
-        return replace(setup, **changes)

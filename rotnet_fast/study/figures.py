@@ -30,7 +30,9 @@ from rotnet_fast.study.sections_pictures import (
     first_result,
     summed_confusion,
 )
-from rotnet_fast.study.summary import Number, Study, cell_path
+from rotnet_fast.study.store import cell_path
+from rotnet_fast.study.summary import Number, Study
+from rotnet_fast.study.tables import published_name
 
 TEST_ACCURACY = "test accuracy in %"
 
@@ -239,7 +241,7 @@ def _curves(
         return None
     panel = Panel(TEST_ACCURACY, lines)
     return curves(
-        [panel], x_label=x_label, x_ticks=list(x_ticks), log_x=log_x, published_name=_published_name(study)
+        [panel], x_label=x_label, x_ticks=list(x_ticks), log_x=log_x, published_name=published_name(study)
     )
 
 
@@ -258,11 +260,7 @@ def _bars(
         )
         for position, number in enumerate(numbers)
     ]
-    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=_published_name(study))
-
-
-def _published_name(study: Study) -> str:
-    return "published" if study.comparable else "CIFAR-10 reference"
+    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=published_name(study))
 
 
 def _group(entry: Entry) -> str:

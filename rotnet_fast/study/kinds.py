@@ -14,8 +14,10 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
+from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.protocols.heads import fine_tuning_task, frozen_heads_task, head_name, use_batch_statistics
 from rotnet_fast.protocols.knn import classify_features, knn_predict
 from rotnet_fast.protocols.linear import linear_predict
@@ -57,7 +59,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
             task_type=PRETEXT_ABLATIONS[cell.settings["ablation"]],
             snapshot_epochs=snapshots,
         )
-        results = pretrain_with(trainer, config, context.dataset, _load_newest)
+        results = pretrain_with(trainer, config, context.dataset, Trainer.go_on)
         found = {name: results[name] for name in ("rotation_accuracy", "rotation_accuracy_by_degrees")}
         for epoch in snapshots:
             state = checkpoint.load(run.snapshot(epoch))
@@ -66,12 +68,6 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
             found[name] = results[name]
     keep_last_checkpoint(folder)
     return {cell.key: found}
-
-
-def _load_newest(trainer: Trainer) -> None:
-    if checkpoint.candidates(trainer.run.path):
-        found, state, _ = checkpoint.load_newest(trainer.run.path)
-        trainer.load_state(state, found)
 
 
 def keep_last_checkpoint(run: Path) -> None:
@@ -83,11 +79,8 @@ def keep_last_checkpoint(run: Path) -> None:
 def heads(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     """Heads on one frozen network, all from one forward pass."""
     first = cells[0]
-    setup = context.setup(first, folder, lr_factor=first.settings["lr_factor"])
-    if first.needs:
-        backbone = setup.pretrained_network()
-    else:
-        backbone = setup.random_network(len(setup.rotations), setup.blocks)
+    setup = context.setup(first, folder)
+    backbone = frozen_network(setup, first)
     if first.settings["batchnorm"] == "batch":
         use_batch_statistics(backbone)
     placements = [(cell.member["layer"], cell.member["head"]) for cell in cells]
@@ -100,6 +93,13 @@ def heads(context: Context, cells: list[StudyCell], folder: Path) -> Found:
         cell.key: _classified(confusions[head_name(*placement)])
         for cell, placement in zip(cells, placements, strict=True)
     }
+
+
+def frozen_network(setup: EvaluationSetup, cell: StudyCell) -> NetworkInNetwork:
+    """The network that a cell needs, or an untrained one."""
+    if cell.needs:
+        return setup.pretrained_network()
+    return setup.random_network(len(setup.rotations), setup.blocks)
 
 
 def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
@@ -147,9 +147,8 @@ def _on_features(
     context: Context, cells: list[StudyCell], folder: Path, predict: Callable[..., torch.Tensor]
 ) -> Found:
     setup = context.setup(cells[0], folder)
-    network = setup.pretrained_network() if cells[0].needs else setup.random_network(4, setup.blocks)
     layers = [cell.member["layer"] for cell in cells]
-    confusions = classify_features(setup, network, layers, predict)
+    confusions = classify_features(setup, frozen_network(setup, cells[0]), layers, predict)
     return {cell.key: _classified(confusions[cell.member["layer"]]) for cell in cells}
 
 

@@ -21,7 +21,15 @@ from rotnet_fast.study.orderings import (
 )
 from rotnet_fast.study.sections import figure
 from rotnet_fast.study.summary import Number, Study
-from rotnet_fast.study.tables import NO_VALUE, data_set, flat_table, points, value
+from rotnet_fast.study.tables import (
+    NO_VALUE,
+    data_set,
+    flat_table,
+    mean_difference,
+    points,
+    published_name,
+    value,
+)
 
 
 def rotation_accuracy(study: Study) -> Section:
@@ -88,13 +96,6 @@ def ablated_pairs(study: Study) -> list[tuple[Number, Number]]:
     return pairs
 
 
-def mean_difference(number: Number, faithful: Number) -> float | None:
-    """Over the seeds that both have, in points."""
-    common = sorted(set(number.by_seed) & set(faithful.by_seed))
-    differences = [number.by_seed[seed] - faithful.by_seed[seed] for seed in common]
-    return statistics.fmean(differences) if differences else None
-
-
 def ablations(study: Study, drawn: frozenset[str]) -> Section:
     """What each deviation from the protocol costs."""
     faithful_of = {number.entry.name: faithful for number, faithful in ablated_pairs(study)}
@@ -158,7 +159,6 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     rho = NOT_RUN if correlation.verdict == NOT_RUN else _rho(correlation.overall)
     by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
     chance = NO_VALUE if correlation.p_value is None else f"{correlation.p_value:.3f}"
-    reference = "published" if study.comparable else "CIFAR-10 reference"
     explained = (
         "An ordering of several steps holds where each step does. A step is within noise where the "
         f"difference is smaller than {NOISE_ERRORS:g} standard errors. The standard error adds the binomial "
@@ -183,7 +183,7 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
                     "difference",
                     "standard error",
                     "by seed",
-                    f"difference, {reference}",
+                    f"difference, {published_name(study)}",
                     "verdict",
                 ),
                 tuple(steps),

@@ -24,12 +24,18 @@ from typing import Any
 
 from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.lock import FileLock
-from rotnet_fast.engine.run_folder import write_json
+from rotnet_fast.engine.run_folder import snapshot_path, write_json
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
 from rotnet_fast.study.settings import StudySettings
 
-_SETTINGS = "study.json"
+STUDY_FILE = "study.json"
+"""Settings of a study, in its folder."""
+
+
+def cell_path(folder: Path, key: str) -> Path:
+    """Where a study keeps a cell's result."""
+    return folder / "cells" / f"{key}.json"
 
 
 class Results:
@@ -59,7 +65,7 @@ class Results:
             known = self.check(settings)
             seeds = max(seeds, known or 0)
             content = {"format": RESULT_FORMAT, "settings": settings.to_json(), "seeds": seeds}
-            write_json(self.path / _SETTINGS, content)
+            write_json(self.path / STUDY_FILE, content)
 
     def read_settings(self) -> tuple[StudySettings, int] | None:
         """Settings and number of seeds; None for a folder that holds no study.
@@ -67,7 +73,7 @@ class Results:
         Raises:
             DataError: they cannot be read.
         """
-        path = self.path / _SETTINGS
+        path = self.path / STUDY_FILE
         if not path.exists():
             return None
         try:
@@ -105,7 +111,7 @@ class Results:
         Raises:
             DataError: its file is damaged, or belongs to another cell.
         """
-        path = self._cell_path(cell)
+        path = cell_path(self.path, cell.key)
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if content["key"] != cell.key or not isinstance(content["result"], dict):
@@ -148,7 +154,7 @@ class Results:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **details,
         }
-        write_json(self._cell_path(cell), content)
+        write_json(cell_path(self.path, cell.key), content)
 
     def has_network(self, cell: StudyCell) -> bool:
         """Whether the weights that other cells start from are there, snapshots included."""
@@ -160,7 +166,7 @@ class Results:
         run = self.run_folder(cell)
         if epoch is None:
             return run / "checkpoints" / "last.pt"
-        return run / "snapshots" / f"epoch-{epoch:04d}.pt"
+        return snapshot_path(run, epoch)
 
     def run_folder(self, cell: StudyCell) -> Path:
         """Where a cell's network is trained and kept."""
@@ -216,9 +222,6 @@ class Results:
             raise cannot_write(folder, error) from error
         write_json(note, [cell.key for cell in cells])
         return cells, folder, False
-
-    def _cell_path(self, cell: StudyCell) -> Path:
-        return self.path / "cells" / f"{cell.key}.json"
 
 
 def _flat(settings: StudySettings) -> dict[str, Any]:

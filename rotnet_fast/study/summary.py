@@ -18,8 +18,7 @@ from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
-
-STUDY_FILE = "study.json"
+from rotnet_fast.study.store import STUDY_FILE, cell_path
 
 _PARTS: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,
@@ -187,11 +186,6 @@ class Study:
                     )
                 values[seed] = float(value)
         return values
-
-
-def cell_path(folder: Path, key: str) -> Path:
-    """Where a study keeps a cell's result."""
-    return folder / "cells" / f"{key}.json"
 
 
 def is_study(folder: Path) -> bool:

@@ -43,9 +43,21 @@ def data_set(study: Study) -> str:
     return plain(study.settings.data.display_name)
 
 
+def published_name(study: Study) -> str:
+    """What the paper's numbers are called beside ours."""
+    return "published" if study.comparable else "CIFAR-10 reference"
+
+
+def mean_difference(number: Number, other: Number) -> float | None:
+    """First minus second over the seeds that both have, in points; None where there is none."""
+    common = sorted(set(number.by_seed) & set(other.by_seed))
+    differences = [number.by_seed[seed] - other.by_seed[seed] for seed in common]
+    return statistics.fmean(differences) if differences else None
+
+
 def published_header(study: Study) -> tuple[str, ...]:
     """Titles of the columns that stand beside ours."""
-    return ("published", "difference") if study.comparable else ("CIFAR-10 reference",)
+    return (published_name(study), "difference") if study.comparable else (published_name(study),)
 
 
 def published_cells(study: Study, number: Number) -> tuple[str, ...]:
@@ -75,7 +87,7 @@ def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str 
 def grid(study: Study, caption: str) -> Table:
     """Table 1 as the paper prints it, with our row above the published one."""
     layers = list(paper.NONLINEAR_HEAD[5])
-    reference = "published" if study.comparable else "CIFAR-10 reference"
+    reference = published_name(study)
     rows = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         ours = [
@@ -106,12 +118,9 @@ def gaps(study: Study, caption: str) -> Table:
     rows = []
     for name in names:
         number = study.number("table3", name)
-        common = sorted(set(number.by_seed) & set(supervised.by_seed))
-        ours = [number.by_seed[seed] - supervised.by_seed[seed] for seed in common]
+        ours = mean_difference(number, supervised)
         published = (number.entry.published or 0.0) - paper.SUPERVISED
-        rows.append(
-            (number.entry.title, points(statistics.fmean(ours)) if ours else NOT_RUN, points(published))
-        )
+        rows.append((number.entry.title, NOT_RUN if ours is None else points(ours), points(published)))
     header = ("minus supervised, points", "ours", "published (CIFAR-10)")
     return Table(caption, header, tuple(rows), (1, 2))
 
