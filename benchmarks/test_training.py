@@ -34,7 +34,7 @@ def test_resident_loader(benchmark: Any, record: Any, device: torch.device, batc
     loader = ResidentLoader(_split(), device, batch, seed=0)
 
     def epoch() -> int:
-        seen = sum(len(indices.indices) for indices in loader.epoch(0))
+        seen = sum(len(batch) for batch in loader.epoch(0))
         _wait(device)
         return seen
 
@@ -56,8 +56,7 @@ class _Step:
         self.task = RotationTask(
             network,
             Schedule(0.1, "step", (30, 60, 80), 0.2, 100),
-            self.loader.images,
-            self.loader.images[:1],
+            self.loader,
             rotations=(0, 90, 180, 270),
             seed=0,
             pad=4,
@@ -65,7 +64,6 @@ class _Step:
             mean=(0.49, 0.48, 0.45),
             std=(0.25, 0.24, 0.26),
             dtype=self.precision.dtype,
-            test_batch_size=batch,
         )
         self.task.set_train_mode()
         self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
@@ -75,13 +73,13 @@ class _Step:
     def data(self) -> None:
         """The share of the data path: order, gather, augmentation, rotations."""
         self.number += 1
-        self.task.views(self.batch.indices, self.batch.sample_ids, self.number)
+        self.task.views(self.batch, self.number)
         _wait(self.device)
 
     def whole(self) -> None:
         self.number += 1
         with self.precision.autocast():
-            output = self.task.train_step(self.batch.indices, self.batch.sample_ids, self.number)
+            output = self.task.train_step(self.batch, self.number)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.optimizer.step()

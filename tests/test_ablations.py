@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from rotnet_fast.data.loader import Batch
+from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.split import Split
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.models.nin import NetworkInNetwork
@@ -14,6 +17,8 @@ from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS, FlipAfterRotation
 
 IMAGES = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(40)
+LOADER = ResidentLoader(Split(IMAGES, torch.zeros(40, dtype=torch.int64)), "cpu", 16, seed=0)
+BATCH = Batch(IMAGES, ROWS, torch.zeros(40, dtype=torch.int64), ROWS, False, 40)
 
 
 def task(kind: type[RotationTask], **changes: Any) -> RotationTask:
@@ -25,15 +30,14 @@ def task(kind: type[RotationTask], **changes: Any) -> RotationTask:
         "mean": (0.5,) * 3,
         "std": (0.25,) * 3,
         "dtype": torch.float32,
-        "test_batch_size": 16,
     }
     network = NetworkInNetwork(width=0.05)
-    return kind(network, Schedule(0.1), IMAGES, IMAGES, **(settings | changes))
+    return kind(network, Schedule(0.1), LOADER, **(settings | changes))
 
 
 def test_views_are_flipped_after_the_rotation_independently() -> None:
-    plain, labels = task(RotationTask, flip_prob=0.0).views(ROWS, ROWS, 1)
-    views, ablated_labels = task(FlipAfterRotation).views(ROWS, ROWS, 1)
+    plain, labels = task(RotationTask, flip_prob=0.0).views(BATCH, 1)
+    views, ablated_labels = task(FlipAfterRotation).views(BATCH, 1)
     assert torch.equal(labels, ablated_labels)
     flipped = (views == plain.flip(3)).flatten(1).all(1)
     kept = (views == plain).flatten(1).all(1)
@@ -51,21 +55,21 @@ def test_a_flipped_view_at_90_degrees_is_a_view_of_the_mirrored_image_at_270() -
 
 
 def test_one_rotation_shows_each_image_once_under_any_of_them() -> None:
-    all_views, _ = task(RotationTask).views(ROWS, ROWS, 1)
+    all_views, _ = task(RotationTask).views(BATCH, 1)
     all_views = all_views.clone()
-    views, labels = task(OneRotation).views(ROWS, ROWS, 1)
+    views, labels = task(OneRotation).views(BATCH, 1)
     assert views.shape == (40, 3, 8, 8)
     assert torch.equal(views, all_views[ROWS * 4 + labels])
     assert set(labels.tolist()) == {0, 1, 2, 3}
     assert views.is_contiguous(memory_format=torch.channels_last)
-    _, other = task(OneRotation).views(ROWS, ROWS, 2)
+    _, other = task(OneRotation).views(BATCH, 2)
     assert not torch.equal(labels, other)
 
 
 @pytest.mark.parametrize("name", PRETEXT_ABLATIONS)
 def test_every_ablation_trains_and_is_tested_like_the_faithful_task(name: str) -> None:
     ablated = task(PRETEXT_ABLATIONS[name])
-    output = ablated.train_step(ROWS[:16], ROWS[:16], epoch=0)
+    output = ablated.train_step(next(LOADER.epoch(0)), epoch=0)
     output.loss.backward()
     assert output.sums["count"] == (16 if name == "one-rotation" else 64)
     faithful = RotationTask.evaluate(ablated)

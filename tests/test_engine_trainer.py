@@ -53,8 +53,7 @@ def make_trainer(
     task = task_class(
         make_network().to(device),
         schedule,
-        loader.images,
-        dataset.test.images.to(device),
+        ResidentLoader(dataset.test, device, batch_size=10, seed=0, shuffle=False),
         rotations=(0, 90, 180, 270),
         seed=5,
         pad=2,
@@ -62,7 +61,6 @@ def make_trainer(
         mean=dataset.mean,
         std=dataset.std,
         dtype=resolved.dtype,
-        test_batch_size=10,
         compile=compile,
     )
     defaults: dict[str, Any] = {"epochs": 3, "progress": False, "tensorboard": False, "log_every": 1}

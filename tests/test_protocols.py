@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.data.loader import Batch
+from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
-from rotnet_fast.protocols.classification import ObjectClassification, scaled_schedule
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
 from rotnet_fast.protocols.evaluation import first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
@@ -109,7 +111,7 @@ def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: Evaluati
     task.set_train_mode()
     assert not any(m.training for m in module.backbone.modules())
     assert all(m.training for m in module.heads.modules())
-    task.train_step(torch.arange(8), torch.arange(8), epoch=0).loss.backward()
+    task.train_step(first_images(views, 8), epoch=0).loss.backward()
     assert all(p.grad is None for p in module.backbone.parameters())
     assert all(p.grad is not None for p in module.heads.parameters())
 
@@ -233,18 +235,26 @@ def test_few_labels_are_revisited_until_an_epoch_has_its_usual_size(setup: Evalu
     assert len(set(torch.cat(ids).tolist())) == 40  # each with its own augmentation
 
 
+def first_images(views: ObjectViews, count: int) -> Batch:
+    """The first training images in the order of the set."""
+    loader, rows = views.loader, torch.arange(count)
+    assert isinstance(loader, ResidentLoader)
+    return Batch(loader.images, rows, loader.labels[rows], rows, False, count)
+
+
 def test_training_views_are_augmented_and_test_views_are_not(setup: EvaluationSetup) -> None:
     views = setup.views()
-    rows = torch.arange(16)
+    batch = first_images(views, 16)
     mean, std = torch.tensor(setup.dataset.mean), torch.tensor(setup.dataset.std)
-    plain = ((views.loader.images[:16] / 255 - mean) / std).permute(0, 3, 1, 2)
-    ((indices, shown),) = views.plain(views.loader.images[:16])
-    torch.testing.assert_close(shown, plain[indices])
-    first = views.augmented(rows, rows, epoch=0).clone()
-    second = views.augmented(rows, rows, epoch=1).clone()
+    plain = ((batch.images[:16] / 255 - mean) / std).permute(0, 3, 1, 2)
+    known = setup.plain_loader(Split(batch.images[:16], batch.labels))
+    ((tested, shown),) = views.plain(known)
+    torch.testing.assert_close(shown, plain[tested.indices])
+    first = views.augmented(batch, epoch=0).clone()
+    second = views.augmented(batch, epoch=1).clone()
     assert not torch.allclose(first, plain)
     assert not torch.allclose(first, second)
-    assert torch.equal(views.augmented(rows, rows, epoch=0), first)
+    assert torch.equal(views.augmented(batch, epoch=0), first)
 
 
 def class_after_class(setup: EvaluationSetup) -> EvaluationSetup:
@@ -263,12 +273,13 @@ def class_after_class(setup: EvaluationSetup) -> EvaluationSetup:
 
 
 def test_plain_views_show_every_image_once_and_mix_the_classes(setup: EvaluationSetup) -> None:
-    views = class_after_class(replace(setup, batch_size=8)).views()  # 10 images of each class
-    batches = [indices for indices, _ in views.plain(views.loader.images)]
+    setup = class_after_class(replace(setup, batch_size=8))  # 10 images of each class
+    loader = setup.plain_loader(setup.labelled())
+    batches = [batch.indices for batch, _ in setup.views().plain(loader)]
     assert [len(indices) for indices in batches] == [8] * 5
     assert torch.cat(batches).sort().values.tolist() == list(range(40))
-    assert all(len(views.loader.labels[indices].unique()) > 1 for indices in batches)
-    again = [indices for indices, _ in views.plain(views.loader.images)]
+    assert all(len(loader.labels[indices].unique()) > 1 for indices in batches)
+    again = [batch.indices for batch, _ in setup.views().plain(loader)]
     assert torch.equal(torch.cat(again), torch.cat(batches))
 
 
@@ -288,9 +299,11 @@ def test_batch_statistics_tell_classes_that_lie_one_after_the_other(
 def test_features_keep_the_order_of_the_images(setup: EvaluationSetup) -> None:
     network, views = setup.pretrained_network().eval(), setup.views()
     mean, std = torch.tensor(setup.dataset.mean), torch.tensor(setup.dataset.std)
-    plain = ((views.test_images / 255 - mean) / std).permute(0, 3, 1, 2)
+    images = setup.dataset.test.images
+    plain = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
     expected = network.features(plain, ["conv2"])["conv2"].mean(dim=(2, 3))
-    pooled = pooled_features(network, views, views.test_images, ["conv2"])
+    batches = ((batch.indices, shown) for batch, shown in views.plain(views.test_loader))
+    pooled = pooled_features(network, batches, len(images), ["conv2"])
     torch.testing.assert_close(pooled["conv2"], expected)
 
 
@@ -308,8 +321,9 @@ def test_accuracy_counts_every_test_image_once(setup: EvaluationSetup) -> None:
 
 def test_training_accuracy_and_loss_are_sums_over_images(setup: EvaluationSetup) -> None:
     logits = torch.tensor([[4.0, 0, 0, 0]]).expand(8, 4)
-    task = ObjectClassification(torch.nn.Identity(), lambda _: {"a": logits, "b": logits}, [], setup.views())
-    output = task.train_step(torch.arange(8), torch.arange(8), epoch=0)
+    views = setup.views()
+    task = ObjectClassification(torch.nn.Identity(), lambda _: {"a": logits, "b": logits}, [], views)
+    output = task.train_step(first_images(views, 8), epoch=0)
     cross_entropy = torch.nn.functional.cross_entropy(logits, torch.arange(8) % 4)
     torch.testing.assert_close(output.loss, 2 * cross_entropy)
     torch.testing.assert_close(output.sums["loss"], 8 * 2 * cross_entropy)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import epoch_order
+from rotnet_fast.data.sampling import Shard, epoch_order
 from rotnet_fast.data.split import Split
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -166,6 +166,24 @@ def test_starting_in_mid_epoch_gives_exactly_the_remaining_batches() -> None:
 def test_a_loader_without_shuffling_keeps_the_order_of_the_set() -> None:
     loader = ResidentLoader(make_split(7), "cpu", batch_size=3, seed=0, shuffle=False)
     assert [batch.indices.tolist() for batch in loader.epoch(4)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@settings(max_examples=50)
+@given(world=st.integers(1, 9), batch_size=st.integers(1, 20), epoch=EPOCHS)
+def test_the_shares_of_all_processes_are_the_batches_of_one(world: int, batch_size: int, epoch: int) -> None:
+    split = make_split(23)
+    whole = ResidentLoader(split, "cpu", batch_size, seed=4, epoch_size=31)
+    ranks = [
+        ResidentLoader(split, "cpu", batch_size, seed=4, epoch_size=31, shard=Shard(rank, world))
+        for rank in range(world)
+    ]
+    for batch, *shares in zip(whole.epoch(epoch), *(loader.epoch(epoch) for loader in ranks), strict=True):
+        for name in ("indices", "labels", "sample_ids"):
+            joined = torch.cat([getattr(share, name) for share in shares])
+            assert torch.equal(joined, getattr(batch, name))
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        assert {share.global_size for share in shares} == {len(batch)}
 
 
 def test_on_the_cpu_the_images_are_not_copied() -> None:

@@ -99,7 +99,7 @@ def test_an_epoch_has_391_steps_for_every_number_of_labels(per_class: int) -> No
         )
         loader = setup.views().loader
         assert len(loader) == 391
-        assert len(loader.images) == 10 * per_class
+        assert len(loader.labels) == 10 * per_class
 
 
 def test_few_labels_change_neither_epochs_nor_schedule() -> None:

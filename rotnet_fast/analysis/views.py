@@ -65,7 +65,7 @@ def pooled(network: NetworkInNetwork, images: torch.Tensor, layer: str, views: P
     """Global-average-pooled feature maps of a layer, in eval mode: fp32 [N,C_layer]."""
     network.eval()
     with views.precision.autocast():
-        return pooled_features(network, views, images, [layer])[layer]
+        return pooled_features(network, views.plain(images), len(images), [layer])[layer]
 
 
 def thumbnails(images: torch.Tensor, indices: Sequence[int]) -> NDArray[np.uint8]:

@@ -1,6 +1,8 @@
-"""The order of an epoch: a pure function of (seed, epoch)."""
+"""The order of an epoch: a pure function of (seed, epoch), whatever the number of processes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -52,3 +54,90 @@ def epoch_order(
         # stable, so that even equal draws have a defined order.
         sample_ids = torch.argsort((high << 32) | low, stable=True)
     return sample_ids % n, sample_ids
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of every batch that this process takes: that of ``rank`` among ``world`` processes.
+
+    Attributes:
+        rank: 0 .. world - 1.
+        world: number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def part(self, start: int, stop: int) -> slice:
+        """The process's share of the visits ``start`` .. ``stop - 1`` of an epoch, which are one batch.
+
+        The shares of all ranks are disjoint, cover the batch in order and differ by at most one visit; of a
+        batch with fewer visits than processes, some are empty.
+        """
+        size = stop - start
+        first, last = (size * rank // self.world for rank in (self.rank, self.rank + 1))
+        return slice(start + first, start + last)
+
+
+WHOLE = Shard()
+"""All of every batch: of a single process."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which images the batches of an epoch show.
+
+    Attributes:
+        n: images in the set.
+        batch_size: images per batch over all processes; the last, incomplete batch is kept.
+        seed: of the order.
+        epoch_size: visits per epoch, at least n; None means n. More than n revisits images, each time with
+            another sample id and so with another augmentation.
+        shuffle: False keeps the set's own order.
+        shard: the part of every batch that this process takes.
+
+    Raises:
+        ValueError: batch_size below 1, an empty set, or epoch_size below n.
+    """
+
+    n: int
+    batch_size: int
+    seed: int
+    epoch_size: int | None = None
+    shuffle: bool = True
+    shard: Shard = WHOLE
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.n == 0:
+            raise ValueError("the split holds no images; a loader needs at least one")
+        if self.visits < self.n:
+            raise ValueError(f"epoch_size is {self.epoch_size}, less than the {self.n} images of the split")
+
+    @property
+    def visits(self) -> int:
+        """Visits per epoch over all processes."""
+        return self.n if self.epoch_size is None else self.epoch_size
+
+    def __len__(self) -> int:
+        """Batches per epoch, the incomplete last one included."""
+        return -(-self.visits // self.batch_size)
+
+    def epoch(self, epoch: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`epoch_order`."""
+        return epoch_order(self.n, self.visits, self.seed, epoch, self.shuffle, device)
+
+    def parts(self, start_batch: int = 0) -> list[tuple[slice, int]]:
+        """This process's share of each batch from ``start_batch`` on, and the whole batch's size.
+
+        Raises:
+            ValueError: start_batch is not in 0 .. len(self).
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"start_batch is {start_batch}; an epoch has batches 0 to {len(self) - 1}")
+        found = []
+        for start in range(start_batch * self.batch_size, self.visits, self.batch_size):
+            stop = min(start + self.batch_size, self.visits)
+            found.append((self.shard.part(start, stop), stop - start))
+        return found

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
@@ -25,13 +26,12 @@ class RotationTask:
     Args:
         module: network with K outputs, on the device of the images.
         schedule: learning rate of all its parameters.
-        train_images, test_images: uint8 [N,H,W,C] on the device.
+        test_loader: all test images once, on the device.
         rotations: K whole degrees, counter-clockwise; output k stands for ``rotations[k]``.
         seed: of the augmentation.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
         mean, std: per channel.
         dtype: of the views.
-        test_batch_size: images per batch when testing.
         compile: ``none``, ``default`` or ``max``; only training steps are compiled.
 
     Source: Gidaris et al., ICLR 2018, section 3.
@@ -41,8 +41,7 @@ class RotationTask:
         self,
         module: nn.Module,
         schedule: Schedule,
-        train_images: torch.Tensor,
-        test_images: torch.Tensor,
+        test_loader: Loader,
         *,
         rotations: Sequence[int],
         seed: int,
@@ -51,13 +50,11 @@ class RotationTask:
         mean: Sequence[float],
         std: Sequence[float],
         dtype: torch.dtype,
-        test_batch_size: int,
         compile: str = "none",
     ) -> None:
         self.module = module
         self.schedule = schedule
-        self.train_images = train_images
-        self.test_images = test_images
+        self.test_loader = test_loader
         self.rotations = tuple(rotations)
         self.seed = seed
         self.pad = pad
@@ -68,7 +65,6 @@ class RotationTask:
             "std": std,
             "dtype": dtype,
         }
-        self.test_batch_size = test_batch_size
         self._train_forward: Any = module
         if compile != "none":
             # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
@@ -83,34 +79,28 @@ class RotationTask:
         """Train mode: BatchNorm normalises with the batch's statistics."""
         self.module.train()
 
-    def views(
-        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented views [B*K,C,H,W] of images int64 [B], in a buffer that the next call overwrites,
-        and their labels [B*K]."""
-        return self.make_views(indices, sample_ids, epoch, self.flip_prob)
+    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented views [B*K,C,H,W], in a buffer that the next call overwrites, and their labels [B*K]."""
+        return self.make_views(batch, epoch, self.flip_prob)
 
-    def make_views(
-        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int, flip_prob: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def make_views(self, batch: Batch, epoch: int, flip_prob: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`views`, with another probability of the flip before the rotations."""
         views, labels = rotate_batch(
-            self.train_images,
-            indices,
-            sample_ids=sample_ids,
+            *batch.source,
+            sample_ids=batch.sample_ids,
             seed=self.seed,
             epoch=epoch,
             pad=self.pad,
             flip_prob=flip_prob,
-            out=self._buffers.get(len(indices)),
+            out=self._buffers.get(len(batch)),
             **self.view_settings,
         )
-        self._buffers[len(indices)] = views
+        self._buffers[len(batch)] = views
         return views, labels
 
-    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
-        """Loss, number of views and of correct ones for images int64 [B]."""
-        views, labels = self.views(indices, sample_ids, epoch)  # [B*K,C,H,W], [B*K]
+    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
+        """Loss, number of views and of correct ones."""
+        views, labels = self.views(batch, epoch)  # [B*K,C,H,W], [B*K]
         logits = self._train_forward(views).float()  # [B*K,K]
         losses = functional.cross_entropy(logits, labels, reduction="none")  # [B*K]
         sums = {
@@ -128,14 +118,13 @@ class RotationTask:
             ``rotation_accuracy``, and ``rotation_accuracy/<degrees>`` of the views turned by that much.
         """
         self.module.eval()
-        number, turned = len(self.test_images), len(self.rotations)
-        correct = torch.zeros(turned, dtype=torch.int64, device=self.test_images.device)
-        for start in range(0, number, self.test_batch_size):
-            images = self.test_images[start : start + self.test_batch_size]
+        number, turned = self.test_loader.epoch_size, len(self.rotations)
+        correct = torch.zeros(turned, dtype=torch.int64, device=self.test_loader.device)
+        for batch in self.test_loader.epoch(0):
             views, labels = rotate_batch(
-                images, pad=0, flip_prob=0.0, out=self._buffers.get(len(images)), **self.view_settings
+                *batch.source, pad=0, flip_prob=0.0, out=self._buffers.get(len(batch)), **self.view_settings
             )
-            self._buffers[len(images)] = views
+            self._buffers[len(batch)] = views
             hits = self.module(views).argmax(dim=1) == labels
             correct += hits.view(-1, turned).sum(dim=0)  # views are image-major
         percent = (100.0 * correct.double() / number).tolist()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.schedule import Schedule
 
 
@@ -53,8 +54,8 @@ class Task(Protocol):
         """Put every part into the mode it trains in (a frozen extractor stays in eval mode)."""
         ...
 
-    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
-        """Forward and loss of one batch: indices and sample_ids int64 [B] on the device."""
+    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
+        """Forward and loss of one batch."""
         ...
 
     def evaluate(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.data.resident import Batch, ResidentLoader
+from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.metrics import MetricSums, means
 from rotnet_fast.engine.precision import Precision
@@ -99,7 +99,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        loader: ResidentLoader,
+        loader: Loader,
         settings: TrainerSettings,
         run: RunFolder,
         identity: Mapping[str, Any],
@@ -181,14 +181,14 @@ class Trainer:
         for group, optimizer_group in zip(self.groups, self.optimizer.param_groups, strict=True):
             optimizer_group["lr"] = group.schedule.lr(progress.epoch, progress.step / len(self.loader))
         with self.settings.precision.autocast():
-            output = self.task.train_step(batch.indices, batch.sample_ids, progress.epoch)
+            output = self.task.train_step(batch, progress.epoch)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.sums.add(output.sums)
         progress.step += 1
-        progress.images += len(batch.indices)
+        progress.images += batch.global_size
 
     def _finish_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Evaluate, report, save, and move on to the next epoch."""

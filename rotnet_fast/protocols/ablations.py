@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from rotnet_fast import philox
+from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.rotation_task import RotationTask
 
 
@@ -21,13 +22,11 @@ class FlipAfterRotation(RotationTask):
     cannot be told apart, and a perfect network would be right three times out of four.
     """
 
-    def views(
-        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RotationTask.views`, with the flip in the wrong place."""
-        views, labels = self.make_views(indices, sample_ids, epoch, flip_prob=0.0)
+        views, labels = self.make_views(batch, epoch, flip_prob=0.0)
         turned = len(self.rotations)
-        view_ids = sample_ids.repeat_interleave(turned) * turned + labels
+        view_ids = batch.sample_ids.repeat_interleave(turned) * turned + labels
         draw = philox.draw(view_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
         flip = draw < int((self.flip_prob or 0.5) * 2.0**32)
         views = torch.where(flip[:, None, None, None], views.flip(3), views)
@@ -37,14 +36,12 @@ class FlipAfterRotation(RotationTask):
 class OneRotation(RotationTask):
     """Shows one random rotation of each image instead of all K: views [B,C,H,W], labels [B]."""
 
-    def views(
-        self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RotationTask.views`, one view per image."""
-        views, labels = self.make_views(indices, sample_ids, epoch, self.flip_prob)
+        views, labels = self.make_views(batch, epoch, self.flip_prob)
         turned = len(self.rotations)
-        draw = philox.draw(sample_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
-        chosen = torch.arange(len(indices), device=views.device) * turned + (draw * turned >> 32)
+        draw = philox.draw(batch.sample_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
+        chosen = torch.arange(len(batch), device=views.device) * turned + (draw * turned >> 32)
         return views[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from rotnet_fast.data.datasets import Dataset
-from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import epoch_order
+from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
@@ -51,71 +49,55 @@ class ObjectViews:
     Buffers are reused: views are valid until the next call with as many images.
 
     Args:
-        dataset: gives the test images, mean and standard deviation.
-        loader: holds the labelled training images on the device; its seed drives the augmentation and
-            its batch size is the one for testing, too.
+        loader: labelled training images; its seed drives the augmentation.
+        test_loader: all test images once, in pseudo-random order: a network that normalises with the
+            statistics of its batch must not see one class at a time, which the file order of class folders
+            would give it.
+        mean, std: per channel.
         dtype: of the views.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
     """
 
     def __init__(
-        self, dataset: Dataset, loader: ResidentLoader, dtype: torch.dtype, pad: int, flip_prob: float
+        self,
+        loader: Loader,
+        test_loader: Loader,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
+        pad: int,
+        flip_prob: float,
     ) -> None:
         self.loader = loader
-        self.test_images = dataset.test.images.to(loader.device)
-        self.test_labels = dataset.test.labels.to(loader.device)
+        self.test_loader = test_loader
         self.pad = pad
         self.flip_prob = flip_prob
-        self._settings: dict[str, Any] = {
-            "rotations": (0,),
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "dtype": dtype,
-        }
+        self._settings: dict[str, Any] = {"rotations": (0,), "mean": mean, "std": std, "dtype": dtype}
         self._buffers: dict[int, torch.Tensor] = {}
 
-    def augmented(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> torch.Tensor:
-        """Cropped and flipped training images.
-
-        Args:
-            indices, sample_ids: int64 [B] on the device.
-
-        Returns:
-            [B,C,H,W], channels_last.
-        """
-        views, _ = rotate_batch(
-            self.loader.images,
-            indices,
-            sample_ids=sample_ids,
+    def augmented(self, batch: Batch, epoch: int) -> torch.Tensor:
+        """Cropped and flipped images: [B,C,H,W], channels_last."""
+        return self._views(
+            batch,
+            sample_ids=batch.sample_ids,
             seed=self.loader.seed,
             epoch=epoch,
             pad=self.pad,
             flip_prob=self.flip_prob,
-            out=self._buffers.get(len(indices)),
-            **self._settings,
         )
-        self._buffers[len(indices)] = views
+
+    def plain(self, loader: Loader) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Images as they are, normalised: the batches of epoch 0, each with its views [B,C,H,W]."""
+        for batch in loader.epoch(0):
+            yield batch, self._views(batch, pad=0, flip_prob=0.0)
+
+    def _views(self, batch: Batch, **settings: Any) -> torch.Tensor:
+        images, indices = batch.source
+        views, _ = rotate_batch(
+            images, indices, out=self._buffers.get(len(batch)), **settings, **self._settings
+        )
+        self._buffers[len(batch)] = views
         return views
-
-    def plain(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All images once as they are, normalised, in batches of the training's size.
-
-        The order is pseudo-random and always the same: a network that normalises with the statistics of
-        its batch must not see one class at a time, which the file order of class folders would give it.
-
-        Args:
-            images: uint8 [N,H,W,C] on the device.
-
-        Yields:
-            ``(indices, views)``: which images, int64 [B], and [B,C,H,W], channels_last.
-        """
-        order, _ = epoch_order(len(images), len(images), seed=0, epoch=0, device=images.device)
-        for indices in torch.split(order, self.loader.batch_size):
-            views, _ = rotate_batch(
-                images, indices, pad=0, flip_prob=0.0, out=self._buffers.get(len(indices)), **self._settings
-            )
-            self._buffers[len(indices)] = views
-            yield indices, views
 
 
 class ObjectClassification:
@@ -154,14 +136,14 @@ class ObjectClassification:
         """Train mode; a module with frozen parts keeps those in eval mode itself."""
         self.module.train()
 
-    def train_step(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> StepOutput:
-        """Summed loss of all classifiers on one augmented batch: indices and sample_ids int64 [B]."""
+    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
+        """Summed loss of all classifiers on one augmented batch."""
         self._confusions = None
-        labels = self.views.loader.labels[indices]
+        labels = batch.labels
         count = torch.full((), len(labels), device=labels.device)
         losses = []
         sums = {"count": count}
-        for name, logits in self.classify(self.views.augmented(indices, sample_ids, epoch)).items():
+        for name, logits in self.classify(self.views.augmented(batch, epoch)).items():
             losses.append(functional.cross_entropy(logits.float(), labels))
             sums[f"{name}_accuracy"] = (logits.argmax(dim=1) == labels).sum()
         loss = torch.stack(losses).sum()
@@ -183,11 +165,10 @@ class ObjectClassification:
         if self._confusions is None:
             self.module.eval()
             counts: dict[str, torch.Tensor] = {}
-            for indices, views in self.views.plain(self.views.test_images):
-                labels = self.views.test_labels[indices]
+            for batch, views in self.views.plain(self.views.test_loader):
                 for name, logits in self.classify(views).items():
                     classes = logits.shape[1]
-                    cells = labels * classes + logits.argmax(dim=1)
+                    cells = batch.labels * classes + logits.argmax(dim=1)
                     found = torch.bincount(cells, minlength=classes**2)
                     counts[name] = counts[name] + found if name in counts else found
             self._confusions = {name: _as_matrix(flat) for name, flat in counts.items()}

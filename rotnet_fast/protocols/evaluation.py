@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
@@ -110,14 +111,22 @@ class EvaluationSetup:
             frozen=frozen,
         ).to(self.device)
 
+    def labelled(self) -> Split:
+        """The labelled training images."""
+        split = self.dataset.train
+        return split if self.images_per_class is None else first_of_each_class(split, self.images_per_class)
+
+    def plain_loader(self, split: Split) -> Loader:
+        """All images once in an order that is pseudo-random and always the same."""
+        return ResidentLoader(split, self.device, self.batch_size, seed=0)
+
     def views(self) -> ObjectViews:
         """Labelled training images and all test images."""
-        split = self.dataset.train
-        if self.images_per_class is not None:
-            split = first_of_each_class(split, self.images_per_class)
         visits = len(self.dataset.train.images) if self.revisit else None
-        loader = ResidentLoader(split, self.device, self.batch_size, self.seed, epoch_size=visits)
-        return ObjectViews(self.dataset, loader, self.precision.dtype, self.pad, self.flip_prob)
+        loader = ResidentLoader(self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits)
+        dataset, dtype = self.dataset, self.precision.dtype
+        test_loader = self.plain_loader(dataset.test)
+        return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, self.pad, self.flip_prob)
 
     def train(
         self,

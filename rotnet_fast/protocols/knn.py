@@ -9,12 +9,12 @@ CVPR 2018 (cosine similarity, votes weighted by exp(similarity / 0.07)); k = 20 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch.nn import functional
 
+from rotnet_fast.data.loader import Loader
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.evaluation import EvaluationSetup
@@ -23,14 +23,6 @@ from rotnet_fast.report import Cell
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _CHUNK = 1024
-
-
-class MakesPlainViews(Protocol):
-    """Makes views of images as they are, such as `rotnet_fast.protocols.classification.ObjectViews`."""
-
-    def plain(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """From uint8 [N,H,W,C], batches of ``(indices, views)``: int64 [B] and [B,C,H,W]."""
-        ...
 
 
 def knn_predict(
@@ -68,25 +60,27 @@ def knn_predict(
 
 @torch.no_grad()
 def pooled_features(
-    backbone: NetworkInNetwork, views: MakesPlainViews, images: torch.Tensor, layers: Sequence[str]
+    backbone: NetworkInNetwork,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    count: int,
+    layers: Sequence[str],
 ) -> dict[str, torch.Tensor]:
-    """Global-average-pooled feature maps of plain images.
+    """Global-average-pooled feature maps.
 
     Args:
-        backbone: in eval mode, on the device of the images.
-        views: makes the views.
-        images: uint8 [N,H,W,C].
+        backbone: in eval mode.
+        batches: ``(indices, views)`` on its device: positions int64 [B] in 0 .. count - 1, each once, and
+            [B,C,H,W].
+        count: images in all.
         layers: of the backbone.
 
     Returns:
-        layer -> fp32 [N,C_layer], in the order of the images.
+        layer -> fp32 [count,C_layer], in the order of the positions.
     """
-    pooled = {
-        layer: torch.empty(len(images), backbone.feature_channels(layer), device=images.device)
-        for layer in layers
-    }
-    for indices, batch in views.plain(images):
-        for layer, maps in backbone.features(batch, layers).items():
+    device = next(backbone.parameters()).device
+    pooled = {layer: torch.empty(count, backbone.feature_channels(layer), device=device) for layer in layers}
+    for indices, views in batches:
+        for layer, maps in backbone.features(views, layers).items():
             pooled[layer][indices] = maps.float().mean(dim=(2, 3))
     return pooled
 
@@ -141,16 +135,21 @@ def classify_features(
     Returns:
         layer -> confusion matrix.
     """
-    views = setup.views()
     backbone.eval()
-    with setup.precision.autocast():
-        bank = pooled_features(backbone, views, views.loader.images, layers)
-        queries = pooled_features(backbone, views, views.test_images, layers)
+    views = setup.views()
+
+    def features(loader: Loader) -> dict[str, torch.Tensor]:
+        batches = ((batch.indices, images) for batch, images in views.plain(loader))
+        with setup.precision.autocast():
+            return pooled_features(backbone, batches, len(loader.labels), layers)
+
+    known = setup.plain_loader(setup.labelled())
+    bank, queries = features(known), features(views.test_loader)
     classes = len(setup.dataset.classes)
     return {
         layer: confusion_matrix(
-            views.test_labels,
-            predict(bank[layer], views.loader.labels, queries[layer], classes),
+            views.test_loader.labels,
+            predict(bank[layer], known.labels, queries[layer], classes),
             classes,
         )
         for layer in layers

@@ -40,6 +40,7 @@ def pretraining(
         snapshot_epochs, progress: see `TrainerSettings`.
     """
     loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
+    test_loader = ResidentLoader(dataset.test, device, config.batch_size, config.seed, shuffle=False)
     channels = dataset.train.images.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -53,8 +54,7 @@ def pretraining(
     task = task_type(
         network.to(device),
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
-        loader.images,
-        dataset.test.images.to(device),
+        test_loader,
         rotations=config.rotations,
         seed=config.seed,
         pad=config.pad,
@@ -62,7 +62,6 @@ def pretraining(
         mean=dataset.mean,
         std=dataset.std,
         dtype=precision.dtype,
-        test_batch_size=config.batch_size,
         compile=config.compile,
     )
     settings = TrainerSettings(

@@ -1,0 +1,69 @@
+"""What every loader gives: batches that carry their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as the fused op wants it; all tensors are on the loader's device.
+
+    Attributes:
+        images: uint8 [N,H,W,C], the whole set, or uint8 [B,H,W,C], this batch alone.
+        indices: int64 [B], positions in the set.
+        labels: int64 [B], the images' classes.
+        sample_ids: int64 [B], virtual ids for the random draws (see
+            :func:`rotnet_fast.data.sampling.epoch_order`).
+        is_gathered: whether ``images`` is this batch alone.
+        global_size: images of this step over all processes; B where there is one.
+    """
+
+    images: torch.Tensor
+    indices: torch.Tensor
+    labels: torch.Tensor
+    sample_ids: torch.Tensor
+    is_gathered: bool
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def source(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``images`` and ``indices`` as `rotnet_fast.rotate_batch` takes them."""
+        return self.images, None if self.is_gathered else self.indices
+
+
+class Loader(Protocol):
+    """Batches in an order that is a pure function of (seed, epoch).
+
+    Attributes:
+        device: where batches are.
+        batch_size: images per step over all processes; the last batch of an epoch may be smaller.
+        seed: of the order.
+        epoch_size: visits per epoch.
+        labels: int64 [N], the classes of the whole set, on the device.
+    """
+
+    device: torch.device
+    batch_size: int
+    seed: int
+    epoch_size: int
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        """Batches per epoch, the incomplete last one included."""
+        ...
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, in order, from ``start_batch`` on.
+
+        Raises:
+            ValueError: start_batch out of range (when the first batch is asked for).
+        """
+        ...
