@@ -14,6 +14,7 @@ import torch
 PURPOSE_AUGMENTATION = 0
 PURPOSE_SHUFFLE = 1
 PURPOSE_ABLATION = 2
+PURPOSE_RESIZED_CROP = 3  # and the nine numbers after it, one for each attempt
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

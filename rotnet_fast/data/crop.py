@@ -1,0 +1,90 @@
+"""Which part of a large image to show: crops of random size and place for training, the centre for testing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rotnet_fast import philox
+
+CENTRE_SHARE = 224 / 256
+"""Side of the central square that is tested on, as a share of the shorter side: the field's resizing of the
+shorter side to 256 and cutting out of 224."""
+
+_ATTEMPTS = 10
+
+Boxes = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""Corners (top, left) and sizes (height, width) in pixels, int32 [B,2] each."""
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Rectangles of random area and shape at a random place, to be resized to a square.
+
+    The algorithm is that of torchvision's ``RandomResizedCrop``: ten attempts to draw an area and a ratio
+    whose rectangle fits into the image, then the largest central one. Draws are a pure function of (seed,
+    epoch, sample id), like those of `rotnet_fast.rotate_batch`, so that the crops do not depend on batch size,
+    processes or interruptions.
+
+    Attributes:
+        scale: least and greatest area, as a share of the image's.
+        ratio: least and greatest width / height.
+
+    Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def boxes(self, sizes: NDArray[np.int32], sample_ids: torch.Tensor, seed: int, epoch: int) -> Boxes:
+        """The crop of each image.
+
+        Args:
+            sizes: int32 [B,2], height and width of the images.
+            sample_ids: int64 [B] on the CPU.
+            seed, epoch: see `rotnet_fast.philox.draw`.
+        """
+        heights, widths = sizes[:, 0].astype(np.int64), sizes[:, 1].astype(np.int64)
+        corners, shapes = _largest(heights, widths, self.ratio)
+        is_open = np.ones(len(sizes), dtype=bool)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for attempt in range(_ATTEMPTS):
+            draws = philox.draw(sample_ids, seed, epoch, philox.PURPOSE_RESIZED_CROP + attempt)
+            for_area, for_ratio, for_top, for_left = (word.numpy() for word in draws)
+            share = self.scale[0] + (self.scale[1] - self.scale[0]) * (for_area / 2.0**32)
+            ratio = np.exp(low + (high - low) * (for_ratio / 2.0**32))
+            area = share * heights * widths
+            width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+            height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+            fits = is_open & (0 < width) & (width <= widths) & (0 < height) & (height <= heights)
+            top = for_top * np.maximum(heights - height + 1, 1) >> 32
+            left = for_left * np.maximum(widths - width + 1, 1) >> 32
+            corners[fits] = np.stack([top, left], axis=1)[fits]
+            shapes[fits] = np.stack([height, width], axis=1)[fits]
+            is_open &= ~fits
+            if not is_open.any():
+                break
+        return corners, shapes
+
+
+def centre_boxes(sizes: NDArray[np.int32]) -> Boxes:
+    """The central square of each image, of ``CENTRE_SHARE`` of its shorter side.
+
+    Args:
+        sizes: int32 [B,2], height and width of the images.
+    """
+    sides = np.maximum(np.rint(sizes.min(axis=1) * CENTRE_SHARE), 1).astype(np.int32)
+    shapes = np.stack([sides, sides], axis=1)
+    return (sizes - shapes) // 2, shapes
+
+
+def _largest(heights: NDArray[np.int64], widths: NDArray[np.int64], ratio: tuple[float, float]) -> Boxes:
+    """The central rectangle that has an allowed ratio and is as large as can be."""
+    height = np.minimum(heights, np.maximum(np.rint(widths / ratio[0]).astype(np.int64), 1))
+    width = np.minimum(widths, np.maximum(np.rint(heights * ratio[1]).astype(np.int64), 1))
+    corners = np.stack([(heights - height) // 2, (widths - width) // 2], axis=1).astype(np.int32)
+    return corners, np.stack([height, width], axis=1).astype(np.int32)

@@ -1,0 +1,300 @@
+"""A loader that streams encoded images: NVIDIA DALI decodes, crops and resizes them in its own threads.
+
+DALI is imported when a loader is made, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rotnet_fast.data.crop import Boxes, RandomResizedCrop, centre_boxes
+from rotnet_fast.data.decode import available_cores, decode_image, decode_rgb, encode_ppm
+from rotnet_fast.data.loader import Batch
+from rotnet_fast.data.sampling import WHOLE, Order, Shard
+from rotnet_fast.data.split import EncodedSplit
+from rotnet_fast.errors import ArgumentError, DataError
+
+Decoder = Literal["auto", "cpu", "gpu"]
+
+_PREFETCHED = 2
+"""Batches that DALI makes ahead of the training step."""
+
+_READ_AHEAD = 4
+"""Batches whose files are read ahead of DALI."""
+
+_READERS = 2
+"""Threads that read files: they wait for disks more than they compute."""
+
+
+class DaliLoader:
+    """Batches of images that are read, decoded, cropped and resized as they are needed.
+
+    The order is our own, a pure function of (seed, epoch), and so are crops of random size. So a resumed run
+    continues with the very batch that would have come next, and where a `ResidentLoader` can hold the set, too,
+    both give the same batches: on the CPU, DALI decodes to the very pixels that Pillow decodes to (compared for
+    every kind of JPEG and PNG in the tests). What it would decode otherwise (transparency, 16 bits) and, where
+    images keep their whole content, what has another size than ``image_size`` is converted by Pillow in the
+    reading threads, at Pillow's speed.
+
+    Args:
+        split: encoded images and their labels.
+        device: where batches live.
+        batch_size: images per batch over all processes, at least 1; the last, incomplete batch of an epoch
+            is kept.
+        seed: of the order and of the crops.
+        crop: None shows whole images as `rotnet_fast.data.decode.decode_image` makes them. Else images are
+            crops, resized (bilinear, with antialiasing) to ``image_size``.
+        is_test: where there is a crop, the central one of `rotnet_fast.data.crop.centre_boxes`.
+        epoch_size: visits per epoch, at least N; None means N.
+        shuffle: False keeps the set's own order.
+        shard: the part of every batch that this process gives.
+        decoder: ``gpu`` decodes JPEGs on the CUDA device, whose pixels differ from the CPU's in rounding;
+            ``auto`` does so where ``device`` is one.
+
+    Raises:
+        ArgumentError: DALI is not installed, or is one of another CUDA; or decoder is ``gpu`` without one.
+        ValueError: batch_size below 1, an empty split, or epoch_size below N.
+    """
+
+    def __init__(
+        self,
+        split: EncodedSplit,
+        device: torch.device | str,
+        batch_size: int,
+        seed: int,
+        *,
+        crop: RandomResizedCrop | None = None,
+        is_test: bool = False,
+        epoch_size: int | None = None,
+        shuffle: bool = True,
+        shard: Shard = WHOLE,
+        decoder: Decoder = "auto",
+    ) -> None:
+        self.order = Order(len(split), batch_size, seed, epoch_size, shuffle, shard)
+        self.split = split
+        self.device = torch.device(device)
+        require_dali(self.device)
+        if decoder == "gpu" and self.device.type != "cuda":
+            raise ArgumentError(f"decoder is gpu, but this run uses {self.device}; use --decoder cpu")
+        self.labels = split.labels.to(self.device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.crop = crop
+        self.is_test = is_test
+        self.epoch_size = self.order.visits
+        self._on_gpu = self.device.type == "cuda" and decoder != "cpu"
+        self._pipeline: Any = None
+        self._running: _Feed | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch, the incomplete last one included."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, in order; one epoch of a loader at a time.
+
+        Args:
+            epoch: number of the epoch; each has its own order and crops.
+            start_batch: first batch to give, 0 .. len(self); how a run resumes in mid-epoch.
+
+        Raises:
+            ValueError: start_batch out of range (when the first batch is asked for).
+            DataError: an image cannot be read or decoded; the error names it.
+            RuntimeError: another epoch of this loader was begun meanwhile.
+        """
+        parts = self.order.parts(start_batch)
+        indices, sample_ids = self.order.epoch(epoch)
+        shares = deque(part for part, _ in parts if part.start < part.stop)
+        feed = self._start(_Feed(self, epoch, indices, sample_ids, shares))
+        side = self.split.image_size
+        # The whole epoch's in one transfer.
+        here = [values.to(self.device) for values in (indices, self.split.labels[indices], sample_ids)]
+        for part, size in parts:
+            if part.start < part.stop:
+                images = self._next(feed, part, indices)
+            else:
+                images = torch.empty((0, side, side, 3), dtype=torch.uint8, device=self.device)
+            shown, labels, ids = (values[part] for values in here)
+            yield Batch(images, shown, labels, ids, True, size)
+
+    def _start(self, feed: _Feed) -> _Feed:
+        """Begin to feed the pipeline, after what an epoch that was not finished has left in it."""
+        if self._running is not None:
+            self._running.shares.clear()
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        else:
+            try:
+                while True:
+                    self._pipeline.run()
+            except StopIteration:
+                self._pipeline.reset()
+        self._running = feed
+        return feed
+
+    def _next(self, feed: _Feed, part: slice, indices: torch.Tensor) -> torch.Tensor:
+        """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
+        if feed is not self._running:
+            raise RuntimeError("another epoch of this loader was begun; finish one before the next")
+        # Bound to torch's stream, DALI reuses the memory only after what was launched there before its release.
+        streams = (torch.cuda.current_stream(self.device),) if self.device.type == "cuda" else ()
+        try:
+            (images,) = self._pipeline.run(*streams)
+        except DataError:
+            self._pipeline = self._running = None
+            raise
+        except RuntimeError as error:
+            # A pipeline that failed would go on with the next batch, as if this one had not been.
+            self._pipeline = self._running = None
+            raise self._name_damaged(indices[part].tolist(), error) from error
+        return torch.from_dlpack(images.as_tensor())
+
+    def _build(self) -> Any:
+        from nvidia.dali import Pipeline, fn, types
+
+        world = self.order.shard.world
+        is_cuda = self.device.type == "cuda"
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        pipeline = Pipeline(
+            batch_size=-(-self.batch_size // world),
+            num_threads=max(1, available_cores() // local_world),
+            device_id=self.device.index or 0 if is_cuda else None,
+            prefetch_queue_depth=_PREFETCHED,
+        )
+        decoding = {"device": "mixed" if self._on_gpu else "cpu", "output_type": types.RGB}
+        side = self.split.image_size
+        with pipeline:
+            if self.crop is None:
+                encoded = fn.external_source(self._give, batch=True, dtype=types.UINT8, ndim=1)
+                images = fn.decoders.image(encoded, **decoding)
+            else:
+                encoded, corners, shapes = fn.external_source(
+                    self._give, num_outputs=3, batch=True, dtype=[types.UINT8, types.INT32, types.INT32], ndim=1
+                )
+                images = fn.decoders.image_slice(encoded, corners, shapes, axes=(0, 1), **decoding)
+                images = fn.resize(images, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True)
+            pipeline.set_outputs(images.gpu() if is_cuda and not self._on_gpu else images)
+        pipeline.build()
+        return pipeline
+
+    def _give(self) -> Any:
+        """What DALI asks for: the encoded images of its next batch, and their crops."""
+        assert self._running is not None, "an epoch was begun"
+        encoded, boxes = self._running.next()
+        return encoded if boxes is None else (encoded, *boxes)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """One image as DALI gets it: the file's bytes, or what Pillow makes of it.
+
+        Raises:
+            DataError: the file cannot be read, or Pillow cannot decode it.
+        """
+        split, side = self.split, self.split.image_size
+        content = split.source.read(index)
+        if self.crop is None:
+            if split.convert[index] or tuple(split.sizes[index]) != (side, side):
+                content = encode_ppm(decode_image(content, side, split.source.names[index]))
+        elif split.convert[index]:
+            content = encode_ppm(decode_rgb(content, split.source.names[index]))
+        return np.frombuffer(content, dtype=np.uint8)
+
+    def boxes(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> Boxes | None:
+        """Crops of a batch; None where images are shown whole."""
+        if self.crop is None:
+            return None
+        sizes = self.split.sizes[indices.numpy()]
+        return centre_boxes(sizes) if self.is_test else self.crop.boxes(sizes, sample_ids, self.seed, epoch)
+
+    def _name_damaged(self, indices: list[int], error: RuntimeError) -> DataError:
+        """The error to raise where DALI could not decode a batch: which image, as far as can be found out."""
+        names = [self.split.source.names[index] for index in indices]
+        for index, name in zip(indices, names, strict=True):
+            try:
+                decode_rgb(self.split.source.read(index), name)
+            except DataError as found:
+                return found
+        reason = str(error).strip().splitlines()[-1]
+        return DataError(
+            f"DALI cannot decode one of {len(names)} images, {names[0]} to {names[-1]} ({reason}), although Pillow "
+            f"can; use --loader resident"
+        )
+
+
+class _Feed:
+    """Reads the files of coming batches in threads."""
+
+    def __init__(
+        self,
+        loader: DaliLoader,
+        epoch: int,
+        indices: torch.Tensor,
+        sample_ids: torch.Tensor,
+        shares: deque[slice],
+    ) -> None:
+        self.loader = loader
+        self.epoch = epoch
+        self.indices = indices
+        self.sample_ids = sample_ids
+        self.shares = shares
+        self.ahead: deque[Future[tuple[list[NDArray[np.uint8]], Boxes | None]]] = deque()
+
+    def next(self) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
+        """Encoded images of the next batch and their crops.
+
+        Raises:
+            StopIteration: the epoch is over.
+        """
+        while self.shares and len(self.ahead) < _READ_AHEAD:
+            self.ahead.append(_readers().submit(self._read, self.shares.popleft()))
+        if not self.ahead:
+            raise StopIteration
+        return self.ahead.popleft().result()
+
+    def _read(self, part: slice) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
+        indices = self.indices[part]
+        boxes = self.loader.boxes(indices, self.sample_ids[part], self.epoch)
+        return [self.loader.read(index) for index in indices.tolist()], boxes
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _readers() -> ThreadPoolExecutor:
+    """The threads that read for all loaders of this process."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rotnet_fast-reader")
+    return _pool
+
+
+def require_dali(device: torch.device) -> None:
+    """Make sure that DALI can be used with a device.
+
+    Raises:
+        ArgumentError: it is not installed, or was built for another CUDA than torch.
+    """
+    if sys.platform != "linux":
+        raise ArgumentError("loader is dali, which runs on Linux alone; use --loader resident")
+    cuda = (torch.version.cuda or "13").split(".")[0]
+    package = f"nvidia-dali-cuda{cuda}0"
+    try:
+        from nvidia.dali import backend
+    except ImportError as error:
+        raise ArgumentError(
+            f"loader is dali, which cannot be imported ({error}): pip install {package}, or use --loader resident"
+        ) from error
+    found = backend.__cuda_version__ // 1000
+    if device.type == "cuda" and found != int(cuda):
+        raise ArgumentError(
+            f"loader is dali, but the installed DALI is one for CUDA {found} and torch one for CUDA {cuda}: "
+            f"pip install {package} in its place"
+        )
