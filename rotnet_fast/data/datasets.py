@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
 from rotnet_fast.data import cifar10, digits, folder
-from rotnet_fast.data.split import RawDataset
+from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset
 from rotnet_fast.data.split import Split as Split
 from rotnet_fast.errors import ArgumentError
+
+SplitT = TypeVar("SplitT", bound=AnySplit)
 
 MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -28,27 +32,29 @@ DATASETS: dict[str, Callable[[Path | None, int, bool], RawDataset]] = {
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set in memory, ready for a loader.
+class Dataset(Generic[Half]):
+    """A data set, ready for a loader.
 
     Attributes:
         name: its key in ``DATASETS``.
         display_name: its name in tables and reports.
-        classes: class names; a label is a position in it.
-        train, test: images uint8 [N,H,W,C] and labels int64 [N] each, after the limits.
-        fingerprint: SHA-256 (hexadecimal) of the images and labels of both halves. A checkpoint
-            carries it, so that a run is not resumed on other data.
+        classes: class names; a label is a position in it. Empty: the images have no labels.
+        train, test: the two halves, after the limits: in memory, or encoded files.
+        fingerprint: of both halves, see :func:`fingerprint`. A checkpoint carries it, so that a run is not
+            resumed on other data.
         mean, std: per channel, for pixel values in [0, 1].
+        skipped: names, relative to the data folder, of damaged images that were left out.
     """
 
     name: str
     display_name: str
     classes: tuple[str, ...]
-    train: Split
-    test: Split
+    train: Half
+    test: Half
     fingerprint: str
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    skipped: tuple[str, ...] = ()
 
 
 def load_dataset(
@@ -94,7 +100,7 @@ def load_dataset(
     )
 
 
-def limit_split(split: Split, limit: int | None, argument: str) -> Split:
+def limit_split(split: SplitT, limit: int | None, argument: str) -> SplitT:
     """The first ``limit`` images, class by class in turn (see :func:`load_dataset`), in file order.
 
     Args:
@@ -117,15 +123,45 @@ def limit_split(split: Split, limit: int | None, argument: str) -> Split:
     rank_in_class[by_class] = torch.arange(count) - class_starts.repeat_interleave(class_sizes)
     # by_class has the classes in order, so a stable sort by rank takes the classes in turn.
     in_turn = by_class[torch.argsort(rank_in_class[by_class], stable=True)]
-    kept = in_turn[:limit].sort().values
-    return Split(split.images[kept], split.labels[kept])
+    return take(split, in_turn[:limit].sort().values)
 
 
-def fingerprint(train: Split, test: Split) -> str:
-    """SHA-256 (hexadecimal) of the shapes, pixels and labels of both halves."""
+def take(split: SplitT, rows: torch.Tensor) -> SplitT:
+    """These images alone, in this order.
+
+    Args:
+        rows: int64, positions in the split.
+    """
+    if isinstance(split, EncodedSplit):
+        kept = rows.numpy()
+        return replace(
+            split,
+            source=split.source.take(kept),
+            labels=split.labels[rows],
+            sizes=split.sizes[kept],
+            convert=split.convert[kept],
+        )
+    return replace(split, images=split.images[rows], labels=split.labels[rows])
+
+
+def fingerprint(train: AnySplit, test: AnySplit) -> str:
+    """What the two halves hold, as a string that differs where they differ.
+
+    In memory: SHA-256 (hexadecimal) of the shapes, pixels and labels. Encoded: ``files:`` and the SHA-256 of
+    the images' names (relative to the data folder), lengths in bytes and labels, as reading all files
+    would take as long as an epoch.
+    """
     digest = hashlib.sha256()
+    prefix = ""
     for split in (train, test):
-        digest.update(repr(tuple(split.images.shape)).encode())
-        digest.update(split.images.numpy().data)
+        if isinstance(split, EncodedSplit):
+            prefix = "files:"
+            digest.update(f"{len(split)}\n".encode())
+            for index in range(len(split)):
+                digest.update(os.fsencode(split.source.relative_name(index)) + b"\0")
+            digest.update(split.source.byte_sizes.astype("<i8", copy=False).data)
+        else:
+            digest.update(repr(tuple(split.images.shape)).encode())
+            digest.update(split.images.numpy().data)
         digest.update(split.labels.numpy().astype("<i8", copy=False).data)
-    return digest.hexdigest()
+    return prefix + digest.hexdigest()

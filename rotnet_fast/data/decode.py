@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,35 +22,76 @@ from tqdm import tqdm
 
 from rotnet_fast.errors import DataError
 
-_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
 _FILES_PER_CHUNK = 128
 _FILES_PER_WORKER = 512  # fewer are decoded before another process has started
 
 
-def decode_image(path: str, image_size: int) -> npt.NDArray[np.uint8]:
+def decode_image(file: str | bytes, image_size: int, name: str | None = None) -> npt.NDArray[np.uint8]:
     """One JPEG or PNG as uint8 [image_size, image_size, 3].
+
+    The pixels of :func:`decode_rgb`. An image of image_size x image_size keeps them; another is resized
+    (bilinear, with antialiasing) until its shorter side is image_size, and its centre is cut out.
+
+    Args:
+        file: a path, or what such a file holds.
+        image_size: H = W of the result in pixels.
+        name: what errors call the image; None for the path.
+
+    Raises:
+        DataError: see :func:`decode_rgb`.
+    """
+    with _rgb(file, name) as image:
+        return np.asarray(_resize_and_crop(image, image_size))
+
+
+def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uint8]:
+    """One JPEG or PNG in its own size, as uint8 [H,W,3].
 
     The camera's orientation tag is applied: this project's labels are about which way is up. Grey,
     palette and CMYK images become RGB; transparent parts are laid on black, the colour of the crop's
-    padding. An image of image_size x image_size keeps its pixels; another is resized (bilinear, with
-    antialiasing) until its shorter side is image_size, and its centre is cut out.
+    padding; of 16 bits per channel the upper eight are taken.
+
+    Args:
+        file: a path, or what such a file holds.
+        name: what errors call the image; None for the path.
 
     Raises:
         DataError: the file is missing, damaged, neither JPEG nor PNG, or a grey image of 16 bits.
     """
+    with _rgb(file, name) as image:
+        return np.asarray(image)
+
+
+def encode_ppm(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """Pixels uint8 [H,W,3] as a PPM file: any decoder gives the very same ones, and writing costs nothing."""
+    height, width, _ = rgb.shape
+    return b"P6 %d %d 255\n" % (width, height) + rgb.tobytes()
+
+
+@contextmanager
+def _rgb(file: str | bytes, name: str | None) -> Iterator[Image.Image]:
+    """The upright RGB image; errors in the block are the file's, too, as Pillow may read it late."""
+    if name is None:
+        name = file if isinstance(file, str) else "an image"
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as file:
-            image: Image.Image = file
-            if image.mode not in _MODES:
-                # 16-bit greys often use 10 or 12 bits only: no rule for 8 bits is right for all of them.
-                raise DataError(f"{path} has pixels of mode {image.mode}; save it with 8 bits per channel")
+        with Image.open(file if isinstance(file, str) else BytesIO(file), formats=("JPEG", "PNG")) as stored:
+            image: Image.Image = stored
+            if image.mode not in MODES:
+                raise DataError(f"{name} {deep_grey(image.mode)}")
             if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-            return np.asarray(_resize_and_crop(_to_rgb(image), image_size))
+            yield _to_rgb(image)
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise DataError(f"{path} cannot be read as an image: {error}; repair or remove it") from error
+        raise DataError(f"{name} cannot be read as an image: {error}; repair or remove it") from error
+
+
+def deep_grey(mode: str) -> str:
+    """Why an image is refused whose mode is not in ``MODES``."""
+    # 16-bit greys often use 10 or 12 bits only: no rule for 8 bits is right for all of them.
+    return f"has pixels of mode {mode}; save it with 8 bits per channel"
 
 
 def decode_images(paths: Sequence[str], image_size: int, progress: bool) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,157 @@
+"""Encoded images, wherever they lie: one file each, or members of tar shards.
+
+Worker processes import this module, so it stays free of torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rotnet_fast.errors import DataError
+
+_OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set has more shards than that
+
+
+class ImageSource(ABC):
+    """N encoded images (JPEG or PNG files) that can be read by number, from any thread.
+
+    A source can be pickled; the copy opens its files anew. Its parts (see :meth:`take`) are cheap to send to
+    other processes.
+
+    Attributes:
+        root: the data folder; every name is a path that begins with it.
+        names: what errors and reports call each image: its path, or SHARD.tar/member.
+        byte_sizes: int64 [N], lengths of the encoded images.
+    """
+
+    def __init__(self, root: str, names: Sequence[str], byte_sizes: npt.NDArray[np.int64]) -> None:
+        self.root = root
+        self.names = names
+        self.byte_sizes = byte_sizes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def relative_name(self, index: int) -> str:
+        """The name without the data folder: the same wherever the folder lies."""
+        return self.names[index][len(os.path.join(self.root, "")) :]
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """The whole encoded image.
+
+        Raises:
+            DataError: it cannot be read, or is not as long as it was when the folder was listed.
+        """
+
+    @abstractmethod
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageSource:
+        """A source of these images alone, in this order."""
+
+
+class FileSource(ImageSource):
+    """One image per file; ``names`` are the paths."""
+
+    def read(self, index: int) -> bytes:
+        path = self.names[index]
+        try:
+            # Not open(): its objects cost as much as reading a small image.
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                # One byte more than there should be: a file that has grown is noticed, too.
+                content = _pread(descriptor, int(self.byte_sizes[index]) + 1, 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}); repair or remove it") from error
+        return _of_size(content, int(self.byte_sizes[index]), path)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> FileSource:
+        return FileSource(self.root, [self.names[i] for i in indices.tolist()], self.byte_sizes[indices])
+
+
+class TarSource(ImageSource):
+    """Images inside uncompressed tar files, read at known offsets; no member's name ever becomes a path.
+
+    Args:
+        shards: paths of the tar files.
+        shard_numbers: int64 [N], positions in ``shards``.
+        offsets: int64 [N], where an image's first byte lies in its shard.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        byte_sizes: npt.NDArray[np.int64],
+        shards: Sequence[str],
+        shard_numbers: npt.NDArray[np.int64],
+        offsets: npt.NDArray[np.int64],
+    ) -> None:
+        super().__init__(root, names, byte_sizes)
+        self.shards = shards
+        self.shard_numbers = shard_numbers
+        self.offsets = offsets
+        # One descriptor per shard serves all threads, as pread has no position. One that is pushed out of
+        # the cache is closed when the last thread has let go of it.
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        arguments = (self.names, self.byte_sizes, self.shards, self.shard_numbers, self.offsets)
+        return TarSource, (self.root, *arguments)
+
+    def read(self, index: int) -> bytes:
+        size = int(self.byte_sizes[index])
+        try:
+            descriptor = self._open(self.shards[self.shard_numbers[index]])
+            content = _pread(descriptor.number, size, int(self.offsets[index]))
+        except OSError as error:
+            raise DataError(f"{self.names[index]} cannot be read ({error}); repair the shard") from error
+        return _of_size(content, size, self.names[index])
+
+    def take(self, indices: npt.NDArray[np.int64]) -> TarSource:
+        used, shard_numbers = np.unique(self.shard_numbers[indices], return_inverse=True)
+        return TarSource(
+            self.root,
+            [self.names[i] for i in indices.tolist()],
+            self.byte_sizes[indices],
+            [self.shards[i] for i in used.tolist()],
+            shard_numbers.astype(np.int64),
+            self.offsets[indices],
+        )
+
+
+class _Descriptor:
+    """A file that stays open as long as anyone holds this object."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+def _pread(descriptor: int, count: int, offset: int) -> bytes:
+    """``count`` bytes, or fewer where the file ends; a single pread may stop early on network folders."""
+    content = os.pread(descriptor, count, offset)
+    while len(content) < count and (
+        more := os.pread(descriptor, count - len(content), offset + len(content))
+    ):
+        content += more
+    return content
+
+
+def _of_size(content: bytes, size: int, name: str) -> bytes:
+    if len(content) != size:
+        raise DataError(
+            f"{name} no longer has the {size} bytes that it had when the folder was listed; start again"
+        )
+    return content
