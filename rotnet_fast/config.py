@@ -19,6 +19,7 @@ PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
 _NOT_PART_OF_THE_RECIPE = (
     "preset",
     "data_dir",
+    "bad_images",
     "dataset_name",
     "device",
     "compile",
@@ -30,7 +31,8 @@ _NOT_PART_OF_THE_RECIPE = (
     "checkpoint_every_seconds",
     "tensorboard",
 )
-"""Settings that a resumed run may change: where and how fast it runs and what it reports."""
+"""Settings that a resumed run may change: where and how fast it runs and what it reports. The images that
+``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,15 @@ class PretrainConfig:
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
     """cifar10: the official archive, read where it lies or downloaded.
-    folder: class folders of JPEG or PNG files under train/ and test/.
+    folder: JPEG or PNG files, or tar shards of them, in train/ and test/, with class folders or without.
     digits: scikit-learn's handwritten digits, no files needed."""
 
     data_dir: Path | None = None
     """Folder of the data set's files."""
+
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do about damaged images in the data folder.
+    fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
 
     dataset_name: str | None = None
     """What results call the data set. None: its own name."""
@@ -174,7 +180,7 @@ class PretrainConfig:
         _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
         check_device(self.device)
         if self.dataset == "folder" and self.data_dir is None:
-            raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+            raise ArgumentError("dataset folder needs --data-dir, the folder that holds the images")
         if self.resume not in (None, "auto") and not Path(self.resume).exists():
             raise CheckpointError(
                 f"resume is {self.resume}, which does not exist; give auto, or a run folder"

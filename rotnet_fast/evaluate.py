@@ -92,6 +92,9 @@ class EvaluateConfig:
     data_dir: Path | None = None
     """Folder of the data set's files. None: that of the pretraining."""
 
+    bad_images: Literal["fail", "skip"] | None = None
+    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
+
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes. None: as in pretraining."""
 
@@ -220,6 +223,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
             "train_images": len(dataset.train.images),
             "test_images": len(dataset.test.images),
             "fingerprint": dataset.fingerprint,
+            "skipped": dataset.skipped,
         },
         "settings": {
             **settings,
@@ -248,8 +252,9 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     Raises:
         ArgumentError: a layer that the pretrained network does not have, or another unusable value.
         CheckpointError: no whole checkpoint of a pretraining.
-        DataError: the data set is missing, incomplete or damaged.
+        DataError: the data set is missing, incomplete or damaged, or has no classes.
     """
+    from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.nin import NetworkInNetwork
@@ -261,7 +266,10 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
     NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
-    dataset = pretrained.dataset(config.dataset, config.data_dir, config.limit_train, config.limit_test)
+    dataset = pretrained.dataset(
+        config.dataset, config.data_dir, config.limit_train, config.limit_test, config.bad_images
+    )
+    check_has_classes(dataset)
     return EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],

@@ -87,6 +87,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             config.limit_train,
             config.limit_test,
             display_name=config.dataset_name,
+            bad_images=config.bad_images,
         )
         trainer = pretraining(config, dataset, device, precision, run)
 

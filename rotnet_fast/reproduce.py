@@ -54,6 +54,9 @@ class ReproduceConfig:
     data_dir: Path | None = None
     """Folder of the data set's files."""
 
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do about damaged images, as in rotnet_fast.pretrain."""
+
     dataset_name: str | None = None
     """What the report calls the data set. None: its own name."""
 
@@ -238,7 +241,7 @@ def make_context(config: ReproduceConfig) -> Context:
     Raises:
         ArgumentError, DataError: the data set cannot be used.
     """
-    from rotnet_fast.data.datasets import fingerprint, limit_split, load_dataset
+    from rotnet_fast.data.datasets import check_has_classes, fingerprint, limit_split, load_dataset
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.study.context import Context
@@ -253,7 +256,9 @@ def make_context(config: ReproduceConfig) -> Context:
         config.limit_train,
         config.limit_test,
         display_name=config.dataset_name,
+        bad_images=config.bad_images,
     )
+    check_has_classes(dataset)
     limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))
     if limit is None:
         limit = config.limit_train

@@ -144,7 +144,8 @@ class Analyses:
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         dataset = pretrained.dataset(None, config.data_dir, config.limit_train, config.limit_test)
-        self.classes = dataset.classes
+        self.has_classes = bool(dataset.classes)
+        self.classes = dataset.classes or ("",)  # images without labels are all of class 0
         self.layer, self.seed = config.layer, config.seed
         self.rotations = pretrained.rotations
         self.bank: Split = Split(dataset.train.images.to(device), dataset.train.labels.to(device))
@@ -270,6 +271,9 @@ PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
 }
 """Name on the command line -> function that gives figures by the names of their files."""
 
+PICTURES_OF_CLASSES = ("knn", "confusion", "embedding")
+"""Those that say nothing about images without labels."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command-line entry point; returns the exit code."""
@@ -295,8 +299,12 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
     analyses = Analyses(config)
     folder = config.output_folder()
+    pictures = config.pictures()
+    if not analyses.has_classes and (left_out := [name for name in pictures if name in PICTURES_OF_CLASSES]):
+        print(f"WARNING: the images have no classes: leaving out {', '.join(left_out)}", file=sys.stderr)
+        pictures = [name for name in pictures if name not in left_out]
     written = []
-    for picture in config.pictures():
+    for picture in pictures:
         for name, figure in PICTURES[picture](analyses).items():
             for path in save(figure, folder / name):
                 print(path)

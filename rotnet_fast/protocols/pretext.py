@@ -123,6 +123,7 @@ def pretrain_with(
         "train_images": len(dataset.train.images),
         "test_images": len(dataset.test.images),
         "data_fingerprint": dataset.fingerprint,
+        "skipped_images": dataset.skipped,
         "precision": trainer.settings.precision.name,
         "state_hash": trainer.state_hash(),
         "settings": asdict(config),

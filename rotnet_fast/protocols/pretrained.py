@@ -55,6 +55,7 @@ class Pretrained:
         data_dir: Path | None = None,
         limit_train: int | None = None,
         limit_test: int | None = None,
+        bad_images: str | None = None,
     ) -> Dataset:
         """The images of the pretraining, or others of the same size.
 
@@ -62,16 +63,16 @@ class Pretrained:
             name: of the data set; None for that of the pretraining, with its folder and limits where the
                 other arguments do not say otherwise.
             data_dir, limit_train, limit_test: see `load_dataset`.
+            bad_images: likewise; None for what the pretraining did about them.
 
         Raises:
             ArgumentError: a value that cannot be used.
             DataError: the data set is missing, incomplete or damaged.
         """
-        recipe = self.recipe
+        recipe, settings = self.recipe, read_settings(self.run) or {}
         display_name = None
         if name in (None, recipe["dataset"]):
             if data_dir is None:  # the very images of the pretraining, so under the same name
-                settings = read_settings(self.run) or {}
                 data_dir = Path(settings["data_dir"]) if settings.get("data_dir") else None
                 display_name = settings.get("dataset_name")
             limit_train = limit_train or recipe["limit_train"]
@@ -83,6 +84,7 @@ class Pretrained:
             limit_train,
             limit_test,
             display_name=display_name,
+            bad_images=bad_images or settings.get("bad_images", "fail"),
         )
 
 
