@@ -30,9 +30,21 @@ _NOT_PART_OF_THE_RECIPE = (
     "checkpoint_every_steps",
     "checkpoint_every_seconds",
     "tensorboard",
+    "loader",
 )
 """Settings that a resumed run may change: where and how fast it runs and what it reports. The images that
 ``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat."""
+
+_ADDED_LATER: dict[str, Any] = {
+    "crop": "auto",
+    "crop_scale": (0.08, 1.0),
+    "crop_ratio": (3 / 4, 4 / 3),
+    "decoder": "auto",
+}
+"""Settings that older versions did not have -> the value that stands for what these did. They are part of the
+recipe only where they differ from it, so that older checkpoints and studies can be gone on with."""
+
+_LARGEST_PADDED_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,26 @@ class PretrainConfig:
 
     image_size: int = 32
     """Height and width in pixels that the images of folder and digits are resized to."""
+
+    loader: Literal["auto", "resident", "dali"] = "auto"
+    """resident: all images decoded once and kept on the device. dali: images are read and decoded as they
+    are needed, which only folders can be.
+    auto: resident where the images fit into half of the free memory, or as the run began; else dali."""
+
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where dali decodes JPEGs. cpu: to the very pixels that resident has.
+    auto: on the GPU where there is one."""
+
+    crop: Literal["auto", "pad", "resized"] = "auto"
+    """pad: whole images, with --pad. resized: training images are parts of random size and place, test
+    images their centres, resized to image-size; this needs dali.
+    auto: pad up to 64 pixels, resized above."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest area of a resized crop, as a share of the image's."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a resized crop."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
@@ -177,6 +209,17 @@ class PretrainConfig:
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "must be at least 0")
         increasing = list(self.milestones) == sorted(set(self.milestones))
         _require("milestones", self.milestones, increasing, "must increase, such as 30 60 80")
+        low, high = self.crop_scale
+        _require(
+            "crop_scale", self.crop_scale, 0 < low <= high <= 1, "must be two numbers in (0, 1], ascending"
+        )
+        low, high = self.crop_ratio
+        _require(
+            "crop_ratio",
+            self.crop_ratio,
+            0 < low <= high < math.inf,
+            "must be two numbers above 0, ascending",
+        )
         _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
         check_device(self.device)
         if self.dataset == "folder" and self.data_dir is None:
@@ -188,7 +231,17 @@ class PretrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_PART_OF_THE_RECIPE}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_PART_OF_THE_RECIPE
+            and not (name in _ADDED_LATER and value == _ADDED_LATER[name])
+        }
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether images are crops of random size, rather than whole ones with a border."""
+        return shows_crops(self.crop, self.dataset, self.image_size)
 
     def output_folder(self) -> Path:
         """Where the run is kept."""
@@ -198,6 +251,13 @@ class PretrainConfig:
             path = Path(self.resume)
             return path.parent.parent if path.suffix == ".pt" else path
         return Path("runs") / f"{self.preset}-{self.dataset}-seed{self.seed}"
+
+
+def shows_crops(crop: str, dataset: str, image_size: int) -> bool:
+    """Whether images are crops of random size; ``auto`` decides by their size."""
+    if crop == "auto":
+        return dataset == "folder" and image_size > _LARGEST_PADDED_SIZE
+    return crop == "resized"
 
 
 def check_device(name: str) -> None:

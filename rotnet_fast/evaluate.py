@@ -92,6 +92,9 @@ class EvaluateConfig:
     data_dir: Path | None = None
     """Folder of the data set's files. None: that of the pretraining."""
 
+    loader: Literal["auto", "resident", "dali"] | None = None
+    """Keep all images in memory, or stream them, see rotnet_fast.pretrain. None: as in pretraining."""
+
     bad_images: Literal["fail", "skip"] | None = None
     """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
 
@@ -220,8 +223,8 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
             "name": dataset.name,
             "display_name": dataset.display_name,
             "classes": dataset.classes,
-            "train_images": len(dataset.train.images),
-            "test_images": len(dataset.test.images),
+            "train_images": len(dataset.train),
+            "test_images": len(dataset.test),
             "fingerprint": dataset.fingerprint,
             "skipped": dataset.skipped,
         },
@@ -266,8 +269,14 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
     NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
-    dataset = pretrained.dataset(
-        config.dataset, config.data_dir, config.limit_train, config.limit_test, config.bad_images
+    dataset = pretrained.open_dataset(
+        config.dataset,
+        config.data_dir,
+        config.limit_train,
+        config.limit_test,
+        config.bad_images,
+        device,
+        config.loader,
     )
     check_has_classes(dataset)
     return EvaluationSetup(

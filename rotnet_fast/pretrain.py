@@ -16,7 +16,7 @@ import tyro
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
@@ -73,21 +73,25 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     config.validate()
     warn_of_late_milestones(config)
     with RunFolder(config.output_folder(), resume=config.resume is not None) as run:
-        from rotnet_fast.data.datasets import load_dataset
+        from rotnet_fast.data.loaders import open_dataset
         from rotnet_fast.engine.device import resolve_device
         from rotnet_fast.engine.precision import resolve_precision
-        from rotnet_fast.protocols.pretext import pretrain_with, pretraining
+        from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
-        dataset = load_dataset(
+        begun = None
+        if config.resume is not None:
+            begun = loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
+        dataset = open_dataset(
             config.dataset,
             config.data_dir,
             config.image_size,
             config.limit_train,
             config.limit_test,
-            display_name=config.dataset_name,
+            streaming_of(config, device, begun),
             bad_images=config.bad_images,
+            display_name=config.dataset_name,
         )
         trainer = pretraining(config, dataset, device, precision, run)
 

@@ -176,7 +176,7 @@ def test_ppm_keeps_every_pixel() -> None:
 @pytest.fixture
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes even for few files and on a machine with one core."""
-    monkeypatch.setattr(workers, "_available_cores", lambda: 2)
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
     monkeypatch.setattr(workers, "_IMAGES_PER_WORKER", 4)
     monkeypatch.setattr(workers, "_IMAGES_PER_CHUNK", 3)
 

@@ -12,6 +12,7 @@ from typing import Generic, Literal, TypeVar, overload
 import torch
 
 from rotnet_fast.data import cifar10, digits, folder
+from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset
 from rotnet_fast.data.split import Split as Split
 from rotnet_fast.errors import ArgumentError, DataError
@@ -49,6 +50,8 @@ class Dataset(Generic[Half]):
             resumed on other data.
         mean, std: per channel, for pixel values in [0, 1].
         skipped: names, relative to the data folder, of damaged images that were left out.
+        crop: encoded images are shown as crops of random size; None: whole.
+        decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Dataset(Generic[Half]):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     skipped: tuple[str, ...] = ()
+    crop: RandomResizedCrop | None = None
+    decoder: Decoder = "auto"
 
 
 @overload

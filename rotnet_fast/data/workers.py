@@ -49,7 +49,7 @@ def in_chunks(
     starts = range(0, len(source), _IMAGES_PER_CHUNK)
     places = [slice(start, min(start + _IMAGES_PER_CHUNK, len(source))) for start in starts]
     parts = [source.take(np.arange(place.start, place.stop)) for place in places]
-    workers = min(_available_cores(), len(source) // _IMAGES_PER_WORKER)
+    workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
     with tqdm(total=len(source), unit="image", desc=description, disable=not progress) as bar:
         if workers < 2:
             for place, part in zip(places, parts, strict=True):
@@ -71,7 +71,7 @@ def in_chunks(
             pool.shutdown(cancel_futures=True)
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
     """Cores this process may use, which in a container or under taskset are not all of the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
-from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.loaders import make_loader
+from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
@@ -51,7 +52,7 @@ class EvaluationSetup:
     uniform_gamma: bool
     pad: int
     flip_prob: float
-    dataset: Dataset
+    dataset: Dataset[AnySplit]
     layers: tuple[str, ...]
     heads: tuple[str, ...]
     epochs: int
@@ -100,7 +101,7 @@ class EvaluationSetup:
         self, backbone: NetworkInNetwork, placements: Sequence[tuple[str, str]], frozen: bool
     ) -> HeadsOnBackbone:
         """Fresh heads on a backbone, each a (layer, kind), on the device."""
-        height, breadth, channels = self.dataset.train.images.shape[1:]
+        height, breadth, channels = self.dataset.train.image_shape
         return HeadsOnBackbone(
             backbone,
             placements,
@@ -111,22 +112,25 @@ class EvaluationSetup:
             frozen=frozen,
         ).to(self.device)
 
-    def labelled(self) -> Split:
+    def labelled(self) -> AnySplit:
         """The labelled training images."""
         split = self.dataset.train
         return split if self.images_per_class is None else first_of_each_class(split, self.images_per_class)
 
-    def plain_loader(self, split: Split) -> Loader:
-        """All images once in an order that is pseudo-random and always the same."""
-        return ResidentLoader(split, self.device, self.batch_size, seed=0)
+    def plain_loader(self, split: AnySplit) -> Loader:
+        """All images once, as for testing, in an order that is pseudo-random and always the same."""
+        return make_loader(self.dataset, split, self.device, self.batch_size, seed=0, is_test=True)
 
     def views(self) -> ObjectViews:
         """Labelled training images and all test images."""
-        visits = len(self.dataset.train.images) if self.revisit else None
-        loader = ResidentLoader(self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits)
-        dataset, dtype = self.dataset, self.precision.dtype
-        test_loader = self.plain_loader(dataset.test)
-        return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, self.pad, self.flip_prob)
+        dataset = self.dataset
+        visits = len(dataset.train) if self.revisit else None
+        loader = make_loader(
+            dataset, self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits
+        )
+        test_loader, dtype = self.plain_loader(dataset.test), self.precision.dtype
+        pad = 0 if dataset.crop else self.pad
+        return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, pad, self.flip_prob)
 
     def train(
         self,
@@ -183,7 +187,7 @@ class EvaluationSetup:
         }
 
 
-def first_of_each_class(split: Split, count: int) -> Split:
+def first_of_each_class(split: SplitT, count: int) -> SplitT:
     """The first ``count`` images of each class, in file order.
 
     Raises:
@@ -197,4 +201,4 @@ def first_of_each_class(split: Split, count: int) -> Split:
         )
     classes = range(int(split.labels.max()) + 1)
     kept = torch.cat([(split.labels == label).nonzero()[:count, 0] for label in classes]).sort().values
-    return Split(split.images[kept], split.labels[kept])
+    return take(split, kept)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
-from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.loaders import Streaming, make_loader
+from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
@@ -19,9 +21,19 @@ from rotnet_fast.engine.trainer import Trainer, TrainerSettings
 from rotnet_fast.models.nin import NetworkInNetwork
 
 
+def streaming_of(config: PretrainConfig, device: torch.device, begun: str | None = None) -> Streaming:
+    """How a pretraining's images are loaded.
+
+    Args:
+        begun: the loader that a run to go on with began with.
+    """
+    crop = RandomResizedCrop(config.crop_scale, config.crop_ratio) if config.is_cropped else None
+    return Streaming(device, config.loader, crop, config.decoder, begun)
+
+
 def pretraining(
     config: PretrainConfig,
-    dataset: Dataset,
+    dataset: Dataset[AnySplit],
     device: torch.device,
     precision: Precision,
     run: RunFolder,
@@ -39,9 +51,11 @@ def pretraining(
         task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
     """
-    loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
-    test_loader = ResidentLoader(dataset.test, device, config.batch_size, config.seed, shuffle=False)
-    channels = dataset.train.images.shape[-1]
+    loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed)
+    test_loader = make_loader(
+        dataset, dataset.test, device, config.batch_size, config.seed, is_test=True, shuffle=False
+    )
+    channels = dataset.train.image_shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = NetworkInNetwork(
@@ -57,7 +71,7 @@ def pretraining(
         test_loader,
         rotations=config.rotations,
         seed=config.seed,
-        pad=config.pad,
+        pad=0 if dataset.crop else config.pad,
         flip_prob=config.flip_prob,
         mean=dataset.mean,
         std=dataset.std,
@@ -90,7 +104,10 @@ def pretraining(
 
 
 def pretrain_with(
-    trainer: Trainer, config: PretrainConfig, dataset: Dataset, load: Callable[[Trainer], None] | None = None
+    trainer: Trainer,
+    config: PretrainConfig,
+    dataset: Dataset[AnySplit],
+    load: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, and write config.json before and results.json after it.
 
@@ -110,7 +127,8 @@ def pretrain_with(
     if load is not None:
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
-    run.write_config({"settings": asdict(config), "environment": where})
+    loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
+    run.write_config({"settings": asdict(config), "environment": where, "loader": loader})
     metrics = trainer.fit()
     results = {
         "rotation_accuracy": metrics["rotation_accuracy"],
@@ -120,9 +138,10 @@ def pretrain_with(
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
         "dataset": dataset.display_name,
-        "train_images": len(dataset.train.images),
-        "test_images": len(dataset.test.images),
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
         "data_fingerprint": dataset.fingerprint,
+        "loader": loader,
         "skipped_images": dataset.skipped,
         "precision": trainer.settings.precision.name,
         "state_hash": trainer.state_hash(),

@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rotnet_fast.config import shows_crops
+from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
+from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.run_folder import read_settings, run_of
+from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
 
@@ -57,7 +63,7 @@ class Pretrained:
         limit_test: int | None = None,
         bad_images: str | None = None,
     ) -> Dataset:
-        """The images of the pretraining, or others of the same size.
+        """The images of the pretraining, or others of the same size, in memory.
 
         Args:
             name: of the data set; None for that of the pretraining, with its folder and limits where the
@@ -69,6 +75,47 @@ class Pretrained:
             ArgumentError: a value that cannot be used.
             DataError: the data set is missing, incomplete or damaged.
         """
+        return load_dataset(**self._request(name, data_dir, limit_train, limit_test, bad_images))
+
+    def open_dataset(
+        self,
+        name: str | None,
+        data_dir: Path | None,
+        limit_train: int | None,
+        limit_test: int | None,
+        bad_images: str | None,
+        device: torch.device,
+        loader: LoaderName | None,
+    ) -> Dataset[AnySplit]:
+        """The same, in memory or streamed, with the crops of the pretraining.
+
+        Args:
+            device: where batches are needed.
+            loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
+        """
+        request = self._request(name, data_dir, limit_train, limit_test, bad_images)
+        recipe = self.recipe
+        crop = None
+        if shows_crops(recipe.get("crop", "auto"), request["name"], request["image_size"]):
+            crop = RandomResizedCrop(
+                tuple(recipe.get("crop_scale", RandomResizedCrop.scale)),
+                tuple(recipe.get("crop_ratio", RandomResizedCrop.ratio)),
+            )
+        begun = None
+        if loader is None:
+            loader, begun = "auto", loader_of(self.run)
+        streaming = Streaming(device, loader, crop, recipe.get("decoder", "auto"), begun)
+        return open_dataset(**request, streaming=streaming)
+
+    def _request(
+        self,
+        name: str | None,
+        data_dir: Path | None,
+        limit_train: int | None,
+        limit_test: int | None,
+        bad_images: str | None,
+    ) -> dict[str, Any]:
+        """Arguments of `load_dataset`."""
         recipe, settings = self.recipe, read_settings(self.run) or {}
         display_name = None
         if name in (None, recipe["dataset"]):
@@ -77,15 +124,15 @@ class Pretrained:
                 display_name = settings.get("dataset_name")
             limit_train = limit_train or recipe["limit_train"]
             limit_test = limit_test or recipe["limit_test"]
-        return load_dataset(
-            name or recipe["dataset"],
-            data_dir,
-            recipe["image_size"],
-            limit_train,
-            limit_test,
-            display_name=display_name,
-            bad_images=bad_images or settings.get("bad_images", "fail"),
-        )
+        return {
+            "name": name or recipe["dataset"],
+            "data_dir": data_dir,
+            "image_size": recipe["image_size"],
+            "limit_train": limit_train,
+            "limit_test": limit_test,
+            "bad_images": bad_images or settings.get("bad_images", "fail"),
+            "display_name": display_name,
+        }
 
 
 def load_pretrained(path: Path) -> Pretrained:
