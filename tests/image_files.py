@@ -84,7 +84,7 @@ def good_images() -> dict[str, tuple[bytes, tuple[int, int], bool]]:
         "grey.jpg": (encoded(colour.convert("L"), "JPEG"), upright, False),
         "cmyk.jpg": (encoded(colour.convert("CMYK"), "JPEG"), upright, False),
         "mpo.jpg": (encoded(colour, "MPO", save_all=True, append_images=[colour]), upright, False),
-        "junk.jpg": (encoded(colour, "JPEG") + b"junk" * 1000, upright, False),
+        "with-video.jpg": (encoded(colour, "JPEG") + bytes(1 << 17), upright, False),
         "thumbnail.jpg": (encoded(colour, "JPEG", exif=with_thumbnail()), upright, False),
         "grey.png": (encoded(colour.convert("L")), upright, False),
         "one-bit.png": (encoded(colour.convert("1")), upright, False),
@@ -122,7 +122,8 @@ def with_thumbnail() -> bytes:
 def bad_images() -> dict[str, tuple[bytes, str]]:
     """Name -> file, and what is said of it."""
     colour = Image.fromarray(np.kron(pixels(0, 3, 5), np.ones((8, 8, 1), np.uint8)))
-    png, jpeg = encoded(colour), encoded(pixels(4, 64, 64), "JPEG")  # larger than its header
+    large = Image.fromarray(pixels(4, 64, 64))  # also as a JPEG larger than its header
+    png, jpeg = encoded(colour), encoded(large, "JPEG")
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 1
     no_pixels = png_header(0, 5) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -143,10 +144,14 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "no-end.jpg": (jpeg[:-2], "ends early"),
         "half.jpg": (jpeg[: 3 * len(jpeg) // 4], "ends early"),
         "half-with-thumbnail.jpg": (
-            encoded(pixels(4, 64, 64), "JPEG", exif=with_thumbnail())[:-200],
+            encoded(large, "JPEG", exif=with_thumbnail())[:-200],
             "ends early",
         ),
-        "too-much-junk.jpg": (jpeg + bytes(1 << 17), "ends early"),
+        "half-of-several.jpg": (
+            encoded(large, "MPO", save_all=True, append_images=[colour], exif=with_thumbnail())[:2000],
+            "ends early",
+        ),
+        "half-and-zeros.jpg": (jpeg[: len(jpeg) // 2] + bytes(1 << 17), "ends early"),
         "half.png": (png[: len(png) // 2], "is damaged: a chunk"),
         "no-end.png": (png[:-12], "is damaged: a chunk"),
         "flipped.png": (bytes(flipped), "is damaged: a chunk"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -186,6 +187,16 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
         DataError, match=r"nowhere cannot be read as a folder of images .*it must hold train/"
     ):
         list_folder(tmp_path / "nowhere")
+
+
+def test_caches_of_class_folders_made_by_earlier_versions_stay_valid(tmp_path: Path) -> None:
+    places = ["train/a/0.jpg", "train/b/1.jpg", "test/a/2.jpg", "test/b/3.jpg"]
+    make(tmp_path, places)
+    digest = hashlib.sha256(b"1")
+    for place in places:
+        found = (tmp_path / place).stat()
+        digest.update(f"{place}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+    assert list_folder(tmp_path).digest == digest.hexdigest()
 
 
 def test_beside_train_other_things_are_passed_over(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from image_files import Pixels, bad_images, encoded, good_images, pixels
 
 from rotnet_fast.data import scan
-from rotnet_fast.data.decode import decode_image, decode_rgb
+from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.scan import GOOD, REASONS, Scan, check_images, examine, scan_images
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
@@ -47,6 +49,20 @@ def test_a_bad_image_is_told_by_its_reason(name: str) -> None:
     assert REASONS[verdict].startswith(reason)
 
 
+@given(
+    name=st.sampled_from(sorted(GOOD_IMAGES)),
+    position=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(min_size=1, max_size=8),
+)
+def test_whatever_is_spoilt_gets_a_verdict(name: str, position: float, junk: bytes) -> None:
+    content = GOOD_IMAGES[name][0]
+    at = int(position * len(content))
+    height, width, convert, verdict = examine(content[:at] + junk + content[at + len(junk) :])
+    assert 0 <= verdict < len(REASONS)
+    assert (verdict == GOOD) == (min(height, width) > 0)
+    assert convert in (0, 1)
+
+
 def test_no_cut_of_a_file_passes_for_a_whole_one() -> None:
     for kind in ("PNG", "JPEG"):
         content = encoded(pixels(0, 24, 24), kind)
@@ -71,6 +87,12 @@ def test_what_need_not_be_converted_has_the_same_pixels_in_dali() -> None:
     for_dali = {name: content for name, (content, _, convert) in GOOD_IMAGES.items() if not convert}
     for name, image in zip(for_dali, dali_decode(list(for_dali.values())), strict=True):
         assert np.array_equal(image, decode_rgb(for_dali[name])), name
+
+
+def test_what_must_be_converted_reaches_dali_unchanged_as_ppm() -> None:
+    expected = [decode_rgb(content) for content, _, convert in GOOD_IMAGES.values() if convert]
+    for image, rgb in zip(dali_decode([encode_ppm(rgb) for rgb in expected]), expected, strict=True):
+        assert np.array_equal(image, rgb)
 
 
 def test_an_orientation_outside_exif_must_be_converted_as_dali_passes_it_over() -> None:

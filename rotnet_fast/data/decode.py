@@ -38,7 +38,7 @@ def decode_image(file: str | bytes, image_size: int, name: str | None = None) ->
         DataError: see :func:`decode_rgb`.
     """
     with _rgb(file, name) as image:
-        return np.asarray(_resize_and_crop(image, image_size))
+        return np.array(_resize_and_crop(image, image_size))
 
 
 def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uint8]:
@@ -56,7 +56,7 @@ def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uin
         DataError: the file is missing, damaged, neither JPEG nor PNG, or a grey image of 16 bits.
     """
     with _rgb(file, name) as image:
-        return np.asarray(image)
+        return np.array(image)
 
 
 def encode_ppm(rgb: npt.NDArray[np.uint8]) -> bytes:

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from rotnet_fast.data.cache import read_cache, write_cache
 from rotnet_fast.data.decode import DEEP_GREY, MODES
@@ -31,7 +33,7 @@ _FORMAT = "1"  # raise it when the same images would get other values
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
 _LONGEST_SIDE = 2**15 - 1
-_JUNK_BYTES = 1 << 16  # some cameras and tools write more behind the end of an image
+_MOST_PIXELS = 2 * 89_478_485  # from here on Pillow refuses to decode, too
 _SHOWN = 5
 
 GOOD = 0
@@ -42,7 +44,7 @@ REASONS = (
     "is empty",
     "is neither JPEG nor PNG",
     "has a damaged header, one of no pixels, or one of a kind that is not supported",
-    "is a decompression bomb: it claims to have more pixels than any photograph",
+    f"is a decompression bomb: it claims to have more than {_MOST_PIXELS} pixels",
     f"has more than {_LONGEST_SIDE} pixels a side",
     "ends early: the end-of-image marker is missing",
     "is damaged: a chunk is cut off or has a wrong checksum",
@@ -142,7 +144,10 @@ def examine(content: bytes) -> tuple[int, int, int, int]:
         return 0, 0, 0, _OTHER
     stream = BytesIO(content)
     try:
-        with Image.open(stream, formats=("JPEG", "PNG")) as image:
+        # Not Image.open: for a JPEG that holds several pictures it forgets where the first one's header ends.
+        with PngImageFile(stream) if is_png else JpegImageFile(stream) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                return 0, 0, 0, _BOMB
             if max(image.size) > _LONGEST_SIDE:
                 return 0, 0, 0, _TOO_LONG
             if image.mode not in MODES:
@@ -154,8 +159,9 @@ def examine(content: bytes) -> tuple[int, int, int, int]:
                 # Pillow decodes a PNG to look for a tag behind the pixels: only where there is one.
                 may_be_turned = any(_may_hold_orientation(kind, data) for kind, data in chunks)
                 is_deep = chunks[0][1][8] == 16
-            elif content.find(b"\xff\xd9", max(stream.tell(), len(content) - _JUNK_BYTES)) < 0:
-                # Searched behind the header only: a thumbnail in there has an end, too.
+            elif content.find(b"\xff\xd9", stream.tell()) < 0:
+                # Searched behind the header, as a thumbnail in there has an end, too, but not at the very
+                # end of the file alone: phones append videos. Compressed pixels never contain this marker.
                 return 0, 0, 0, _CUT_OFF
             convert = is_deep or image.has_transparency_data
             width, height = image.size
@@ -168,8 +174,6 @@ def examine(content: bytes) -> tuple[int, int, int, int]:
             return height, width, int(convert), GOOD
     except _ChunkError:
         return 0, 0, 0, _CHUNK
-    except Image.DecompressionBombError:
-        return 0, 0, 0, _BOMB
     except Exception:  # Pillow raises a dozen types on damaged headers
         return 0, 0, 0, _HEADER
 
