@@ -120,7 +120,8 @@ def test_grey_images_of_one_channel_are_drawn(tmp_path: Path, monkeypatch: pytes
         return RawDataset(raw.display_name, raw.classes, *halves)
 
     monkeypatch.setitem(datasets.DATASETS, "digits", grey)
-    monkeypatch.setattr(datasets.Dataset.__init__, "__defaults__", ((0.5,), (0.25,), ()))
+    others = datasets.Dataset.__init__.__defaults__[2:]
+    monkeypatch.setattr(datasets.Dataset.__init__, "__defaults__", ((0.5,), (0.25,), *others))
     pretrain(tiny_config(tmp_path / "run", epochs=1))
     assert visualize(tmp_path / "run") == 0
     assert len(list((tmp_path / "run" / "figures").iterdir())) == 2 * len(FILES)
