@@ -223,8 +223,8 @@ def test_automatic_precision_is_kept_as_the_one_it_stood_for(tmp_path: Path) -> 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(tiny_config(tmp_path / "run"))
 
-    def altered(data_dir: Path | None, image_size: int, progress: bool) -> Any:
-        raw = digits.load(data_dir, image_size, progress)
+    def altered(data_dir: Path | None, image_size: int, progress: bool, bad_images: str) -> Any:
+        raw = digits.load(data_dir, image_size, progress, bad_images)
         raw.train.images[0, 0, 0, 0] += 1
         return raw
 
