@@ -97,6 +97,7 @@ def data_loader(paths: list[str], batch: int, side: int | None, views: bool) -> 
         num_workers=cores(),
         drop_last=True,
         persistent_workers=True,
+        multiprocessing_context="spawn",  # forked beside the threads of DALI and OpenMP, workers may hang
     )
     while True:
         for made in loader:
@@ -119,7 +120,7 @@ def dali_views(paths: list[str], batch: int, side: int | None) -> Batches:
             images = fn.decoders.image_random_crop(encoded, output_type=types.RGB)
             images = fn.resize(images, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True)
         upright = fn.flip(images, horizontal=fn.random.coin_flip())
-        turned = fn.transpose(upright, perm=[1, 0, 2])
+        turned = fn.transpose(upright, perm=[1, 0, 2], transpose_layout=False)
         turns = (
             upright,
             fn.flip(turned, horizontal=0, vertical=1),

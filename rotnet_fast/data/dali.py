@@ -149,7 +149,7 @@ class DaliLoader:
         except DataError:
             self._pipeline = self._running = None
             raise
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError mostly, but other types, too
             # A pipeline that failed would go on with the next batch, as if this one had not been.
             self._pipeline = self._running = None
             raise self._name_damaged(indices[part].tolist(), error) from error
@@ -215,7 +215,7 @@ class DaliLoader:
         sizes = self.split.sizes[indices.numpy()]
         return centre_boxes(sizes) if self.is_test else self.crop.boxes(sizes, sample_ids, self.seed, epoch)
 
-    def _name_damaged(self, indices: list[int], error: RuntimeError) -> DataError:
+    def _name_damaged(self, indices: list[int], error: Exception) -> DataError:
         """The error to raise where DALI could not decode a batch."""
         names = [self.split.source.names[index] for index in indices]
         for index, name in zip(indices, names, strict=True):
