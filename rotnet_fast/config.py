@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,12 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
+
+NIN = "nin"
+"""Name of the paper's network, the Network in Network."""
+
+_OF_NIN_ALONE = ("blocks", "width", "uniform_gamma")
+"""Settings that no other network has."""
 
 _NOT_PART_OF_THE_RECIPE = (
     "preset",
@@ -31,6 +37,10 @@ _NOT_PART_OF_THE_RECIPE = (
     "tensorboard",
 )
 """Settings that a resumed run may change: where and how fast it runs and what it reports."""
+
+ADDED_LATER: dict[str, Any] = {"model": NIN}
+"""Settings that older versions did not have -> the value that they had without saying so. Where a setting has
+it, the recipe leaves it out, so that older checkpoints and studies stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,19 @@ class PretrainConfig:
     limit_test: int | None = None
     """Test on this many images only, balanced over the classes."""
 
+    model: str = NIN
+    """nin: the paper's Network in Network. Else the name of a classification network of torchvision, such as
+    resnet18, or timm/NAME for one of timm (pip install timm); untrained, as they all are here."""
+
     blocks: Literal[3, 4, 5] = 4
     """Conv blocks of the Network in Network."""
 
     width: float = 1.0
-    """Multiplies the number of channels."""
+    """Multiplies the number of channels of the Network in Network."""
 
     uniform_gamma: bool = False
-    """Draw BatchNorm's scales from U(0, 1), as the released code's framework did, instead of 1."""
+    """Draw the Network in Network's BatchNorm scales from U(0, 1), as the released code's framework did,
+    instead of 1."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
     """Whole degrees counter-clockwise: every image is shown under each of them.
@@ -120,7 +135,8 @@ class PretrainConfig:
     """torch.compile of the network: off, on, or on with a longer search for fast kernels."""
 
     output: Path | None = None
-    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, or what --resume names."""
+    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, with the model before the seed unless it is nin,
+    or what --resume names."""
 
     resume: str | None = None
     """Go on with a run: from this checkpoint file, or the newest whole one of this run folder.
@@ -163,6 +179,11 @@ class PretrainConfig:
         _require(
             "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
         )
+        if self.model != NIN:
+            for name in _OF_NIN_ALONE:
+                value = getattr(self, name)
+                is_default = value == self.__dataclass_fields__[name].default
+                _require(name, value, is_default, f"is of model {NIN} alone: leave it out for {self.model}")
         _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
         _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
         _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
@@ -182,7 +203,19 @@ class PretrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_PART_OF_THE_RECIPE}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_PART_OF_THE_RECIPE
+            and not (name in ADDED_LATER and value == ADDED_LATER[name])
+        }
+
+    def with_model(self, model: str) -> PretrainConfig:
+        """These settings for a network: those of the Network in Network alone are dropped for another one."""
+        if model == NIN:
+            return replace(self, model=model)
+        defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _OF_NIN_ALONE}
+        return replace(self, model=model, **defaults)
 
     def output_folder(self) -> Path:
         """Where the run is kept."""
@@ -191,7 +224,8 @@ class PretrainConfig:
         if self.resume is not None and self.resume != "auto":
             path = Path(self.resume)
             return path.parent.parent if path.suffix == ".pt" else path
-        return Path("runs") / f"{self.preset}-{self.dataset}-seed{self.seed}"
+        model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
+        return Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}"
 
 
 def check_device(name: str) -> None:

@@ -16,7 +16,7 @@ from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer, TrainerSettings
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
 
 
 def pretraining(
@@ -38,18 +38,23 @@ def pretraining(
         run: folder that the trainer writes to.
         task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
+
+    Raises:
+        ArgumentError: a network that there is not, or that does not take these images.
     """
     loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
     channels = dataset.train.images.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NetworkInNetwork(
-            num_classes=len(config.rotations),
+        network = make_network(
+            len(config.rotations),
+            channels,
+            config.model,
             blocks=config.blocks,
             width=config.width,
-            in_channels=channels,
             uniform_gamma=config.uniform_gamma,
         )
+    network.check_image_size(*dataset.train.images.shape[1:3])
     task = task_type(
         network.to(device),
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
