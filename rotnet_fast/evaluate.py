@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rotnet_fast.command import run_command
-from rotnet_fast.config import check_device
+from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine.run_folder import RunFolder, environment, read_settings, run_of
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -39,11 +39,13 @@ class EvaluateConfig:
     checkpoint: Path
     """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
 
-    layers: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = ("conv2",)
-    """Feature maps to put heads on, each taken after its block's pool."""
+    layers: tuple[str, ...] | None = None
+    """Feature maps to put heads on: conv1, conv2 ... of nin, each after its block's pool; of another network,
+    modules, such as layer3. None: conv2, or the last map of the stage before the last."""
 
     heads: tuple[Literal["nonlinear", "conv"], ...] = ("nonlinear", "conv")
-    """nonlinear: two hidden layers of 200 units. conv: a third conv block."""
+    """nonlinear: two hidden layers of 200 units on the whole map, averaged down to 8x8 where another network
+    than nin has a larger one. conv: nin's third conv block."""
 
     frozen: bool = True
     """Train the heads on the frozen pretrained network, all of them from one forward pass per step."""
@@ -52,10 +54,10 @@ class EvaluateConfig:
     """Train the same heads on a frozen untrained network, in both BatchNorm modes."""
 
     fine_tune: bool = False
-    """Train each head once more together with the blocks below it."""
+    """Train each head once more together with all of the network that is below it."""
 
     supervised: bool = False
-    """Train a 3-block network from scratch on the same labels."""
+    """Train a network from scratch on the same labels: nin with 3 blocks, or that of the pretraining."""
 
     knn: bool = False
     """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
@@ -148,7 +150,7 @@ class EvaluateConfig:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
         check_device(self.device)
         for name, values in (("layers", self.layers), ("heads", self.heads)):
-            if not values or len(set(values)) < len(values):
+            if values is not None and not 0 < len(values) == len(set(values)):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
@@ -218,7 +220,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "backbone": checkpoint.state_hash(setup.pretrained),
-        "network": {"blocks": setup.blocks, "width": setup.width, "rotations": setup.rotations},
+        "network": described(setup),
         "dataset": {
             "name": dataset.name,
             "display_name": dataset.display_name,
@@ -230,6 +232,7 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         },
         "settings": {
             **settings,
+            "layers": setup.layers,
             "pad": setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
@@ -249,18 +252,24 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     return results
 
 
+def described(setup: EvaluationSetup) -> dict[str, Any]:
+    """What results.json says of the network."""
+    sizes = {"blocks": setup.blocks, "width": setup.width} if setup.model == NIN else {}
+    return {"model": setup.model, **sizes, "rotations": setup.rotations}
+
+
 def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     """Load checkpoint and data set.
 
     Raises:
-        ArgumentError: a layer that the pretrained network does not have, or another unusable value.
+        ArgumentError: a layer that the pretrained network does not have, a network whose library is missing,
+            or another unusable value.
         CheckpointError: no whole checkpoint of a pretraining.
         DataError: the data set is missing, incomplete or damaged, or has no classes.
     """
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
-    from rotnet_fast.models.nin import NetworkInNetwork
     from rotnet_fast.protocols.evaluation import EvaluationSetup
     from rotnet_fast.protocols.pretrained import load_pretrained
 
@@ -268,7 +277,9 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
     precision = resolve_precision(config.precision, device)
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
-    NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
+    network = pretrained.network()
+    layers = (network.default_layer,) if config.layers is None else config.layers
+    network.check_layers(layers)  # before a data set is read
     dataset = pretrained.open_dataset(
         config.dataset,
         config.data_dir,
@@ -279,6 +290,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         config.loader,
     )
     check_has_classes(dataset)
+    network.check_image_size(*dataset.train.image_shape[:2])
     return EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],
@@ -289,7 +301,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         pad=recipe["pad"] if config.pad is None else config.pad,
         flip_prob=recipe["flip_prob"] if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
-        layers=config.layers,
+        layers=layers,
         heads=config.heads,
         epochs=config.epochs,
         lr=config.lr,
@@ -299,6 +311,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         device=device,
         precision=precision,
         folder=folder,
+        model=network.name,
     )
 
 

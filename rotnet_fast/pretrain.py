@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rotnet_fast.command import run_command
-from rotnet_fast.config import PretrainConfig
+from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
@@ -52,10 +52,13 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="paper")
-    preset = parser.parse_known_args(arguments)[0].preset
-    if preset not in PRESETS:
-        raise ArgumentError(f"preset is {preset!r}; choose from {', '.join(PRESETS)}")
-    config = tyro.cli(PretrainConfig, prog=PROGRAM, default=PRESETS[preset](), args=arguments)
+    parser.add_argument("--model", default=NIN)
+    known = parser.parse_known_args(arguments)[0]
+    if known.preset not in PRESETS:
+        raise ArgumentError(f"preset is {known.preset!r}; choose from {', '.join(PRESETS)}")
+    # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
+    default = PRESETS[known.preset]().with_model(known.model)
+    config = tyro.cli(PretrainConfig, prog=PROGRAM, default=default, args=arguments)
     config.validate()
     return config
 
@@ -76,10 +79,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         from rotnet_fast.data.loaders import open_dataset
         from rotnet_fast.engine.device import resolve_device
         from rotnet_fast.engine.precision import resolve_precision
+        from rotnet_fast.models.build import make_network
         from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
+        if config.model != NIN:
+            make_network(len(config.rotations), model=config.model)  # before a data set is read or downloaded
         begun = None
         if config.resume is not None:
             begun = loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.metrics import MetricSums, means
@@ -20,6 +22,7 @@ from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.engine.task import Task
 from rotnet_fast.errors import CheckpointError, NonFiniteError
+from rotnet_fast.models.network import FeatureNetwork
 
 KEPT_EPOCH_CHECKPOINTS = 3
 
@@ -118,6 +121,8 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.scaler = settings.precision.grad_scaler()
+        parts = task.module.modules()
+        self._may_draw = any(isinstance(part, FeatureNetwork) and part.may_draw for part in parts)
         self.sums = MetricSums()
         self.progress = Progress()
         self._saved_at = time.monotonic()
@@ -180,6 +185,9 @@ class Trainer:
         progress = self.progress
         for group, optimizer_group in zip(self.groups, self.optimizer.param_groups, strict=True):
             optimizer_group["lr"] = group.schedule.lr(progress.epoch, progress.step / len(self.loader))
+        if self._may_draw:
+            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
+            torch.manual_seed(step_seed(self.loader.seed, progress.epoch, progress.step))
         with self.settings.precision.autocast():
             output = self.task.train_step(batch, progress.epoch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -316,7 +324,7 @@ class Trainer:
         """
         saved = state.get("config", {})
         for name in sorted(saved.keys() | self.identity.keys()):
-            old, new = saved.get(name), self.identity.get(name)
+            old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, self.identity))
             if old != new:
                 raise CheckpointError(
                     f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; "
@@ -331,6 +339,12 @@ class Trainer:
             state["epoch"], state["step"], log["images"], log["seconds"], dict(state["metrics"])
         )
         self.run.truncate_metrics(log["metrics_position"])
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """Seed of the draws of one step, in [0, 2**63): unrelated for neighbouring steps, epochs and seeds."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _all_finite(state: Any) -> bool:

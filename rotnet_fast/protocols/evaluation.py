@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.config import NIN
 from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import make_loader
@@ -18,7 +19,8 @@ from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.trainer import Trainer, TrainerSettings
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
 
@@ -28,7 +30,7 @@ class EvaluationSetup:
     """One pretrained network, one data set and the settings of an evaluation.
 
     Attributes:
-        pretrained: state of the pretrained `NetworkInNetwork`.
+        pretrained: state of the pretrained network.
         blocks, width, rotations, in_channels: what that network was made with.
         uniform_gamma: how that network and untrained ones start, see `NetworkInNetwork`.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
@@ -42,6 +44,7 @@ class EvaluationSetup:
         folder: each training has a run folder in it.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
+        model: name of the network; blocks, width and uniform_gamma are of nin alone.
     """
 
     pretrained: Mapping[str, Any]
@@ -65,26 +68,37 @@ class EvaluationSetup:
     folder: Path
     revisit: bool = True
     lr_factor: float = 0.2
+    model: str = NIN
 
     @property
     def placements(self) -> tuple[tuple[str, str], ...]:
         """(layer, kind of head) of every head."""
         return tuple((layer, head) for layer in self.layers for head in self.heads)
 
-    def pretrained_network(self) -> NetworkInNetwork:
+    def pretrained_network(self) -> FeatureNetwork:
         """A fresh copy of the pretrained network, on the device."""
-        network = NetworkInNetwork(len(self.rotations), self.blocks, self.width, self.in_channels)
+        network = self._network(len(self.rotations), self.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 
-    def random_network(self, num_classes: int, blocks: int) -> NetworkInNetwork:
+    def random_network(self, num_classes: int, blocks: int) -> FeatureNetwork:
         """An untrained network on the device; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = NetworkInNetwork(num_classes, blocks, self.width, self.in_channels, self.uniform_gamma)
+            network = self._network(num_classes, blocks)
         return network.to(self.device)
 
-    def untrained_backbones(self) -> dict[str, NetworkInNetwork]:
+    def _network(self, num_classes: int, blocks: int) -> FeatureNetwork:
+        return make_network(
+            num_classes,
+            self.in_channels,
+            self.model,
+            blocks=blocks,
+            width=self.width,
+            uniform_gamma=self.uniform_gamma,
+        )
+
+    def untrained_backbones(self) -> dict[str, FeatureNetwork]:
         """What BatchNorm normalises with -> an untrained network like the pretrained one.
 
         The running statistics of an untrained network normalise nothing: at width 1, features have a
@@ -98,7 +112,7 @@ class EvaluationSetup:
         return {"running statistics": running, "batch statistics": batch}
 
     def with_heads(
-        self, backbone: NetworkInNetwork, placements: Sequence[tuple[str, str]], frozen: bool
+        self, backbone: FeatureNetwork, placements: Sequence[tuple[str, str]], frozen: bool
     ) -> HeadsOnBackbone:
         """Fresh heads on a backbone, each a (layer, kind), on the device."""
         height, breadth, channels = self.dataset.train.image_shape
@@ -169,7 +183,14 @@ class EvaluationSetup:
                 return task.confusions()
 
     def _identity(self, task: ObjectClassification, name: str) -> dict[str, Any]:
+        # The sizes of a nin can be read off its weights; another network needs its name.
+        network = {
+            "model": self.model,
+            "num_classes": len(self.dataset.classes),
+            "in_channels": self.in_channels,
+        }
         return {
+            **({} if self.model == NIN else network),
             "task": f"evaluate {name}",
             "backbone": checkpoint.state_hash(self.pretrained),
             "data_fingerprint": self.dataset.fingerprint,

@@ -18,7 +18,7 @@ from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer, TrainerSettings
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
 
 
 def streaming_of(config: PretrainConfig, device: torch.device, begun: str | None = None) -> Streaming:
@@ -50,6 +50,9 @@ def pretraining(
         run: folder that the trainer writes to.
         task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
+
+    Raises:
+        ArgumentError: a network that there is not, or that does not take these images.
     """
     loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed)
     test_loader = make_loader(
@@ -58,13 +61,15 @@ def pretraining(
     channels = dataset.train.image_shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NetworkInNetwork(
-            num_classes=len(config.rotations),
+        network = make_network(
+            len(config.rotations),
+            channels,
+            config.model,
             blocks=config.blocks,
             width=config.width,
-            in_channels=channels,
             uniform_gamma=config.uniform_gamma,
         )
+    network.check_image_size(*dataset.train.image_shape[:2])
     task = task_type(
         network.to(device),
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),

@@ -19,6 +19,8 @@ from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.models.build import make_network, pretrained_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
 
 
@@ -29,7 +31,7 @@ class Pretrained:
     Attributes:
         path: of the checkpoint's file.
         run: folder of the pretraining.
-        module: state of its `NetworkInNetwork`.
+        module: state of its network.
         recipe: the settings that decided the result, see `rotnet_fast.config.PretrainConfig.recipe`, and
             ``in_channels``.
         epoch: epochs done.
@@ -46,14 +48,13 @@ class Pretrained:
         """Degrees, in the order of the network's outputs."""
         return tuple(self.recipe["rotations"])
 
-    def network(self) -> NetworkInNetwork:
-        """A fresh copy of the network, on the CPU."""
-        recipe = self.recipe
-        network = NetworkInNetwork(
-            len(self.rotations), recipe["blocks"], recipe["width"], recipe["in_channels"]
-        )
-        network.load_state_dict(self.module)
-        return network
+    def network(self) -> FeatureNetwork:
+        """A fresh copy of the network, on the CPU.
+
+        Raises:
+            ArgumentError: its library is missing.
+        """
+        return pretrained_network(self.recipe, self.module)
 
     def dataset(
         self,
@@ -155,27 +156,39 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(found, run_of(path), state["module"], recipe, state["epoch"])
 
 
-def load_supervised(path: Path) -> NetworkInNetwork:
+def load_supervised(path: Path) -> FeatureNetwork:
     """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
 
     Args:
         path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.
 
     Raises:
-        CheckpointError: no whole checkpoint of a whole `NetworkInNetwork`, or one of a pretraining.
+        CheckpointError: no whole checkpoint of a whole network, or one of a pretraining.
+        ArgumentError: the network's library is missing.
     """
     found, state = _newest(path)
-    if state.get("config", {}).get("task") == "pretrain":
+    config, module = state.get("config", {}), state.get("module", {})
+    if config.get("task") == "pretrain":
         raise CheckpointError(
             f"the checkpoint {found} is one of a pretraining; give a supervised training, such as the folder "
             f"supervised of an evaluation with --supervised"
         )
-    network = network_from_state(state.get("module", {}))
+    network = _library_network(config, module) if "model" in config else network_from_state(module)
     if network is None:
         raise CheckpointError(
-            f"the checkpoint {found} does not hold a whole Network in Network; give a supervised training, "
-            f"such as the folder supervised of an evaluation with --supervised"
+            f"the checkpoint {found} does not hold a whole network; give a supervised training, such as the "
+            f"folder supervised of an evaluation with --supervised"
         )
+    return network
+
+
+def _library_network(config: Mapping[str, Any], state: Mapping[str, Any]) -> FeatureNetwork | None:
+    """The network that a supervised training's settings name; None where the weights are not its."""
+    network = make_network(config["num_classes"], config["in_channels"], config["model"])
+    try:
+        network.load_state_dict(state)
+    except RuntimeError:  # names or shapes that differ: heads, say
+        return None
     return network
 
 
