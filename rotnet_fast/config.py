@@ -32,6 +32,10 @@ _NOT_PART_OF_THE_RECIPE = (
 )
 """Settings that a resumed run may change: where and how fast it runs and what it reports."""
 
+_ADDED_LATER: dict[str, Any] = {"sync_batchnorm": False}
+"""Settings that older versions did not have -> the value that stands for what these did. They are part of the
+recipe only where they differ from it, so that older checkpoints and studies can be gone on with."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -86,7 +90,7 @@ class PretrainConfig:
     """Passes over the training images."""
 
     batch_size: int = 128
-    """Images per step; each gives one view per rotation."""
+    """Images per step, over all processes; each gives one view per rotation."""
 
     lr: float = 0.1
     """Learning rate of the first step."""
@@ -99,6 +103,10 @@ class PretrainConfig:
 
     lr_factor: float = 0.2
     """What the step schedule multiplies by."""
+
+    sync_batchnorm: bool = False
+    """With several processes, normalise with the statistics of all their images together.
+    Otherwise each process uses those of its own part of the batch."""
 
     nesterov: bool = True
     """Nesterov's form of the momentum, which is 0.9."""
@@ -182,7 +190,12 @@ class PretrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_PART_OF_THE_RECIPE}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _NOT_PART_OF_THE_RECIPE
+            and not (name in _ADDED_LATER and value == _ADDED_LATER[name])
+        }
 
     def output_folder(self) -> Path:
         """Where the run is kept."""

@@ -11,11 +11,14 @@ import torch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.sampling import Shard
+from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 
 
@@ -29,6 +32,7 @@ def pretraining(
     task_type: type[RotationTask] = RotationTask,
     snapshot_epochs: tuple[int, ...] = (),
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """A pretraining, ready to load a checkpoint or to start.
 
@@ -38,9 +42,22 @@ def pretraining(
         run: folder that the trainer writes to.
         task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
+        processes: that train together.
+
+    Raises:
+        ArgumentError, ElsewhereError: there are more processes than images per batch, or they disagree.
     """
-    loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed)
-    test_loader = ResidentLoader(dataset.test, device, config.batch_size, config.seed, shuffle=False)
+    if processes.world > config.batch_size:
+        message = (
+            f"batch-size is {config.batch_size}, fewer images than the {processes.world} processes; start "
+            f"fewer with --nproc-per-node, or use a larger batch"
+        )
+        raise processes.shared(ArgumentError(message))
+    shard = Shard(processes.rank, processes.world)
+    loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed, shard=shard)
+    test_loader = ResidentLoader(
+        dataset.test, device, config.batch_size, config.seed, shuffle=False, shard=shard
+    )
     channels = dataset.train.images.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -51,8 +68,14 @@ def pretraining(
             in_channels=channels,
             uniform_gamma=config.uniform_gamma,
         )
+    network.to(device)
+    group = processes.tensor_group(device)
+    if group is not None and config.sync_batchnorm:
+        from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
+
+        synchronise_batchnorm(network, group)
     task = task_type(
-        network.to(device),
+        network,
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
         test_loader,
         rotations=config.rotations,
@@ -63,6 +86,8 @@ def pretraining(
         std=dataset.std,
         dtype=precision.dtype,
         compile=config.compile,
+        processes=processes,
+        group=group,
     )
     settings = TrainerSettings(
         epochs=config.epochs,
@@ -74,8 +99,8 @@ def pretraining(
         checkpoint_every_steps=config.checkpoint_every_steps,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         snapshot_epochs=snapshot_epochs,
-        progress=progress,
-        tensorboard=config.tensorboard,
+        progress=progress and processes.is_main,
+        tensorboard=config.tensorboard and processes.is_main,
     )
     identity = {
         "task": "pretrain",
@@ -86,7 +111,7 @@ def pretraining(
     }
     if task_type is not RotationTask:
         identity["ablation"] = task_type.__name__
-    return Trainer(task, loader, settings, run, identity)
+    return Trainer(task, loader, settings, run, identity, processes)
 
 
 def pretrain_with(
@@ -106,11 +131,12 @@ def pretrain_with(
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
-    run, where = trainer.run, environment(str(trainer.loader.device))
+    run = trainer.run
+    where = {**environment(str(trainer.loader.device)), "processes": trainer.processes.world}
     if load is not None:
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
-    run.write_config({"settings": asdict(config), "environment": where})
+    run.write_config({"settings": asdict(config), "environment": where, "job": job()})
     metrics = trainer.fit()
     results = {
         "rotation_accuracy": metrics["rotation_accuracy"],
