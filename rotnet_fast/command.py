@@ -68,14 +68,23 @@ def said_once() -> Iterator[None]:
     Raises:
         ElsewhereError: in the other processes, instead of the error that the main one meets, too.
     """
-    if is_main():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with printed_if(is_main()):
         try:
             yield
         except RotnetError as error:
+            if is_main():
+                raise
             raise ElsewhereError(error.exit_code) from error
+
+
+@contextmanager
+def printed_if(is_wanted: bool) -> Iterator[None]:
+    """Context whose prints and warnings go nowhere unless they are wanted."""
+    if is_wanted:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def program_as_started(program: str) -> str:

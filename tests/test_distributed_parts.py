@@ -91,6 +91,35 @@ def test_a_single_process_needs_nobody() -> None:
             processes.on_main(lambda: fail_with(DataError("gone")))
 
 
+def test_processes_of_a_machine_have_a_gpu_each_or_share_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def devices(count: int, name: str) -> list[str]:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        return [str(Processes(4 + rank, 8, rank, 4).device(name)) for rank in range(4)]
+
+    for name in ("auto", "cuda"):
+        assert devices(4, name) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert devices(4, "cpu") == ["cpu"] * 4
+    assert devices(4, "cuda:2") == ["cuda:2"] * 4
+    assert capsys.readouterr().err == ""
+    assert devices(2, "auto") == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert capsys.readouterr().err.startswith("4 processes share 2 CUDA devices")
+    assert [str(device) for device in chosen[:4]] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_a_machine_without_gpus_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert Processes(1, 2, 1, 2).device("auto") == torch.device("cpu")
+    with pytest.raises(ArgumentError, match="device is cuda"):
+        Processes(1, 2, 1, 2).device("cuda")
+
+
 @pytest.mark.parametrize(
     "environment",
     [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "2"}],

@@ -61,10 +61,10 @@ def first_report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
 
 
-# With rates as small as these, rounding does not grow into other weights within the six steps: the largest
-# difference measured was 1.3e-6.
 GENTLE = {"lr": 0.01, "sync_batchnorm": True}
-TOLERANCE = 1e-5
+TOLERANCE = 2e-6
+"""Largest difference of a weight or statistic after six steps of this rate; measured were 3.0e-7 for two and for
+three processes, two units in the last place."""
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -76,7 +76,6 @@ def test_with_synchronised_batchnorm_processes_train_to_the_weights_of_one(
     expected, found = module_of(tmp_path / "alone"), module_of(tmp_path / "together")
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=TOLERANCE, atol=TOLERANCE, msg=name)
-    assert together["rotation_accuracy"] == pytest.approx(alone["rotation_accuracy"], abs=2.5)  # two views
     assert (alone["environment"]["processes"], together["environment"]["processes"]) == (1, world)
 
     # At the first step, weights are the same: so are the counts, and losses but for rounding.
@@ -154,9 +153,10 @@ def test_processes_see_the_images_and_draws_of_one_between_them(tmp_path: Path) 
 
 
 def test_testing_in_parts_counts_as_testing_at_once(tmp_path: Path) -> None:
-    config = config_in(tmp_path / "together")
+    config = config_in(tmp_path / "together", epochs=12, width=0.1)  # until it tells some views apart
     results = on_ranks(3, pretrain, config)
-    with trainer_of(config_in(tmp_path / "alone")) as alone:
+    assert len(set(results[0]["rotation_accuracy_by_degrees"].values())) > 2
+    with trainer_of(config_in(tmp_path / "alone", width=0.1)) as alone:
         alone.task.module.load_state_dict(module_of(tmp_path / "together"))
         metrics = alone.task.evaluate()
     for found in results:

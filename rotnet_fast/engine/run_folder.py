@@ -117,7 +117,7 @@ class RunFolder:
 
 
 class RunFolderElsewhere(RunFolder):
-    """Stands for the run folder in a process that leaves it to another one: what is written goes nowhere.
+    """Stands for the run folder in a process that leaves it to the main one: metrics go nowhere.
 
     Args:
         path: folder, which need not exist on this machine.
@@ -130,18 +130,8 @@ class RunFolderElsewhere(RunFolder):
     def close(self) -> None:
         """Nothing is held."""
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Not from here."""
-
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Not from here."""
-
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Not from here."""
-
-    def metrics_position(self) -> int:
-        """0: there are no metrics here."""
-        return 0
 
     def truncate_metrics(self, position: int) -> None:
         """Not from here."""

@@ -324,7 +324,7 @@ class Trainer:
             "log": {
                 "images": progress.images,
                 "seconds": progress.seconds,
-                "metrics_position": self.run.metrics_position(),
+                "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
 

@@ -20,6 +20,13 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
+from rotnet_fast.report import Cell
+
+BATCHNORM_MODES = ("running statistics", "batch statistics")
+"""What BatchNorm normalises with in an untrained network."""
+
+Unit = Callable[[], list[Cell]]
+"""A training or another piece of an evaluation; gives its rows of the report."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class EvaluationSetup:
         folder: each training has a run folder in it.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
+        progress: whether trainings report on the terminal.
     """
 
     pretrained: Mapping[str, Any]
@@ -64,6 +72,7 @@ class EvaluationSetup:
     folder: Path
     revisit: bool = True
     lr_factor: float = 0.2
+    progress: bool = True
 
     @property
     def placements(self) -> tuple[tuple[str, str], ...]:
@@ -94,7 +103,7 @@ class EvaluationSetup:
         running = self.random_network(len(self.rotations), self.blocks)
         batch = self.random_network(len(self.rotations), self.blocks)
         use_batch_statistics(batch)
-        return {"running statistics": running, "batch statistics": batch}
+        return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
 
     def with_heads(
         self, backbone: NetworkInNetwork, placements: Sequence[tuple[str, str]], frozen: bool
@@ -145,7 +154,8 @@ class EvaluationSetup:
             CheckpointError: the folder holds a training with other settings, or only damaged files.
             Interrupted: stopped by a signal, with everything saved.
         """
-        print(f"{name}:")
+        if self.progress:
+            print(f"{name}:")
         views = self.views()
         task = make_task(views)
         settings = TrainerSettings(
@@ -155,6 +165,7 @@ class EvaluationSetup:
             weight_decay=weight_decay,
             eval_every=10,
             tensorboard=False,
+            progress=self.progress,
         )
         identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
         with RunFolder(self.folder / name, resume=True) as run:

@@ -136,7 +136,8 @@ def pretrain_with(
     if load is not None:
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
-    run.write_config({"settings": asdict(config), "environment": where, "job": job()})
+    written = {"settings": asdict(config), "environment": where, "job": job()}
+    trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()
     results = {
         "rotation_accuracy": metrics["rotation_accuracy"],
@@ -154,5 +155,5 @@ def pretrain_with(
         "settings": asdict(config),
         "environment": where,
     }
-    run.write_results(results)
+    trainer.processes.on_main(lambda: run.write_results(results))
     return results
