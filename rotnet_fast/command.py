@@ -1,7 +1,8 @@
 """How the command-line programs end: exit codes, and one sentence instead of a traceback.
 
-0 done; 2 arguments; 3 data; 4 checkpoint; 5 loss not finite; 6 out of memory; 7 cannot write;
-130 and 143 stopped by Ctrl-C and SIGTERM. Anything else is a bug and shows its traceback.
+0 done; 2 arguments; 3 data; 4 checkpoint; 5 loss not finite; 6 out of memory; 7 cannot write; 8 another
+process of the job ended; 130 and 143 stopped by Ctrl-C and SIGTERM. Anything else is a bug and shows its
+traceback.
 
 Importing this module does not import torch.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import OutOfMemoryError, RotnetError
+from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
@@ -35,13 +38,17 @@ def run_command(command: Callable[[], object]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         command()
+    except ElsewhereError as error:
+        return error.exit_code
     except RotnetError as error:
         return _fail(error)
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if is_main():
+            print(interruption, file=sys.stderr)
         return interruption.exit_code
     except KeyboardInterrupt:
-        print("stopped; what had been saved before is kept", file=sys.stderr)
+        if is_main():
+            print("stopped; what had been saved before is kept", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
@@ -52,6 +59,40 @@ def run_command(command: Callable[[], object]) -> int:
             raise
         return _fail(OutOfMemoryError("the device ran out of memory; use a smaller --batch-size or --width"))
     return 0
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Context for what all processes of a job do alike before they know each other: the main one speaks.
+
+    Raises:
+        ElsewhereError: in the other processes, instead of the error that the main one meets, too.
+    """
+    with printed_if(is_main()):
+        try:
+            yield
+        except RotnetError as error:
+            if is_main():
+                raise
+            raise ElsewhereError(error.exit_code) from error
+
+
+@contextmanager
+def printed_if(is_wanted: bool) -> Iterator[None]:
+    """Context whose prints and warnings go nowhere unless they are wanted."""
+    if is_wanted:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def program_as_started(program: str) -> str:
+    """``python -m NAME``, with torchrun and its number of processes where that was used."""
+    if not is_under_torchrun():
+        return program
+    local_world = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return f"torchrun --nproc-per-node {local_world} {program.removeprefix('python ')}"
 
 
 def _fail(error: RotnetError) -> int:

@@ -49,6 +49,7 @@ ADDED_LATER: dict[str, Any] = {
     "crop_scale": (0.08, 1.0),
     "crop_ratio": (3 / 4, 4 / 3),
     "decoder": "auto",
+    "sync_batchnorm": False,
 }
 """Settings that older versions did not have -> the value that they had without saying so. Where a setting has
 it, the recipe leaves it out, so that older checkpoints and studies stay what they are."""
@@ -136,7 +137,7 @@ class PretrainConfig:
     """Passes over the training images."""
 
     batch_size: int = 128
-    """Images per step; each gives one view per rotation."""
+    """Images per step, over all processes; each gives one view per rotation."""
 
     lr: float = 0.1
     """Learning rate of the first step."""
@@ -149,6 +150,10 @@ class PretrainConfig:
 
     lr_factor: float = 0.2
     """What the step schedule multiplies by."""
+
+    sync_batchnorm: bool = False
+    """With several processes, normalise with the statistics of all their images together.
+    Otherwise each process uses those of its own part of the batch."""
 
     nesterov: bool = True
     """Nesterov's form of the momentum, which is 0.9."""

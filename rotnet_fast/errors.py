@@ -47,3 +47,21 @@ class CannotWriteError(RotnetError):
     """A file of the run folder could not be written (disk full, read-only, quota)."""
 
     exit_code = 7
+
+
+class PeerLostError(RotnetError):
+    """Another process of the same job ended before its work was done."""
+
+    exit_code = 8
+
+
+class ElsewhereError(RotnetError):
+    """Another process of the same job met an error and reports it; this one ends silently, like it.
+
+    Args:
+        exit_code: of that error.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this job met an error and reports it")
+        self.exit_code = exit_code

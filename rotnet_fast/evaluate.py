@@ -4,6 +4,9 @@ The evaluation's folder, RUN/evaluate-001 and so on unless ``--output`` says oth
 results.json and one run folder for each training. Giving the folder of an interrupted evaluation as
 ``--output`` goes on with it.
 
+Under torchrun, the trainings are divided among the processes, which have to share the folder; the numbers are
+those of a single process.
+
 Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
 """
 
@@ -19,9 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from rotnet_fast.command import run_command
+from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
-from rotnet_fast.engine.run_folder import RunFolder, environment, read_settings, run_of
+from rotnet_fast.engine.distributed import ALONE, Processes, job, join
+from rotnet_fast.engine.run_folder import (
+    environment,
+    open_run_folder,
+    read_settings,
+    run_of,
+    was_begun_by_this_job,
+)
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.report import render
@@ -170,6 +180,8 @@ class EvaluateConfig:
         run = run_of(self.checkpoint)
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
+            if was_begun_by_this_job(run / f"evaluate-{number:03d}"):
+                break
             number += 1
         return run / f"evaluate-{number:03d}"
 
@@ -179,24 +191,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        config = tyro.cli(EvaluateConfig, prog=PROGRAM, args=arguments)
-        folder = config.output_folder()
-        try:
-            results = evaluate(config, folder)
-        except Interrupted:
-            again = shlex.join([*arguments, *([] if config.output else ["--output", str(folder)])])
-            print(f"saved; go on with: {PROGRAM} {again}", file=sys.stderr)
-            raise
-        print(f"\n{render(results)}\n\nresults: {folder / 'results.json'}")
+        with said_once():
+            config = tyro.cli(EvaluateConfig, prog=PROGRAM, args=arguments)
+            config.validate()
+        with join() as processes:
+            folder = processes.from_main(config.output_folder)
+            try:
+                results = evaluate(config, folder, processes)
+            except Interrupted:
+                if processes.is_main:
+                    again = shlex.join([*arguments, *([] if config.output else ["--output", str(folder)])])
+                    print(f"saved; go on with: {program_as_started(PROGRAM)} {again}", file=sys.stderr)
+                raise
+            if processes.is_main:
+                print(f"\n{render(results)}\n\nresults: {folder / 'results.json'}")
 
     return run_command(command)
 
 
-def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """Run every protocol asked for and write results.json after each.
+def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> dict[str, Any]:
+    """Run every protocol asked for and write results.json; a single process writes it after each training.
 
     Args:
         folder: of this evaluation; what is finished in it is not trained again.
+        processes: that divide the trainings among them.
 
     Returns:
         What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
@@ -212,10 +230,16 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     from rotnet_fast.protocols import PROTOCOLS
 
     settings = asdict(config)
-    previous = read_settings(folder)
-    if previous is not None and Path(previous.get("checkpoint", "")).resolve() != config.checkpoint.resolve():
-        raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
-    setup = load_setup(config, folder)
+
+    def prepare() -> tuple[dict[str, Any] | None, EvaluationSetup]:
+        previous = read_settings(folder)
+        begun = None if previous is None else Path(previous.get("checkpoint", "")).resolve()
+        if begun not in (None, config.checkpoint.resolve()):
+            raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
+        with printed_if(processes.is_main):
+            return previous, load_setup(config, folder, processes)
+
+    previous, setup = processes.local_main_first(prepare)
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
@@ -237,18 +261,34 @@ def evaluate(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
         },
-        "environment": environment(str(setup.device)),
+        "environment": {**environment(str(setup.device)), "processes": processes.world},
         "cells": [],
     }
-    with RunFolder(folder, resume=True) as run:
-        written = {"settings": settings, "environment": results["environment"]}
-        if previous is None:
-            run.write_config(written)
-        for protocol in config.protocols():
-            results["cells"] += [asdict(cell) for cell in PROTOCOLS[protocol](setup)]
-            # Only now: a folder of trainings with other settings is refused and stays as it was.
+    units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
+    rows: dict[int, list[dict[str, Any]]] = {}
+    with open_run_folder(folder, True, processes) as run:
+        written = {"settings": settings, "environment": results["environment"], "job": job()}
+
+        def write() -> None:
+            # Not before a training: a folder of trainings with other settings is refused and stays as it was.
             run.write_config(written)
             run.write_results(results)
+
+        def compute_mine() -> None:
+            for number in range(processes.rank, len(units), processes.world):
+                rows[number] = [asdict(cell) for cell in units[number]()]
+                if processes.world == 1:
+                    results["cells"] += rows[number]
+                    write()
+
+        if previous is None:
+            processes.on_main(lambda: run.write_config(written))
+        processes.everywhere(compute_mine)
+        if processes.world > 1:
+            for mine in processes.gather(rows):
+                rows |= mine
+            results["cells"] = [row for number in range(len(units)) for row in rows[number]]
+            processes.on_main(write)
     return results
 
 
@@ -258,7 +298,7 @@ def described(setup: EvaluationSetup) -> dict[str, Any]:
     return {"model": setup.model, **sizes, "rotations": setup.rotations}
 
 
-def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
+def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:
     """Load checkpoint and data set.
 
     Raises:
@@ -268,12 +308,11 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         DataError: the data set is missing, incomplete or damaged, or has no classes.
     """
     from rotnet_fast.data.datasets import check_has_classes
-    from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.protocols.evaluation import EvaluationSetup
     from rotnet_fast.protocols.pretrained import load_pretrained
 
-    device = resolve_device(config.device)
+    device = processes.device(config.device)
     precision = resolve_precision(config.precision, device)
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
@@ -288,6 +327,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         config.bad_images,
         device,
         config.loader,
+        progress=processes.local_rank == 0,
     )
     check_has_classes(dataset)
     network.check_image_size(*dataset.train.image_shape[:2])
@@ -312,6 +352,7 @@ def load_setup(config: EvaluateConfig, folder: Path) -> EvaluationSetup:
         precision=precision,
         folder=folder,
         model=network.name,
+        progress=processes.is_main,
     )
 
 

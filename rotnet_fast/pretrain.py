@@ -1,5 +1,8 @@
 """Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``.
 
+With several processes, each of which trains on its part of every batch:
+``torchrun --nproc-per-node N -m rotnet_fast.pretrain ...``.
+
 Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
 """
 
@@ -9,19 +12,23 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from rotnet_fast.command import run_command
+from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
-from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of
+from rotnet_fast.engine.distributed import Processes, is_main, join
+from rotnet_fast.engine.run_folder import RunFolder, loader_of, open_run_folder, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
 if TYPE_CHECKING:
+    import torch
+
     from rotnet_fast.engine.trainer import Trainer
 
 PROGRAM = "python -m rotnet_fast.pretrain"
@@ -32,13 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        config = parse(arguments)
+        with said_once():
+            config = parse(arguments)
         try:
             results = pretrain(config)
         except Interrupted:
-            print(f"saved; go on with: {resume_command(arguments, config)}", file=sys.stderr)
+            if is_main():
+                print(f"saved; go on with: {resume_command(arguments, config)}", file=sys.stderr)
             raise
-        print(summary(config, results))
+        if is_main():
+            print(summary(config, results))
 
     return run_command(command)
 
@@ -64,7 +74,7 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Run a pretraining from data set to results.json, or the rest of one.
+    """Run a pretraining from data set to results.json, or the rest of one, with the processes of this job.
 
     Returns:
         What results.json holds.
@@ -74,39 +84,64 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
-    warn_of_late_milestones(config)
-    with RunFolder(config.output_folder(), resume=config.resume is not None) as run:
-        from rotnet_fast.data.loaders import open_dataset
-        from rotnet_fast.engine.device import resolve_device
-        from rotnet_fast.engine.precision import resolve_precision
-        from rotnet_fast.models.build import make_network
-        from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
+    with join() as processes:
+        folder = config.output_folder()
+        if processes.from_main(lambda: was_begun_by_this_job(folder)):
+            config = replace(config, resume="auto", output=folder)
+        if processes.is_main:
+            warn_of_late_milestones(config)
+        with open_run_folder(folder, config.resume is not None, processes) as run:
+            return _pretrain(config, run, processes)
 
-        device = resolve_device(config.device)
+
+def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
+    """:func:`pretrain` in an open run folder."""
+    from rotnet_fast.data.datasets import Dataset
+    from rotnet_fast.data.loaders import free_memory, open_dataset
+    from rotnet_fast.data.split import AnySplit
+    from rotnet_fast.engine.precision import Precision, resolve_precision
+    from rotnet_fast.models.build import make_network
+    from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
+
+    def check() -> tuple[torch.device, Precision]:
+        device = processes.device(config.device)
         precision = resolve_precision(config.precision, device)
         if config.model != NIN:
             make_network(len(config.rotations), model=config.model)  # before a data set is read or downloaded
-        begun = None
-        if config.resume is not None:
-            begun = loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
-        dataset = open_dataset(
+        return device, precision
+
+    def begun() -> str | None:
+        if config.resume is None:
+            return None
+        return loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
+
+    device, precision = processes.everywhere(check)
+    # All take the same loader: that of the run, or what suits the process with the least memory.
+    least = -processes.maximum(-free_memory(device))[0]
+    streaming = streaming_of(config, device, processes.from_main(begun), least)
+
+    def read() -> Dataset[AnySplit]:
+        return open_dataset(
             config.dataset,
             config.data_dir,
             config.image_size,
             config.limit_train,
             config.limit_test,
-            streaming_of(config, device, begun),
+            streaming,
+            progress=processes.local_rank == 0,
             bad_images=config.bad_images,
             display_name=config.dataset_name,
         )
-        trainer = pretraining(config, dataset, device, precision, run)
 
-        def load(trainer: Trainer) -> None:
-            if config.resume is not None:
-                is_auto = config.resume == "auto"
-                go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
+    dataset = processes.local_main_first(read)
+    trainer = pretraining(config, dataset, device, precision, run, processes=processes)
 
-        return pretrain_with(trainer, config, dataset, load)
+    def load(trainer: Trainer) -> None:
+        if config.resume is not None:
+            is_auto = config.resume == "auto"
+            go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
+
+    return pretrain_with(trainer, config, dataset, load)
 
 
 def warn_of_late_milestones(config: PretrainConfig) -> None:
@@ -128,14 +163,22 @@ def go_on(trainer: Trainer, path: Path, may_start: bool) -> None:
     """
     from rotnet_fast.engine import checkpoint
 
-    if may_start and not checkpoint.candidates(path):
-        print(f"{path} has no checkpoint yet: starting from the beginning")
+    def read() -> tuple[Path, dict[str, Any]] | None:
+        if may_start and not checkpoint.candidates(path):
+            print(f"{path} has no checkpoint yet: starting from the beginning")
+            return None
+        found, state, skipped = checkpoint.load_newest(path)
+        for error in skipped:
+            print(f"WARNING: {error}; trying an older one", file=sys.stderr)
+        return found, state
+
+    read_by_main = trainer.processes.from_main(read)
+    if read_by_main is None:
         return
-    found, state, skipped = checkpoint.load_newest(path)
-    for error in skipped:
-        print(f"WARNING: {error}; trying an older one", file=sys.stderr)
+    found, state = read_by_main
     trainer.load_state(state, found)
-    print(f"going on from {found}: {state['epoch']} epochs and {state['step']} steps done")
+    if trainer.processes.is_main:
+        print(f"going on from {found}: {state['epoch']} epochs and {state['step']} steps done")
 
 
 def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
@@ -143,7 +186,8 @@ def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume")
     others = parser.parse_known_args(list(arguments))[1]
-    return f"{PROGRAM} {shlex.join([*others, '--resume', str(config.output_folder())])}"
+    program = program_as_started(PROGRAM)
+    return f"{program} {shlex.join([*others, '--resume', str(config.output_folder())])}"
 
 
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:

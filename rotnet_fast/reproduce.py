@@ -1,7 +1,8 @@
 """Every table and figure of the method: ``python -m rotnet_fast.reproduce [--preset NAME] [flags]``.
 
 The results folder holds one JSON file per finished cell and the report. Running the same command again
-computes what is missing; several processes, or machines that share the folder, divide the work.
+computes what is missing; several processes, or machines that share the folder, divide the work. So do those
+of torchrun, each on a GPU of its own where there are several.
 
 Exit codes: see `rotnet_fast.command`; a cell that failed gives its own. torch is imported only once the
 flags are known to be right.
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from rotnet_fast.command import run_command
+from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import PresetName, check_device
+from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.presets import PRESETS
@@ -131,23 +133,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        config = tyro.cli(ReproduceConfig, prog=PROGRAM, args=arguments)
-        config.validate()
-        try:
-            reproduce(config, shlex.join([*PROGRAM.split(), *arguments]))
-        except Interrupted:
-            print(f"saved; go on with: {shlex.join([*PROGRAM.split(), *arguments])}", file=sys.stderr)
-            raise
+        with said_once():
+            config = tyro.cli(ReproduceConfig, prog=PROGRAM, args=arguments)
+            config.validate()
+        again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])
+        with join() as processes:
+            try:
+                reproduce(config, again, processes)
+            except Interrupted:
+                if processes.is_main:
+                    print(f"saved; go on with: {again}", file=sys.stderr)
+                raise
 
     return run_command(command)
 
 
-def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
+def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Processes = ALONE) -> None:
     """Compute what is missing of a study and write its report, or print the plan.
 
     Args:
         config: validated settings.
         command: what the results are recorded to come from.
+        processes: that divide the cells among them; the main one writes the report when all are finished.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
@@ -156,15 +163,20 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
     """
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
-    context = replace(make_context(config), command=command)
+    context = processes.local_main_first(lambda: make_context(config, processes))
+    context = replace(context, command=command)
     entries = make_plan(context.settings, config.seeds, config.only)
     known = cells_in_order(make_plan(context.settings, config.seeds))
     cells = cells_in_order(entries)
     if config.dry_run:
-        context.results.check(context.settings)
-        print(plan_table(context, entries, config.seeds))
+
+        def show() -> None:
+            context.results.check(context.settings)
+            print(plan_table(context, entries, config.seeds))
+
+        processes.on_main(show)
         return
-    context.results.begin(context.settings, config.seeds)
+    processes.on_main(lambda: context.results.begin(context.settings, config.seeds))
     progress = Progress()
     start = time.monotonic()
     is_in_time = True
@@ -172,7 +184,7 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
         with time_limit(config.time_budget) as is_over:
             try:
                 with stop.interruptible():
-                    run_cells(context, cells, known, progress, say=print_line)
+                    run_cells(context, cells, known, progress, say=printer(processes))
             except Interrupted:
                 if not is_over():
                     raise
@@ -180,17 +192,24 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM) -> None:
         if is_over():
             stop.forget()
     minutes = (time.monotonic() - start) / 60
-    print(f"computed {len(progress.computed)} cells in {minutes:.1f} minutes")
-    report(context.results)
-    if not is_in_time:
-        left = pending_cells(context, cells)
-        print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
-        print(plan_table(context, entries, config.seeds))
-        print("run the same command again to go on; it goes on in mid-training")
-    for cell, error in progress.failed.items():
-        print(f"FAILED: {cell.label}: {error}", file=sys.stderr)
-    for error in progress.failed.values():
-        raise error if isinstance(error, RotnetError) else ArgumentError(str(error))
+    computed = sum(processes.gather(len(progress.computed)))
+    failures = {
+        label: error
+        for failed in processes.gather({cell.label: error for cell, error in progress.failed.items()})
+        for label, error in failed.items()
+    }
+    if processes.is_main:
+        print(f"computed {computed} cells in {minutes:.1f} minutes")
+        report(context.results)
+        if not is_in_time:
+            left = pending_cells(context, cells)
+            print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
+            print(plan_table(context, entries, config.seeds))
+            print("run the same command again to go on; it goes on in mid-training")
+        for label, error in failures.items():
+            print(f"FAILED: {label}: {error}", file=sys.stderr)
+    for error in failures.values():
+        raise processes.shared(error if isinstance(error, RotnetError) else ArgumentError(str(error)))
 
 
 def report(results: Results) -> None:
@@ -205,9 +224,10 @@ def report(results: Results) -> None:
     print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
 
 
-def print_line(line: str) -> None:
-    """A line at once, also where the output is a file."""
-    print(line, flush=True)
+def printer(processes: Processes) -> Callable[[str], None]:
+    """Function that prints a line at once, also where the output is a file, and says whose it is."""
+    prefix = f"[process {processes.rank}] " if processes.world > 1 else ""
+    return lambda line: print(f"{prefix}{line}", flush=True)
 
 
 @contextmanager
@@ -235,18 +255,20 @@ def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
             timer.join()  # a signal that is on its way arrives while it is still listened to
 
 
-def make_context(config: ReproduceConfig) -> Context:
+def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Context:
     """Load the data set and settle everything that decides the numbers.
+
+    Args:
+        processes: among which this one has its own device; only the main one shows progress.
 
     Raises:
         ArgumentError, DataError: the data set cannot be used.
     """
     from rotnet_fast.data.datasets import check_has_classes, fingerprint, limit_split, load_dataset
-    from rotnet_fast.engine.device import resolve_device
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.study.context import Context
 
-    device = resolve_device(config.device)
+    device = processes.device(config.device)
     precision = resolve_precision(config.precision, device)
     image_size = PRESETS[config.preset]().image_size
     dataset = load_dataset(
@@ -255,6 +277,7 @@ def make_context(config: ReproduceConfig) -> Context:
         image_size,
         config.limit_train,
         config.limit_test,
+        progress=processes.local_rank == 0,
         display_name=config.dataset_name,
         bad_images=config.bad_images,
     )
@@ -287,6 +310,7 @@ def make_context(config: ReproduceConfig) -> Context:
         precision,
         config.data_dir,
         config.dataset_name,
+        progress=processes.is_main,
     )
 
 

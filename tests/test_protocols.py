@@ -21,6 +21,7 @@ from rotnet_fast.protocols.classification import ObjectClassification, ObjectVie
 from rotnet_fast.protocols.evaluation import first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
+from rotnet_fast.report import Cell
 
 CPU = torch.device("cpu")
 SIDE = 8
@@ -66,6 +67,11 @@ def setup(tmp_path: Path) -> EvaluationSetup:
     )
 
 
+def run(protocol: str, setup: EvaluationSetup) -> list[Cell]:
+    """All rows of a protocol."""
+    return [cell for unit in PROTOCOLS[protocol](setup) for cell in unit()]
+
+
 def final_state(setup: EvaluationSetup, training: str) -> dict[str, torch.Tensor]:
     """Weights and buffers after a training of the setup."""
     _, state, _ = checkpoint.load_newest(setup.folder / training)
@@ -78,7 +84,7 @@ def part(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def test_training_heads_leaves_the_frozen_network_untouched(setup: EvaluationSetup) -> None:
-    cells = PROTOCOLS["frozen"](setup)
+    cells = run("frozen", setup)
     state = final_state(setup, "frozen")
     assert checkpoint.state_hash(part(state, "backbone.")) == checkpoint.state_hash(setup.pretrained)
     fresh = setup.with_heads(setup.pretrained_network(), setup.placements, frozen=True)
@@ -93,9 +99,9 @@ def test_training_heads_leaves_the_frozen_network_untouched(setup: EvaluationSet
 def test_heads_trained_together_equal_each_trained_alone(
     setup: EvaluationSetup, layer: str, head: str
 ) -> None:
-    together = PROTOCOLS["frozen"](setup)
+    together = run("frozen", setup)
     alone = replace(setup, layers=(layer,), heads=(head,), folder=setup.folder / "alone")
-    (cell,) = PROTOCOLS["frozen"](alone)
+    (cell,) = run("frozen", alone)
     assert cell in together
     prefix = f"heads.{layer}_{head}."
     expected = part(final_state(setup, "frozen"), prefix)
@@ -139,7 +145,7 @@ def test_schedule_scales_with_the_length_of_the_run(epochs: int, milestones: tup
 
 
 def test_fine_tuning_trains_the_blocks_up_to_the_layer_and_their_statistics(setup: EvaluationSetup) -> None:
-    (cell,) = PROTOCOLS["fine-tune"](replace(setup, layers=("conv2",), heads=("conv",)))
+    (cell,) = run("fine-tune", replace(setup, layers=("conv2",), heads=("conv",)))
     assert (cell.method, cell.layer, cell.head, cell.note) == ("fine-tune", "conv2", "conv", "lr 0.05")
     state = part(final_state(setup, "fine-tune-conv2-conv"), "backbone.")
     for name, before in setup.pretrained.items():
@@ -166,7 +172,7 @@ def test_batch_statistics_leave_nothing_behind() -> None:
 
 
 def test_random_init_has_rows_for_both_modes(setup: EvaluationSetup) -> None:
-    cells = PROTOCOLS["random-init"](replace(setup, layers=("conv2",), heads=("conv",), epochs=1))
+    cells = run("random-init", replace(setup, layers=("conv2",), heads=("conv",), epochs=1))
     assert [(c.method, c.layer, c.head, c.note) for c in cells] == [
         ("random-init", "conv2", "conv", "running statistics"),
         ("random-init", "conv2", "conv", "batch statistics"),
@@ -188,7 +194,7 @@ def test_random_network_starts_as_the_pretrained_one_did(setup: EvaluationSetup)
 
 
 def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationSetup) -> None:
-    (cell,) = PROTOCOLS["supervised"](replace(setup, epochs=25))
+    (cell,) = run("supervised", replace(setup, epochs=25))
     assert (cell.method, cell.layer, cell.head) == ("supervised", None, None)
     assert cell.accuracy > 60  # chance is 25
     state = final_state(setup, "supervised")
@@ -197,13 +203,13 @@ def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationS
 
 
 def test_knn_has_one_row_for_each_layer_and_network(setup: EvaluationSetup) -> None:
-    pretrained = PROTOCOLS["knn"](setup)
+    pretrained = run("knn", setup)
     assert [(c.method, c.layer, c.head) for c in pretrained] == [
         ("frozen", "conv1", "knn"),
         ("frozen", "conv2", "knn"),
     ]
     assert pretrained[0].accuracy > 60  # brightness tells the class; chance is 25
-    untrained = PROTOCOLS["random-init-knn"](setup)
+    untrained = run("random-init-knn", setup)
     assert [(c.layer, c.note) for c in untrained] == [
         ("conv1", "running statistics"),
         ("conv2", "running statistics"),
@@ -292,7 +298,7 @@ def test_batch_statistics_tell_classes_that_lie_one_after_the_other(
         class_after_class(setup), batch_size=10, layers=("conv1",), heads=("nonlinear",), epochs=15
     )
     setup = replace(setup, dataset=replace(setup.dataset, test=setup.dataset.train))
-    cells = {cell.note: cell.accuracy for cell in PROTOCOLS[protocol](setup)}
+    cells = {cell.note: cell.accuracy for cell in run(protocol, setup)}
     assert cells["batch statistics"] > 75
 
 
@@ -331,16 +337,16 @@ def test_training_accuracy_and_loss_are_sums_over_images(setup: EvaluationSetup)
 
 
 def test_finished_training_is_not_repeated(setup: EvaluationSetup) -> None:
-    first = PROTOCOLS["frozen"](setup)
+    first = run("frozen", setup)
     metrics = (setup.folder / "frozen" / "metrics.jsonl").read_bytes()
-    assert PROTOCOLS["frozen"](setup) == first
+    assert run("frozen", setup) == first
     assert (setup.folder / "frozen" / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_folder_of_an_evaluation_with_other_settings_is_refused(setup: EvaluationSetup) -> None:
-    PROTOCOLS["frozen"](setup)
+    run("frozen", setup)
     with pytest.raises(CheckpointError, match=r"there images_per_class is None, here 2"):
-        PROTOCOLS["frozen"](replace(setup, images_per_class=2))
+        run("frozen", replace(setup, images_per_class=2))
 
 
 def test_unknown_head_is_named() -> None:

@@ -16,7 +16,8 @@ from tiny import tiny_config
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import loaders
-from rotnet_fast.data.loaders import choose_loader
+from rotnet_fast.data.crop import RandomResizedCrop
+from rotnet_fast.data.loaders import Streaming, choose_loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.errors import ArgumentError
@@ -166,10 +167,11 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
     ],
 )
 def test_the_loader_follows_from_wish_crop_and_memory(
-    monkeypatch: pytest.MonkeyPatch, wish: Any, is_cropped: bool, needed: int, begun: str, expected: str
+    wish: Any, is_cropped: bool, needed: int, begun: str, expected: str
 ) -> None:
-    monkeypatch.setattr(loaders, "free_memory", lambda device: 10 * GIGABYTE)
-    assert choose_loader(wish, is_cropped, needed * GIGABYTE, CPU, begun)[0] == expected
+    crop = RandomResizedCrop() if is_cropped else None
+    streaming = Streaming(CPU, wish, crop, begun=begun, free=10 * GIGABYTE)
+    assert choose_loader(streaming, needed * GIGABYTE)[0] == expected
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Streaming:
         decoder: where DALI decodes, see `rotnet_fast.data.dali.DaliLoader`.
         device: where batches are needed.
         begun: the loader that a run to go on with began with; None where there is none.
+        free: bytes that may be had on the device; None to find out.
     """
 
     device: torch.device
@@ -41,6 +42,7 @@ class Streaming:
     crop: RandomResizedCrop | None = None
     decoder: Decoder = "auto"
     begun: str | None = None
+    free: int | None = None
 
 
 def open_dataset(
@@ -51,13 +53,15 @@ def open_dataset(
     limit_test: int | None,
     streaming: Streaming,
     *,
+    progress: bool = True,
     bad_images: str = "fail",
     display_name: str | None = None,
 ) -> Dataset[AnySplit]:
-    """A data set in memory, or as encoded files for DALI where it is too large or cropped; says which.
+    """A data set in memory, or as encoded files for DALI where it is too large or cropped.
 
     Args:
         name, data_dir, image_size, limit_train, limit_test, bad_images, display_name: see `load_dataset`.
+        progress: likewise; also say which loader is taken, and why.
         streaming: says what is wanted.
 
     Raises:
@@ -71,6 +75,7 @@ def open_dataset(
             image_size,
             limit_train,
             limit_test,
+            progress,
             display_name=display_name,
             bad_images=bad_images,
             encoded=encoded,
@@ -91,10 +96,9 @@ def open_dataset(
         return load(encoded=False)
     found = load(encoded=True)
     decoded_bytes = (len(found.train) + len(found.test)) * image_size**2 * 3
-    chosen, reason = choose_loader(
-        streaming.loader, streaming.crop is not None, decoded_bytes, streaming.device, streaming.begun
-    )
-    print(f"loader: {chosen}; {reason}")
+    chosen, reason = choose_loader(streaming, decoded_bytes)
+    if progress:
+        print(f"loader: {chosen}; {reason}")
     if chosen == "resident":
         return load(encoded=False)
     require_dali(streaming.device)
@@ -141,17 +145,12 @@ def make_loader(
     )
 
 
-def choose_loader(
-    wish: LoaderName, is_cropped: bool, decoded_bytes: int, device: torch.device, begun: str | None = None
-) -> tuple[str, str]:
+def choose_loader(streaming: Streaming, decoded_bytes: int) -> tuple[str, str]:
     """Which loader serves a folder of images.
 
     Args:
-        wish: the setting.
-        is_cropped: images are crops of random size.
+        streaming: what is wanted.
         decoded_bytes: what all images take in memory when they are decoded.
-        device: where batches are needed.
-        begun: what a run that is gone on with began with; None where there is none.
 
     Returns:
         ``resident`` or ``dali``, and why, as half a sentence.
@@ -159,20 +158,23 @@ def choose_loader(
     Raises:
         ArgumentError: the loader asked for cannot serve the images.
     """
-    if is_cropped:
-        if wish == "resident":
+    if streaming.crop is not None:
+        if streaming.loader == "resident":
             raise ArgumentError(
                 "loader is resident, which keeps whole images of one size; crops of random size are made "
                 "from the files: use --loader dali, or --crop pad"
             )
         return "dali", "crops of random size are made from the files"
-    if wish != "auto":
-        return wish, "as asked for"
-    if begun in ("resident", "dali"):
-        return begun, "as this run began"
-    free = free_memory(device)
+    if streaming.loader != "auto":
+        return streaming.loader, "as asked for"
+    if streaming.begun is not None:
+        return streaming.begun, "as this run began"
+    free = free_memory(streaming.device) if streaming.free is None else streaming.free
     fits = decoded_bytes <= RESIDENT_SHARE * free
-    reason = f"decoded, the images take {_gigabytes(decoded_bytes)} of {_gigabytes(free)} free on {device}"
+    reason = (
+        f"decoded, the images take {_gigabytes(decoded_bytes)} of {_gigabytes(free)} free on "
+        f"{streaming.device.type}"
+    )
     return ("resident" if fits else "dali"), reason
 
 

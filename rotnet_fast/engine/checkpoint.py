@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import CheckpointError
 
@@ -121,6 +122,40 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
             f"with another --output"
         )
     raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}")
+
+
+def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path) -> CheckpointError | None:
+    """Why a run does not go on from a checkpoint; None where it does.
+
+    Args:
+        saved, identity: settings that make a run what it is, of the checkpoint and of the run.
+        origin: where the checkpoint was read from.
+    """
+    for name in sorted(saved.keys() | identity.keys()):
+        old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, identity))
+        if old != new:
+            return CheckpointError(
+                f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; use "
+                f"the same value, or start a new run with another --output"
+            )
+    return None
+
+
+def all_finite(state: Any) -> bool:
+    """Whether every tensor of a nested state is finite, with one wait for the device."""
+    verdicts = [tensor.isfinite().all() for tensor in _tensors(state)]
+    return not verdicts or bool(torch.stack(verdicts).all())
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for part in state.values():
+            yield from _tensors(part)
+    elif isinstance(state, (list, tuple)):
+        for part in state:
+            yield from _tensors(part)
 
 
 def state_hash(state: Any) -> str:

@@ -6,15 +6,24 @@ from collections.abc import Mapping
 
 import torch
 
+from rotnet_fast.engine.distributed import ALONE, Processes
+
 
 class MetricSums:
     """Running sums since the start of an epoch, with a mark at the last report.
 
     A report is the one place where the host waits for the device. The sums are float64, so that
-    counts are exact and the order of additions does not depend on when they are read.
+    counts are exact and the order of additions does not depend on when they are read. Each process adds up
+    its own steps; what is read is the sum over all. That sum is exact, too, so that it does not depend on
+    how many they are or on where a run was resumed: in float64, the fp32 losses of an epoch leave no
+    remainders that could be rounded.
+
+    Args:
+        processes: that train together; all have to read, save and load at the same steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._sums: dict[str, torch.Tensor] = {}
         self._marked: dict[str, float] = {}
 
@@ -26,10 +35,11 @@ class MetricSums:
             self._sums[name] = value.clone() if previous is None else previous.add_(value)
 
     def read(self) -> dict[str, float]:
-        """The sums as numbers, in one transfer from the device."""
+        """The sums of all processes as numbers, in one transfer from the device."""
         if not self._sums:
             return {}
-        return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
+        totals = self._processes.sum(torch.stack(list(self._sums.values())))
+        return dict(zip(self._sums, totals.tolist(), strict=True))
 
     def read_interval(self) -> dict[str, float]:
         """The sums since this was last called, or since the epoch began."""
@@ -43,9 +53,9 @@ class MetricSums:
         return {"sums": self.read(), "marked": dict(self._marked)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
-        """Continue from a saved state."""
+        """Continue from a saved state: the sums of all processes, which the main one keeps."""
         self._sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=device)
+            name: torch.tensor(value if self._processes.is_main else 0.0, dtype=torch.float64, device=device)
             for name, value in state["sums"].items()
         }
         self._marked = dict(state["marked"])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from rotnet_fast.data.loader import Batch, Loader
+from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _COMPILE_MODES = {"default": "default", "max": "max-autotune"}
 
@@ -33,6 +38,8 @@ class RotationTask:
         mean, std: per channel.
         dtype: of the views.
         compile: ``none``, ``default`` or ``max``; only training steps are compiled.
+        processes: that share the batches of training and testing.
+        group: of the processes' devices; every training step averages the gradients over it.
 
     Source: Gidaris et al., ICLR 2018, section 3.
     """
@@ -51,6 +58,8 @@ class RotationTask:
         std: Sequence[float],
         dtype: torch.dtype,
         compile: str = "none",
+        processes: Processes = ALONE,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.module = module
         self.schedule = schedule
@@ -69,6 +78,13 @@ class RotationTask:
         if compile != "none":
             # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
             self._train_forward = torch.compile(module, mode=_COMPILE_MODES[compile], dynamic=False)
+        if group is not None:
+            parallel = DistributedDataParallel(self._train_forward, process_group=group)
+            # With local BatchNorm, the main process's running averages are copied where they are used, not at
+            # every step. Set here, because the argument has another name in later versions of torch.
+            parallel.broadcast_buffers = False
+            self._train_forward = parallel
+        self.processes = processes
         self._buffers: dict[int, torch.Tensor] = {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -127,7 +143,7 @@ class RotationTask:
             self._buffers[len(batch)] = views
             hits = self.module(views).argmax(dim=1) == labels
             correct += hits.view(-1, turned).sum(dim=0)  # views are image-major
-        percent = (100.0 * correct.double() / number).tolist()
+        percent = (100.0 * self.processes.sum(correct).double() / number).tolist()
         metrics = {"rotation_accuracy": sum(percent) / turned}
         for degrees, value in zip(self.rotations, percent, strict=True):
             metrics[f"rotation_accuracy/{degrees}"] = value

@@ -24,6 +24,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import ArgumentError
 
@@ -115,6 +116,49 @@ class RunFolder:
             os.truncate(self._metrics_path, position)
 
 
+class RunFolderElsewhere(RunFolder):
+    """Stands for the run folder in a process that leaves it to the main one: metrics go nowhere.
+
+    Args:
+        path: folder, which need not exist on this machine.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Not from here."""
+
+    def truncate_metrics(self, position: int) -> None:
+        """Not from here."""
+
+
+def open_run_folder(path: Path, resume: bool, processes: Processes = ALONE) -> RunFolder:
+    """The run folder of processes that train together, to which the main one alone writes.
+
+    Raises:
+        ArgumentError, CannotWriteError: see `RunFolder`.
+        ElsewhereError: the same, in processes that are not the main one.
+    """
+    run = processes.on_main(lambda: RunFolder(path, resume))
+    return RunFolderElsewhere(path) if run is None else run
+
+
+def was_begun_by_this_job(folder: Path) -> bool:
+    """Whether torchrun restarts the very workers that began a folder, which then go on with it."""
+    if not is_restart():
+        return False
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return bool(content["job"] == job())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file atomically.
 
@@ -163,7 +207,7 @@ def loader_of(run: Path) -> str | None:
         found = json.loads((run / "config.json").read_text(encoding="utf-8")).get("loader")
     except (OSError, ValueError, AttributeError):
         return None
-    return found if isinstance(found, str) else None
+    return found if found in ("resident", "dali") else None
 
 
 def environment(device: str) -> dict[str, Any]:

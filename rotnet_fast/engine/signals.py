@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from rotnet_fast.engine.distributed import is_under_torchrun
+
 
 class Interrupted(BaseException):
     """SIGINT or SIGTERM asks to stop; like KeyboardInterrupt, nothing should catch it by accident."""
@@ -22,7 +24,10 @@ class Interrupted(BaseException):
 class StopSignals:
     """Context in which the first SIGINT or SIGTERM is noted, for the training loop to obey.
 
-    The second one acts as if this context were not there, so that a hanging program can be stopped.
+    The second one acts as if this context were not there, so that a hanging program can be stopped. Under
+    torchrun it is ignored: torchrun passes every signal on, so that Ctrl-C comes twice, and kills what has
+    not ended after half a minute.
+
     Outside the main thread, where Python allows no handlers, signals keep their usual effect.
     """
 
@@ -32,6 +37,12 @@ class StopSignals:
         self._interruptible = False
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._is_patient = is_under_torchrun()
+
+    @property
+    def received(self) -> int:
+        """Number of the signal that has come; 0 for none."""
+        return self._received or 0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -64,8 +75,11 @@ class StopSignals:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            return
         self._received = number
-        self._restore()
+        if not self._is_patient:
+            self._restore()
         if self._interruptible:
             raise Interrupted(number)
 

@@ -5,58 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import MetricSums, means
-from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
-from rotnet_fast.engine.task import Task
-from rotnet_fast.errors import CheckpointError, NonFiniteError
+from rotnet_fast.engine.task import StepOutput, Task
+from rotnet_fast.engine.trainer_settings import TrainerSettings
+from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.models.network import FeatureNetwork
 
 KEPT_EPOCH_CHECKPOINTS = 3
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """How to train; what to train is the task's business.
-
-    Attributes:
-        epochs: passes over the loader.
-        precision: number format of the forward and backward pass.
-        nesterov: Nesterov's momentum.
-        momentum, weight_decay: of SGD; weight decay acts on all parameters, biases and BatchNorm's too.
-        eval_every: evaluate after every so many epochs, and always after the last.
-        log_every: steps per logging interval, each of which costs one wait for the device.
-        checkpoint_every_steps: save in mid-epoch after so many steps; None for never.
-        checkpoint_every_seconds: save in mid-epoch after so many seconds; None for never.
-        snapshot_epochs: after so many epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
-        progress: progress bar and a printed line per epoch.
-        tensorboard: write TensorBoard events.
-    """
-
-    epochs: int
-    precision: Precision
-    nesterov: bool = True
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    eval_every: int = 1
-    log_every: int = 20
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_seconds: float | None = 300.0
-    snapshot_epochs: tuple[int, ...] = ()
-    progress: bool = True
-    tensorboard: bool = True
 
 
 @dataclass
@@ -69,6 +37,7 @@ class Progress:
             evaluated yet, this is the number of steps per epoch.
         images: images trained on in the whole run.
         seconds: time spent in training steps, without evaluation and checkpoints.
+        waited: part of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
     """
 
@@ -76,11 +45,17 @@ class Progress:
     step: int = 0
     images: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time in which the host waited for batches, in [0, 1]."""
+        return self.waited / self.seconds if self.seconds > 0 else 0.0
 
 
 class Trainer:
@@ -97,6 +72,8 @@ class Trainer:
         identity: settings that make the run what it is, data fingerprint included, as plain values.
             They are stored in the checkpoint as ``config``, and a checkpoint in which one differs is
             refused.
+        processes: that train together, each on its part of every batch; the task averages gradients over
+            them. All go through the same steps, and the main one writes.
     """
 
     def __init__(
@@ -106,7 +83,10 @@ class Trainer:
         settings: TrainerSettings,
         run: RunFolder,
         identity: Mapping[str, Any],
+        processes: Processes = ALONE,
     ) -> None:
+        processes.check_same(identity)
+        self.processes = processes
         self.task = task
         self.loader = loader
         self.settings = settings
@@ -123,9 +103,10 @@ class Trainer:
         self.scaler = settings.precision.grad_scaler()
         parts = task.module.modules()
         self._may_draw = any(isinstance(part, FeatureNetwork) and part.may_draw for part in parts)
-        self.sums = MetricSums()
+        self.sums = MetricSums(processes)
         self.progress = Progress()
         self._saved_at = time.monotonic()
+        self._is_warm = processes.world == 1
 
     def fit(self) -> dict[str, float]:
         """Train to the end.
@@ -161,9 +142,12 @@ class Trainer:
         """Train on the rest of the running epoch."""
         progress, settings = self.progress, self.settings
         self.task.set_train_mode()
-        reported_images, reported_seconds = progress.images, progress.seconds
+        reported = replace(progress)
         clock = time.perf_counter()
         for batch in self.loader.epoch(progress.epoch, start_batch=progress.step):
+            progress.waited += time.perf_counter() - clock
+            if not self._is_warm:
+                self._warm_up(batch)
             self._train_step(batch)
             metrics = None
             if progress.step % settings.log_every == 0 or progress.step == len(self.loader):
@@ -171,32 +155,60 @@ class Trainer:
             progress.seconds += time.perf_counter() - clock
             if metrics is not None:
                 metrics["lr"] = self.optimizer.param_groups[0]["lr"]
-                images = progress.images - reported_images
-                rate = images / (progress.seconds - reported_seconds)
+                images, seconds = progress.images - reported.images, progress.seconds - reported.seconds
+                metrics["data_wait"] = (progress.waited - reported.waited) / seconds
+                rate = images / seconds
                 log.interval(progress.epoch, progress.step, self._steps_done(), images, rate, metrics)
-                reported_images, reported_seconds = progress.images, progress.seconds
-            if self._checkpoint_is_due():
+                reported = replace(progress)
+            signal_number, is_due = self._requests(stop)
+            if is_due:
                 self.save_checkpoint("last.pt")
             clock = time.perf_counter()
-            stop.check()
+            if signal_number:
+                raise Interrupted(signal_number)
 
     def _train_step(self, batch: Batch) -> None:
         """Forward, backward and update on one batch."""
         progress = self.progress
         for group, optimizer_group in zip(self.groups, self.optimizer.param_groups, strict=True):
             optimizer_group["lr"] = group.schedule.lr(progress.epoch, progress.step / len(self.loader))
-        if self._may_draw:
-            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
-            torch.manual_seed(step_seed(self.loader.seed, progress.epoch, progress.step))
-        with self.settings.precision.autocast():
-            output = self.task.train_step(batch, progress.epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(output.loss).backward()
+        output = self._backward(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.sums.add(output.sums)
         progress.step += 1
         progress.images += batch.global_size
+
+    def _backward(self, batch: Batch) -> StepOutput:
+        """Forward and backward; gradients are those of the mean loss over the images of all processes."""
+        if self._may_draw:
+            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
+            position = (self.progress.epoch, self.progress.step)
+            torch.manual_seed(step_seed(self.loader.seed, *position, self.processes.rank))
+        with self.settings.precision.autocast():
+            output = self.task.train_step(batch, self.progress.epoch)
+        loss = output.loss
+        if self.processes.world > 1:
+            # Gradients are averaged over processes, whose parts of the batch may differ by an image. The mean
+            # loss of an empty part is NaN, but its gradient is that of no image: zero.
+            loss = loss * (len(batch) * self.processes.world / batch.global_size)
+        self.scaler.scale(loss).backward()
+        return output
+
+    def _warm_up(self, batch: Batch) -> None:
+        """One backward pass that changes nothing.
+
+        After its first one, DistributedDataParallel groups the gradients anew, by when they were ready, and
+        from three processes on, the grouping decides in which order their parts are added up. A resumed run
+        would have its first one where an uninterrupted run does not; now neither has it in training.
+        """
+        buffers = [buffer.clone() for buffer in self.task.module.buffers()]
+        self._backward(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.task.module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self._is_warm = True
 
     def _finish_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Evaluate, report, save, and move on to the next epoch."""
@@ -205,8 +217,7 @@ class Trainer:
         done = progress.epoch + 1
         is_kept = done in settings.snapshot_epochs
         if done % settings.eval_every == 0 or done == settings.epochs or is_kept:
-            with settings.precision.autocast(), stop.interruptible():
-                metrics["test"] = self.task.evaluate()
+            metrics["test"] = self._evaluate(stop)
         log.epoch(
             progress.epoch,
             settings.epochs,
@@ -217,23 +228,46 @@ class Trainer:
         )
         progress.metrics = metrics
         progress.epoch, progress.step = done, 0
-        self.sums = MetricSums()
+        self.sums = MetricSums(self.processes)
         if is_kept:
-            checkpoint.save(self.run.snapshot(done), self.snapshot())
+            snapshot = self.snapshot()
+            self.processes.on_main(lambda: checkpoint.save(self.run.snapshot(done), snapshot))
         self.save_checkpoint(f"epoch-{done:04d}.pt", "last.pt")
-        for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
-            old.unlink()
-        stop.check()
+        if self.processes.is_main:
+            for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
+                old.unlink()
+        (signal_number,) = self.processes.maximum(stop.received)
+        if signal_number:
+            raise Interrupted(signal_number)
+
+    def _evaluate(self, stop: StopSignals) -> dict[str, float]:
+        """The task's test metrics."""
+        if self.processes.world == 1:
+            with self.settings.precision.autocast(), stop.interruptible():
+                return self.task.evaluate()
+        # Each process has followed the running averages of its own parts; the main one's count. A signal
+        # waits, as nobody can leave alone.
+        self.processes.copy_from_main(self.task.module.buffers())
+        with self.settings.precision.autocast():
+            return self.task.evaluate()
 
     def _steps_done(self) -> int:
         return self.progress.epoch * len(self.loader) + self.progress.step
 
-    def _checkpoint_is_due(self) -> bool:
-        """Whether to save in the middle of the epoch."""
-        steps, seconds = self.settings.checkpoint_every_steps, self.settings.checkpoint_every_seconds
-        if steps is not None and self.progress.step % steps == 0:
-            return True
-        return seconds is not None and time.monotonic() - self._saved_at >= seconds
+    def _requests(self, stop: StopSignals) -> tuple[int, bool]:
+        """Number of the signal that asks to stop (0 for none), and whether to save in mid-epoch."""
+        settings, step = self.settings, self.progress.step
+        steps, seconds = settings.checkpoint_every_steps, settings.checkpoint_every_seconds
+        is_due = steps is not None and step % steps == 0
+        is_old = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        if self.processes.world == 1:
+            return stop.received, is_due or is_old
+        # Signals and clocks differ between processes, which have to stop and save at the same step. With GPUs
+        # they agree only where they wait for each other anyway.
+        if self.loader.device.type == "cuda" and step % settings.log_every != 0:
+            return 0, is_due
+        signal_number, age_matters = self.processes.maximum(stop.received, is_old)
+        return signal_number, is_due or bool(age_matters)
 
     def _read_metrics(self) -> dict[str, float]:
         """Means since the last report.
@@ -243,7 +277,7 @@ class Trainer:
         """
         metrics = means(self.sums.read_interval())
         if not math.isfinite(metrics["loss"]):
-            raise self._non_finite(f"the loss became {metrics['loss']}")
+            raise self.processes.shared(self._non_finite(f"the loss became {metrics['loss']}"))
         return metrics
 
     def _non_finite(self, finding: str) -> NonFiniteError:
@@ -258,7 +292,10 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds. All but ``log`` is the same on every run with these settings."""
+        """What a checkpoint holds, to be asked for by all processes together; only the main one's counts.
+
+        All but ``log`` is the same on every run with these settings.
+        """
         progress = self.progress
         return {
             "config": self.identity,
@@ -272,7 +309,8 @@ class Trainer:
             "log": {
                 "images": progress.images,
                 "seconds": progress.seconds,
-                "metrics_position": self.run.metrics_position(),
+                "waited": progress.waited,
+                "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
 
@@ -296,10 +334,14 @@ class Trainer:
             CannotWriteError: the file could not be written; an older one is intact.
         """
         state = self.state()
-        if not _all_finite([state["module"], state["optimizer"]]):
-            raise self._non_finite("a weight, momentum or BatchNorm statistic became NaN or infinite")
-        for name in names:
-            checkpoint.save(self.run.checkpoints / name, state)
+
+        def save() -> None:
+            if not checkpoint.all_finite([state["module"], state["optimizer"]]):
+                raise self._non_finite("a weight, momentum or BatchNorm statistic became NaN or infinite")
+            for name in names:
+                checkpoint.save(self.run.checkpoints / name, state)
+
+        self.processes.on_main(save)
         self._saved_at = time.monotonic()
 
     def go_on(self) -> None:
@@ -308,12 +350,15 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to a run with other settings or data, or all are damaged.
         """
-        if checkpoint.candidates(self.run.path):
-            found, state, _ = checkpoint.load_newest(self.run.path)
-            self.load_state(state, found)
+        path = self.run.path
+        found = self.processes.from_main(
+            lambda: checkpoint.load_newest(path)[:2] if checkpoint.candidates(path) else None
+        )
+        if found is not None:
+            self.load_state(found[1], found[0])
 
     def load_state(self, state: Mapping[str, Any], origin: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint, the same in all processes.
 
         Args:
             state: as :meth:`state` gives it, with tensors on any device.
@@ -322,43 +367,26 @@ class Trainer:
         Raises:
             CheckpointError: it belongs to a run with other settings or other data.
         """
-        saved = state.get("config", {})
-        for name in sorted(saved.keys() | self.identity.keys()):
-            old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, self.identity))
-            if old != new:
-                raise CheckpointError(
-                    f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; "
-                    f"use the same value, or start a new run with another --output"
-                )
+        refusal = checkpoint.refusal(state.get("config", {}), self.identity, origin)
+        if refusal is not None:
+            raise self.processes.shared(refusal)
         self.task.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.sums.load_state_dict(state["sums"], self.loader.device)
         log = state["log"]
         self.progress = Progress(
-            state["epoch"], state["step"], log["images"], log["seconds"], dict(state["metrics"])
+            state["epoch"],
+            state["step"],
+            log["images"],
+            log["seconds"],
+            log.get("waited", 0.0),  # not known of older checkpoints
+            dict(state["metrics"]),
         )
         self.run.truncate_metrics(log["metrics_position"])
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """Seed of the draws of one step, in [0, 2**63): unrelated for neighbouring steps, epochs and seeds."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {step}".encode(), digest_size=8).digest()
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """Seed of the draws of one step, in [0, 2**63): unrelated for any other step or process."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _all_finite(state: Any) -> bool:
-    """Whether every tensor of a nested state is finite, with one wait for the device."""
-    verdicts = [tensor.isfinite().all() for tensor in _tensors(state)]
-    return not verdicts or bool(torch.stack(verdicts).all())
-
-
-def _tensors(state: Any) -> Iterator[torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for part in state.values():
-            yield from _tensors(part)
-    elif isinstance(state, (list, tuple)):
-        for part in state:
-            yield from _tensors(part)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.protocols.fine_tune import fine_tune
 from rotnet_fast.protocols.frozen import frozen, random_init
 from rotnet_fast.protocols.knn import knn, random_init_knn
 from rotnet_fast.protocols.linear import linear, random_init_linear
 from rotnet_fast.protocols.supervised import supervised
-from rotnet_fast.report import Cell
 
-PROTOCOLS: dict[str, Callable[[EvaluationSetup], list[Cell]]] = {
+PROTOCOLS: dict[str, Callable[[EvaluationSetup], list[Unit]]] = {
     "frozen": frozen,
     "random-init": random_init,
     "fine-tune": fine_tune,
@@ -22,4 +21,6 @@ PROTOCOLS: dict[str, Callable[[EvaluationSetup], list[Cell]]] = {
     "linear": linear,
     "random-init-linear": random_init_linear,
 }
-"""Name -> function that runs the protocol and gives its rows of the report."""
+"""Name -> function that divides the protocol into units, none of which waits for another.
+
+Called in order, they give the protocol's rows of the report."""

@@ -17,12 +17,20 @@ from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
-from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
+from rotnet_fast.report import Cell
+
+BATCHNORM_MODES = ("running statistics", "batch statistics")
+"""What BatchNorm normalises with in an untrained network."""
+
+Unit = Callable[[], list[Cell]]
+"""A training or another piece of an evaluation; gives its rows of the report."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class EvaluationSetup:
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
         model: name of the network; blocks, width and uniform_gamma are of nin alone.
+        progress: whether trainings report on the terminal.
     """
 
     pretrained: Mapping[str, Any]
@@ -69,6 +78,7 @@ class EvaluationSetup:
     revisit: bool = True
     lr_factor: float = 0.2
     model: str = NIN
+    progress: bool = True
 
     @property
     def placements(self) -> tuple[tuple[str, str], ...]:
@@ -109,7 +119,7 @@ class EvaluationSetup:
         running = self.random_network(len(self.rotations), self.blocks)
         batch = self.random_network(len(self.rotations), self.blocks)
         use_batch_statistics(batch)
-        return {"running statistics": running, "batch statistics": batch}
+        return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
 
     def with_heads(
         self, backbone: FeatureNetwork, placements: Sequence[tuple[str, str]], frozen: bool
@@ -163,7 +173,8 @@ class EvaluationSetup:
             CheckpointError: the folder holds a training with other settings, or only damaged files.
             Interrupted: stopped by a signal, with everything saved.
         """
-        print(f"{name}:")
+        if self.progress:
+            print(f"{name}:")
         views = self.views()
         task = make_task(views)
         settings = TrainerSettings(
@@ -173,6 +184,7 @@ class EvaluationSetup:
             weight_decay=weight_decay,
             eval_every=10,
             tensorboard=False,
+            progress=self.progress,
         )
         identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
         with RunFolder(self.folder / name, resume=True) as run:

@@ -6,19 +6,21 @@ head's schedule; learning rates 0.1 and 0.01 are both worth trying.
 
 from __future__ import annotations
 
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from functools import partial
+
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.protocols.heads import fine_tuning_task, head_name
 from rotnet_fast.report import Cell
 
 
-def fine_tune(setup: EvaluationSetup) -> list[Cell]:
+def fine_tune(setup: EvaluationSetup) -> list[Unit]:
     """One training for each head on each layer."""
-    return [_fine_tune(setup, layer, head) for layer, head in setup.placements]
+    return [partial(_fine_tune, setup, layer, head) for layer, head in setup.placements]
 
 
-def _fine_tune(setup: EvaluationSetup, layer: str, head: str) -> Cell:
+def _fine_tune(setup: EvaluationSetup, layer: str, head: str) -> list[Cell]:
     module = setup.with_heads(setup.pretrained_network(), ((layer, head),), frozen=False)
     confusions = setup.train(
         f"fine-tune-{layer}-{head}", lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
     )
-    return Cell.of("fine-tune", layer, head, f"lr {setup.lr:g}", confusions[head_name(layer, head)])
+    return [Cell.of("fine-tune", layer, head, f"lr {setup.lr:g}", confusions[head_name(layer, head)])]

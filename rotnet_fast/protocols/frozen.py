@@ -8,23 +8,23 @@ Paper: Tables 1-3; the random-init row does not say how BatchNorm ran. Ours: bot
 from __future__ import annotations
 
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
 from rotnet_fast.protocols.heads import frozen_heads_task, head_name
 from rotnet_fast.report import Cell
 
 
-def frozen(setup: EvaluationSetup) -> list[Cell]:
+def frozen(setup: EvaluationSetup) -> list[Unit]:
     """Heads on the pretrained network."""
-    return _train_heads(setup, "frozen", setup.pretrained_network(), note="")
+    return [lambda: _train_heads(setup, "frozen", setup.pretrained_network(), note="")]
 
 
-def random_init(setup: EvaluationSetup) -> list[Cell]:
+def random_init(setup: EvaluationSetup) -> list[Unit]:
     """The same heads on an untrained network, in both BatchNorm modes."""
-    return [
-        cell
-        for note, backbone in setup.untrained_backbones().items()
-        for cell in _train_heads(setup, "random-init", backbone, note)
-    ]
+
+    def unit(note: str) -> Unit:
+        return lambda: _train_heads(setup, "random-init", setup.untrained_backbones()[note], note)
+
+    return [unit(note) for note in BATCHNORM_MODES]
 
 
 def _train_heads(setup: EvaluationSetup, method: str, backbone: FeatureNetwork, note: str) -> list[Cell]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
 from rotnet_fast.report import Cell
 
 NEIGHBOURS = 20
@@ -90,28 +90,28 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
 int64 [Q]."""
 
 
-def knn(setup: EvaluationSetup) -> list[Cell]:
+def knn(setup: EvaluationSetup) -> list[Unit]:
     """Neighbours among the pretrained network's features of the labelled images."""
     return pretrained_rows(setup, "knn", knn_predict)
 
 
-def random_init_knn(setup: EvaluationSetup) -> list[Cell]:
+def random_init_knn(setup: EvaluationSetup) -> list[Unit]:
     """The same with an untrained network, in both BatchNorm modes."""
     return untrained_rows(setup, "knn", knn_predict)
 
 
-def pretrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Cell]:
+def pretrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Unit]:
     """One cell per layer of the pretrained network, whose features ``predict`` classifies."""
-    return _rows(setup, "frozen", head, predict, setup.pretrained_network(), "")
+    return [lambda: _rows(setup, "frozen", head, predict, setup.pretrained_network(), "")]
 
 
-def untrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Cell]:
+def untrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Unit]:
     """The same with an untrained network, in both BatchNorm modes."""
-    return [
-        cell
-        for note, backbone in setup.untrained_backbones().items()
-        for cell in _rows(setup, "random-init", head, predict, backbone, note)
-    ]
+
+    def unit(note: str) -> Unit:
+        return lambda: _rows(setup, "random-init", head, predict, setup.untrained_backbones()[note], note)
+
+    return [unit(note) for note in BATCHNORM_MODES]
 
 
 def _rows(

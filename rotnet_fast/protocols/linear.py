@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.protocols.knn import pretrained_rows, untrained_rows
-from rotnet_fast.report import Cell
 
 
 def linear_predict(
@@ -37,11 +36,11 @@ def linear_predict(
     return torch.from_numpy(model.predict(queries.double().cpu().numpy())).to(queries.device)
 
 
-def linear(setup: EvaluationSetup) -> list[Cell]:
+def linear(setup: EvaluationSetup) -> list[Unit]:
     """Probes of the pretrained network's layers."""
     return pretrained_rows(setup, "linear", linear_predict)
 
 
-def random_init_linear(setup: EvaluationSetup) -> list[Cell]:
+def random_init_linear(setup: EvaluationSetup) -> list[Unit]:
     """The same with an untrained network, in both BatchNorm modes."""
     return untrained_rows(setup, "linear", linear_predict)

@@ -12,23 +12,29 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loaders import Streaming, make_loader
+from rotnet_fast.data.sampling import Shard
 from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.engine.trainer_settings import TrainerSettings
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 
 
-def streaming_of(config: PretrainConfig, device: torch.device, begun: str | None = None) -> Streaming:
+def streaming_of(
+    config: PretrainConfig, device: torch.device, begun: str | None = None, free: int | None = None
+) -> Streaming:
     """How a pretraining's images are loaded.
 
     Args:
-        begun: the loader that a run to go on with began with.
+        begun, free: see `Streaming`.
     """
     crop = RandomResizedCrop(config.crop_scale, config.crop_ratio) if config.is_cropped else None
-    return Streaming(device, config.loader, crop, config.decoder, begun)
+    return Streaming(device, config.loader, crop, config.decoder, begun, free)
 
 
 def pretraining(
@@ -41,6 +47,7 @@ def pretraining(
     task_type: type[RotationTask] = RotationTask,
     snapshot_epochs: tuple[int, ...] = (),
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> Trainer:
     """A pretraining, ready to load a checkpoint or to start.
 
@@ -50,13 +57,29 @@ def pretraining(
         run: folder that the trainer writes to.
         task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
+        processes: that train together.
 
     Raises:
-        ArgumentError: a network that there is not, or that does not take these images.
+        ArgumentError, ElsewhereError: a network that there is not, or that does not take these images; there
+            are more processes than images per batch, or they disagree.
     """
-    loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed)
+    if processes.world > config.batch_size:
+        message = (
+            f"batch-size is {config.batch_size}, fewer images than the {processes.world} processes; start "
+            f"fewer with --nproc-per-node, or use a larger batch"
+        )
+        raise processes.shared(ArgumentError(message))
+    shard = Shard(processes.rank, processes.world)
+    loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
     test_loader = make_loader(
-        dataset, dataset.test, device, config.batch_size, config.seed, is_test=True, shuffle=False
+        dataset,
+        dataset.test,
+        device,
+        config.batch_size,
+        config.seed,
+        is_test=True,
+        shuffle=False,
+        shard=shard,
     )
     channels = dataset.train.image_shape[-1]
     with torch.random.fork_rng(devices=[]):
@@ -70,8 +93,14 @@ def pretraining(
             uniform_gamma=config.uniform_gamma,
         )
     network.check_image_size(*dataset.train.image_shape[:2])
+    network.to(device)
+    group = processes.tensor_group(device)
+    if group is not None and config.sync_batchnorm:
+        from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
+
+        synchronise_batchnorm(network, group)
     task = task_type(
-        network.to(device),
+        network,
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
         test_loader,
         rotations=config.rotations,
@@ -82,6 +111,8 @@ def pretraining(
         std=dataset.std,
         dtype=precision.dtype,
         compile=config.compile,
+        processes=processes,
+        group=group,
     )
     settings = TrainerSettings(
         epochs=config.epochs,
@@ -93,8 +124,8 @@ def pretraining(
         checkpoint_every_steps=config.checkpoint_every_steps,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         snapshot_epochs=snapshot_epochs,
-        progress=progress,
-        tensorboard=config.tensorboard,
+        progress=progress and processes.is_main,
+        tensorboard=config.tensorboard and processes.is_main,
     )
     identity = {
         "task": "pretrain",
@@ -105,7 +136,7 @@ def pretraining(
     }
     if task_type is not RotationTask:
         identity["ablation"] = task_type.__name__
-    return Trainer(task, loader, settings, run, identity)
+    return Trainer(task, loader, settings, run, identity, processes)
 
 
 def pretrain_with(
@@ -128,12 +159,14 @@ def pretrain_with(
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
-    run, where = trainer.run, environment(str(trainer.loader.device))
+    run = trainer.run
+    where = {**environment(str(trainer.loader.device)), "processes": trainer.processes.world}
     if load is not None:
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
-    run.write_config({"settings": asdict(config), "environment": where, "loader": loader})
+    written = {"settings": asdict(config), "environment": where, "loader": loader, "job": job()}
+    trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()
     results = {
         "rotation_accuracy": metrics["rotation_accuracy"],
@@ -142,6 +175,7 @@ def pretrain_with(
         },
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
+        "data_wait": trainer.progress.data_wait,
         "dataset": dataset.display_name,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
@@ -153,5 +187,5 @@ def pretrain_with(
         "settings": asdict(config),
         "environment": where,
     }
-    run.write_results(results)
+    trainer.processes.on_main(lambda: run.write_results(results))
     return results

@@ -87,12 +87,14 @@ class Pretrained:
         bad_images: str | None,
         device: torch.device,
         loader: LoaderName | None,
+        progress: bool,
     ) -> Dataset[AnySplit]:
         """The same, in memory or streamed, with the crops of the pretraining.
 
         Args:
             device: where batches are needed.
             loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
+            progress: see `rotnet_fast.data.loaders.open_dataset`.
         """
         request = self._request(name, data_dir, limit_train, limit_test, bad_images)
         recipe = self.recipe
@@ -106,7 +108,7 @@ class Pretrained:
         if loader is None:
             loader, begun = "auto", loader_of(self.run)
         streaming = Streaming(device, loader, crop, recipe.get("decoder", "auto"), begun)
-        return open_dataset(**request, streaming=streaming)
+        return open_dataset(**request, streaming=streaming, progress=progress)
 
     def _request(
         self,

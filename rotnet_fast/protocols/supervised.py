@@ -13,14 +13,18 @@ from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
-from rotnet_fast.protocols.evaluation import EvaluationSetup
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.report import Cell
 
 BLOCKS = 3
 
 
-def supervised(setup: EvaluationSetup) -> list[Cell]:
+def supervised(setup: EvaluationSetup) -> list[Unit]:
     """Train at the width of the pretrained network."""
+    return [lambda: _supervised(setup)]
+
+
+def _supervised(setup: EvaluationSetup) -> list[Cell]:
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
     schedule = scaled_schedule("supervised", setup.lr, setup.epochs)
     confusions = setup.train("supervised", lambda views: supervised_task(network, views, schedule))

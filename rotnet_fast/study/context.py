@@ -30,6 +30,7 @@ class Context:
         settings, results, dataset, device, precision: of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
         command: what the results are recorded to come from.
+        progress: whether trainings report on the terminal.
     """
 
     settings: StudySettings
@@ -40,6 +41,7 @@ class Context:
     data_dir: Path | None = None
     dataset_name: str | None = None
     command: str = ""
+    progress: bool = True
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
         """Weights and buffers of a network that was trained before.
@@ -83,4 +85,5 @@ class Context:
             folder=folder,
             revisit=settings.get("revisit", True),
             lr_factor=settings.get("lr_factor", 0.2),
+            progress=self.progress,
         )

@@ -58,6 +58,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
             run,
             task_type=PRETEXT_ABLATIONS[cell.settings["ablation"]],
             snapshot_epochs=snapshots,
+            progress=context.progress,
         )
         results = pretrain_with(trainer, config, context.dataset, Trainer.go_on)
         found = {name: results[name] for name in ("rotation_accuracy", "rotation_accuracy_by_degrees")}

@@ -1,0 +1,304 @@
+"""Several processes stop, fail and go on as one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import on_ranks, torchrun
+from tiny import EPOCHS, STEPS_PER_EPOCH, tiny_config
+
+from rotnet_fast import pretrain as command
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data import datasets, digits
+from rotnet_fast.engine import checkpoint, trainer
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.run_folder import was_begun_by_this_job
+from rotnet_fast.pretrain import parse, pretrain
+
+STEPS = EPOCHS * STEPS_PER_EPOCH
+FLAGS = shlex.split(
+    "--preset quickstart --image-size 16 --limit-train 40 --limit-test 20 --blocks 3 --width 0.05 --epochs 2 "
+    "--batch-size 16 --lr 0.05 --device cpu --precision fp32 --no-tensorboard"
+)
+
+LONG = [*FLAGS, "--epochs", "60", "--checkpoint-every-steps", "1"]
+"""Long enough for kills to come in the middle: 180 lines of metrics."""
+
+
+def my_rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def before_step(patch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Call ``action`` at the beginning of training step ``number`` (from 0) of the next run."""
+    train_step, calls = RotationTask.train_step, 0
+
+    def counting(self: RotationTask, *batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number + 2:  # the first call warms up
+            action()
+        return train_step(self, *batch)
+
+    patch.setattr(RotationTask, "train_step", counting)
+
+
+class Killed(BaseException):
+    """Ends all processes at the same place, as abruptly as an exception can."""
+
+
+def pretrain_until_killed(config: PretrainConfig, step: int) -> None:
+    """Run ``config`` and kill all processes at the beginning of a training step."""
+
+    def die() -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, step, die)
+        with pytest.raises(Killed):
+            pretrain(config)
+
+
+@pytest.mark.parametrize(("world", "steps"), [(2, [1, 4]), (3, range(STEPS))], ids=["2", "3"])
+def test_processes_killed_before_any_step_resume_to_the_same_state(
+    world: int, steps: Sequence[int], tmp_path: Path
+) -> None:
+    whole = on_ranks(world, pretrain, tiny_config(tmp_path / "whole"))[0]
+    for step in steps:
+        config = tiny_config(tmp_path / str(step), resume="auto", log_every=4)
+        on_ranks(world, pretrain_until_killed, config, step)
+        assert on_ranks(world, pretrain, config)[0]["state_hash"] == whole["state_hash"]
+
+
+def run_command(arguments: list[str], *prepare: Callable[[pytest.MonkeyPatch], None]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of this process's command."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for function in prepare:
+            function(patch)
+        code = command.main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def signal_the_last(patch: pytest.MonkeyPatch) -> None:
+    if my_rank() == 1:
+        before_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    arguments = [*FLAGS, "--output", str(tmp_path / "run")]
+    whole = on_ranks(2, pretrain, parse([*FLAGS, "--output", str(tmp_path / "whole")]))[0]
+    (code, out, err), second = on_ranks(2, run_command, arguments, signal_the_last)
+    assert (code, second) == (143, (143, "", ""))
+    assert out == ""
+    saved, stopped = err.splitlines()
+    assert saved.startswith("saved; go on with: python -m rotnet_fast.pretrain --preset quickstart")
+    assert stopped == "stopped by SIGTERM"
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert (state["epoch"], state["step"]) == (0, 2)
+    (code, out, err), second = on_ranks(2, run_command, [*arguments, "--resume", "auto"])
+    assert (code, err, second) == (0, "", (0, "", ""))
+    assert "0 epochs and 2 steps done" in out
+    assert f"rotation accuracy {whole['rotation_accuracy']:.2f} %" in out
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["state_hash"] == whole["state_hash"]
+
+
+def with_a_fast_clock(config: PretrainConfig) -> tuple[dict[str, Any], list[str]]:
+    """Results, and the names that this process saved under, where the last one's clock is fast."""
+    names: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        save, clock = trainer.Trainer.save_checkpoint, time.monotonic
+
+        def noting(self: trainer.Trainer, *saved: str) -> None:
+            names.extend(saved)
+            save(self, *saved)
+
+        patch.setattr(trainer.Trainer, "save_checkpoint", noting)
+        if my_rank() == 1:
+            patch.setattr(trainer.time, "monotonic", lambda: clock() * 1e6)
+        return pretrain(config), names
+
+
+def test_clocks_that_differ_do_not_keep_processes_from_saving_together(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", checkpoint_every_steps=None, checkpoint_every_seconds=1000.0)
+    (results, names), (_, others) = on_ranks(2, with_a_fast_clock, config)
+    assert names == others
+    assert names.count("last.pt") == STEPS + EPOCHS  # in mid-epoch too
+    assert results["state_hash"] == on_ranks(2, pretrain, tiny_config(tmp_path / "plain"))[0]["state_hash"]
+
+
+def test_metrics_of_resumed_processes_have_every_line_once(tmp_path: Path) -> None:
+    def lines(name: str) -> list[dict[str, Any]]:
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        return [{**json.loads(line), "images_per_second": 0, "data_wait": 0} for line in text.splitlines()]
+
+    on_ranks(3, pretrain, tiny_config(tmp_path / "whole", log_every=1))
+    config = tiny_config(tmp_path / "cut", log_every=1, checkpoint_every_steps=None, resume="auto")
+    on_ranks(3, pretrain_until_killed, config, 5)
+    assert len(lines("cut")) > 5
+    on_ranks(3, pretrain, config)
+    assert lines("cut") == lines("whole")
+
+
+def fail_with(error: BaseException) -> Any:
+    def fail(*_: object) -> Any:
+        raise error
+
+    return fail
+
+
+def no_memory_in_the_last(patch: pytest.MonkeyPatch) -> None:
+    if my_rank() == 1:
+        before_step(patch, 1, fail_with(MemoryError()))
+
+
+def no_data_for_the_last(patch: pytest.MonkeyPatch) -> None:
+    if my_rank() == 1:
+        patch.setitem(datasets.DATASETS, "digits", fail_with(datasets_error()))
+
+
+def datasets_error() -> Exception:
+    from rotnet_fast.errors import DataError
+
+    return DataError("the digits are gone")
+
+
+def other_data_for_the_last(patch: pytest.MonkeyPatch) -> None:
+    def altered(data_dir: Path | None, image_size: int, progress: bool) -> Any:
+        raw = digits.load(data_dir, image_size, progress)
+        raw.train.images[0, 0, 0, 0] += 1
+        return raw
+
+    if my_rank() == 1:
+        patch.setitem(datasets.DATASETS, "digits", altered)
+
+
+def full_disk(patch: pytest.MonkeyPatch) -> None:
+    from rotnet_fast.engine import atomic
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(atomic.os, "fsync", refuse)
+
+
+@pytest.mark.parametrize(
+    ("flags", "prepare", "codes", "sentences"),
+    [
+        ("--epochs 0", (), (2, 2), ("epochs is 0", "")),
+        ("--batch-size 1", (), (2, 2), ("batch-size is 1, fewer images than the 2 processes", "")),
+        ("--lr 1e30", (), (5, 5), ("start again with a lower --lr", "")),
+        ("--output /dev/null/run", (), (7, 7), ("cannot write /dev/null/run", "")),
+        ("--limit-train 100000", (), (2, 2), ("limit_train is 100000", "")),
+        ("", (full_disk,), (7, 7), ("No space left on device", "")),
+        ("", (no_data_for_the_last,), (3, 3), ("", "the digits are gone")),
+        ("", (other_data_for_the_last,), (2, 2), ("", "data_fingerprint is")),
+        ("", (no_memory_in_the_last,), (8, 6), ("lost contact with another process", "ran out of memory")),
+    ],
+    ids=["flag", "batch", "loss", "folder", "limit", "disk", "no data", "other data", "memory"],
+)
+def test_a_failure_is_told_once_by_the_process_that_met_it(
+    flags: str,
+    prepare: tuple[Callable[[pytest.MonkeyPatch], None], ...],
+    codes: tuple[int, int],
+    sentences: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    arguments = [*FLAGS, "--output", str(tmp_path / "run"), *shlex.split(flags)]
+    found = on_ranks(2, run_command, arguments, *prepare)
+    assert tuple(code for code, _, _ in found) == codes
+    for (_, _, err), sentence in zip(found, sentences, strict=True):
+        assert sentence in err
+        assert err.count("error: ") == (1 if sentence else 0)
+        assert len(err.splitlines()) == (1 if sentence else 0)
+
+
+def test_a_folder_in_use_is_refused_once(tmp_path: Path) -> None:
+    arguments = [*FLAGS, "--output", str(tmp_path / "run")]
+    assert [code for code, _, _ in on_ranks(2, run_command, arguments)] == [0, 0]
+    (code, _, err), other = on_ranks(2, run_command, arguments)
+    assert (code, other) == (2, (2, "", ""))
+    assert "already holds a run; add --resume auto" in err
+
+
+# What torchrun itself does is tested with torchrun itself.
+
+
+def workers_of(agent: int) -> dict[int, int]:
+    """Rank -> process id of the workers that a torchrun process started."""
+    found = {}
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    for child in children:
+        variables = dict(
+            entry.split(b"=", 1)
+            for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            if b"=" in entry
+        )
+        if b"RANK" in variables:
+            found[int(variables[b"RANK"])] = int(child)
+    return found
+
+
+def kill_worker(job: subprocess.Popen[str], rank: int, log: Path, lines: int) -> None:
+    """Send SIGKILL to a worker once the run's log has so many lines."""
+    while not (log.exists() and log.read_text().count("\n") >= lines):
+        assert job.poll() is None
+        time.sleep(0.02)
+    os.kill(workers_of(job.pid)[rank], signal.SIGKILL)
+
+
+def test_a_killed_process_costs_a_restart_or_ends_the_job_and_no_steps_are_lost(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    program, environment = torchrun(2, "rotnet_fast.pretrain", *LONG, "--output", str(folder), restarts=1)
+    with subprocess.Popen(
+        program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        kill_worker(job, 1, folder / "metrics.jsonl", 10)
+        # torchrun starts both again, and they go on by themselves; the next time, it gives up.
+        kill_worker(job, 0, folder / "metrics.jsonl", 60)
+        killed = time.monotonic()
+        out, err = job.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert job.returncode != 0
+    assert out.count("going on from") == 1
+    for rank in (0, 1):
+        assert err.count(f"error: process {rank} lost contact with another process of this job") == 1
+    assert "rotnet_fast/" not in err  # the one traceback is torchrun's own
+    assert not (folder / "results.json").exists()
+
+    command_again, environment = torchrun(
+        2, "rotnet_fast.pretrain", *LONG, "--output", str(folder), "--resume", "auto"
+    )
+    done = subprocess.run(
+        command_again, env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.count("going on from") == 1
+    found = json.loads((folder / "results.json").read_text())
+    whole = on_ranks(2, pretrain, parse([*LONG, "--output", str(tmp_path / "whole")]))[0]
+    assert found["state_hash"] == whole["state_hash"]
+
+
+def test_only_the_workers_of_the_same_torchrun_are_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"job": f"7 agent {os.getppid()}"}))
+    for run_id, count, expected in (("7", "1", True), ("7", "0", False), ("8", "1", False)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert was_begun_by_this_job(tmp_path) is expected
+        assert not was_begun_by_this_job(tmp_path / "nowhere")
