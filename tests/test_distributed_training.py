@@ -153,7 +153,7 @@ def test_processes_see_the_images_and_draws_of_one_between_them(tmp_path: Path) 
 
 
 def test_testing_in_parts_counts_as_testing_at_once(tmp_path: Path) -> None:
-    config = config_in(tmp_path / "together", epochs=12, width=0.1)  # until it tells some views apart
+    config = config_in(tmp_path / "together", epochs=12, width=0.1, lr=0.1)  # until it tells views apart
     results = on_ranks(3, pretrain, config)
     assert len(set(results[0]["rotation_accuracy_by_degrees"].values())) > 2
     with trainer_of(config_in(tmp_path / "alone", width=0.1)) as alone:
