@@ -50,6 +50,10 @@ def _report() -> tuple[list[str], list[str]]:
         state = "in use" if library.loaded else "not in use"
         facts.append(f"{library.device.upper():4} library  {state}: {library.detail}")
 
+    fact, dali_advice = _dali()
+    facts.append(f"DALI          {fact}")
+    advice += dali_advice
+
     if not LIBRARIES["cpu"].loaded:
         advice.append("install a C++ compiler (g++ or clang++), then run: pip install -e .")
     if torch.cuda.is_available() and not LIBRARIES["cuda"].loaded:
@@ -59,6 +63,22 @@ def _report() -> tuple[list[str], list[str]]:
     if LIBRARIES["cpu"].loaded:
         advice += _check_kernel()
     return facts, advice
+
+
+def _dali() -> tuple[str, list[str]]:
+    """Version of DALI, or why it cannot be used; and what to do about it."""
+    import torch
+
+    from rotnet_fast.data.dali import require_dali
+    from rotnet_fast.errors import ArgumentError
+
+    try:
+        require_dali(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except ArgumentError as error:
+        return "not in use", [str(error)] if sys.platform == "linux" else []
+    import nvidia.dali
+
+    return f"{nvidia.dali.__version__}, CUDA {nvidia.dali.__cuda_version__ // 1000}", []
 
 
 def _check_kernel() -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import on_ranks
 from tiny import tiny_config
 
 from rotnet_fast.config import PretrainConfig
@@ -88,6 +89,19 @@ def test_dali_and_resident_train_to_the_same_last_bit(
             checkpoint.load(folder / "checkpoints" / name)["module"] for folder in (run, tmp_path)
         )
         assert checkpoint.state_hash(ours) == checkpoint.state_hash(theirs)
+
+
+def test_processes_stream_their_parts_of_every_batch(shapes: Path, tmp_path: Path) -> None:
+    """Two processes with DALI train as two with the images in memory."""
+    settings: dict[str, Any] = {"batch_size": 13, "sync_batchnorm": True}  # uneven parts
+    found = []
+    for loader in ("dali", "resident"):
+        run = tmp_path / loader
+        both = on_ranks(2, pretrain, config(run, shapes, loader=loader, **settings))
+        assert [results["loader"] for results in both] == [loader] * 2
+        found.append(checkpoint.state_hash(checkpoint.load(run / "checkpoints" / "last.pt")["module"]))
+    assert found[0] == found[1]
+    assert losses(tmp_path / "dali") == losses(tmp_path / "resident")
 
 
 class Killed(BaseException):

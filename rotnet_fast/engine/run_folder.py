@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,11 @@ def environment(device: str) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
         "kernel": LIBRARIES[torch.device(device).type].detail,
+        "libraries": {
+            name: sys.modules[name].__version__
+            for name in ("nvidia.dali", "torchvision", "timm")
+            if name in sys.modules  # in use: none of them is imported without need
+        },
     }
 
 
