@@ -2,7 +2,7 @@
 
 pytest benchmarks/ --benchmark-only --benchmark-json=FILE
 python -m benchmarks.table FILE                      # print
-python -m benchmarks.table FILE --readme README.md   # replace the table there
+python -m benchmarks.table FILE --readme README.md   # replace the table there; --section loaders: that one
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
         if info.get("what") == "rotate_batch":
             key = (info["device"], info["workload"], info["batch"], info["side"], info["dtype"])
             cases.setdefault(key, {})[info["way"]] = row
+    if not cases:
+        return []
     lines = [
         "| device, workload | batch | dtype | images/s | fastest other way | images/s | ratio | GB/s written "
         "| of streaming stores |",
@@ -49,7 +51,7 @@ def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
             f"| {best} | {batch / others[best]:,.0f} | {others[best] / seconds[OURS]:.1f} | {rate / 1e9:.1f} "
             f"| {share} |"
         )
-    return lines
+    return [*lines, ""]
 
 
 def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -79,6 +81,8 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
         if info.get("what") in ("data", "whole step"):
             key = (info["device"], info["width"], info["batch"], info["precision"])
             cases.setdefault(key, {})[info["what"]] = row["stats"]["median"]
+    if not cases:
+        return []
     lines = [
         "| device, NIN-4 width | images per step | precision | images/s | data path's share |",
         "|---|---:|---|---:|---:|",
@@ -90,7 +94,41 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
                 f"| {device}, {width:g} | {batch} | {precision} | {batch / seconds['whole step']:,.1f} "
                 f"| {share:.2f} % |"
             )
-    return lines
+    return [*lines, ""]
+
+
+def loader_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Images per second of every loader, as a multiple of the DataLoader's; processes; first batches."""
+    cases: dict[tuple[str, str, str], dict[str, float]] = {}
+    scaling: dict[str, dict[int, float]] = {}
+    first: list[tuple[str, int, float]] = []
+    for row in rows:
+        info = row["extra_info"]
+        if info.get("what") == "loader rate":
+            key = (info["workload"], info["data"], info["stage"])
+            cases.setdefault(key, {})[info["way"]] = info["images_per_second"]
+        elif info.get("what") == "loader processes":
+            scaling.setdefault(info["workload"], {})[info["world"]] = info["images_per_second"]
+        elif info.get("what") == "first batch":
+            first.append((info["way"], info["images"], row["stats"]["median"]))
+    if not cases:
+        return []
+    lines = ["| JPEG files on the CPU, to | loader | images/s | of DataLoader |", "|---|---|---:|---:|"]
+    for (workload, data, stage), rates in cases.items():
+        plain = next((rate for way, rate in rates.items() if way.startswith("DataLoader")), None)
+        for way, rate in rates.items():
+            times = f"{rate / plain:.1f}" if plain else "-"
+            lines.append(f"| {workload} ({data}), {stage} | {way} | {rate:,.0f} | {times} |")
+    sentences = []
+    for workload, rates in scaling.items():
+        parts = [f"{rate:,.0f} images/s in {world}" for world, rate in sorted(rates.items())]
+        sentences.append(f"{workload}: {', '.join(parts)}")
+    if sentences:
+        lines += ["", f"The DALI loader in several processes on the same cores: {'; '.join(sentences)}."]
+    if first:
+        parts = [f"{way} {seconds:.2f} s" for way, _, seconds in first]
+        lines += ["", f"Time to the first batch of {first[0][1]:,} files of 32x32: {', '.join(parts)}."]
+    return [*lines, ""]
 
 
 def render(results: dict[str, Any], source: str) -> str:
@@ -102,7 +140,8 @@ def render(results: dict[str, Any], source: str) -> str:
         f"{machine['cpu_kernel']}; medians; from `{source}`."
     )
     rows = results["benchmarks"]
-    return "\n".join([*rotate_batch_table(rows), "", *kernel_table(rows), *training_table(rows), "", where])
+    tables = (rotate_batch_table(rows), kernel_table(rows), training_table(rows), loader_table(rows))
+    return "\n".join([*(line for table in tables for line in table), where])
 
 
 def main() -> None:
@@ -110,10 +149,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Markdown tables from a benchmark run's JSON.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--readme", type=Path, help="file whose table is replaced")
+    parser.add_argument("--section", default="benchmarks", help="name in the lines around the table")
     arguments = parser.parse_args()
     results = json.loads(arguments.file.read_text())
     text = render(results, arguments.file.as_posix())
-    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+    begin, end = (f"<!-- {arguments.section}: {edge} -->" for edge in ("begin", "end"))
     if arguments.readme is None:
         print(text)
         return
