@@ -105,7 +105,7 @@ def loader_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         info = row["extra_info"]
         if info.get("what") == "loader rate":
-            key = (info["workload"], info["data"], info["stage"])
+            key = (info["device"], f"{info['workload']} ({info['data']})", info["stage"])
             cases.setdefault(key, {})[info["way"]] = info["images_per_second"]
         elif info.get("what") == "loader processes":
             scaling.setdefault(info["workload"], {})[info["world"]] = info["images_per_second"]
@@ -113,12 +113,12 @@ def loader_table(rows: list[dict[str, Any]]) -> list[str]:
             first.append((info["way"], info["images"], row["stats"]["median"]))
     if not cases:
         return []
-    lines = ["| JPEG files on the CPU, to | loader | images/s | of DataLoader |", "|---|---|---:|---:|"]
-    for (workload, data, stage), rates in cases.items():
+    lines = ["| JPEG files to batches | loader | images/s | of DataLoader |", "|---|---|---:|---:|"]
+    for (device, files, stage), rates in cases.items():
         plain = next((rate for way, rate in rates.items() if way.startswith("DataLoader")), None)
         for way, rate in rates.items():
             times = f"{rate / plain:.1f}" if plain else "-"
-            lines.append(f"| {workload} ({data}), {stage} | {way} | {rate:,.0f} | {times} |")
+            lines.append(f"| {device}, {files}, {stage} | {way} | {rate:,.0f} | {times} |")
     sentences = []
     for workload, rates in scaling.items():
         parts = [f"{rate:,.0f} images/s in {world}" for world, rate in sorted(rates.items())]

@@ -21,11 +21,12 @@ from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader
 from rotnet_fast.data.decode import decode_images
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import Shard
+from rotnet_fast.data.sampling import WHOLE, Shard
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.ops import rotate_batch
 
+CPU = torch.device("cpu")
 WINDOW_SECONDS = 2.0
 ROUNDS = 3
 REPEATS = 8  # an epoch of files that lie in memory, long enough to be one
@@ -54,14 +55,14 @@ class Workload:
             self.side,
         )
 
-    def dali_loader(self, shard: Shard = Shard()) -> DaliLoader:  # noqa: B008
+    def dali_loader(self, device: torch.device, shard: Shard = WHOLE) -> DaliLoader:
         crop = None if self.crop is None else RandomResizedCrop()
-        return DaliLoader(self.split, "cpu", self.batch, seed=0, crop=crop, shard=shard)
+        return DaliLoader(self.split, device, self.batch, seed=0, crop=crop, shard=shard)
 
-    def resident_loader(self) -> ResidentLoader:
+    def resident_loader(self, device: torch.device) -> ResidentLoader:
         source = self.split.source
         images = torch.from_numpy(decode_images(source, self.side, progress=False))
-        return ResidentLoader(Split(images, self.split.labels), "cpu", self.batch, seed=0)
+        return ResidentLoader(Split(images, self.split.labels), device, self.batch, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +86,16 @@ def workloads(
     }
 
 
-def resident(work: Workload, views: bool) -> Batches:
-    loader = work.resident_loader()
+def resident(work: Workload, views: bool, device: torch.device) -> Batches:
+    loader = work.resident_loader(device)
     if views:
         return _views(loader)
     rows = (batch.images[batch.indices] for batch in loader_peers.epochs_of(loader))  # a copy, as others give
     return rows
 
 
-def dali(work: Workload, views: bool) -> Batches:
-    loader = work.dali_loader()
+def dali(work: Workload, views: bool, device: torch.device) -> Batches:
+    loader = work.dali_loader(device)
     return _views(loader) if views else (batch.images for batch in loader_peers.epochs_of(loader))
 
 
@@ -109,16 +110,16 @@ def _views(loader: Any) -> Batches:
         yield images
 
 
-def data_loader(work: Workload, views: bool) -> Batches:
+def data_loader(work: Workload, views: bool, device: torch.device) -> Batches:
     return loader_peers.data_loader(work.paths, work.batch, work.crop, views)
 
 
-def dali_alone(work: Workload, views: bool) -> Batches:
+def dali_alone(work: Workload, views: bool, device: torch.device) -> Batches:
     assert views
     return loader_peers.dali_views(work.paths, work.batch, work.crop)
 
 
-WAYS: dict[str, Callable[[Workload, bool], Batches]] = {
+WAYS: dict[str, Callable[[Workload, bool, torch.device], Batches]] = {
     "rotnet_fast, resident": resident,
     "rotnet_fast, DALI": dali,
     "DALI, flips and transposes": dali_alone,
@@ -136,10 +137,18 @@ CASES = [
 
 @pytest.mark.parametrize(("workload", "way", "views"), CASES)
 def test_loader(
-    benchmark: Any, record: Any, workloads: dict[str, Workload], workload: str, way: str, views: bool
+    benchmark: Any,
+    record: Any,
+    workloads: dict[str, Workload],
+    device: torch.device,
+    workload: str,
+    way: str,
+    views: bool,
 ) -> None:
+    if device.type == "cuda" and not way.startswith("rotnet_fast"):
+        pytest.skip("this way was written for the CPU")
     work = workloads[workload]
-    batches = WAYS[way](work, views)
+    batches = WAYS[way](work, views, device)
     share = 4 if views else 1
     for _ in range(1 if benchmark.disabled else 12):  # files into memory, queues to their usual length
         batch = next(batches)
@@ -151,14 +160,17 @@ def test_loader(
         images, start = 0, time.perf_counter()
         while (seconds := time.perf_counter() - start) < (0 if benchmark.disabled else WINDOW_SECONDS):
             images += len(next(batches)) // share
+            if device.type == "cuda":
+                torch.cuda.synchronize()
         if not benchmark.disabled:
             rates.append(images / seconds)
 
     stage = "four rotated views" if views else "uint8 batches"
-    benchmark.group = f"cpu {workload} JPEG to {stage}"
+    benchmark.group = f"{device.type} {workload} JPEG to {stage}"
     benchmark.pedantic(window, rounds=ROUNDS, iterations=1)
     record(
         what="loader rate",
+        device=device.type,
         way=way,
         workload=workload,
         stage=stage,
@@ -177,14 +189,14 @@ def test_time_to_the_first_batch(
     """From paths to the first batch; the resident loader decodes everything before it, once per folder."""
     work = workloads["32x32"]
     benchmark.group = "cpu time to the first batch"
-    benchmark.pedantic(lambda: next(WAYS[way](work, False)), rounds=3, iterations=1)
+    benchmark.pedantic(lambda: next(WAYS[way](work, False, CPU)), rounds=3, iterations=1)
     record(what="first batch", way=way, data=work.data, images=len(work.paths))
 
 
 def _rate(work: Workload, shard: Shard, seconds: float, begin: Any, results: Any) -> None:
     """One process of several: images per second of its shard."""
     torch.set_num_threads(1)
-    batches = loader_peers.epochs_of(work.dali_loader(shard))
+    batches = loader_peers.epochs_of(work.dali_loader(CPU, shard))
     for _ in range(12):
         next(batches)
     begin.wait()

@@ -192,6 +192,24 @@ def test_batches_are_those_of_the_resident_loader(
         assert batch.source == (batch.images, None)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("crop", [None, RandomResizedCrop()])
+def test_a_gpu_gives_the_batches_of_the_cpu(photos: EncodedSplit, crop: RandomResizedCrop | None) -> None:
+    loaders = [
+        DaliLoader(photos, device, batch_size=5, seed=1, crop=crop, decoder=decoder)
+        for device, decoder in (("cpu", "cpu"), ("cuda", "cpu"), ("cuda", "gpu"))
+    ]
+    for epoch in range(2):
+        for expected, copied, decoded_there in zip(*(loader.epoch(epoch) for loader in loaders), strict=True):
+            for batch in (copied, decoded_there):
+                assert batch.images.device.type == batch.labels.device.type == "cuda"
+                assert torch.equal(batch.indices.cpu(), expected.indices)
+            if crop is None:  # resizing on a GPU rounds otherwise
+                assert torch.equal(copied.images.cpu(), expected.images)
+            difference = (decoded_there.images.cpu().int() - expected.images.int()).abs().double()
+            assert difference.mean() < 2
+
+
 def test_a_batch_stays_as_it_is_while_others_are_made(photos: EncodedSplit) -> None:
     """The memory is DALI's own, and must not be reused as long as anyone holds the batch."""
     loader = DaliLoader(photos, "cpu", batch_size=2, seed=0)
