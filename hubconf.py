@@ -29,7 +29,8 @@ def rotnet_nin(
 
     ``rotnet_nin(...).features(images, layer="conv2")`` gives fp32 [N,C_layer,H_layer,W_layer] for images
     uint8 [N,H,W,C], or floating [N,C,H,W] that are normalised; calling it gives pooled features
-    [N,C_layer]; its ``network`` is the NetworkInNetwork, for fine-tuning.
+    [N,C_layer]; its ``network`` is the nn.Module, for fine-tuning: the NetworkInNetwork, or another network
+    where the weights are of one (which needs torchvision, and timm for one of timm).
 
     Args:
         path: an exported folder or .safetensors file, a run folder, or a .pt checkpoint or snapshot.

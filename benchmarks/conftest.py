@@ -25,6 +25,14 @@ DEVICES = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--small-images",
+        metavar="FOLDER",
+        help="JPEGs of 32x32 pixels to load, anywhere below; by default, made",
+    )
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

@@ -17,11 +17,12 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from rotnet_fast.config import check_device
+from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine import checkpoint, weights
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import pretrained_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 
 MODEL_FILE = "model.safetensors"
@@ -36,7 +37,6 @@ PRETRAINED: dict[str, tuple[str, str]] = {
 """Name of a pretrained model that ships with the package -> its file in ``rotnet_fast/weights/``, and the
 SHA-256 (hexadecimal) of that file."""
 
-DEFAULT_LAYER = "conv2"  # Table 1 of the paper: where object classifiers do best
 DEFAULT_BATCH_SIZE = 256
 
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         metadata: what else is known, as text.
 
     Attributes:
-        network: the `NetworkInNetwork`; it takes normalised images.
+        network: the `FeatureNetwork`; it takes normalised images.
         layers: names of the feature maps, ``conv1`` and so on.
         rotations, mean, std, image_size, metadata: as given.
 
@@ -71,7 +71,7 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        network: NetworkInNetwork,
+        network: FeatureNetwork,
         *,
         rotations: Sequence[int],
         mean: Sequence[float] = CIFAR10_MEAN,
@@ -80,11 +80,10 @@ class Backbone(nn.Module):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        channels = _in_channels(network)
         for name, values, count in (
-            ("mean", mean, channels),
-            ("std", std, channels),
-            ("rotations", rotations, network.classifier.out_features),
+            ("mean", mean, network.in_channels),
+            ("std", std, network.in_channels),
+            ("rotations", rotations, network.num_classes),
         ):
             if len(values) != count:
                 raise ArgumentError(f"{name} has {len(values)} values; this network needs {count}")
@@ -103,7 +102,7 @@ class Backbone(nn.Module):
 
     @overload
     def features(
-        self, images: torch.Tensor, layer: str = DEFAULT_LAYER, batch_size: int = DEFAULT_BATCH_SIZE
+        self, images: torch.Tensor, layer: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> torch.Tensor: ...
 
     @overload
@@ -117,14 +116,15 @@ class Backbone(nn.Module):
     def features(
         self,
         images: torch.Tensor,
-        layer: str | list[str] | tuple[str, ...] = DEFAULT_LAYER,
+        layer: str | list[str] | tuple[str, ...] | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Feature maps after a block's pool; later blocks do not run.
+        """Feature maps, of the Network in Network after a block's pool; what comes after them does not run.
 
         Args:
             images: uint8 [N,H,W,C] or normalised floating [N,C,H,W], see the class.
-            layer: a name out of ``layers``, or a list or tuple of several.
+            layer: a name out of ``layers``, or a list or tuple of several. None: the network's
+                ``default_layer``, which is conv2 of the Network in Network.
             batch_size: images per forward pass.
 
         Returns:
@@ -134,18 +134,20 @@ class Backbone(nn.Module):
             TypeError: images that are no tensor, or of another type.
             ArgumentError: a wrong shape or number of channels, or a layer that this network lacks.
         """
-        if isinstance(layer, str):
-            return self._features(images, [layer], batch_size, _as_they_are)[layer]
-        return self._features(images, list(layer), batch_size, _as_they_are)
+        if isinstance(layer, (list, tuple)):
+            return self._features(images, list(layer), batch_size, _as_they_are)
+        name = self.network.default_layer if layer is None else layer
+        return self._features(images, [name], batch_size, _as_they_are)[name]
 
     def forward(
-        self, images: torch.Tensor, layer: str = DEFAULT_LAYER, batch_size: int = DEFAULT_BATCH_SIZE
+        self, images: torch.Tensor, layer: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> torch.Tensor:
         """One vector per image: global-average-pooled features of a layer, fp32 [N,C_layer].
 
         Arguments and errors are those of :meth:`features`.
         """
-        return self._features(images, [layer], batch_size, _pooled)[layer]
+        name = self.network.default_layer if layer is None else layer
+        return self._features(images, [name], batch_size, _pooled)[name]
 
     def rotation_logits(self, images: torch.Tensor, batch_size: int = DEFAULT_BATCH_SIZE) -> torch.Tensor:
         """How the network would answer the pretext task.
@@ -196,7 +198,7 @@ class Backbone(nn.Module):
         compute: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
         """What ``compute`` gives for all images, [N,...] each, without a second copy of it in memory."""
-        device = self.network.classifier.weight.device
+        device = self._weight.device
         number = len(images)
         if number <= batch_size:
             return {name: part.float() for name, part in compute(images.to(device)).items()}
@@ -210,11 +212,16 @@ class Backbone(nn.Module):
                 whole[name][start : start + batch_size] = part
         return whole
 
+    @property
+    def _weight(self) -> torch.Tensor:
+        """One of the network's weights, which all have the same device and type."""
+        return next(self.network.parameters())
+
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         """[B,C,H,W] in the network's type, channels_last."""
         if batch.dtype == torch.uint8:
             return self._views(batch, (0,))
-        return batch.to(self.network.classifier.weight.dtype, memory_format=torch.channels_last)
+        return batch.to(self._weight.dtype, memory_format=torch.channels_last)
 
     def _views(self, batch: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
         """Normalised images uint8 [B,H,W,C] under each rotation, [B*K,C,H,W], not augmented."""
@@ -225,7 +232,7 @@ class Backbone(nn.Module):
             flip_prob=0.0,
             mean=self.mean,
             std=self.std,
-            dtype=self.network.classifier.weight.dtype,
+            dtype=self._weight.dtype,
         )[0]
 
     def _check(self, images: torch.Tensor, batch_size: int) -> None:
@@ -257,11 +264,6 @@ class Backbone(nn.Module):
             )
         if 0 in images.shape[1:]:
             raise ArgumentError(f"images must have at least one row and column, got {list(images.shape)}")
-
-
-def _in_channels(network: NetworkInNetwork) -> int:
-    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    return first.in_channels
 
 
 def _as_they_are(maps: torch.Tensor) -> torch.Tensor:
@@ -351,16 +353,20 @@ def describe(state: Mapping[str, Any], origin: Path) -> dict[str, str]:
             f"the checkpoint {origin} is not one of a pretraining; give a run folder of "
             f"python -m rotnet_fast.pretrain"
         )
+    model = recipe.get("model", NIN)
+    names = ["in_channels", "rotations", "image_size"]
     values = {
-        **{name: recipe[name] for name in ("blocks", "width", "in_channels", "rotations", "image_size")},
         "mean": CIFAR10_MEAN,  # all data sets are normalised with them
         "std": CIFAR10_STD,
-        "layers": [f"conv{block}" for block in range(1, recipe["blocks"] + 1)],
         "epochs": state["epoch"],
         "seed": recipe["seed"],
     }
+    if model == NIN:
+        names += ["blocks", "width"]
+        values["layers"] = [f"conv{block}" for block in range(1, recipe["blocks"] + 1)]
+    values |= {name: recipe[name] for name in names}
     return {
-        "architecture": "NetworkInNetwork",
+        **({"architecture": "NetworkInNetwork"} if model == NIN else {"model": model}),
         "dataset": recipe["dataset"],
         "state_hash": checkpoint.state_hash(state["module"]),
         **{name: json.dumps(value) for name, value in values.items()},
@@ -374,13 +380,12 @@ def build(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], orig
         CheckpointError: metadata and weights do not fit each other or this version.
     """
     try:
-        names = ("blocks", "width", "in_channels", "rotations", "image_size", "mean", "std", "layers")
+        model = metadata.get("model", NIN)
+        names = ["in_channels", "rotations", "image_size", "mean", "std"]
+        names += ["blocks", "width", "layers"] if model == NIN else []
         known = {name: json.loads(metadata[name]) for name in names}
-        network = NetworkInNetwork(
-            len(known["rotations"]), known["blocks"], known["width"], known["in_channels"]
-        )
-        network.load_state_dict(tensors)
-        if known["layers"] != list(network.layers):
+        network = pretrained_network({**known, "model": model}, tensors)
+        if known.get("layers", list(network.layers)) != list(network.layers):
             raise ValueError(f"layers {known['layers']}")
         inputs = {name: known[name] for name in ("rotations", "mean", "std", "image_size")}
         return Backbone(network, **inputs, metadata=metadata)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,16 @@ from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official"]
 
+NIN = "nin"
+"""Name of the paper's network, the Network in Network."""
+
+_OF_NIN_ALONE = ("blocks", "width", "uniform_gamma")
+"""Settings that no other network has."""
+
 _NOT_PART_OF_THE_RECIPE = (
     "preset",
     "data_dir",
+    "bad_images",
     "dataset_name",
     "device",
     "compile",
@@ -29,12 +36,23 @@ _NOT_PART_OF_THE_RECIPE = (
     "checkpoint_every_steps",
     "checkpoint_every_seconds",
     "tensorboard",
+    "loader",
 )
-"""Settings that a resumed run may change: where and how fast it runs and what it reports."""
+"""Settings that a resumed run may change: where and how fast it runs and what it reports. The images that
+``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat."""
 
-_ADDED_LATER: dict[str, Any] = {"sync_batchnorm": False}
-"""Settings that older versions did not have -> the value that stands for what these did. They are part of the
-recipe only where they differ from it, so that older checkpoints and studies can be gone on with."""
+_LARGEST_PADDED_SIZE = 64
+
+ADDED_LATER: dict[str, Any] = {
+    "model": NIN,
+    "crop": "auto",
+    "crop_scale": (0.08, 1.0),
+    "crop_ratio": (3 / 4, 4 / 3),
+    "decoder": "auto",
+    "sync_batchnorm": False,
+}
+"""Settings that older versions did not have -> the value that they had without saying so. Where a setting has
+it, the recipe leaves it out, so that older checkpoints and studies stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +67,15 @@ class PretrainConfig:
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
     """cifar10: the official archive, read where it lies or downloaded.
-    folder: class folders of JPEG or PNG files under train/ and test/.
+    folder: JPEG or PNG files, or tar shards of them, in train/ and test/, with class folders or without.
     digits: scikit-learn's handwritten digits, no files needed."""
 
     data_dir: Path | None = None
     """Folder of the data set's files."""
+
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do about damaged images in the data folder.
+    fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
 
     dataset_name: str | None = None
     """What results call the data set. None: its own name."""
@@ -61,20 +83,45 @@ class PretrainConfig:
     image_size: int = 32
     """Height and width in pixels that the images of folder and digits are resized to."""
 
+    loader: Literal["auto", "resident", "dali"] = "auto"
+    """resident: all images decoded once and kept on the device. dali: images are read and decoded as they
+    are needed, which only folders can be.
+    auto: resident where the images fit into half of the free memory, or as the run began; else dali."""
+
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where dali decodes JPEGs. cpu: to the very pixels that resident has.
+    auto: on the GPU where there is one."""
+
+    crop: Literal["auto", "pad", "resized"] = "auto"
+    """pad: whole images, with --pad. resized: training images are parts of random size and place, test
+    images their centres, resized to image-size; this needs dali.
+    auto: pad up to 64 pixels, resized above."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest area of a resized crop, as a share of the image's."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and greatest width / height of a resized crop."""
+
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
 
     limit_test: int | None = None
     """Test on this many images only, balanced over the classes."""
 
+    model: str = NIN
+    """nin: the paper's Network in Network. Else the name of a classification network of torchvision, such as
+    resnet18, or timm/NAME for one of timm (pip install timm); untrained, as they all are here."""
+
     blocks: Literal[3, 4, 5] = 4
     """Conv blocks of the Network in Network."""
 
     width: float = 1.0
-    """Multiplies the number of channels."""
+    """Multiplies the number of channels of the Network in Network."""
 
     uniform_gamma: bool = False
-    """Draw BatchNorm's scales from U(0, 1), as the released code's framework did, instead of 1."""
+    """Draw the Network in Network's BatchNorm scales from U(0, 1), as the released code's framework did,
+    instead of 1."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
     """Whole degrees counter-clockwise: every image is shown under each of them.
@@ -128,7 +175,8 @@ class PretrainConfig:
     """torch.compile of the network: off, on, or on with a longer search for fast kernels."""
 
     output: Path | None = None
-    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, or what --resume names."""
+    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, with the model before the seed unless it is nin,
+    or what --resume names."""
 
     resume: str | None = None
     """Go on with a run: from this checkpoint file, or the newest whole one of this run folder.
@@ -171,6 +219,11 @@ class PretrainConfig:
         _require(
             "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
         )
+        if self.model != NIN:
+            for name in _OF_NIN_ALONE:
+                value = getattr(self, name)
+                is_default = value == self.__dataclass_fields__[name].default
+                _require(name, value, is_default, f"is of model {NIN} alone: leave it out for {self.model}")
         _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
         _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
         _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
@@ -179,10 +232,21 @@ class PretrainConfig:
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "must be at least 0")
         increasing = list(self.milestones) == sorted(set(self.milestones))
         _require("milestones", self.milestones, increasing, "must increase, such as 30 60 80")
+        low, high = self.crop_scale
+        _require(
+            "crop_scale", self.crop_scale, 0 < low <= high <= 1, "must be two numbers in (0, 1], ascending"
+        )
+        low, high = self.crop_ratio
+        _require(
+            "crop_ratio",
+            self.crop_ratio,
+            0 < low <= high < math.inf,
+            "must be two numbers above 0, ascending",
+        )
         _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
         check_device(self.device)
         if self.dataset == "folder" and self.data_dir is None:
-            raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+            raise ArgumentError("dataset folder needs --data-dir, the folder that holds the images")
         if self.resume not in (None, "auto") and not Path(self.resume).exists():
             raise CheckpointError(
                 f"resume is {self.resume}, which does not exist; give auto, or a run folder"
@@ -194,8 +258,20 @@ class PretrainConfig:
             name: value
             for name, value in asdict(self).items()
             if name not in _NOT_PART_OF_THE_RECIPE
-            and not (name in _ADDED_LATER and value == _ADDED_LATER[name])
+            and not (name in ADDED_LATER and value == ADDED_LATER[name])
         }
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether images are crops of random size, rather than whole ones with a border."""
+        return shows_crops(self.crop, self.dataset, self.image_size)
+
+    def with_model(self, model: str) -> PretrainConfig:
+        """These settings for a network: those of the Network in Network alone are dropped for another one."""
+        if model == NIN:
+            return replace(self, model=model)
+        defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _OF_NIN_ALONE}
+        return replace(self, model=model, **defaults)
 
     def output_folder(self) -> Path:
         """Where the run is kept."""
@@ -204,7 +280,15 @@ class PretrainConfig:
         if self.resume is not None and self.resume != "auto":
             path = Path(self.resume)
             return path.parent.parent if path.suffix == ".pt" else path
-        return Path("runs") / f"{self.preset}-{self.dataset}-seed{self.seed}"
+        model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
+        return Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}"
+
+
+def shows_crops(crop: str, dataset: str, image_size: int) -> bool:
+    """Whether images are crops of random size; ``auto`` decides by their size."""
+    if crop == "auto":
+        return dataset == "folder" and image_size > _LARGEST_PADDED_SIZE
+    return crop == "resized"
 
 
 def check_device(name: str) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
-from rotnet_fast.config import check_device
+from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, job, join
 from rotnet_fast.engine.run_folder import (
     environment,
@@ -49,11 +49,13 @@ class EvaluateConfig:
     checkpoint: Path
     """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
 
-    layers: tuple[Literal["conv1", "conv2", "conv3", "conv4", "conv5"], ...] = ("conv2",)
-    """Feature maps to put heads on, each taken after its block's pool."""
+    layers: tuple[str, ...] | None = None
+    """Feature maps to put heads on: conv1, conv2 ... of nin, each after its block's pool; of another network,
+    modules, such as layer3. None: conv2, or the last map of the stage before the last."""
 
     heads: tuple[Literal["nonlinear", "conv"], ...] = ("nonlinear", "conv")
-    """nonlinear: two hidden layers of 200 units. conv: a third conv block."""
+    """nonlinear: two hidden layers of 200 units on the whole map, averaged down to 8x8 where another network
+    than nin has a larger one. conv: nin's third conv block."""
 
     frozen: bool = True
     """Train the heads on the frozen pretrained network, all of them from one forward pass per step."""
@@ -62,10 +64,10 @@ class EvaluateConfig:
     """Train the same heads on a frozen untrained network, in both BatchNorm modes."""
 
     fine_tune: bool = False
-    """Train each head once more together with the blocks below it."""
+    """Train each head once more together with all of the network that is below it."""
 
     supervised: bool = False
-    """Train a 3-block network from scratch on the same labels."""
+    """Train a network from scratch on the same labels: nin with 3 blocks, or that of the pretraining."""
 
     knn: bool = False
     """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
@@ -101,6 +103,12 @@ class EvaluateConfig:
 
     data_dir: Path | None = None
     """Folder of the data set's files. None: that of the pretraining."""
+
+    loader: Literal["auto", "resident", "dali"] | None = None
+    """Keep all images in memory, or stream them, see rotnet_fast.pretrain. None: as in pretraining."""
+
+    bad_images: Literal["fail", "skip"] | None = None
+    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes. None: as in pretraining."""
@@ -152,7 +160,7 @@ class EvaluateConfig:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
         check_device(self.device)
         for name, values in (("layers", self.layers), ("heads", self.heads)):
-            if not values or len(set(values)) < len(values):
+            if values is not None and not 0 < len(values) == len(set(values)):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
@@ -236,17 +244,19 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "backbone": checkpoint.state_hash(setup.pretrained),
-        "network": {"blocks": setup.blocks, "width": setup.width, "rotations": setup.rotations},
+        "network": described(setup),
         "dataset": {
             "name": dataset.name,
             "display_name": dataset.display_name,
             "classes": dataset.classes,
-            "train_images": len(dataset.train.images),
-            "test_images": len(dataset.test.images),
+            "train_images": len(dataset.train),
+            "test_images": len(dataset.test),
             "fingerprint": dataset.fingerprint,
+            "skipped": dataset.skipped,
         },
         "settings": {
             **settings,
+            "layers": setup.layers,
             "pad": setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
@@ -282,16 +292,23 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     return results
 
 
+def described(setup: EvaluationSetup) -> dict[str, Any]:
+    """What results.json says of the network."""
+    sizes = {"blocks": setup.blocks, "width": setup.width} if setup.model == NIN else {}
+    return {"model": setup.model, **sizes, "rotations": setup.rotations}
+
+
 def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:
     """Load checkpoint and data set.
 
     Raises:
-        ArgumentError: a layer that the pretrained network does not have, or another unusable value.
+        ArgumentError: a layer that the pretrained network does not have, a network whose library is missing,
+            or another unusable value.
         CheckpointError: no whole checkpoint of a pretraining.
-        DataError: the data set is missing, incomplete or damaged.
+        DataError: the data set is missing, incomplete or damaged, or has no classes.
     """
+    from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
-    from rotnet_fast.models.nin import NetworkInNetwork
     from rotnet_fast.protocols.evaluation import EvaluationSetup
     from rotnet_fast.protocols.pretrained import load_pretrained
 
@@ -299,8 +316,21 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     precision = resolve_precision(config.precision, device)
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
-    NetworkInNetwork(blocks=recipe["blocks"]).check_layers(config.layers)  # before a data set is read
-    dataset = pretrained.dataset(config.dataset, config.data_dir, config.limit_train, config.limit_test)
+    network = pretrained.network()
+    layers = (network.default_layer,) if config.layers is None else config.layers
+    network.check_layers(layers)  # before a data set is read
+    dataset = pretrained.open_dataset(
+        config.dataset,
+        config.data_dir,
+        config.limit_train,
+        config.limit_test,
+        config.bad_images,
+        device,
+        config.loader,
+        progress=processes.local_rank == 0,
+    )
+    check_has_classes(dataset)
+    network.check_image_size(*dataset.train.image_shape[:2])
     return EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],
@@ -311,7 +341,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pad=recipe["pad"] if config.pad is None else config.pad,
         flip_prob=recipe["flip_prob"] if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
-        layers=config.layers,
+        layers=layers,
         heads=config.heads,
         epochs=config.epochs,
         lr=config.lr,
@@ -321,6 +351,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         device=device,
         precision=precision,
         folder=folder,
+        model=network.name,
         progress=processes.is_main,
     )
 

@@ -127,6 +127,7 @@ def export(config: ExportConfig) -> Path:
         hardware=results.get("environment", {}).get("device"),
         evaluations=find_evaluations(run, metadata["state_hash"]),
         feature_shapes=feature_shapes(backbone, recipe["in_channels"]),
+        default_layer=backbone.network.default_layer,
         parameters=sum(parameter.numel() for parameter in backbone.network.parameters()),
         state_hash=metadata["state_hash"],
         file_name=MODEL_FILE,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rotnet_fast
+from rotnet_fast.config import NIN
 from rotnet_fast.report import Cell
 
 _METHODS = {
@@ -55,6 +56,7 @@ class CardFacts:
         hardware: what it was trained on; None where it is not recorded.
         evaluations: folder name and ``results.json`` of each evaluation of these weights.
         feature_shapes: layer -> (C, H, W) for an image of the training's size.
+        default_layer: that of the network.
         parameters: learned numbers of the network.
         state_hash: of the weights, see `rotnet_fast.engine.checkpoint.state_hash`.
         file_name, file_sha256: of the weights' file.
@@ -72,6 +74,7 @@ class CardFacts:
     hardware: str | None
     evaluations: Sequence[tuple[str, Mapping[str, Any]]]
     feature_shapes: Mapping[str, tuple[int, int, int]]
+    default_layer: str
     parameters: int
     state_hash: str
     file_name: str
@@ -96,7 +99,18 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _title(facts: CardFacts) -> str:
-    return f"RotNet, NIN-{facts.recipe['blocks']}, {_text(facts.dataset_name)}"
+    model = f"NIN-{facts.recipe['blocks']}" if _is_nin(facts) else facts.recipe["model"]
+    return f"RotNet, {model}, {_text(facts.dataset_name)}"
+
+
+def _is_nin(facts: CardFacts) -> bool:
+    return bool(facts.recipe.get("model", NIN) == NIN)
+
+
+def _library_name(model: str) -> str:
+    """What a network of a library is called: ``resnet18 of torchvision``."""
+    library, slash, name = model.rpartition("/")
+    return f"{name} of {library}" if slash else f"{name} of torchvision"
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -143,8 +157,12 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
 
 def _summary(facts: CardFacts) -> str:
     recipe = facts.recipe
+    if _is_nin(facts):
+        network = f"a Network in Network with {recipe['blocks']} conv blocks"
+    else:
+        network = f"the network {_library_name(recipe['model'])}, trained from scratch,"
     return (
-        f"Image features learned without labels: a Network in Network with {recipe['blocks']} conv blocks "
+        f"Image features learned without labels: {network} "
         f"that learned to tell by how much an image had been turned "
         f"({', '.join(map(str, recipe['rotations']))} degrees counter-clockwise), after RotNet (Gidaris, "
         f"Singh and Komodakis, ICLR 2018). Made with rotnet_fast {rotnet_fast.__version__}."
@@ -153,7 +171,7 @@ def _summary(facts: CardFacts) -> str:
 
 def _use(facts: CardFacts) -> str:
     size, channels = facts.recipe["image_size"], facts.recipe["in_channels"]
-    layer = "conv2"
+    layer = facts.default_layer
     depth, height, width = facts.feature_shapes[layer]
     return f"""```python
 import torch, rotnet_fast
@@ -174,11 +192,16 @@ def _architecture(facts: CardFacts) -> str:
     recipe = facts.recipe
     rows = [f"| {layer} | {c} | {h} x {w} |" for layer, (c, h, w) in facts.feature_shapes.items()]
     size = recipe["image_size"]
+    if _is_nin(facts):
+        network = (
+            f"{recipe['blocks']} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
+            f"ReLU; width multiplier {recipe['width']:g}; global average pooling and a linear classifier of"
+        )
+    else:
+        network = f"{_library_name(recipe['model'])}, with a classifier of"
     return "\n".join(
         [
-            f"{recipe['blocks']} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
-            f"ReLU; width multiplier {recipe['width']:g}; global average pooling and a linear classifier of "
-            f"{len(recipe['rotations'])} rotations; {facts.parameters:,} parameters.",
+            f"{network} {len(recipe['rotations'])} rotations; {facts.parameters:,} parameters.",
             "",
             f"Feature maps of an image of {size} x {size} pixels:",
             "",
@@ -265,15 +288,20 @@ def _results(facts: CardFacts) -> str:
 
 def _limitations(facts: CardFacts) -> str:
     size = facts.recipe["image_size"]
+    best = f"{facts.default_layer} is usually the best layer for objects"
+    if not _is_nin(facts):
+        best = "Which layer is best for objects has to be tried"
     items = [
         f"Learned from {size} x {size} images of one data set: expect less on other sizes or subjects.",
         "The features come from telling which way up an image is: they suit images with a natural "
         "orientation, and less so those without one, such as microscopy or aerial images.",
-        "conv2 is usually the best layer for objects; later layers turn towards the rotation task.",
+        f"{best}; later layers turn towards the rotation task.",
         "The data set's biases are in the features. Nothing here was tested for decisions about people.",
         "One training with one seed; nothing is said here of the spread over seeds.",
     ]
-    if facts.recipe["width"] != 1:
+    if not _is_nin(facts):
+        items.append("Another network than the published one: published accuracies do not apply.")
+    elif facts.recipe["width"] != 1:
         items.append("Another width than the published network's: published accuracies do not apply.")
     if facts.epochs < facts.recipe["epochs"]:
         items.append("The training had not reached its end.")

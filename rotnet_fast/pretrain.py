@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rotnet_fast.command import program_as_started, run_command, said_once
-from rotnet_fast.config import PretrainConfig
+from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.engine.distributed import Processes, is_main, join
-from rotnet_fast.engine.run_folder import RunFolder, open_run_folder, was_begun_by_this_job
+from rotnet_fast.engine.run_folder import RunFolder, loader_of, open_run_folder, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
@@ -62,10 +62,13 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="paper")
-    preset = parser.parse_known_args(arguments)[0].preset
-    if preset not in PRESETS:
-        raise ArgumentError(f"preset is {preset!r}; choose from {', '.join(PRESETS)}")
-    config = tyro.cli(PretrainConfig, prog=PROGRAM, default=PRESETS[preset](), args=arguments)
+    parser.add_argument("--model", default=NIN)
+    known = parser.parse_known_args(arguments)[0]
+    if known.preset not in PRESETS:
+        raise ArgumentError(f"preset is {known.preset!r}; choose from {', '.join(PRESETS)}")
+    # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
+    default = PRESETS[known.preset]().with_model(known.model)
+    config = tyro.cli(PretrainConfig, prog=PROGRAM, default=default, args=arguments)
     config.validate()
     return config
 
@@ -93,25 +96,44 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     """:func:`pretrain` in an open run folder."""
-    from rotnet_fast.data.datasets import Dataset, load_dataset
+    from rotnet_fast.data.datasets import Dataset
+    from rotnet_fast.data.loaders import free_memory, open_dataset
+    from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import Precision, resolve_precision
-    from rotnet_fast.protocols.pretext import pretrain_with, pretraining
+    from rotnet_fast.models.build import make_network
+    from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
-    def prepare() -> tuple[torch.device, Precision, Dataset]:
+    def check() -> tuple[torch.device, Precision]:
         device = processes.device(config.device)
         precision = resolve_precision(config.precision, device)
-        dataset = load_dataset(
+        if config.model != NIN:
+            make_network(len(config.rotations), model=config.model)  # before a data set is read or downloaded
+        return device, precision
+
+    def begun() -> str | None:
+        if config.resume is None:
+            return None
+        return loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
+
+    device, precision = processes.everywhere(check)
+    # All take the same loader: that of the run, or what suits the process with the least memory.
+    least = -processes.maximum(-free_memory(device))[0]
+    streaming = streaming_of(config, device, processes.from_main(begun), least)
+
+    def read() -> Dataset[AnySplit]:
+        return open_dataset(
             config.dataset,
             config.data_dir,
             config.image_size,
             config.limit_train,
             config.limit_test,
+            streaming,
             progress=processes.local_rank == 0,
+            bad_images=config.bad_images,
             display_name=config.dataset_name,
         )
-        return device, precision, dataset
 
-    device, precision, dataset = processes.local_main_first(prepare)
+    dataset = processes.local_main_first(read)
     trainer = pretraining(config, dataset, device, precision, run, processes=processes)
 
     def load(trainer: Trainer) -> None:

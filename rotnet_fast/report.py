@@ -17,6 +17,7 @@ from typing import Any
 
 from rotnet_fast import paper
 from rotnet_fast.command import run_command
+from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.study.summary import is_study
 
@@ -76,14 +77,18 @@ def render(results: Mapping[str, Any]) -> str:
 
     Each row has our accuracy, the published one and the difference. The published numbers are about
     CIFAR-10: on any other data set, even one with the same classes, they are marked as a reference,
-    and no difference is taken.
+    and no difference is taken. They are about the Network in Network: other networks stand alone.
     """
     dataset, network = results["dataset"], results["network"]
     images_per_class = results["settings"]["images_per_class"]
-    comparable = dataset["name"] == "cifar10"
+    is_nin = network.get("model", NIN) == NIN  # older results do not say it
+    comparable = is_nin and dataset["name"] == "cifar10"
     rows = []
     for values in results["cells"]:
         cell = Cell(**values)
+        rows.append([cell.method, cell.layer or "-", cell.head or "-", cell.note, f"{cell.accuracy:.2f}"])
+        if not is_nin:
+            continue
         published = paper.published_accuracy(
             cell.method,
             cell.layer,
@@ -92,23 +97,22 @@ def render(results: Mapping[str, Any]) -> str:
             rotations=network["rotations"],
             images_per_class=images_per_class,
         )
-        row = [cell.method, cell.layer or "-", cell.head or "-", cell.note, f"{cell.accuracy:.2f}"]
-        row.append("-" if published is None else f"{published:.2f}")
+        rows[-1].append("-" if published is None else f"{published:.2f}")
         if comparable:
-            row.append("-" if published is None else f"{cell.accuracy - published:+.2f}")
-        rows.append(row)
+            rows[-1].append("-" if published is None else f"{cell.accuracy - published:+.2f}")
     header = ["method", "layer", "head", "", "ours"]
-    header += ["published", "difference"] if comparable else ["CIFAR-10 reference"]
+    if is_nin:
+        header += ["published", "difference"] if comparable else ["CIFAR-10 reference"]
     labels = "all labels" if images_per_class is None else f"{images_per_class} labels per class"
+    size = f"{network['blocks']} blocks, width {network['width']:g}" if is_nin else network["model"]
     title = (
         f"Test accuracy in % on {dataset['display_name']} ({dataset['test_images']:,} images); "
-        f"{network['blocks']} blocks, width {network['width']:g}; {labels}, "
-        f"{results['settings']['epochs']} epochs"
+        f"{size}; {labels}, {results['settings']['epochs']} epochs"
     )
     table = format_table(header, rows, numeric=range(4, len(header)))
-    if not comparable:
+    if is_nin and not comparable:
         table += "\nThe reference column is the paper's result on CIFAR-10: other images, not comparable."
-    elif network["width"] != 1:
+    elif is_nin and network["width"] != 1:
         table += "\nPublished numbers are for width 1."
     return f"{title}\n\n{table}"
 

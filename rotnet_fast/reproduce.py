@@ -56,6 +56,9 @@ class ReproduceConfig:
     data_dir: Path | None = None
     """Folder of the data set's files."""
 
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do about damaged images, as in rotnet_fast.pretrain."""
+
     dataset_name: str | None = None
     """What the report calls the data set. None: its own name."""
 
@@ -261,7 +264,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
     Raises:
         ArgumentError, DataError: the data set cannot be used.
     """
-    from rotnet_fast.data.datasets import fingerprint, limit_split, load_dataset
+    from rotnet_fast.data.datasets import check_has_classes, fingerprint, limit_split, load_dataset
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.study.context import Context
 
@@ -276,7 +279,9 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         config.limit_test,
         progress=processes.local_rank == 0,
         display_name=config.dataset_name,
+        bad_images=config.bad_images,
     )
+    check_has_classes(dataset)
     limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))
     if limit is None:
         limit = config.limit_train

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rotnet_fast.data.split import Split
-    from rotnet_fast.models.nin import NetworkInNetwork
+    from rotnet_fast.models.network import FeatureNetwork
 
 PROGRAM = "python -m rotnet_fast.visualize"
 
@@ -55,8 +55,9 @@ class VisualizeConfig:
     """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised: attention and
     filters show it beside the pretrained network."""
 
-    layer: Literal["conv1", "conv2", "conv3", "conv4", "conv5"] = "conv2"
-    """Feature map of knn, confusion and embedding."""
+    layer: str | None = None
+    """Feature map of knn, confusion and embedding, such as conv3, or layer3 of resnet18. None: conv2, or the
+    last map of the stage before the last of another network than nin."""
 
     images: int = 6
     """Test images that rotations and knn show; attention shows the first three of them."""
@@ -139,13 +140,15 @@ class Analyses:
         precision = resolve_precision(config.precision, device)
         pretrained = load_pretrained(config.checkpoint)
         self.network = pretrained.network().to(device)
-        self.network.check_layers([config.layer])  # before a data set is read
-        self.networks: dict[str, NetworkInNetwork] = {"rotation network": self.network}
+        self.layer = self.network.default_layer if config.layer is None else config.layer
+        self.network.check_layers([self.layer])  # before a data set is read
+        self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         dataset = pretrained.dataset(None, config.data_dir, config.limit_train, config.limit_test)
-        self.classes = dataset.classes
-        self.layer, self.seed = config.layer, config.seed
+        self.has_classes = bool(dataset.classes)
+        self.classes = dataset.classes or ("",)  # images without labels are all of class 0
+        self.seed = config.seed
         self.rotations = pretrained.rotations
         self.bank: Split = Split(dataset.train.images.to(device), dataset.train.labels.to(device))
         self.test: Split = Split(dataset.test.images.to(device), dataset.test.labels.to(device))
@@ -270,6 +273,9 @@ PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
 }
 """Name on the command line -> function that gives figures by the names of their files."""
 
+PICTURES_OF_CLASSES = ("knn", "confusion", "embedding")
+"""Those that say nothing about images without labels."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command-line entry point; returns the exit code."""
@@ -295,8 +301,12 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
     analyses = Analyses(config)
     folder = config.output_folder()
+    pictures = config.pictures()
+    if not analyses.has_classes and (left_out := [name for name in pictures if name in PICTURES_OF_CLASSES]):
+        print(f"WARNING: the images have no classes: leaving out {', '.join(left_out)}", file=sys.stderr)
+        pictures = [name for name in pictures if name not in left_out]
     written = []
-    for picture in config.pictures():
+    for picture in pictures:
         for name, figure in PICTURES[picture](analyses).items():
             for path in save(figure, folder / name):
                 print(path)

@@ -85,6 +85,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"checkpoint_every_seconds": 0.0}, "checkpoint-every-seconds is 0"),
     ({"width": 0.0}, "width is 0"),
     ({"width": math.nan}, "width is nan"),
+    (
+        {"model": "resnet18", "width": 0.5},
+        "width is 0.5; it is of model nin alone: leave it out for resnet18",
+    ),
+    ({"model": "timm/resnet18", "blocks": 3}, "blocks is 3; it is of model nin alone"),
+    ({"model": "resnet18", "uniform_gamma": True}, "uniform-gamma is True; it is of model nin alone"),
     ({"pad": -1}, "pad is -1"),
     ({"flip_prob": 1.5}, "flip-prob is 1.5"),
     ({"lr": 0.0}, "lr is 0"),
@@ -114,6 +120,25 @@ def test_the_run_folder_is_named_after_preset_data_and_seed() -> None:
     assert parse(["--preset", "quickstart"]).output_folder() == Path("runs/quickstart-digits-seed0")
     assert parse(["--seed", "3"]).output_folder() == Path("runs/paper-cifar10-seed3")
     assert parse(["--output", "here"]).output_folder() == Path("here")
+
+
+def test_a_preset_lends_another_network_nothing_that_is_of_nin_alone() -> None:
+    flags = ["--preset", "quickstart", "--model=resnet18"]
+    assert parse(flags) == replace(PRESETS["quickstart"](), model="resnet18", width=1.0)
+    with pytest.raises(ArgumentError, match=r"width is 0.25; it is of model nin alone"):
+        parse([*flags, "--width", "0.25"])
+    assert parse(["--preset", "quickstart", "--model", "nin"]) == PRESETS["quickstart"]()
+
+
+def test_runs_of_another_network_have_its_name() -> None:
+    folder = parse(["--model", "timm/resnet18", "--seed", "3"]).output_folder()
+    assert folder == Path("runs/paper-cifar10-timm-resnet18-seed3")
+
+
+def test_a_recipe_names_a_network_only_where_it_is_not_that_of_older_versions() -> None:
+    nin, other = parse([]).recipe(), parse(["--model", "resnet18"]).recipe()
+    assert other == {**nin, "model": "resnet18"}
+    assert "model" not in nin
 
 
 def test_a_named_run_is_resumed_in_its_own_folder(tmp_path: Path) -> None:

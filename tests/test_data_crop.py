@@ -1,4 +1,4 @@
-"""Crops of random size follow torchvision's algorithm, on draws that depend on nothing but their arguments."""
+"""Crops of random size follow torchvision's algorithm, on draws that depend on their arguments alone."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rotnet_fast.data import datasets
-from rotnet_fast.data.datasets import fingerprint, limit_split, load_dataset
-from rotnet_fast.data.split import Split
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.data.datasets import Dataset, check_has_classes, fingerprint, limit_split, load_dataset
+from rotnet_fast.data.source import FileSource
+from rotnet_fast.data.split import EncodedSplit, Split
+from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.ops.rotate import CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -21,6 +23,16 @@ def split_of(labels: list[int]) -> Split:
     """Images [N,1,1,1] whose pixel is their position."""
     images = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1)
     return Split(images, torch.tensor(labels))
+
+
+def encoded_split_of(labels: list[int], root: str = "pets") -> EncodedSplit:
+    """Images whose length in bytes, height and width are their position; every third is to be converted."""
+    numbers = np.arange(len(labels))
+    names = [f"{root}/train/{number}.jpg" for number in range(len(labels))]
+    sizes = np.stack([numbers, numbers], axis=1).astype(np.int32)
+    return EncodedSplit(
+        FileSource(root, names, numbers), torch.tensor(labels), sizes, numbers % 3 == 0, image_size=8
+    )
 
 
 def test_a_limit_takes_the_first_image_of_each_class_then_the_second() -> None:
@@ -57,6 +69,20 @@ def test_a_limit_is_as_balanced_as_the_classes_allow(labels: list[int], data: st
         assert [position for position in positions if labels[position] == label] == first
 
 
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=40), data=st.data())
+def test_a_limit_takes_the_same_images_encoded_as_in_memory(labels: list[int], data: st.DataObject) -> None:
+    limit = data.draw(st.integers(1, len(labels)))
+    in_memory = limit_split(split_of(labels), limit, "limit_train")
+    encoded = limit_split(encoded_split_of(labels), limit, "limit_train")
+    positions = in_memory.images.flatten().tolist()
+    assert torch.equal(encoded.labels, in_memory.labels)
+    assert list(encoded.source.names) == [f"pets/train/{position}.jpg" for position in positions]
+    assert encoded.sizes.tolist() == [[position, position] for position in positions]
+    assert encoded.convert.tolist() == [position % 3 == 0 for position in positions]
+    assert len(encoded) == len(in_memory) == limit
+    assert encoded.image_shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 4])
 def test_an_impossible_limit_is_refused_by_name(limit: int) -> None:
     with pytest.raises(ArgumentError, match=f"limit_test is {limit}; this data set has 3"):
@@ -85,6 +111,52 @@ def test_the_fingerprint_sees_every_change() -> None:
         fingerprint(train, limit_split(test, 1, "limit_test")),
     ]
     assert len(set(prints)) == len(prints)
+
+
+def test_the_fingerprint_of_files_is_one_of_their_names_lengths_and_labels() -> None:
+    train, test = encoded_split_of([0, 1]), encoded_split_of([1])
+    plain = b"2\ntrain/0.jpg\0train/1.jpg\0" + np.array([0, 1, 0, 1], "<i8").tobytes()
+    plain += b"1\ntrain/0.jpg\0" + np.array([0, 1], "<i8").tobytes()
+    assert fingerprint(train, test) == "files:" + hashlib.sha256(plain).hexdigest()
+
+
+def test_the_fingerprint_of_files_stays_the_same_where_the_folder_is_moved() -> None:
+    labels = [0, 1, 2]
+    here, there = encoded_split_of(labels), encoded_split_of(labels, "elsewhere/my pets")
+    assert fingerprint(here, here) == fingerprint(there, there)
+
+
+def test_the_fingerprint_of_files_sees_every_change() -> None:
+    split = encoded_split_of([0, 1, 2, 3])
+    names, lengths = list(split.source.names), split.source.byte_sizes
+    renamed = FileSource("pets", ["pets/train/9.jpg", *names[1:]], lengths)
+    longer = FileSource("pets", names, lengths + 1)
+    prints = [
+        fingerprint(split, split),
+        fingerprint(split, replace(split, source=renamed)),
+        fingerprint(replace(split, source=longer), split),
+        fingerprint(split, replace(split, labels=split.labels.flip(0))),
+        fingerprint(split, limit_split(split, 3, "limit_test")),
+        fingerprint(limit_split(split, 3, "limit_test"), split),
+    ]
+    assert len(set(prints)) == len(prints)
+
+
+def test_only_a_folder_can_be_left_encoded() -> None:
+    with pytest.raises(ArgumentError, match="dataset digits cannot be left encoded; only folder can"):
+        load_dataset("digits", encoded=True)
+
+
+def test_an_unknown_way_with_bad_images_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="bad_images is 'ignore'; it must be fail or skip"):
+        load_dataset("digits", bad_images="ignore")
+
+
+def test_what_needs_classes_refuses_images_without() -> None:
+    dataset = Dataset("folder", "folder pets", (), split_of([0]), split_of([0]), "fingerprint")
+    with pytest.raises(DataError, match="folder pets has no classes to learn"):
+        check_has_classes(dataset)
+    check_has_classes(replace(dataset, classes=("cat",)))
 
 
 def test_the_statistics_are_those_that_the_operator_uses_by_default() -> None:

@@ -8,27 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
+from image_files import Pixels, pixels, save
 
 from rotnet_fast.data import cache, folder
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.decode import decode_images
 from rotnet_fast.data.files import replacing
+from rotnet_fast.data.source import ImageSource
+from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.errors import ArgumentError, DataError
 
-Pixels = npt.NDArray[np.uint8]
-
-
-def pixels(seed: int, height: int = 8, width: int = 8) -> Pixels:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path: Path, image: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+CACHE_FILES = ["8px.json", "8px.npy", "scan.json", "scan.npy"]
 
 
 def load(data_dir: Path, image_size: int = 8) -> Dataset:
@@ -59,9 +51,9 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one each time that the files of a folder are decoded."""
     calls: list[int] = []
 
-    def counted(paths: list[str], image_size: int, progress: bool) -> Pixels:
-        calls.append(len(paths))
-        return decode_images(paths, image_size, progress)
+    def counted(source: ImageSource, image_size: int, progress: bool) -> Pixels:
+        calls.append(len(source))
+        return decode_images(source, image_size, progress)
 
     monkeypatch.setattr(folder, "decode_images", counted)
     return calls
@@ -118,8 +110,8 @@ def rename(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "part", "message"),
     [
-        (rename, "train", r"cannot be read as a folder of images .*train"),
-        (rename, "test", r"cannot be read as a folder of images .*test"),
+        (rename, "train", r"has no train/: it must hold .* Found: folders \(such as cow\)"),
+        (rename, "test", r"has train/ but no test/, val/ or validation/: it must hold"),
         (rename, "test/dog", "must hold the same classes; only one has cow, dog"),
         (remove, "train/cat", "must hold the same classes; only one has cat"),
         (
@@ -139,7 +131,8 @@ def test_an_incomplete_layout_is_refused(
 
 def test_a_half_without_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    with pytest.raises(DataError, match="train holds no class folders"):
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"train holds no class folders, no JPEG or PNG files and no \.tar"):
         load(tmp_path)
 
 
@@ -150,7 +143,7 @@ def test_a_second_run_does_not_decode_again(pets: Path, decodings: list[int]) ->
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.train.images, first.train.images)
     names = sorted(path.name for path in (pets / ".rotnet_fast_cache").iterdir())
-    assert names == ["8px.json", "8px.npy"]
+    assert names == CACHE_FILES
 
 
 def test_each_image_size_has_a_cache_of_its_own(pets: Path, decodings: list[int]) -> None:
@@ -235,7 +228,7 @@ def test_a_read_only_folder_is_cached_in_the_users_cache_folder(
     assert decodings == [8]
     (place,) = (user_cache / "rotnet_fast").iterdir()
     assert place.name.startswith("pets-")
-    assert sorted(path.name for path in place.iterdir()) == ["8px.json", "8px.npy"]
+    assert sorted(path.name for path in place.iterdir()) == CACHE_FILES
 
 
 def test_two_folders_of_one_name_do_not_share_a_cache(tmp_path: Path) -> None:
@@ -254,7 +247,10 @@ def test_where_nothing_can_be_written_a_warning_says_so(
 ) -> None:
     (pets / ".rotnet_fast_cache").write_text("in the way")
     (user_cache / "rotnet_fast").write_text("in the way")
-    with pytest.warns(UserWarning, match="the decoded images cannot be kept"):
+    with (
+        pytest.warns(UserWarning, match="the results of checking the images cannot be kept"),
+        pytest.warns(UserWarning, match="the decoded images cannot be kept"),
+    ):
         assert len(load(pets).train.labels) == 6
 
 
@@ -273,9 +269,61 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_corrupt_file_is_named(pets: Path) -> None:
+@pytest.fixture
+def damaged(pets: Path) -> Path:
+    """The same folder with one damaged image."""
     spoiled = pets / "train" / "dog" / "1.png"
     spoiled.write_bytes(spoiled.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"train/dog/1\.png cannot be read as an image"):
-        load(pets)
-    assert not (pets / ".rotnet_fast_cache").exists()
+    return pets
+
+
+def test_a_corrupt_file_is_named(damaged: Path, decodings: list[int]) -> None:
+    for encoded in (False, True):
+        with pytest.raises(DataError, match=r"train/dog/1\.png is damaged: .*--bad-images skip"):
+            load_dataset("folder", damaged, image_size=8, progress=False, encoded=encoded)
+    assert decodings == []
+
+
+def test_a_corrupt_file_can_be_left_out(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for encoded in (False, True):
+        dataset = load_dataset("folder", damaged, 8, progress=False, bad_images="skip", encoded=encoded)
+        assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1]
+        assert dataset.skipped == ("train/dog/1.png",)
+        assert "train/dog/1.png is damaged" in capsys.readouterr().err
+    dataset = load_dataset("folder", damaged, 8, progress=False, bad_images="skip")
+    expected = np.stack([pixels(seed) for seed in (0, 1, 2, 10, 12)])
+    assert torch.equal(dataset.train.images, torch.from_numpy(expected))
+
+
+def test_images_decoded_without_a_skipped_one_are_kept_apart(damaged: Path, decodings: list[int]) -> None:
+    whole = (damaged / "train" / "dog" / "2.png").read_bytes()
+    for _ in range(2):
+        load_dataset("folder", damaged, 8, progress=False, bad_images="skip")
+    assert decodings == [7]
+    (damaged / "train" / "dog" / "1.png").write_bytes(whole)
+    assert len(load(damaged).train) == 6
+    assert decodings == [7, 8]
+
+
+def test_a_half_is_not_emptied_by_leaving_out(tmp_path: Path) -> None:
+    save(tmp_path / "train" / "0.png", pixels(0))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="has no good image in one of its halves"):
+        load_dataset("folder", tmp_path, 8, progress=False, bad_images="skip")
+
+
+def test_encoded_halves_hold_the_same_images_as_decoded_ones(pets: Path) -> None:
+    save(pets / "train" / "cat" / "wide.png", pixels(5, 6, 20))
+    decoded = load(pets)
+    encoded = load_dataset("folder", pets, image_size=8, progress=False, encoded=True)
+    assert (encoded.classes, encoded.display_name) == (decoded.classes, decoded.display_name)
+    for left_as_is, half in ((encoded.train, decoded.train), (encoded.test, decoded.test)):
+        assert isinstance(left_as_is, EncodedSplit)
+        assert torch.equal(left_as_is.labels, half.labels)
+        assert len(left_as_is) == len(half)
+        assert left_as_is.image_shape == half.image_shape == (8, 8, 3)
+        assert torch.equal(torch.from_numpy(decode_images(left_as_is.source, 8, False)), half.images)
+    assert isinstance(encoded.train, EncodedSplit)
+    assert encoded.train.sizes.tolist() == [[8, 8], [8, 8], [8, 8], [6, 20], [8, 8], [8, 8], [8, 8]]
+    assert encoded.train.convert.tolist() == [False] * 7

@@ -153,7 +153,7 @@ def test_clocks_that_differ_do_not_keep_processes_from_saving_together(tmp_path:
 def test_metrics_of_resumed_processes_have_every_line_once(tmp_path: Path) -> None:
     def lines(name: str) -> list[dict[str, Any]]:
         text = (tmp_path / name / "metrics.jsonl").read_text()
-        return [{**json.loads(line), "images_per_second": 0} for line in text.splitlines()]
+        return [{**json.loads(line), "images_per_second": 0, "data_wait": 0} for line in text.splitlines()]
 
     on_ranks(3, pretrain, tiny_config(tmp_path / "whole", log_every=1))
     config = tiny_config(tmp_path / "cut", log_every=1, checkpoint_every_steps=None, resume="auto")

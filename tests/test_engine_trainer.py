@@ -20,7 +20,8 @@ from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import StepOutput
-from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.ops.reference import rotate_batch_reference

@@ -73,7 +73,8 @@ def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:
     _, state, _ = checkpoint.load_newest(run)
     assert results["dataset"]["fingerprint"] == state["config"]["data_fingerprint"]
     assert (results["dataset"]["train_images"], results["dataset"]["test_images"]) == (40, 20)
-    assert results["network"] == {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
+    sizes = {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
+    assert results["network"] == {"model": "nin", **sizes}
     assert (results["settings"]["pad"], results["settings"]["flip_prob"]) == (4, 0.5)
     assert results["environment"]["torch"]
 

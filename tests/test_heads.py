@@ -36,6 +36,16 @@ def test_nonlinear_head_flattens_in_channel_row_column_order() -> None:
     assert torch.equal(head(maps), head(maps.contiguous()))
 
 
+def test_nonlinear_head_averages_larger_maps_down_where_it_is_told_to() -> None:
+    head = NonLinearClassifier(4, 16, 6, 10, generator(), most_cells=8).eval()
+    assert head.linear1.in_features == 4 * 8 * 6
+    maps = feature_maps(4, 16)[..., :6]
+    halved = torch.nn.functional.avg_pool2d(maps, (2, 1))
+    smaller = NonLinearClassifier(4, 8, 6, 10, generator(), most_cells=8).eval()
+    torch.testing.assert_close(head(maps), smaller(halved))
+    assert list(head.state_dict()) == list(NonLinearClassifier(4, 8, 8, 10).state_dict())
+
+
 def test_conv_head_is_the_third_block_and_classifier_of_the_backbone() -> None:
     head, network = ConvClassifier(192, 10).eval(), NetworkInNetwork(num_classes=10, blocks=3).eval()
     head.block.load_state_dict(network.conv3.state_dict())

@@ -57,6 +57,7 @@ def test_a_run_leaves_everything_that_it_promises(output: Path, capsys: pytest.C
     assert set(results["rotation_accuracy_by_degrees"]) == {"0", "90", "180", "270"}
     assert 0 <= results["rotation_accuracy"] <= 100
     assert results["images_per_second"] > 0
+    assert 0 < results["data_wait"] < 1
     assert results["dataset"] == "handwritten digits (scikit-learn)"
     assert results["environment"]["torch"] == torch.__version__
     kinds = [json.loads(line)["kind"] for line in (output / "metrics.jsonl").read_text().splitlines()]

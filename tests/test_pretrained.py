@@ -56,7 +56,7 @@ def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     checkpoint.save(
         tmp_path / "a.pt", {"config": {"task": "evaluate"}, "module": {"heads.a": torch.zeros(1)}}
     )
-    with pytest.raises(CheckpointError, match="does not hold a whole Network in Network"):
+    with pytest.raises(CheckpointError, match="does not hold a whole network"):
         load_supervised(tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="is not one of a pretraining"):
         load_pretrained(tmp_path / "a.pt")

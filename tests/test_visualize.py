@@ -114,13 +114,14 @@ def test_any_set_of_rotations_is_drawn(tmp_path: Path, rotations: tuple[int, ...
 def test_grey_images_of_one_channel_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = datasets.DATASETS["digits"]
 
-    def grey(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
-        raw = read(data_dir, image_size, progress)
+    def grey(data_dir: Path | None, image_size: int, progress: bool, bad_images: str) -> RawDataset:
+        raw = read(data_dir, image_size, progress, bad_images)
         halves = [Split(half.images[..., :1].contiguous(), half.labels) for half in (raw.train, raw.test)]
         return RawDataset(raw.display_name, raw.classes, *halves)
 
     monkeypatch.setitem(datasets.DATASETS, "digits", grey)
-    monkeypatch.setattr(datasets.Dataset.__init__, "__defaults__", ((0.5,), (0.25,)))
+    others = datasets.Dataset.__init__.__defaults__[2:]
+    monkeypatch.setattr(datasets.Dataset.__init__, "__defaults__", ((0.5,), (0.25,), *others))
     pretrain(tiny_config(tmp_path / "run", epochs=1))
     assert visualize(tmp_path / "run") == 0
     assert len(list((tmp_path / "run" / "figures").iterdir())) == 2 * len(FILES)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rotnet_fast.analysis.views import PlainViews, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
 POWERS = (1, 2, 4)
@@ -26,14 +26,15 @@ _CONSTANT = 1e-6
 """A map whose values differ by less than this share of the largest says nothing about where."""
 
 
-def early_middle_late(network: NetworkInNetwork) -> tuple[str, str, str]:
-    """The layers of the method's figure: the first two blocks and the last."""
-    return (network.layers[0], network.layers[1], network.layers[-1])
+def early_middle_late(network: FeatureNetwork) -> tuple[str, ...]:
+    """The layers of the method's figure, the first two blocks and the last; of another network, the first
+    layer, the default one and the last."""
+    return tuple(dict.fromkeys((network.layers[0], network.default_layer, network.layers[-1])))
 
 
 @torch.no_grad()
 def attention(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     images: torch.Tensor,
     shown: Sequence[int],
     views: PlainViews,
@@ -69,7 +70,7 @@ def attention(
     network.check_layers(chosen)
     network.eval()
     upright = thumbnails(images, shown)
-    images = on_turning_grid(images)
+    images = on_turning_grid(images, network.stride)
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
     for _, batch in views.rotated(images, FOUR_ROTATIONS):
@@ -106,18 +107,20 @@ def attention(
     }
 
 
-def on_turning_grid(images: torch.Tensor) -> torch.Tensor:
+def on_turning_grid(images: torch.Tensor, stride: int = 4) -> torch.Tensor:
     """Images enlarged, by repeating their edges, until the network's grids turn onto themselves.
 
     A pool of stride 2 on an even side samples positions 0, 2, 4, ..., which a turn moves to odd ones; after
     two pools, maps of a 32x32 image would be displaced by three quarters of a cell. Even a network
-    that treats all directions alike would then not reach the number 1. With 4m + 1 pixels it does.
+    that treats all directions alike would then not reach the number 1. With 4m + 1 pixels it does, and with
+    m times the stride + 1 where maps are reduced further.
 
     Args:
         images: uint8 [N,H,H,C].
+        stride: of the network, see `FeatureNetwork`.
 
     Returns:
-        uint8 [N,S,S,C], S the first of 4m + 1 that is not below H: 33 for 32.
+        uint8 [N,S,S,C], S the first m * stride + 1 that is not below H: 33 for 32.
 
     Raises:
         ArgumentError: images that are not square.
@@ -125,7 +128,7 @@ def on_turning_grid(images: torch.Tensor) -> torch.Tensor:
     side, breadth = images.shape[1:3]
     if side != breadth:
         raise ArgumentError(f"images are {side} x {breadth}; attention is compared on square images only")
-    missing = (1 - side) % 4
+    missing = (1 - side) % stride
     if not missing:
         return images
     before = missing // 2
@@ -134,7 +137,7 @@ def on_turning_grid(images: torch.Tensor) -> torch.Tensor:
 
 
 def attention_maps(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     batch: torch.Tensor,
     layers: Sequence[str],
     powers: Sequence[int],
@@ -176,7 +179,7 @@ def equivariance(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shown_maps(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     images: torch.Tensor,
     shown: Sequence[int],
     layers: Sequence[str],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rotnet_fast.analysis.views import PlainViews, pooled
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 
 PERPLEXITY = 30.0
 MOST_IMAGES = 2000
@@ -21,7 +21,7 @@ _FEWEST_FOR_TSNE = 8
 
 
 def embedding(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     images: torch.Tensor,
     labels: torch.Tensor,
     classes: Sequence[str],

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 
 
-def filters(network: NetworkInNetwork) -> dict[str, Any]:
+def filters(network: FeatureNetwork) -> dict[str, Any]:
     """The first convolution with BatchNorm's scale folded in, and its diversity.
 
     Returns:
@@ -44,22 +45,28 @@ def filters(network: NetworkInNetwork) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def folded_filters(network: NetworkInNetwork) -> torch.Tensor:
+def folded_filters(network: FeatureNetwork) -> torch.Tensor:
     """weight * gamma / sqrt(running variance + eps) of the first convolution: fp32 [C_out,C_in,k,k], CPU.
 
+    Where no BatchNorm follows it, the weights themselves.
+
     Raises:
-        ArgumentError: BatchNorm has no running statistics.
+        ArgumentError: there is no convolution, or BatchNorm has no running statistics.
     """
-    first: Any = network.get_submodule(network.layers[0])[0]  # type: ignore[index]
-    bn = first.bn
+    modules = iter(network.modules())
+    first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        raise ArgumentError(f"model {network.name} has no convolution, so that it has no filters to show")
+    bn = next(modules, None)
+    if not isinstance(bn, nn.BatchNorm2d):
+        return first.weight.float().cpu().contiguous()
     if bn.running_var is None:
         raise ArgumentError(
             "the network's BatchNorm keeps no running statistics, so that no scale can be folded into its "
             "filters; give a network that normalises with running statistics"
         )
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # [C_out]
-    folded: torch.Tensor = (first.conv.weight * scale[:, None, None, None]).float().cpu().contiguous()
-    return folded
+    return (first.weight * scale[:, None, None, None]).float().cpu().contiguous()
 
 
 def effective_rank(matrix: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from rotnet_fast.analysis.views import PlainViews, pooled, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.data.split import Split
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
 
@@ -20,7 +20,7 @@ SHOWN_NEIGHBOURS = 8
 
 
 def neighbours(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     queries: Split,
     bank: Split,
     classes: Sequence[str],

@@ -10,7 +10,7 @@ import torch
 from rotnet_fast.analysis.views import PlainViews, rotated_thumbnails, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 
 BINS = 15
@@ -18,7 +18,7 @@ HARDEST = 16
 
 
 def rotation(
-    network: NetworkInNetwork,
+    network: FeatureNetwork,
     images: torch.Tensor,
     labels: torch.Tensor,
     classes: Sequence[str],
@@ -52,9 +52,10 @@ def rotation(
     Raises:
         ArgumentError: the network has not K outputs, or a position in ``shown`` that there is not.
     """
-    outputs = network.classifier.out_features
-    if outputs != len(rotations):
-        raise ArgumentError(f"rotations has {len(rotations)} angles; the network has {outputs} outputs")
+    if network.num_classes != len(rotations):
+        raise ArgumentError(
+            f"rotations has {len(rotations)} angles; the network has {network.num_classes} outputs"
+        )
     shown_views = rotated_thumbnails(images, shown, rotations)
     probabilities = rotation_probabilities(network, images, rotations, views)  # [N,K,K]
     turned = len(rotations)
@@ -93,7 +94,7 @@ def rotation(
 
 @torch.no_grad()
 def rotation_probabilities(
-    network: NetworkInNetwork, images: torch.Tensor, rotations: Sequence[int], views: PlainViews
+    network: FeatureNetwork, images: torch.Tensor, rotations: Sequence[int], views: PlainViews
 ) -> torch.Tensor:
     """Softmax over the rotations of every view: fp32 [N,K,K] on the CPU, image x true x predicted."""
     network.eval()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.protocols.knn import pooled_features
 
@@ -61,7 +61,7 @@ class PlainViews:
         return self.rotated(images, (0,))
 
 
-def pooled(network: NetworkInNetwork, images: torch.Tensor, layer: str, views: PlainViews) -> torch.Tensor:
+def pooled(network: FeatureNetwork, images: torch.Tensor, layer: str, views: PlainViews) -> torch.Tensor:
     """Global-average-pooled feature maps of a layer, in eval mode: fp32 [N,C_layer]."""
     network.eval()
     with views.precision.autocast():

@@ -1,8 +1,9 @@
-"""Decoded images of a folder, kept on disk so that only the first run has to decode them.
+"""What is known of a data folder, kept on disk so that only the first run has to find it out.
 
-Two files: ``<size>px.npy``, the images, and ``<size>px.json``, what they were made from (a hash of the
-folder's listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used
-but made again, so that neither an altered folder nor a damaged file goes unnoticed.
+Two files: ``<name>.npy``, an array, and ``<name>.json``, what it was made from (a hash of the folder's
+listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used but made
+again, so that neither an altered folder nor a damaged file goes unnoticed. The names: ``<size>px``, the
+decoded images; ``scan``, what their headers say; ``index`` and ``index-names``, where they lie in tar shards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,40 +37,42 @@ def cache_places(data_dir: Path) -> list[Path]:
     return [data_dir / FOLDER_NAME, user_cache / "rotnet_fast" / f"{resolved.name}-{key}"]
 
 
-def read_cache(places: list[Path], image_size: int, listing: str) -> npt.NDArray[np.uint8] | None:
-    """Images uint8 [N,H,W,3] made from this very listing and undamaged, or None."""
+def read_cache(places: list[Path], name: str, listing: str) -> npt.NDArray[Any] | None:
+    """The array of this name, made from this very listing and undamaged, or None."""
     for place in places:
-        images, manifest = _names(place, image_size)
+        data, manifest = _names(place, name)
         try:
             known = json.loads(manifest.read_text(encoding="utf-8"))
-            if known["listing"] == listing and known["sha256"] == _file_sha256(images):
-                array: npt.NDArray[np.uint8] = np.load(images, allow_pickle=False)
+            if known["listing"] == listing and known["sha256"] == _file_sha256(data):
+                array: npt.NDArray[Any] = np.load(data, allow_pickle=False)
                 return array
         except (OSError, ValueError, KeyError, TypeError):
             continue  # absent, unreadable, or a manifest that is not one: as good as no cache
     return None
 
 
-def write_cache(places: list[Path], image_size: int, listing: str, array: npt.NDArray[np.uint8]) -> None:
-    """Keep images uint8 [N,H,W,3] in the first place that can be written; warn where none can."""
+def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[Any], what: str) -> None:
+    """Keep an array in the first place that can be written; warn where none can.
+
+    Args:
+        what: the array holds, for the warning.
+    """
     for place in places:
-        images, manifest = _names(place, image_size)
+        data, manifest = _names(place, name)
         try:
-            with replacing(images) as file:
+            with replacing(data) as file:
                 np.save(file, array, allow_pickle=False)
             # Written last: a crash in between leaves a manifest whose hash does not match.
             with replacing(manifest) as file:
-                file.write(json.dumps({"listing": listing, "sha256": _file_sha256(images)}).encode())
+                file.write(json.dumps({"listing": listing, "sha256": _file_sha256(data)}).encode())
             return
         except OSError as error:
             problem = error
-    warnings.warn(
-        f"the decoded images cannot be kept ({problem}); the next run will decode them again", stacklevel=2
-    )
+    warnings.warn(f"{what} cannot be kept ({problem}); the next run will make them again", stacklevel=2)
 
 
-def _names(place: Path, image_size: int) -> tuple[Path, Path]:
-    return place / f"{image_size}px.npy", place / f"{image_size}px.json"
+def _names(place: Path, name: str) -> tuple[Path, Path]:
+    return place / f"{name}.npy", place / f"{name}.json"
 
 
 def _file_sha256(path: Path) -> str:

@@ -55,7 +55,7 @@ _RECORD_BYTES = 1 + 3 * _SIDE * _SIDE  # the label, then the red, green and blue
 _CHUNK_BYTES = 1 << 18
 
 
-def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
+def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail") -> RawDataset:
     """CIFAR-10: uint8 [50000,32,32,3] for training, [10000,32,32,3] for the test, in the files' own order.
 
     The archive is read where it lies in ``data_dir``; else its unpacked folder there (whose files must
@@ -65,6 +65,7 @@ def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
         data_dir: where to look and to download to; None means ./data.
         image_size: must be 32.
         progress: show the download's progress bar.
+        bad_images: not used; the archive is whole or refused.
 
     Raises:
         ArgumentError: image_size is not 32.

@@ -1,9 +1,10 @@
-"""Which part of a large image to show: crops of random size and place for training, the centre for testing."""
+"""Which part of a large image to show: random crops for training, the centre for testing."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ shorter side to 256 and cutting out of 224."""
 
 _ATTEMPTS = 10
 
+Decoder = Literal["auto", "cpu", "gpu"]
+"""Where encoded images are decoded, see `rotnet_fast.data.dali.DaliLoader`."""
+
 Boxes = tuple[NDArray[np.int32], NDArray[np.int32]]
 """Corners (top, left) and sizes (height, width) in pixels, int32 [B,2] each."""
 
@@ -26,9 +30,9 @@ class RandomResizedCrop:
     """Rectangles of random area and shape at a random place, to be resized to a square.
 
     The algorithm is that of torchvision's ``RandomResizedCrop``: ten attempts to draw an area and a ratio
-    whose rectangle fits into the image, then the largest central one. Draws are a pure function of (seed,
-    epoch, sample id), like those of `rotnet_fast.rotate_batch`, so that the crops do not depend on batch size,
-    processes or interruptions.
+    whose rectangle fits into the image, then the largest central one. Draws are a pure function of
+    (seed, epoch, sample id), like those of `rotnet_fast.rotate_batch`, so that the crops do not depend on
+    batch size, processes or interruptions.
 
     Attributes:
         scale: least and greatest area, as a share of the image's.
@@ -60,7 +64,7 @@ class RandomResizedCrop:
             area = share * heights * widths
             width = np.rint(np.sqrt(area * ratio)).astype(np.int64)
             height = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-            fits = is_open & (0 < width) & (width <= widths) & (0 < height) & (height <= heights)
+            fits = is_open & (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
             top = for_top * np.maximum(heights - height + 1, 1) >> 32
             left = for_left * np.maximum(widths - width + 1, 1) >> 32
             corners[fits] = np.stack([top, left], axis=1)[fits]

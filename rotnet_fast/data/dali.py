@@ -10,20 +10,20 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
-from rotnet_fast.data.crop import Boxes, RandomResizedCrop, centre_boxes
-from rotnet_fast.data.decode import available_cores, decode_image, decode_rgb, encode_ppm
+from rotnet_fast.data.crop import Boxes, Decoder, RandomResizedCrop, centre_boxes
+from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import WHOLE, Order, Shard
 from rotnet_fast.data.split import EncodedSplit
+from rotnet_fast.data.workers import available_cores
 from rotnet_fast.errors import ArgumentError, DataError
-
-Decoder = Literal["auto", "cpu", "gpu"]
 
 _PREFETCHED = 2
 """Batches that DALI makes ahead of the training step."""
@@ -31,19 +31,16 @@ _PREFETCHED = 2
 _READ_AHEAD = 4
 """Batches whose files are read ahead of DALI."""
 
-_READERS = 2
-"""Threads that read files: they wait for disks more than they compute."""
-
 
 class DaliLoader:
     """Batches of images that are read, decoded, cropped and resized as they are needed.
 
     The order is our own, a pure function of (seed, epoch), and so are crops of random size. So a resumed run
-    continues with the very batch that would have come next, and where a `ResidentLoader` can hold the set, too,
-    both give the same batches: on the CPU, DALI decodes to the very pixels that Pillow decodes to (compared for
-    every kind of JPEG and PNG in the tests). What it would decode otherwise (transparency, 16 bits) and, where
-    images keep their whole content, what has another size than ``image_size`` is converted by Pillow in the
-    reading threads, at Pillow's speed.
+    continues with the very batch that would have come next, and where a `ResidentLoader` can hold the set,
+    both give the same batches: on the CPU, DALI decodes to the very pixels that Pillow decodes to (the tests
+    compare every kind of JPEG and PNG). What it would decode otherwise (see
+    :mod:`rotnet_fast.data.scan`) and, where images are shown whole, what has another size than
+    ``image_size`` is converted by Pillow in the reading threads, at Pillow's speed.
 
     Args:
         split: encoded images and their labels.
@@ -145,18 +142,18 @@ class DaliLoader:
         """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
         if feed is not self._running:
             raise RuntimeError("another epoch of this loader was begun; finish one before the next")
-        # Bound to torch's stream, DALI reuses the memory only after what was launched there before its release.
+        # Bound to torch's stream, DALI reuses the memory only after what was launched there before.
         streams = (torch.cuda.current_stream(self.device),) if self.device.type == "cuda" else ()
         try:
             (images,) = self._pipeline.run(*streams)
         except DataError:
             self._pipeline = self._running = None
             raise
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError mostly, but other types, too
             # A pipeline that failed would go on with the next batch, as if this one had not been.
             self._pipeline = self._running = None
             raise self._name_damaged(indices[part].tolist(), error) from error
-        return torch.from_dlpack(images.as_tensor())
+        return from_dlpack(images.as_tensor())
 
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn, types
@@ -178,7 +175,11 @@ class DaliLoader:
                 images = fn.decoders.image(encoded, **decoding)
             else:
                 encoded, corners, shapes = fn.external_source(
-                    self._give, num_outputs=3, batch=True, dtype=[types.UINT8, types.INT32, types.INT32], ndim=1
+                    self._give,
+                    num_outputs=3,
+                    batch=True,
+                    dtype=[types.UINT8, types.INT32, types.INT32],
+                    ndim=1,
                 )
                 images = fn.decoders.image_slice(encoded, corners, shapes, axes=(0, 1), **decoding)
                 images = fn.resize(images, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True)
@@ -214,8 +215,8 @@ class DaliLoader:
         sizes = self.split.sizes[indices.numpy()]
         return centre_boxes(sizes) if self.is_test else self.crop.boxes(sizes, sample_ids, self.seed, epoch)
 
-    def _name_damaged(self, indices: list[int], error: RuntimeError) -> DataError:
-        """The error to raise where DALI could not decode a batch: which image, as far as can be found out."""
+    def _name_damaged(self, indices: list[int], error: Exception) -> DataError:
+        """The error to raise where DALI could not decode a batch."""
         names = [self.split.source.names[index] for index in indices]
         for index, name in zip(indices, names, strict=True):
             try:
@@ -224,8 +225,8 @@ class DaliLoader:
                 return found
         reason = str(error).strip().splitlines()[-1]
         return DataError(
-            f"DALI cannot decode one of {len(names)} images, {names[0]} to {names[-1]} ({reason}), although Pillow "
-            f"can; use --loader resident"
+            f"DALI cannot decode one of {len(names)} images, {names[0]} to {names[-1]} ({reason}), although "
+            f"Pillow can; use --loader resident"
         )
 
 
@@ -272,7 +273,8 @@ def _readers() -> ThreadPoolExecutor:
     """The threads that read for all loaders of this process."""
     global _pool
     if _pool is None:
-        _pool = ThreadPoolExecutor(_READERS, thread_name_prefix="rotnet_fast-reader")
+        # Two at least: they wait for disks more than they compute.
+        _pool = ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix="rotnet_fast-reader")
     return _pool
 
 
@@ -290,7 +292,8 @@ def require_dali(device: torch.device) -> None:
         from nvidia.dali import backend
     except ImportError as error:
         raise ArgumentError(
-            f"loader is dali, which cannot be imported ({error}): pip install {package}, or use --loader resident"
+            f"loader is dali, which cannot be imported ({error}): pip install {package}, or use --loader "
+            f"resident"
         ) from error
     found = backend.__cuda_version__ // 1000
     if device.type == "cuda" and found != int(cuda):

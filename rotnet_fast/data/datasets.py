@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar, overload
 
 import torch
 
 from rotnet_fast.data import cifar10, digits, folder
+from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset
 from rotnet_fast.data.split import Split as Split
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, DataError
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
 
@@ -23,12 +24,17 @@ STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 """Per-channel statistics of CIFAR-10, for pixel values in [0, 1], as in the method's released code. All
 data sets use them: BatchNorm follows every convolution, so that other statistics would change little."""
 
-DATASETS: dict[str, Callable[[Path | None, int, bool], RawDataset]] = {
+DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset]] = {
     "cifar10": cifar10.load,
     "folder": folder.load,
     "digits": digits.load,
 }
-"""Name on the command line -> reader, called with (data_dir, image_size, progress)."""
+"""Name on the command line -> reader, called with (data_dir, image_size, progress, bad_images)."""
+
+ENCODED_DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset[EncodedSplit]]] = {
+    "folder": folder.open_encoded,
+}
+"""The same for data sets that can be left encoded."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Dataset(Generic[Half]):
             resumed on other data.
         mean, std: per channel, for pixel values in [0, 1].
         skipped: names, relative to the data folder, of damaged images that were left out.
+        crop: encoded images are shown as crops of random size; None: whole.
+        decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
     """
 
     name: str
@@ -55,6 +63,37 @@ class Dataset(Generic[Half]):
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     skipped: tuple[str, ...] = ()
+    crop: RandomResizedCrop | None = None
+    decoder: Decoder = "auto"
+
+
+@overload
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    image_size: int = 32,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    progress: bool = True,
+    display_name: str | None = None,
+    bad_images: str = "fail",
+    encoded: Literal[False] = False,
+) -> Dataset: ...
+
+
+@overload
+def load_dataset(
+    name: str,
+    data_dir: Path | None = None,
+    image_size: int = 32,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    progress: bool = True,
+    display_name: str | None = None,
+    bad_images: str = "fail",
+    *,
+    encoded: bool,
+) -> Dataset[AnySplit]: ...
 
 
 def load_dataset(
@@ -65,19 +104,25 @@ def load_dataset(
     limit_test: int | None = None,
     progress: bool = True,
     display_name: str | None = None,
-) -> Dataset:
-    """Read a data set into memory.
+    bad_images: str = "fail",
+    encoded: bool = False,
+) -> Dataset[AnySplit]:
+    """Read a data set into memory, or find its files.
 
     Args:
         name: a key of ``DATASETS``. The named data set is read or an error raised, never another one.
         data_dir: folder of the files: where ``cifar10`` is looked for and downloaded to (None means
-            ./data), and the parent of train/ and test/ for ``folder``. ``digits`` needs none.
+            ./data), and what ``folder`` reads (layouts: :mod:`rotnet_fast.data.layout`). ``digits`` needs
+            none.
         image_size: H = W of the images in pixels; ``cifar10`` has only 32.
         limit_train, limit_test: keep only so many images of a half, balanced over the classes: the
             first image of each class in file order, then the second of each class, and so on, until
             the limit is reached. What is kept stays in file order. None keeps all.
         progress: show progress bars of downloads and decoding.
         display_name: replaces the data set's own name in tables and reports.
+        bad_images: what to do about damaged images: ``fail``, or ``skip`` a few (see
+            :func:`rotnet_fast.data.scan.check_images`).
+        encoded: leave the images encoded, as `EncodedSplit`; ``folder`` alone can.
 
     Raises:
         ArgumentError: an unknown name, a size or a limit that the data set does not have.
@@ -87,7 +132,15 @@ def load_dataset(
         raise ArgumentError(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
     if image_size < 1:
         raise ArgumentError(f"image_size is {image_size}; it must be at least 1 pixel")
-    raw = DATASETS[name](data_dir, image_size, progress)
+    if bad_images not in ("fail", "skip"):
+        raise ArgumentError(f"bad_images is {bad_images!r}; it must be fail or skip")
+    if encoded and name not in ENCODED_DATASETS:
+        raise ArgumentError(
+            f"dataset {name} cannot be left encoded; only {', '.join(ENCODED_DATASETS)} can, as its images "
+            f"are files"
+        )
+    read = ENCODED_DATASETS[name] if encoded else DATASETS[name]
+    raw = read(data_dir, image_size, progress, bad_images)
     train = limit_split(raw.train, limit_train, "limit_train")
     test = limit_split(raw.test, limit_test, "limit_test")
     return Dataset(
@@ -97,7 +150,21 @@ def load_dataset(
         train=train,
         test=test,
         fingerprint=fingerprint(train, test),
+        skipped=raw.skipped,
     )
+
+
+def check_has_classes(dataset: Dataset[AnySplit]) -> None:
+    """For whatever needs labels.
+
+    Raises:
+        DataError: the data set has none.
+    """
+    if not dataset.classes:
+        raise DataError(
+            f"{dataset.display_name} has no classes to learn and to test; give a data set with class folders "
+            f"or labelled shards (--data-dir)"
+        )
 
 
 def limit_split(split: SplitT, limit: int | None, argument: str) -> SplitT:

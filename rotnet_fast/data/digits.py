@@ -22,7 +22,7 @@ hands, as in the random splits that are customary for this set."""
 _LARGEST_VALUE = 16.0
 
 
-def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
+def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail") -> RawDataset:
     """Digits as RGB images of ``image_size``: uint8 [1437,H,W,3] for training, [360,H,W,3] for the test.
 
     Grey values are scaled to 0..255, enlarged bilinearly and copied to the three channels.
@@ -31,6 +31,7 @@ def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
         data_dir: not used; the images come with scikit-learn.
         image_size: H = W in pixels.
         progress: not used; reading takes a fraction of a second.
+        bad_images: not used; there are none.
     """
     from sklearn.datasets import load_digits  # here: it takes a second to import, and only digits need it
 

@@ -1,4 +1,4 @@
-"""A data set of one's own: JPEG or PNG files in train/<class>/ and test/<class>/ of one folder."""
+"""A data set of one's own: JPEG or PNG files in a folder, or in tar shards."""
 
 from __future__ import annotations
 
@@ -7,124 +7,130 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import decode_images
-from rotnet_fast.data.split import RawDataset, Split
+from rotnet_fast.data.layout import Listing, list_folder
+from rotnet_fast.data.scan import Scan, check_images, scan_images
+from rotnet_fast.data.split import EncodedSplit, RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-_LISTING_FORMAT = "1"  # raise it when the same files would be decoded to other pixels
 
+def load(
+    data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail"
+) -> RawDataset[Split]:
+    """Images of a folder in memory: uint8 [N,H,W,3] for each half, in the order of the listing.
 
-@dataclass(frozen=True)
-class Listing:
-    """The image files of a data folder, without their contents.
-
-    Attributes:
-        classes: class folders in sorted order (by code point); a label is a position in it.
-        train, test: per class, the paths of its files in sorted order (by code point, so 10.jpg comes
-            before 2.jpg).
-        digest: SHA-256 (hexadecimal) over each file's split, class, name, size and time of change.
-    """
-
-    classes: tuple[str, ...]
-    train: list[list[str]]
-    test: list[list[str]]
-    digest: str
-
-
-def load(data_dir: Path | None, image_size: int, progress: bool) -> RawDataset:
-    """Images of a folder: uint8 [N,H,W,3] for each half, class after class, files in sorted order.
-
-    The first run decodes all files (see :func:`rotnet_fast.data.decode.decode_image` for what becomes of
-    other sizes, greys and transparency) and keeps the result (see :mod:`rotnet_fast.data.cache`).
+    The first run looks at all files and decodes them (see :func:`rotnet_fast.data.decode.decode_image` for
+    what becomes of other sizes, greys and transparency) and keeps the result (see
+    :mod:`rotnet_fast.data.cache`).
 
     Args:
-        data_dir: the parent of train/ and test/.
+        data_dir: see :mod:`rotnet_fast.data.layout`.
         image_size: H = W of the result in pixels.
-        progress: show a progress bar while decoding.
+        progress: show progress bars.
+        bad_images: see :func:`rotnet_fast.data.scan.check_images`.
 
     Raises:
         ArgumentError: data_dir is None.
-        DataError: a part of the layout is missing, or a file cannot be decoded.
+        DataError: the layout is none that is known, or an image cannot be used.
     """
-    if data_dir is None:
-        raise ArgumentError("--dataset folder needs --data-dir, the folder that holds train/ and test/")
-    listing = list_folder(data_dir)
-    places = cache_places(data_dir)
-    array = read_cache(places, image_size, listing.digest)
+    checked = _check(data_dir, progress, bad_images)
+    source = checked.listing.source.take(checked.kept)
+    name = f"{image_size}px"
+    array = read_cache(checked.places, name, checked.digest)
     if array is None:
-        paths = [path for split in (listing.train, listing.test) for files in split for path in files]
-        array = decode_images(paths, image_size, progress)
-        write_cache(places, image_size, listing.digest, array)
-    images = torch.from_numpy(array)
-    train_labels = _labels(listing.train)
-    train_count = len(train_labels)
+        array = decode_images(source, image_size, progress)
+        write_cache(checked.places, name, checked.digest, array, "the decoded images")
+    images, labels = torch.from_numpy(array), checked.labels
+    count = checked.train_count
     return RawDataset(
-        display_name=f"folder {data_dir.resolve().name}",
-        classes=listing.classes,
-        train=Split(images[:train_count], train_labels),
-        test=Split(images[train_count:], _labels(listing.test)),
+        display_name=checked.display_name,
+        classes=checked.listing.classes,
+        train=Split(images[:count], labels[:count]),
+        test=Split(images[count:], labels[count:]),
+        skipped=checked.skipped,
     )
 
 
-def list_folder(data_dir: Path) -> Listing:
-    """Find the class folders and their image files.
+def open_encoded(
+    data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail"
+) -> RawDataset[EncodedSplit]:
+    """The same images as :func:`load` gives, left as they are, for a loader that decodes them itself.
 
-    Folders and files whose name starts with a dot, and files that end in neither .jpg, .jpeg nor
-    .png (in any case), are passed over, and so are folders within class folders. Links are followed.
-
-    Raises:
-        DataError: train/ or test/ is missing, has no class folders or not the same ones, or a class
-            has no images.
+    Args and errors: as for :func:`load`; nothing is decoded to ``image_size`` here.
     """
-    digest = hashlib.sha256(_LISTING_FORMAT.encode())
-    classes: dict[str, list[str]] = {}
-    files: dict[str, list[list[str]]] = {}
-    for split in ("train", "test"):
-        try:
-            classes[split] = sorted(entry.name for entry in _visible(data_dir / split) if entry.is_dir())
-            files[split] = []
-            for name in classes[split]:
-                entries = _image_entries(data_dir / split / name)
-                files[split].append([entry.path for entry in entries])
-                for entry in entries:
-                    found = entry.stat()
-                    # A zero byte ends the name: no file name can hold one.
-                    line = f"{split}/{name}/{entry.name}\0{found.st_size} {found.st_mtime_ns}\n"
-                    digest.update(os.fsencode(line))
-        except OSError as error:
-            raise DataError(
-                f"{data_dir} cannot be read as a folder of images ({error}); it must hold train/<class>/ and "
-                f"test/<class>/ with JPEG or PNG files"
-            ) from error
-        if not classes[split]:
-            raise DataError(f"{data_dir / split} holds no class folders; make one for each class")
-    if classes["train"] != classes["test"]:
-        different = sorted(set(classes["train"]) ^ set(classes["test"]))
-        raise DataError(
-            f"train/ and test/ of {data_dir} must hold the same classes; only one has {', '.join(different)}"
+    checked = _check(data_dir, progress, bad_images)
+
+    def half(kept: npt.NDArray[np.int64], labels: torch.Tensor) -> EncodedSplit:
+        return EncodedSplit(
+            source=checked.listing.source.take(kept),
+            labels=labels,
+            sizes=checked.scan.sizes[kept],
+            convert=checked.scan.convert[kept],
+            image_size=image_size,
         )
-    return Listing(tuple(classes["train"]), files["train"], files["test"], digest.hexdigest())
+
+    count = checked.train_count
+    return RawDataset(
+        display_name=checked.display_name,
+        classes=checked.listing.classes,
+        train=half(checked.kept[:count], checked.labels[:count]),
+        test=half(checked.kept[count:], checked.labels[count:]),
+        skipped=checked.skipped,
+    )
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+@dataclass(frozen=True)
+class _Checked:
+    """A listing and which of its images are used.
+
+    Attributes:
+        kept: int64 [N], positions in the listing.
+        labels: int64 [N].
+        train_count: how many of them are of the training half.
+        skipped: names of the others, relative to the data folder.
+        digest: of the listing, and of what is skipped.
+        places: of the cache.
+    """
+
+    display_name: str
+    listing: Listing
+    scan: Scan
+    kept: npt.NDArray[np.int64]
+    labels: torch.Tensor
+    train_count: int
+    skipped: tuple[str, ...]
+    digest: str
+    places: list[Path]
 
 
-def _image_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The image files of one class folder, sorted by name."""
-    entries = [
-        entry for entry in _visible(folder) if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-    ]
-    if not entries:
-        raise DataError(f"{folder} holds no .jpg, .jpeg or .png files; add some or remove the folder")
-    return sorted(entries, key=lambda entry: entry.name)
-
-
-def _labels(files: list[list[str]]) -> torch.Tensor:
-    counts = torch.tensor([len(of_class) for of_class in files])
-    return torch.arange(len(files)).repeat_interleave(counts)  # int64 [N]
+def _check(data_dir: Path | None, progress: bool, bad_images: str) -> _Checked:
+    if data_dir is None:
+        raise ArgumentError("--dataset folder needs --data-dir, the folder that holds the images")
+    listing = list_folder(data_dir, progress)
+    places = cache_places(data_dir)
+    scan = scan_images(listing.source, listing.digest, places, progress)
+    kept = check_images(listing.source, scan, bad_images)
+    train_count = int((kept < listing.train_count).sum())
+    if not 0 < train_count < len(kept):
+        raise DataError(f"{data_dir} has no good image in one of its halves; add some")
+    left_out = np.setdiff1d(np.arange(len(listing.source)), kept)
+    skipped = tuple(listing.source.relative_name(i) for i in left_out.tolist())
+    digest = listing.digest
+    if skipped:
+        digest = hashlib.sha256(os.fsencode("\0".join((digest, *skipped)))).hexdigest()
+    return _Checked(
+        display_name=f"folder {data_dir.resolve().name}",
+        listing=listing,
+        scan=scan,
+        kept=kept,
+        labels=torch.from_numpy(listing.labels[kept]),
+        train_count=train_count,
+        skipped=skipped,
+        digest=digest,
+        places=places,
+    )

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import CheckpointError
 
@@ -131,7 +132,7 @@ def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path)
         origin: where the checkpoint was read from.
     """
     for name in sorted(saved.keys() | identity.keys()):
-        old, new = saved.get(name), identity.get(name)
+        old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, identity))
         if old != new:
             return CheckpointError(
                 f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; use "

@@ -201,6 +201,15 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
+def loader_of(run: Path) -> str | None:
+    """The loader that a run began with; None where there is no run, or it does not say."""
+    try:
+        found = json.loads((run / "config.json").read_text(encoding="utf-8")).get("loader")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if found in ("resident", "dali") else None
+
+
 def environment(device: str) -> dict[str, Any]:
     """Versions and hardware that a result depends on.
 

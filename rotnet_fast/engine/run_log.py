@@ -70,7 +70,8 @@ class RunLog:
             steps_done: finished steps of the run.
             images: images trained on since the last call.
             rate: images per second since then.
-            metrics: means over these images' views, and the learning rate.
+            metrics: means over these images' views, the learning rate, and the share of the time in which the
+                host waited for batches.
         """
         self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
         self._bar.set_postfix_str(describe(metrics), refresh=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +16,15 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import MetricSums, means
-from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.engine.task import StepOutput, Task
+from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import NonFiniteError
+from rotnet_fast.models.network import FeatureNetwork
 
 KEPT_EPOCH_CHECKPOINTS = 3
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """How to train; what to train is the task's business.
-
-    Attributes:
-        epochs: passes over the loader.
-        precision: number format of the forward and backward pass.
-        nesterov: Nesterov's momentum.
-        momentum, weight_decay: of SGD; weight decay acts on all parameters, biases and BatchNorm's too.
-        eval_every: evaluate after every so many epochs, and always after the last.
-        log_every: steps per logging interval, each of which costs one wait for the device.
-        checkpoint_every_steps: save in mid-epoch after so many steps; None for never.
-        checkpoint_every_seconds: save in mid-epoch after so many seconds; None for never.
-        snapshot_epochs: after so many epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
-        progress: progress bar and a printed line per epoch.
-        tensorboard: write TensorBoard events.
-    """
-
-    epochs: int
-    precision: Precision
-    nesterov: bool = True
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    eval_every: int = 1
-    log_every: int = 20
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_seconds: float | None = 300.0
-    snapshot_epochs: tuple[int, ...] = ()
-    progress: bool = True
-    tensorboard: bool = True
 
 
 @dataclass
@@ -67,6 +37,7 @@ class Progress:
             evaluated yet, this is the number of steps per epoch.
         images: images trained on in the whole run.
         seconds: time spent in training steps, without evaluation and checkpoints.
+        waited: part of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
     """
 
@@ -74,11 +45,17 @@ class Progress:
     step: int = 0
     images: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time in which the host waited for batches, in [0, 1]."""
+        return self.waited / self.seconds if self.seconds > 0 else 0.0
 
 
 class Trainer:
@@ -124,6 +101,8 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.scaler = settings.precision.grad_scaler()
+        parts = task.module.modules()
+        self._may_draw = any(isinstance(part, FeatureNetwork) and part.may_draw for part in parts)
         self.sums = MetricSums(processes)
         self.progress = Progress()
         self._saved_at = time.monotonic()
@@ -163,9 +142,10 @@ class Trainer:
         """Train on the rest of the running epoch."""
         progress, settings = self.progress, self.settings
         self.task.set_train_mode()
-        reported_images, reported_seconds = progress.images, progress.seconds
+        reported = replace(progress)
         clock = time.perf_counter()
         for batch in self.loader.epoch(progress.epoch, start_batch=progress.step):
+            progress.waited += time.perf_counter() - clock
             if not self._is_warm:
                 self._warm_up(batch)
             self._train_step(batch)
@@ -175,10 +155,11 @@ class Trainer:
             progress.seconds += time.perf_counter() - clock
             if metrics is not None:
                 metrics["lr"] = self.optimizer.param_groups[0]["lr"]
-                images = progress.images - reported_images
-                rate = images / (progress.seconds - reported_seconds)
+                images, seconds = progress.images - reported.images, progress.seconds - reported.seconds
+                metrics["data_wait"] = (progress.waited - reported.waited) / seconds
+                rate = images / seconds
                 log.interval(progress.epoch, progress.step, self._steps_done(), images, rate, metrics)
-                reported_images, reported_seconds = progress.images, progress.seconds
+                reported = replace(progress)
             signal_number, is_due = self._requests(stop)
             if is_due:
                 self.save_checkpoint("last.pt")
@@ -201,6 +182,10 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> StepOutput:
         """Forward and backward; gradients are those of the mean loss over the images of all processes."""
+        if self._may_draw:
+            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
+            position = (self.progress.epoch, self.progress.step)
+            torch.manual_seed(step_seed(self.loader.seed, *position, self.processes.rank))
         with self.settings.precision.autocast():
             output = self.task.train_step(batch, self.progress.epoch)
         loss = output.loss
@@ -324,6 +309,7 @@ class Trainer:
             "log": {
                 "images": progress.images,
                 "seconds": progress.seconds,
+                "waited": progress.waited,
                 "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
@@ -390,6 +376,17 @@ class Trainer:
         self.sums.load_state_dict(state["sums"], self.loader.device)
         log = state["log"]
         self.progress = Progress(
-            state["epoch"], state["step"], log["images"], log["seconds"], dict(state["metrics"])
+            state["epoch"],
+            state["step"],
+            log["images"],
+            log["seconds"],
+            log.get("waited", 0.0),  # not known of older checkpoints
+            dict(state["metrics"]),
         )
         self.run.truncate_metrics(log["metrics_position"])
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """Seed of the draws of one step, in [0, 2**63): unrelated for any other step or process."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

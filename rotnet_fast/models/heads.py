@@ -46,6 +46,8 @@ class NonLinearClassifier(nn.Module):
     Args:
         in_channels, height, width: the feature map's size.
         num_classes: object classes.
+        most_cells: longest side that is taken as it is; a longer one is averaged down to so many cells. None
+            takes all.
         generator: source of the initial weights; None takes torch's global one.
 
     Shape:
@@ -59,8 +61,12 @@ class NonLinearClassifier(nn.Module):
         width: int,
         num_classes: int,
         generator: torch.Generator | None = None,
+        most_cells: int | None = None,
     ) -> None:
         super().__init__()
+        self._size: tuple[int, int] | None = None
+        if most_cells is not None and max(height, width) > most_cells:
+            height, width = self._size = (min(height, most_cells), min(width, most_cells))
         self.linear1 = nn.Linear(in_channels * height * width, HIDDEN, bias=False)
         self.bn1 = nn.BatchNorm1d(HIDDEN)
         self.linear2 = nn.Linear(HIDDEN, HIDDEN, bias=False)
@@ -70,6 +76,8 @@ class NonLinearClassifier(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of feature maps."""
+        if self._size is not None:
+            x = functional.adaptive_avg_pool2d(x, self._size)
         x = functional.relu(self.bn1(self.linear1(x.flatten(1))))  # [B,200]
         x = functional.relu(self.bn2(self.linear2(x)))  # [B,200]
         logits: torch.Tensor = self.classifier(x)

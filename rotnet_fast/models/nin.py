@@ -19,7 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.network import FeatureNetwork
 
 BLOCK_COUNTS = (3, 4, 5)
 
@@ -49,7 +51,7 @@ def conv_block(in_channels: int, channels: Sequence[int], kernel_size: int) -> l
     return [ConvBnRelu(before, after, size) for (before, after), size in zip(steps, sizes, strict=True)]
 
 
-class NetworkInNetwork(nn.Module):
+class NetworkInNetwork(FeatureNetwork):
     """Three to five conv blocks, global average pooling and a linear classifier.
 
     Args:
@@ -70,6 +72,11 @@ class NetworkInNetwork(nn.Module):
         ArgumentError: blocks, width or a count outside what is allowed.
     """
 
+    name = NIN
+    default_layer = "conv2"  # Table 1 of the paper: where object classifiers do best
+    stride = 4
+    may_draw = False
+
     def __init__(
         self,
         num_classes: int = 4,
@@ -86,6 +93,8 @@ class NetworkInNetwork(nn.Module):
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             if count < 1:
                 raise ArgumentError(f"{name} is {count}; it must be at least 1")
+        self.num_classes = num_classes
+        self.in_channels = in_channels
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
         first = [scaled_channels(channels, width) for channels in (192, 160, 96)]
         later = [scaled_channels(192, width)] * 3
@@ -143,6 +152,12 @@ class NetworkInNetwork(nn.Module):
         self.check_layers([layer])
         return self._feature_channels[layer]
 
+    def feature_parameters(self, layer: str) -> list[nn.Parameter]:
+        """The parameters of the blocks up to a layer."""
+        self.check_layers([layer])
+        blocks = self.layers[: self.layers.index(layer) + 1]
+        return [parameter for block in blocks for parameter in self.get_submodule(block).parameters()]
+
     def check_layers(self, layers: Sequence[str]) -> None:
         """Raise an ArgumentError unless every name is a layer of this network."""
         if not layers:
@@ -153,3 +168,6 @@ class NetworkInNetwork(nn.Module):
                     f"layers holds {layer!r}, which this network with {len(self.layers)} blocks does not "
                     f"have; choose from {', '.join(self.layers)}"
                 )
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Images of any size will do."""

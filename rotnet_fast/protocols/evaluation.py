@@ -9,15 +9,19 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.data.datasets import Dataset, Split
+from rotnet_fast.config import NIN
+from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
-from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.loaders import make_loader
+from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
-from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
 from rotnet_fast.report import Cell
@@ -34,7 +38,7 @@ class EvaluationSetup:
     """One pretrained network, one data set and the settings of an evaluation.
 
     Attributes:
-        pretrained: state of the pretrained `NetworkInNetwork`.
+        pretrained: state of the pretrained network.
         blocks, width, rotations, in_channels: what that network was made with.
         uniform_gamma: how that network and untrained ones start, see `NetworkInNetwork`.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
@@ -48,6 +52,7 @@ class EvaluationSetup:
         folder: each training has a run folder in it.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
+        model: name of the network; blocks, width and uniform_gamma are of nin alone.
         progress: whether trainings report on the terminal.
     """
 
@@ -59,7 +64,7 @@ class EvaluationSetup:
     uniform_gamma: bool
     pad: int
     flip_prob: float
-    dataset: Dataset
+    dataset: Dataset[AnySplit]
     layers: tuple[str, ...]
     heads: tuple[str, ...]
     epochs: int
@@ -72,6 +77,7 @@ class EvaluationSetup:
     folder: Path
     revisit: bool = True
     lr_factor: float = 0.2
+    model: str = NIN
     progress: bool = True
 
     @property
@@ -79,20 +85,30 @@ class EvaluationSetup:
         """(layer, kind of head) of every head."""
         return tuple((layer, head) for layer in self.layers for head in self.heads)
 
-    def pretrained_network(self) -> NetworkInNetwork:
+    def pretrained_network(self) -> FeatureNetwork:
         """A fresh copy of the pretrained network, on the device."""
-        network = NetworkInNetwork(len(self.rotations), self.blocks, self.width, self.in_channels)
+        network = self._network(len(self.rotations), self.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 
-    def random_network(self, num_classes: int, blocks: int) -> NetworkInNetwork:
+    def random_network(self, num_classes: int, blocks: int) -> FeatureNetwork:
         """An untrained network on the device; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = NetworkInNetwork(num_classes, blocks, self.width, self.in_channels, self.uniform_gamma)
+            network = self._network(num_classes, blocks)
         return network.to(self.device)
 
-    def untrained_backbones(self) -> dict[str, NetworkInNetwork]:
+    def _network(self, num_classes: int, blocks: int) -> FeatureNetwork:
+        return make_network(
+            num_classes,
+            self.in_channels,
+            self.model,
+            blocks=blocks,
+            width=self.width,
+            uniform_gamma=self.uniform_gamma,
+        )
+
+    def untrained_backbones(self) -> dict[str, FeatureNetwork]:
         """What BatchNorm normalises with -> an untrained network like the pretrained one.
 
         The running statistics of an untrained network normalise nothing: at width 1, features have a
@@ -106,10 +122,10 @@ class EvaluationSetup:
         return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
 
     def with_heads(
-        self, backbone: NetworkInNetwork, placements: Sequence[tuple[str, str]], frozen: bool
+        self, backbone: FeatureNetwork, placements: Sequence[tuple[str, str]], frozen: bool
     ) -> HeadsOnBackbone:
         """Fresh heads on a backbone, each a (layer, kind), on the device."""
-        height, breadth, channels = self.dataset.train.images.shape[1:]
+        height, breadth, channels = self.dataset.train.image_shape
         return HeadsOnBackbone(
             backbone,
             placements,
@@ -120,22 +136,25 @@ class EvaluationSetup:
             frozen=frozen,
         ).to(self.device)
 
-    def labelled(self) -> Split:
+    def labelled(self) -> AnySplit:
         """The labelled training images."""
         split = self.dataset.train
         return split if self.images_per_class is None else first_of_each_class(split, self.images_per_class)
 
-    def plain_loader(self, split: Split) -> Loader:
-        """All images once in an order that is pseudo-random and always the same."""
-        return ResidentLoader(split, self.device, self.batch_size, seed=0)
+    def plain_loader(self, split: AnySplit) -> Loader:
+        """All images once, as for testing, in an order that is pseudo-random and always the same."""
+        return make_loader(self.dataset, split, self.device, self.batch_size, seed=0, is_test=True)
 
     def views(self) -> ObjectViews:
         """Labelled training images and all test images."""
-        visits = len(self.dataset.train.images) if self.revisit else None
-        loader = ResidentLoader(self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits)
-        dataset, dtype = self.dataset, self.precision.dtype
-        test_loader = self.plain_loader(dataset.test)
-        return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, self.pad, self.flip_prob)
+        dataset = self.dataset
+        visits = len(dataset.train) if self.revisit else None
+        loader = make_loader(
+            dataset, self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits
+        )
+        test_loader, dtype = self.plain_loader(dataset.test), self.precision.dtype
+        pad = 0 if dataset.crop else self.pad
+        return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, pad, self.flip_prob)
 
     def train(
         self,
@@ -176,7 +195,14 @@ class EvaluationSetup:
                 return task.confusions()
 
     def _identity(self, task: ObjectClassification, name: str) -> dict[str, Any]:
+        # The sizes of a nin can be read off its weights; another network needs its name.
+        network = {
+            "model": self.model,
+            "num_classes": len(self.dataset.classes),
+            "in_channels": self.in_channels,
+        }
         return {
+            **({} if self.model == NIN else network),
             "task": f"evaluate {name}",
             "backbone": checkpoint.state_hash(self.pretrained),
             "data_fingerprint": self.dataset.fingerprint,
@@ -194,7 +220,7 @@ class EvaluationSetup:
         }
 
 
-def first_of_each_class(split: Split, count: int) -> Split:
+def first_of_each_class(split: SplitT, count: int) -> SplitT:
     """The first ``count`` images of each class, in file order.
 
     Raises:
@@ -208,4 +234,4 @@ def first_of_each_class(split: Split, count: int) -> Split:
         )
     classes = range(int(split.labels.max()) + 1)
     kept = torch.cat([(split.labels == label).nonzero()[:count, 0] for label in classes]).sort().values
-    return Split(split.images[kept], split.labels[kept])
+    return take(split, kept)

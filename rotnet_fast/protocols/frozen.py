@@ -7,7 +7,7 @@ Paper: Tables 1-3; the random-init row does not say how BatchNorm ran. Ours: bot
 
 from __future__ import annotations
 
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
 from rotnet_fast.protocols.heads import frozen_heads_task, head_name
 from rotnet_fast.report import Cell
@@ -27,7 +27,7 @@ def random_init(setup: EvaluationSetup) -> list[Unit]:
     return [unit(note) for note in BATCHNORM_MODES]
 
 
-def _train_heads(setup: EvaluationSetup, method: str, backbone: NetworkInNetwork, note: str) -> list[Cell]:
+def _train_heads(setup: EvaluationSetup, method: str, backbone: FeatureNetwork, note: str) -> list[Cell]:
     module = setup.with_heads(backbone, setup.placements, frozen=True)
     confusions = setup.train(
         f"{method} {note}".strip().replace(" ", "-"),

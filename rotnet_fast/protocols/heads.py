@@ -10,13 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from rotnet_fast.config import NIN
 from rotnet_fast.engine.task import ParameterGroup
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.heads import ConvClassifier, NonLinearClassifier
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
 
 HEADS = ("nonlinear", "conv")
+
+MOST_CELLS = 8
+"""Longest side of a map that the non-linear head takes as it is from any other network than the paper's.
+
+Paper: the whole map, 8x8 but for conv1. Ours: larger maps of other networks are averaged down to that,
+because flattened, layer1 of resnet18 on 224x224 images would give a first layer of 40 million weights."""
 
 
 class HeadsOnBackbone(nn.Module):
@@ -24,8 +31,8 @@ class HeadsOnBackbone(nn.Module):
 
     A frozen backbone stays in eval mode and gets no gradients, whatever the heads do.
 
-    State-dict keys (stable): ``backbone.*`` as in `rotnet_fast.models.nin`, and
-    ``heads.{layer}_{head}.*`` as in `rotnet_fast.models.heads`.
+    State-dict keys (stable): ``backbone.*`` as in `rotnet_fast.models.nin` or `rotnet_fast.models.library`,
+    and ``heads.{head_name}.*`` as in `rotnet_fast.models.heads`, see :func:`head_name`.
 
     Args:
         backbone: network with the layers asked for.
@@ -46,7 +53,7 @@ class HeadsOnBackbone(nn.Module):
 
     def __init__(
         self,
-        backbone: NetworkInNetwork,
+        backbone: FeatureNetwork,
         placements: Sequence[tuple[str, str]],
         *,
         image_shape: tuple[int, int, int],
@@ -65,11 +72,12 @@ class HeadsOnBackbone(nn.Module):
         self.layers = tuple(dict.fromkeys(layer for layer, _ in self.placements))
         self.heads = nn.ModuleDict()
         sizes = self._feature_sizes(image_shape)
+        most_cells = None if backbone.name == NIN else MOST_CELLS
         for layer, kind in self.placements:
             channels, height, breadth = sizes[layer]
             generator = torch.Generator().manual_seed(seed)
             self.heads[head_name(layer, kind)] = (
-                NonLinearClassifier(channels, height, breadth, num_classes, generator)
+                NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells)
                 if kind == "nonlinear"
                 else ConvClassifier(channels, num_classes, width, generator)
             )
@@ -100,8 +108,8 @@ class HeadsOnBackbone(nn.Module):
 
 
 def head_name(layer: str, kind: str) -> str:
-    """Name of a head in state dicts, metrics and results."""
-    return f"{layer}_{kind}"
+    """Name of a head in state dicts and metrics, without the dots that a module's name must not have."""
+    return f"{layer.replace('.', '-')}_{kind}"
 
 
 def frozen_heads_task(
@@ -129,15 +137,12 @@ def frozen_heads_task(
 def fine_tuning_task(
     module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int
 ) -> ObjectClassification:
-    """Train one head together with all blocks below it, on the head's schedule.
+    """Train one head together with all that its feature map depends on, on the head's schedule.
 
     Arguments are those of :func:`frozen_heads_task`; the module holds one head and is not frozen.
     """
     ((layer, kind),) = module.placements
-    blocks = module.backbone.layers[: module.backbone.layers.index(layer) + 1]
-    parameters = list(module.heads.parameters())
-    for block in blocks:
-        parameters.extend(module.backbone.get_submodule(block).parameters())
+    parameters = [*module.heads.parameters(), *module.backbone.feature_parameters(layer)]
     groups = [ParameterGroup(head_name(layer, kind), parameters, scaled_schedule(kind, lr, epochs))]
     return ObjectClassification(module, module, groups, views)
 
@@ -149,6 +154,6 @@ def use_batch_statistics(backbone: nn.Module) -> None:
     that nothing in a frozen backbone can change.
     """
     for module in backbone.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.data.loader import Loader
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
 from rotnet_fast.report import Cell
@@ -60,7 +60,7 @@ def knn_predict(
 
 @torch.no_grad()
 def pooled_features(
-    backbone: NetworkInNetwork,
+    backbone: FeatureNetwork,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     count: int,
     layers: Sequence[str],
@@ -115,7 +115,7 @@ def untrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[
 
 
 def _rows(
-    setup: EvaluationSetup, method: str, head: str, predict: Predict, backbone: NetworkInNetwork, note: str
+    setup: EvaluationSetup, method: str, head: str, predict: Predict, backbone: FeatureNetwork, note: str
 ) -> list[Cell]:
     confusions = classify_features(setup, backbone, setup.layers, predict)
     return [Cell.of(method, layer, head, note, confusions[layer]) for layer in setup.layers]
@@ -123,7 +123,7 @@ def _rows(
 
 def classify_features(
     setup: EvaluationSetup,
-    backbone: NetworkInNetwork,
+    backbone: FeatureNetwork,
     layers: Sequence[str],
     predict: Predict,
 ) -> dict[str, list[list[int]]]:

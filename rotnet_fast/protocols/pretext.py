@@ -9,22 +9,37 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
-from rotnet_fast.data.resident import ResidentLoader
+from rotnet_fast.data.loaders import Streaming, make_loader
 from rotnet_fast.data.sampling import Shard
+from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.trainer import Trainer, TrainerSettings
+from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
+
+
+def streaming_of(
+    config: PretrainConfig, device: torch.device, begun: str | None = None, free: int | None = None
+) -> Streaming:
+    """How a pretraining's images are loaded.
+
+    Args:
+        begun, free: see `Streaming`.
+    """
+    crop = RandomResizedCrop(config.crop_scale, config.crop_ratio) if config.is_cropped else None
+    return Streaming(device, config.loader, crop, config.decoder, begun, free)
 
 
 def pretraining(
     config: PretrainConfig,
-    dataset: Dataset,
+    dataset: Dataset[AnySplit],
     device: torch.device,
     precision: Precision,
     run: RunFolder,
@@ -45,7 +60,8 @@ def pretraining(
         processes: that train together.
 
     Raises:
-        ArgumentError, ElsewhereError: there are more processes than images per batch, or they disagree.
+        ArgumentError, ElsewhereError: a network that there is not, or that does not take these images; there
+            are more processes than images per batch, or they disagree.
     """
     if processes.world > config.batch_size:
         message = (
@@ -54,20 +70,29 @@ def pretraining(
         )
         raise processes.shared(ArgumentError(message))
     shard = Shard(processes.rank, processes.world)
-    loader = ResidentLoader(dataset.train, device, config.batch_size, config.seed, shard=shard)
-    test_loader = ResidentLoader(
-        dataset.test, device, config.batch_size, config.seed, shuffle=False, shard=shard
+    loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
+    test_loader = make_loader(
+        dataset,
+        dataset.test,
+        device,
+        config.batch_size,
+        config.seed,
+        is_test=True,
+        shuffle=False,
+        shard=shard,
     )
-    channels = dataset.train.images.shape[-1]
+    channels = dataset.train.image_shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = NetworkInNetwork(
-            num_classes=len(config.rotations),
+        network = make_network(
+            len(config.rotations),
+            channels,
+            config.model,
             blocks=config.blocks,
             width=config.width,
-            in_channels=channels,
             uniform_gamma=config.uniform_gamma,
         )
+    network.check_image_size(*dataset.train.image_shape[:2])
     network.to(device)
     group = processes.tensor_group(device)
     if group is not None and config.sync_batchnorm:
@@ -80,7 +105,7 @@ def pretraining(
         test_loader,
         rotations=config.rotations,
         seed=config.seed,
-        pad=config.pad,
+        pad=0 if dataset.crop else config.pad,
         flip_prob=config.flip_prob,
         mean=dataset.mean,
         std=dataset.std,
@@ -115,7 +140,10 @@ def pretraining(
 
 
 def pretrain_with(
-    trainer: Trainer, config: PretrainConfig, dataset: Dataset, load: Callable[[Trainer], None] | None = None
+    trainer: Trainer,
+    config: PretrainConfig,
+    dataset: Dataset[AnySplit],
+    load: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, and write config.json before and results.json after it.
 
@@ -136,7 +164,8 @@ def pretrain_with(
     if load is not None:
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
-    written = {"settings": asdict(config), "environment": where, "job": job()}
+    loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
+    written = {"settings": asdict(config), "environment": where, "loader": loader, "job": job()}
     trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()
     results = {
@@ -146,10 +175,13 @@ def pretrain_with(
         },
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
+        "data_wait": trainer.progress.data_wait,
         "dataset": dataset.display_name,
-        "train_images": len(dataset.train.images),
-        "test_images": len(dataset.test.images),
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
         "data_fingerprint": dataset.fingerprint,
+        "loader": loader,
+        "skipped_images": dataset.skipped,
         "precision": trainer.settings.precision.name,
         "state_hash": trainer.state_hash(),
         "settings": asdict(config),

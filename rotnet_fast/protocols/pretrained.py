@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rotnet_fast.config import shows_crops
+from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
+from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.run_folder import read_settings, run_of
+from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.models.build import make_network, pretrained_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
 
 
@@ -23,7 +31,7 @@ class Pretrained:
     Attributes:
         path: of the checkpoint's file.
         run: folder of the pretraining.
-        module: state of its `NetworkInNetwork`.
+        module: state of its network.
         recipe: the settings that decided the result, see `rotnet_fast.config.PretrainConfig.recipe`, and
             ``in_channels``.
         epoch: epochs done.
@@ -40,14 +48,13 @@ class Pretrained:
         """Degrees, in the order of the network's outputs."""
         return tuple(self.recipe["rotations"])
 
-    def network(self) -> NetworkInNetwork:
-        """A fresh copy of the network, on the CPU."""
-        recipe = self.recipe
-        network = NetworkInNetwork(
-            len(self.rotations), recipe["blocks"], recipe["width"], recipe["in_channels"]
-        )
-        network.load_state_dict(self.module)
-        return network
+    def network(self) -> FeatureNetwork:
+        """A fresh copy of the network, on the CPU.
+
+        Raises:
+            ArgumentError: its library is missing.
+        """
+        return pretrained_network(self.recipe, self.module)
 
     def dataset(
         self,
@@ -55,35 +62,80 @@ class Pretrained:
         data_dir: Path | None = None,
         limit_train: int | None = None,
         limit_test: int | None = None,
+        bad_images: str | None = None,
     ) -> Dataset:
-        """The images of the pretraining, or others of the same size.
+        """The images of the pretraining, or others of the same size, in memory.
 
         Args:
             name: of the data set; None for that of the pretraining, with its folder and limits where the
                 other arguments do not say otherwise.
             data_dir, limit_train, limit_test: see `load_dataset`.
+            bad_images: likewise; None for what the pretraining did about them.
 
         Raises:
             ArgumentError: a value that cannot be used.
             DataError: the data set is missing, incomplete or damaged.
         """
+        return load_dataset(**self._request(name, data_dir, limit_train, limit_test, bad_images))
+
+    def open_dataset(
+        self,
+        name: str | None,
+        data_dir: Path | None,
+        limit_train: int | None,
+        limit_test: int | None,
+        bad_images: str | None,
+        device: torch.device,
+        loader: LoaderName | None,
+        progress: bool,
+    ) -> Dataset[AnySplit]:
+        """The same, in memory or streamed, with the crops of the pretraining.
+
+        Args:
+            device: where batches are needed.
+            loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
+            progress: see `rotnet_fast.data.loaders.open_dataset`.
+        """
+        request = self._request(name, data_dir, limit_train, limit_test, bad_images)
         recipe = self.recipe
+        crop = None
+        if shows_crops(recipe.get("crop", "auto"), request["name"], request["image_size"]):
+            crop = RandomResizedCrop(
+                tuple(recipe.get("crop_scale", RandomResizedCrop.scale)),
+                tuple(recipe.get("crop_ratio", RandomResizedCrop.ratio)),
+            )
+        begun = None
+        if loader is None:
+            loader, begun = "auto", loader_of(self.run)
+        streaming = Streaming(device, loader, crop, recipe.get("decoder", "auto"), begun)
+        return open_dataset(**request, streaming=streaming, progress=progress)
+
+    def _request(
+        self,
+        name: str | None,
+        data_dir: Path | None,
+        limit_train: int | None,
+        limit_test: int | None,
+        bad_images: str | None,
+    ) -> dict[str, Any]:
+        """Arguments of `load_dataset`."""
+        recipe, settings = self.recipe, read_settings(self.run) or {}
         display_name = None
         if name in (None, recipe["dataset"]):
             if data_dir is None:  # the very images of the pretraining, so under the same name
-                settings = read_settings(self.run) or {}
                 data_dir = Path(settings["data_dir"]) if settings.get("data_dir") else None
                 display_name = settings.get("dataset_name")
             limit_train = limit_train or recipe["limit_train"]
             limit_test = limit_test or recipe["limit_test"]
-        return load_dataset(
-            name or recipe["dataset"],
-            data_dir,
-            recipe["image_size"],
-            limit_train,
-            limit_test,
-            display_name=display_name,
-        )
+        return {
+            "name": name or recipe["dataset"],
+            "data_dir": data_dir,
+            "image_size": recipe["image_size"],
+            "limit_train": limit_train,
+            "limit_test": limit_test,
+            "bad_images": bad_images or settings.get("bad_images", "fail"),
+            "display_name": display_name,
+        }
 
 
 def load_pretrained(path: Path) -> Pretrained:
@@ -106,27 +158,39 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(found, run_of(path), state["module"], recipe, state["epoch"])
 
 
-def load_supervised(path: Path) -> NetworkInNetwork:
+def load_supervised(path: Path) -> FeatureNetwork:
     """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
 
     Args:
         path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.
 
     Raises:
-        CheckpointError: no whole checkpoint of a whole `NetworkInNetwork`, or one of a pretraining.
+        CheckpointError: no whole checkpoint of a whole network, or one of a pretraining.
+        ArgumentError: the network's library is missing.
     """
     found, state = _newest(path)
-    if state.get("config", {}).get("task") == "pretrain":
+    config, module = state.get("config", {}), state.get("module", {})
+    if config.get("task") == "pretrain":
         raise CheckpointError(
             f"the checkpoint {found} is one of a pretraining; give a supervised training, such as the folder "
             f"supervised of an evaluation with --supervised"
         )
-    network = network_from_state(state.get("module", {}))
+    network = _library_network(config, module) if "model" in config else network_from_state(module)
     if network is None:
         raise CheckpointError(
-            f"the checkpoint {found} does not hold a whole Network in Network; give a supervised training, "
-            f"such as the folder supervised of an evaluation with --supervised"
+            f"the checkpoint {found} does not hold a whole network; give a supervised training, such as the "
+            f"folder supervised of an evaluation with --supervised"
         )
+    return network
+
+
+def _library_network(config: Mapping[str, Any], state: Mapping[str, Any]) -> FeatureNetwork | None:
+    """The network that a supervised training's settings name; None where the weights are not its."""
+    network = make_network(config["num_classes"], config["in_channels"], config["model"])
+    try:
+        network.load_state_dict(state)
+    except RuntimeError:  # names or shapes that differ: heads, say
+        return None
     return network
 
 

@@ -1,4 +1,6 @@
-"""The supervised baseline: a 3-block network trained from scratch on the same labels.
+"""The supervised baseline: a network trained from scratch on the same labels.
+
+It is the paper's 3-block network, or, where another one was pretrained, that one.
 
 Source: Gidaris et al., ICLR 2018, Table 3 and Figure 5b; it trains on the pretext task's schedule.
 """
@@ -9,7 +11,7 @@ import torch
 
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.report import Cell
@@ -29,9 +31,7 @@ def _supervised(setup: EvaluationSetup) -> list[Cell]:
     return [Cell.of("supervised", None, None, "", confusions["object"])]
 
 
-def supervised_task(
-    network: NetworkInNetwork, views: ObjectViews, schedule: Schedule
-) -> ObjectClassification:
+def supervised_task(network: FeatureNetwork, views: ObjectViews, schedule: Schedule) -> ObjectClassification:
     """Train a whole network, on the device of ``views``, to tell object classes; named ``object``."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:

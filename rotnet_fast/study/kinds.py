@@ -14,7 +14,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.evaluation import EvaluationSetup
@@ -96,7 +96,7 @@ def heads(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     }
 
 
-def frozen_network(setup: EvaluationSetup, cell: StudyCell) -> NetworkInNetwork:
+def frozen_network(setup: EvaluationSetup, cell: StudyCell) -> FeatureNetwork:
     """The network that a cell needs, or an untrained one."""
     if cell.needs:
         return setup.pretrained_network()

@@ -12,7 +12,8 @@ from rotnet_fast.analysis.embedding import embedding
 from rotnet_fast.analysis.filters import filters
 from rotnet_fast.analysis.rotation import rotation
 from rotnet_fast.analysis.views import PlainViews, one_of_each_class
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.build import make_network
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.supervised import BLOCKS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
@@ -24,14 +25,14 @@ SHOWN_ROTATIONS = 8
 """Test images in a figure of predicted rotations."""
 
 
-def network_of(context: Context, cell: StudyCell) -> NetworkInNetwork:
+def network_of(context: Context, cell: StudyCell) -> FeatureNetwork:
     """The trained network of a pretraining or a supervised training, in eval mode, on the device."""
     settings, data = cell.settings, context.settings.data
     if cell.kind == "pretext":
         outputs, blocks = len(settings["rotations"]), settings["blocks"]
     else:
         outputs, blocks = len(data.classes), BLOCKS
-    network = NetworkInNetwork(outputs, blocks, settings["width"], data.channels)
+    network = make_network(outputs, data.channels, blocks=blocks, width=settings["width"])
     network.load_state_dict(context.network_state(cell))
     return network.to(context.device).eval()
 

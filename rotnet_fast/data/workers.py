@@ -1,0 +1,91 @@
+"""Work on many encoded images, divided over processes.
+
+The worker processes import this module, so it stays free of torch, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from rotnet_fast.data.source import ImageSource
+from rotnet_fast.errors import DataError
+
+_IMAGES_PER_CHUNK = 128
+_IMAGES_PER_WORKER = 512  # fewer are done before another process has started
+
+Result = TypeVar("Result")
+
+
+def in_chunks(
+    work: Callable[[ImageSource], Result], source: ImageSource, description: str, progress: bool
+) -> Iterator[tuple[slice, Result]]:
+    """Results of ``work`` on one part of the source after another, computed on all available cores.
+
+    Processes, not threads: for small images nearly all the time goes to Python code, and two threads were
+    slower than one. They are spawned, not forked, as torch's threads do not survive a fork; so a
+    script that calls this for more than a thousand images needs the ``if __name__ == "__main__":`` guard.
+
+    Args:
+        work: a function that can be pickled.
+        description: of the progress bar.
+        progress: show the progress bar.
+
+    Yields:
+        Positions of a part and its result, in the order of the source.
+
+    Raises:
+        DataError: that of ``work`` for the first part that has one; or a process was killed.
+    """
+    starts = range(0, len(source), _IMAGES_PER_CHUNK)
+    places = [slice(start, min(start + _IMAGES_PER_CHUNK, len(source))) for start in starts]
+    parts = [source.take(np.arange(place.start, place.stop)) for place in places]
+    workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
+    with tqdm(total=len(source), unit="image", desc=description, disable=not progress) as bar:
+        if workers < 2:
+            for place, part in zip(places, parts, strict=True):
+                yield place, work(part)
+                bar.update(len(part))
+            return
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+        try:
+            for place, result in zip(places, pool.map(work, parts), strict=True):
+                yield place, result
+                bar.update(place.stop - place.start)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process ended before its work was done: out of memory, or called from a script "
+                'without an `if __name__ == "__main__":` guard'
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container or under taskset are not all of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and do not outlive it where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only ever called in a worker process"
+    parent.join()
+    os._exit(1)

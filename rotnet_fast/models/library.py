@@ -1,0 +1,325 @@
+"""Classification networks of torchvision and timm, with feature maps by the names of their modules.
+
+State-dict keys (stable; checkpoints rely on them) are those of the library's own model, without a prefix: the
+weights of ``LibraryNetwork("resnet18", 4)`` are those of ``torchvision.models.resnet18(num_classes=4)``.
+
+Both libraries are imported only when one of their networks is made: torchvision takes more than a second, and
+does not import at all beside a torch that it was not built for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from rotnet_fast.config import NIN
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.network import FeatureNetwork
+
+TIMM = "timm/"
+"""What the names of timm's networks begin with."""
+
+PROBE = 96
+"""Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
+that leaves the last maps with more than one cell."""
+
+_ONE_OUTPUT: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+"""Networks of torchvision that would have auxiliary classifiers -> what makes them have one output. The
+initialisation is named because torchvision warns where it is not."""
+
+
+class LibraryNetwork(FeatureNetwork):
+    """A network of torchvision or timm, untrained.
+
+    ``layers`` are the modules directly below the network whose output is one map [B,C,H,W] with H > 1. A
+    Sequential in which maps have three sizes or more holds several stages, not one: its parts are taken in
+    its place, under names such as ``features.3``. Any other module that gives a map, such as
+    ``layer1.0.conv1``, may be asked for as well; of one that runs several times, the first output counts.
+
+    Args:
+        name: of a classification network of torchvision, or ``timm/`` and the name of one of timm.
+        num_classes: outputs.
+        in_channels: channels of the images; 3, unless the network is timm's.
+
+    Raises:
+        ArgumentError: no such network, its library is missing, or a network that cannot be used: one for
+            images of one size, without feature maps, or that cannot be traced.
+    """
+
+    may_draw = True
+
+    def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.name = name
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.model = _create(name, num_classes, in_channels).to(memory_format=torch.channels_last)
+        self._maps = self._find_maps()
+        self.layers = _stages(self.model, self._maps)
+        if not self.layers:
+            raise ArgumentError(
+                f"model {name} has no feature maps [B,C,H,W]; choose a convolutional network, such as "
+                f"resnet18"
+            )
+        sides = [self._maps[layer][1] for layer in self.layers]
+        larger = [layer for layer, side in zip(self.layers, sides, strict=True) if side > sides[-1]]
+        self.default_layer = larger[-1] if larger else self.layers[max(0, len(self.layers) - 2)]
+        self.stride = 2 ** int(math.log2(PROBE / sides[-1]))
+        self._extractors: dict[tuple[str, ...], Any] = {}
+        self._extractor([self.default_layer])  # what cannot be traced is refused now, not after training
+        self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
+        logits: torch.Tensor = self.model(x)
+        return logits
+
+    def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """See `FeatureNetwork`; maps have the memory format that the library's model gives them."""
+        self.check_layers(layers)
+        maps: dict[str, torch.Tensor] = self._extractor(layers)(x)
+        return maps
+
+    def feature_channels(self, layer: str) -> int:
+        """Channels of a layer's feature map."""
+        self.check_layers([layer])
+        return self._maps[layer][0]
+
+    def feature_parameters(self, layer: str) -> list[nn.Parameter]:
+        """The parameters of all modules that run for a layer's feature map."""
+        self.check_layers([layer])
+        return list(self._extractor([layer]).parameters())
+
+    def check_layers(self, layers: Sequence[str]) -> None:
+        """Raise an ArgumentError unless every name is that of a module which gives a feature map."""
+        if not layers:
+            raise ArgumentError(f"layers is empty; choose from {', '.join(self.layers)}")
+        for layer in layers:
+            if layer not in self._maps:
+                raise ArgumentError(
+                    f"layers holds {layer!r}, which is no feature map of {self.name}; choose from "
+                    f"{', '.join(self.layers)}, or from the modules in them"
+                )
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise an ArgumentError unless the network takes images of that many pixels."""
+        self._run(height, width)
+
+    def train(self, mode: bool = True) -> LibraryNetwork:
+        """Set the mode, and choose the traced graphs that belong to it."""
+        super().train(mode)
+        for extractor in self._extractors.values():
+            extractor.train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Weights and buffers under the keys of the library's model."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies and pickles: traced graphs refer to this network's modules, and stay behind."""
+        return {**self.__dict__, "_extractors": {}}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LibraryNetwork:
+        """Move or convert. Traced graphs are dropped, as they may hold a buffer that is replaced by this."""
+        self._extractors.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @torch.no_grad()
+    def _run(self, height: int, width: int) -> None:
+        """One black image through the network, in eval mode."""
+        device = next(self.model.parameters()).device
+        modes = _modes(self.model)
+        try:
+            logits = self.model.eval()(torch.zeros(1, self.in_channels, height, width, device=device))
+        except Exception as error:  # each network has its own way to refuse an image
+            reason = str(error).strip().partition("\n")[0]
+            raise ArgumentError(
+                f"model {self.name} does not take images of {height} x {width} pixels ({reason}); choose "
+                f"another size, or a convolutional network for any size, such as resnet18"
+            ) from error
+        finally:
+            _restore(modes)
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if shape != [1, self.num_classes]:
+            raise ArgumentError(
+                f"model {self.name} gives {shape} for one image, not logits [1, {self.num_classes}]; choose "
+                f"a classification network, such as resnet18"
+            )
+
+    def _find_maps(self) -> dict[str, tuple[int, int]]:
+        """Module -> channels and side of the square map that it gives for the probe, in order of running."""
+        maps: dict[str, tuple[int, int]] = {}
+
+        def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def record(module: nn.Module, inputs: Any, output: Any) -> None:
+                # Equal last sides: transformers have maps [B,H,W,C], too, which are no feature maps here.
+                is_map = isinstance(output, torch.Tensor) and output.dim() == 4
+                if is_map and output.shape[2] == output.shape[3]:
+                    maps.setdefault(name, (output.shape[1], output.shape[2]))
+
+            return record
+
+        handles = [
+            module.register_forward_hook(recorder(name))
+            for name, module in self.model.named_modules()
+            if name
+        ]
+        try:
+            self._run(PROBE, PROBE)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return maps
+
+    def _extractor(self, layers: Sequence[str]) -> Any:
+        """Module from images to the maps of these layers; it shares all submodules with the network.
+
+        Raises:
+            ArgumentError: the network's own code cannot be traced.
+        """
+        wanted = tuple(name for name in self._maps if name in layers)
+        if wanted not in self._extractors:
+            extraction = import_module("torchvision.models.feature_extraction")
+            modes = _modes(self.model)
+            try:
+                extractor = extraction.create_feature_extractor(
+                    self.model,
+                    list(wanted),
+                    tracer_kwargs={"leaf_modules": _leaf_types(self.model, wanted)},
+                    suppress_diff_warning=True,
+                )
+            except Exception as error:  # tracing runs the library's code, which may raise anything
+                reason = str(error).strip().partition("\n")[0]
+                raise ArgumentError(
+                    f"model {self.name} cannot be traced for its feature maps {', '.join(wanted)} "
+                    f"({reason}); choose another network, such as resnet18"
+                ) from error
+            finally:
+                _restore(modes)
+            _protect_maps(extractor)
+            self._extractors[wanted] = extractor
+        return self._extractors[wanted]
+
+
+def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
+    """The library's model, with weights drawn as the library does.
+
+    Raises:
+        ArgumentError: no such model, no such library, or a number of channels that it does not take.
+    """
+    if name.startswith(TIMM):
+        timm = _import("timm", "timm", name)
+        if not timm.is_model(name.removeprefix(TIMM)):
+            raise _unknown(name, [TIMM + other for other in timm.list_models()])
+        arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
+        from_timm: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False, **arguments)
+        return from_timm
+    models = _import("torchvision.models", "torchvision", name)
+    names = models.list_models(module=models)  # classification alone; detection and others have their modules
+    if name not in names:
+        raise _unknown(name, [NIN, *names])
+    if in_channels != 3:
+        raise ArgumentError(
+            f"model {name} takes images of 3 channels, and these have {in_channels}; choose {NIN} or a "
+            f"network of timm, such as {TIMM}resnet18"
+        )
+    arguments = {"num_classes": num_classes, **_ONE_OUTPUT.get(name, {})}
+    from_torchvision: nn.Module = models.get_model(name, weights=None, **arguments)
+    return from_torchvision
+
+
+def _import(module: str, package: str, model: str) -> Any:
+    try:
+        return import_module(module)
+    # A torchvision that was built for another torch raises a RuntimeError.
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ArgumentError(
+            f"model {model} needs {package}, which does not import beside torch {torch.__version__} "
+            f"({error}); install one that fits: pip install {package}"
+        ) from error
+
+
+def _unknown(name: str, names: list[str]) -> ArgumentError:
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    return ArgumentError(
+        f"model is {name!r}, which there is not; "
+        + (f"did you mean {', '.join(near)}? " if near else "")
+        + f"Choose {NIN}, a classification network of torchvision, such as resnet18, or one of timm, such as "
+        f"{TIMM}resnet18"
+    )
+
+
+def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Names of the layers, in the order they run; see `LibraryNetwork`."""
+
+    def below(parent: nn.Module, prefix: str) -> list[str]:
+        names = []
+        for child_name, child in parent.named_children():
+            name = prefix + child_name
+            parts = [
+                maps[f"{name}.{part}"][1] for part, _ in child.named_children() if f"{name}.{part}" in maps
+            ]
+            if isinstance(child, nn.Sequential) and len(set(parts)) > 2:
+                names += below(child, f"{name}.")
+            # A pool to a fixed size belongs to the classifier: it may even enlarge the last map.
+            elif name in maps and maps[name][1] > 1 and not isinstance(child, nn.AdaptiveAvgPool2d):
+                names.append(name)
+        return names
+
+    found = set(below(model, ""))
+    return tuple(name for name in maps if name in found)
+
+
+def _leaf_types(model: nn.Module, layers: Sequence[str]) -> list[type[nn.Module]]:
+    """Types of modules that tracing need not look into: all but those that a layer lies in.
+
+    So the code of blocks may be whatever it likes, dropout in them follows their own mode, and BatchNorm
+    may be changed after tracing.
+    """
+    parts = [layer.split(".") for layer in layers]
+    holders = {
+        type(model.get_submodule(".".join(path[:depth]))) for path in parts for depth in range(len(path))
+    }
+    types = {type(module) for module in model.modules()}
+    return [kind for kind in types if not any(issubclass(holder, kind) for holder in holders)]
+
+
+def _protect_maps(extractor: Any) -> None:
+    """Copy every map but the last as soon as it is there, because what follows may work in place.
+
+    A ReLU behind resnet18's bn1 would else overwrite bn1's map where a later layer is asked for, too.
+    """
+    for graph in (extractor.train_graph, extractor.eval_graph):
+        output = graph.output_node()
+        for node in list(output.args[0].values())[:-1]:
+            with graph.inserting_after(node):
+                copy = graph.call_method("clone", (node,))
+            output.replace_input_with(node, copy)
+    extractor.recompile()
+
+
+def _modes(model: nn.Module) -> dict[nn.Module, bool]:
+    """Every module's mode: BatchNorm may be in another one than the whole."""
+    return {module: module.training for module in model.modules()}
+
+
+def _restore(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """From the library's keys to those of the module that holds its model, where a state is loaded."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

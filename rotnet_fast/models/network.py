@@ -1,0 +1,69 @@
+"""What every network has, so that pretraining, evaluation and analysis need not know which one it is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class FeatureNetwork(nn.Module, ABC):
+    """An image classifier whose feature maps can be tapped by the names of its layers.
+
+    A base class and no `typing.Protocol`, because those who use it need the methods of `nn.Module` as well.
+
+    Attributes:
+        name: as ``--model`` takes it.
+        layers: names of the feature maps, from the image to the logits.
+        default_layer: the one to take where nobody says another: conv2 of the paper's network, else the last
+            of the stage before the last, because the last layers turn towards the pretext task.
+        stride: pixels of the image per cell of the last feature map, along each side: a power of two.
+        num_classes: outputs; the number of rotations, or of object classes.
+        in_channels: channels of the images.
+        may_draw: whether a step in train mode may draw random numbers, as dropout does.
+
+    Shape:
+        normalised images [B,C,H,W] -> logits [B,num_classes]. Weights are channels_last; give images in the
+        same memory format.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    default_layer: str
+    stride: int
+    num_classes: int
+    in_channels: int
+    may_draw: bool
+
+    @abstractmethod
+    def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Feature maps of the layers asked for; what comes after the last one does not run.
+
+        Args:
+            x: [B,C,H,W].
+            layers: names, in any order; see :meth:`check_layers`.
+
+        Returns:
+            layer name -> [B,C_layer,H_layer,W_layer], from the image to the logits.
+
+        Raises:
+            ArgumentError: a layer that this network does not have, or none at all.
+        """
+
+    @abstractmethod
+    def feature_channels(self, layer: str) -> int:
+        """Channels of a layer's feature map."""
+
+    @abstractmethod
+    def feature_parameters(self, layer: str) -> list[nn.Parameter]:
+        """The parameters that a layer's feature map depends on, in a fixed order."""
+
+    @abstractmethod
+    def check_layers(self, layers: Sequence[str]) -> None:
+        """Raise an ArgumentError unless every name is one of a feature map of this network."""
+
+    @abstractmethod
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise an ArgumentError unless the network takes images of that many pixels."""

@@ -1,0 +1,204 @@
+"""Which files of a data folder are its images, halves and classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from image_files import encoded, pixels, save, write_tar
+
+from rotnet_fast.data.datasets import load_dataset
+from rotnet_fast.data.layout import Listing, list_folder
+from rotnet_fast.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own cache folder is left alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+
+
+def make(data_dir: Path, places: Iterable[str]) -> None:
+    """Empty files; a listing looks at names alone."""
+    for place in places:
+        (data_dir / place).parent.mkdir(parents=True, exist_ok=True)
+        (data_dir / place).touch()
+
+
+def halves(listing: Listing) -> tuple[list[str], list[str]]:
+    """Names of the training and of the test images, below the data folder."""
+    names = [listing.source.relative_name(number) for number in range(len(listing.source))]
+    return names[: listing.train_count], names[listing.train_count :]
+
+
+def shard(first: int, count: int, labels: bool = True) -> dict[str, bytes]:
+    """Members of a shard with images of growing numbers."""
+    members = {}
+    for number in range(first, first + count):
+        members[f"{number:03}.png"] = encoded(pixels(number))
+        if labels:
+            members[f"{number:03}.cls"] = str(number % 3).encode()
+    return members
+
+
+@pytest.mark.parametrize("second", ["test", "val", "validation"])
+def test_class_folders_in_two_halves(tmp_path: Path, second: str) -> None:
+    make(
+        tmp_path,
+        ["train/b/10.jpg", "train/b/2.jpg", "train/a/x.PNG", f"{second}/a/1.jpeg", f"{second}/b/1.jpg"],
+    )
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("a", "b")
+    assert halves(listing) == (
+        ["train/a/x.PNG", "train/b/10.jpg", "train/b/2.jpg"],
+        [f"{second}/a/1.jpeg", f"{second}/b/1.jpg"],
+    )
+    assert listing.labels.tolist() == [0, 1, 1, 0, 1]
+    assert listing.source.names[0] == str(tmp_path / "train/a/x.PNG")
+
+
+def test_of_several_second_halves_test_is_taken_then_val(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "val/1.jpg", "validation/2.jpg"])
+    assert halves(list_folder(tmp_path)) == (["train/0.jpg"], ["val/1.jpg"])
+    make(tmp_path, ["test/3.jpg"])
+    assert halves(list_folder(tmp_path)) == (["train/0.jpg"], ["test/3.jpg"])
+
+
+def test_files_without_classes_in_two_halves(tmp_path: Path) -> None:
+    make(tmp_path, ["train/1.jpg", "train/0.jpg", "train/notes.txt", "train/.2.jpg", "val/9.png"])
+    listing = list_folder(tmp_path)
+    assert listing.classes == ()
+    assert halves(listing) == (["train/0.jpg", "train/1.jpg"], ["val/9.png"])
+    assert listing.labels.tolist() == [0, 0, 0]
+
+
+def test_of_files_in_the_folder_itself_the_first_and_every_20th_after_it_are_held_out(tmp_path: Path) -> None:
+    names = [f"{number:02}.jpg" for number in range(43)]
+    make(tmp_path, [*names, "readme.txt", ".rotnet_fast_cache/scan.npy"])
+    listing = list_folder(tmp_path)
+    train, test = halves(listing)
+    assert test == ["00.jpg", "20.jpg", "40.jpg"]
+    assert train == [name for name in names if name not in test]
+    assert listing.classes == ()
+    assert listing.labels.tolist() == [0] * 43
+
+
+def test_a_folder_of_one_image_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, ["0.jpg"])
+    with pytest.raises(DataError, match="holds one image; it needs at least two"):
+        list_folder(tmp_path)
+
+
+def test_shards_in_two_halves(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "1.tar", shard(2, 2))
+    write_tar(tmp_path / "train" / "0.tar", shard(0, 2))
+    write_tar(tmp_path / "val" / "x.tar", shard(9, 1))
+    listing = list_folder(tmp_path)
+    assert halves(listing) == (
+        ["train/0.tar/000.png", "train/0.tar/001.png", "train/1.tar/002.png", "train/1.tar/003.png"],
+        ["val/x.tar/009.png"],
+    )
+    assert listing.classes == ("0", "1", "2")
+    assert listing.labels.tolist() == [0, 1, 2, 0, 0]
+    assert listing.source.names[4] == str(tmp_path / "val" / "x.tar" / "009.png")
+
+
+def test_shards_in_the_folder_itself_hold_out_every_20th_sample(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", shard(0, 15))
+    write_tar(tmp_path / "b.tar", shard(15, 15))
+    listing = list_folder(tmp_path)
+    train, test = halves(listing)
+    assert test == ["a.tar/000.png", "b.tar/020.png"]
+    assert len(train) == 28
+    assert listing.labels[listing.train_count :].tolist() == [0, 2]
+    assert [listing.source.read(28), listing.source.read(29)] == [encoded(pixels(0)), encoded(pixels(20))]
+
+
+def test_shards_without_labels_have_no_classes(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "a.tar", shard(0, 2, labels=False))
+    write_tar(tmp_path / "test" / "a.tar", shard(2, 1, labels=False))
+    listing = list_folder(tmp_path)
+    assert listing.classes == ()
+    assert listing.labels.tolist() == [0, 0, 0]
+
+
+def test_shards_are_indexed_again_when_they_change(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", shard(0, 2))
+    before = list_folder(tmp_path)
+    assert list_folder(tmp_path).digest == before.digest
+    write_tar(tmp_path / "a.tar", shard(0, 3))
+    after = list_folder(tmp_path)
+    assert len(after.source) == 3
+    assert after.digest != before.digest
+    (tmp_path / "a.idx").write_text("")
+    with pytest.warns(UserWarning, match="does not fit its shard"):
+        assert list_folder(tmp_path).digest != after.digest
+
+
+def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train" / "a.tar", shard(0, 3))
+    write_tar(tmp_path / "test" / "a.tar", shard(3, 2))
+    for place, count in (("train", 3), ("test", 2)):
+        for number in range(count):
+            seed = number + (3 if place == "test" else 0)
+            save(tmp_path / "files" / place / str(seed % 3) / f"{seed}.png", pixels(seed))
+    save(tmp_path / "files" / "test" / "2" / "5.png", pixels(5))
+    from_shards = load_dataset("folder", tmp_path, image_size=8, progress=False)
+    from_files = load_dataset("folder", tmp_path / "files", image_size=8, progress=False)
+    assert from_shards.train.images.equal(from_files.train.images)
+    assert from_shards.test.images.equal(from_files.test.images[:2])
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([], r"has no train/: it must hold .* Found: nothing"),
+        (["notes.txt"], r"Found: nothing"),
+        (["cats/0.jpg", "dogs/0.jpg"], r"has no train/: .* Found: folders \(such as cats\)"),
+        (["test/0.jpg"], r"has no train/: .* Found: folders \(such as test\)"),
+        (["train/0.jpg"], r"has train/ but no test/, val/ or validation/"),
+        (
+            ["0.jpg", "cats/0.jpg"],
+            r"mixes folders \(such as cats\), image files \(such as 0\.jpg\); keep one",
+        ),
+        (["0.jpg", "x.tar"], r"mixes image files \(such as 0\.jpg\), \.tar shards \(such as x\.tar\)"),
+        (["train/0.jpg", "train/a/0.jpg", "test/0.jpg"], r"train mixes folders \(such as a\), image files"),
+        (["train/a/0.jpg", "test/a/0.jpg", "test/x.tar"], r"test mixes folders \(such as a\), \.tar shards"),
+        (["train/a/0.jpg", "test/0.jpg"], r"train/ of .* holds folders \(such as a\), but test/ image files"),
+        (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ \.tar shards"),
+        (["train/a/0.jpg", "val/a/0.jpg", "val/b/0.jpg"], r"train/ and val/ .* same classes; only one has b"),
+        (["train/a/0.jpg", "test/a/0.txt"], r"test/a holds no \.jpg, \.jpeg or \.png files"),
+        (
+            ["train/0.jpg", "test/notes.txt"],
+            r"test holds no class folders, no JPEG or PNG files and no \.tar",
+        ),
+    ],
+)
+def test_any_other_layout_is_refused(tmp_path: Path, places: list[str], message: str) -> None:
+    make(tmp_path, places)
+    with pytest.raises(DataError, match=message):
+        list_folder(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"nowhere cannot be read as a folder of images .*it must hold train/"
+    ):
+        list_folder(tmp_path / "nowhere")
+
+
+def test_caches_of_class_folders_made_by_earlier_versions_stay_valid(tmp_path: Path) -> None:
+    places = ["train/a/0.jpg", "train/b/1.jpg", "test/a/2.jpg", "test/b/3.jpg"]
+    make(tmp_path, places)
+    digest = hashlib.sha256(b"1")
+    for place in places:
+        found = (tmp_path / place).stat()
+        digest.update(f"{place}\0{found.st_size} {found.st_mtime_ns}\n".encode())
+    assert list_folder(tmp_path).digest == digest.hexdigest()
+
+
+def test_beside_train_other_things_are_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "test/1.jpg", "montage.png", "old.tar", "scripts/x.py"])
+    assert halves(list_folder(tmp_path)) == (["train/0.jpg"], ["test/1.jpg"])

@@ -1,0 +1,176 @@
+"""Headers of good and bad images of every kind, and what becomes of the bad ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import Pixels, bad_images, encoded, good_images, pixels
+
+from rotnet_fast.data import scan
+from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
+from rotnet_fast.data.scan import GOOD, REASONS, Scan, check_images, examine, scan_images
+from rotnet_fast.data.source import FileSource
+from rotnet_fast.errors import DataError
+
+GOOD_IMAGES, BAD_IMAGES = good_images(), bad_images()
+
+
+def source_of(folder: Path, files: dict[str, bytes]) -> FileSource:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    sizes = np.array([len(content) for content in files.values()], dtype=np.int64)
+    return FileSource(str(folder), [str(folder / name) for name in files], sizes)
+
+
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+def test_a_good_image_is_known_by_its_header(name: str) -> None:
+    content, (height, width), convert = GOOD_IMAGES[name]
+    assert examine(content) == (height, width, int(convert), GOOD)
+
+
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+def test_the_size_is_that_of_the_decoded_image(name: str) -> None:
+    content, size, _ = GOOD_IMAGES[name]
+    assert decode_rgb(content).shape == (*size, 3)
+    assert decode_image(content, 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_told_by_its_reason(name: str) -> None:
+    content, reason = BAD_IMAGES[name]
+    height, width, convert, verdict = examine(content)
+    assert (height, width, convert) == (0, 0, 0)
+    assert REASONS[verdict].startswith(reason)
+
+
+@given(
+    name=st.sampled_from(sorted(GOOD_IMAGES)),
+    position=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(min_size=1, max_size=8),
+)
+def test_whatever_is_spoilt_gets_a_verdict(name: str, position: float, junk: bytes) -> None:
+    content = GOOD_IMAGES[name][0]
+    at = int(position * len(content))
+    height, width, convert, verdict = examine(content[:at] + junk + content[at + len(junk) :])
+    assert 0 <= verdict < len(REASONS)
+    assert (verdict == GOOD) == (min(height, width) > 0)
+    assert convert in (0, 1)
+
+
+def test_no_cut_of_a_file_passes_for_a_whole_one() -> None:
+    for kind in ("PNG", "JPEG"):
+        content = encoded(pixels(0, 24, 24), kind)
+        assert examine(content)[3] == GOOD
+        assert all(examine(content[:length])[3] != GOOD for length in range(len(content)))
+
+
+def dali_decode(contents: list[bytes]) -> list[Pixels]:
+    """As the CPU decoder of DALI does, one by one, as some would stop the others."""
+    fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
+    dali = pytest.importorskip("nvidia.dali")
+    pipeline = dali.Pipeline(1, 1, None, prefetch_queue_depth=1)
+    files = iter(contents)
+    with pipeline:
+        file = fn.external_source(lambda: [np.frombuffer(next(files), np.uint8)])
+        pipeline.set_outputs(fn.decoders.image(file, device="cpu", output_type=dali.types.RGB))
+    pipeline.build()
+    return [np.array(pipeline.run()[0].at(0)) for _ in contents]
+
+
+def test_what_need_not_be_converted_has_the_same_pixels_in_dali() -> None:
+    for_dali = {name: content for name, (content, _, convert) in GOOD_IMAGES.items() if not convert}
+    for name, image in zip(for_dali, dali_decode(list(for_dali.values())), strict=True):
+        assert np.array_equal(image, decode_rgb(for_dali[name])), name
+
+
+def test_what_must_be_converted_reaches_dali_unchanged_as_ppm() -> None:
+    expected = [decode_rgb(content) for content, _, convert in GOOD_IMAGES.values() if convert]
+    for image, rgb in zip(dali_decode([encode_ppm(rgb) for rgb in expected]), expected, strict=True):
+        assert np.array_equal(image, rgb)
+
+
+def test_an_orientation_outside_exif_must_be_converted_as_dali_passes_it_over() -> None:
+    names = ["turned-by-xmp.jpg", "turned-by-xmp.png", "turned-by-text.png"]
+    for image in dali_decode([GOOD_IMAGES[name][0] for name in names]):
+        assert image.shape == (24, 40, 3)
+
+
+def test_a_scan_has_a_row_for_each_image_in_order(tmp_path: Path) -> None:
+    files = {name: content for name, (content, _, _) in GOOD_IMAGES.items()}
+    source = source_of(tmp_path, {**files, "bad.png": b"bad"})
+    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    assert found.sizes.tolist() == [*(list(size) for _, size, _ in GOOD_IMAGES.values()), [0, 0]]
+    assert found.convert.tolist() == [*(convert for _, _, convert in GOOD_IMAGES.values()), False]
+    assert (found.verdicts != GOOD).tolist() == [False] * len(files) + [True]
+
+
+def test_a_scan_is_kept_for_the_same_listing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(tmp_path, {"0.png": encoded(pixels(0)), "1.png": encoded(pixels(1))})
+    looked_at: list[bytes] = []
+    monkeypatch.setattr(scan, "examine", lambda content: looked_at.append(content) or (8, 8, 0, GOOD))
+    for listing in ("one", "one", "two", "two"):
+        scan_images(source, listing, [tmp_path / "cache"], progress=False)
+    assert len(looked_at) == 4
+
+
+def test_an_unreadable_image_is_looked_at_again_next_time(tmp_path: Path) -> None:
+    source = source_of(tmp_path, {"0.png": encoded(pixels(0))})
+    (tmp_path / "0.png").rename(tmp_path / "elsewhere.png")
+    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    assert [REASONS[verdict] for verdict in found.verdicts] == ["cannot be read"]
+    (tmp_path / "elsewhere.png").rename(tmp_path / "0.png")
+    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    assert found.verdicts.tolist() == [GOOD]
+
+
+def scan_with(bad: list[int], count: int) -> tuple[FileSource, Scan]:
+    verdicts = np.full(count, GOOD, np.int32)
+    verdicts[bad] = REASONS.index("is empty")
+    names = [f"data/{number}.jpg" for number in range(count)]
+    source = FileSource("data", names, np.ones(count, np.int64))
+    return source, Scan(np.ones((count, 2), np.int32), np.zeros(count, np.bool_), verdicts)
+
+
+def test_bad_images_are_an_error_that_names_them_and_the_way_out() -> None:
+    with pytest.raises(DataError) as caught:
+        check_images(*scan_with([3, 4], 10), "fail")
+    assert str(caught.value) == (
+        "2 of 10 images cannot be used: data/3.jpg is empty; data/4.jpg is empty. Repair or remove them, "
+        "or leave them out with --bad-images skip"
+    )
+
+
+def test_an_error_about_many_bad_images_names_the_first_few() -> None:
+    with pytest.raises(DataError, match=r"^7 of 10 .*data/4.jpg is empty; and others") as caught:
+        check_images(*scan_with(list(range(7)), 10), "fail")
+    assert "data/5.jpg" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(20, 1), (1999, 1), (2000, 2), (5000, 5)])
+def test_one_in_a_thousand_and_at_least_one_may_be_skipped(
+    count: int, allowed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = list(range(0, 2 * allowed, 2))
+    kept = check_images(*scan_with(bad, count), "skip")
+    assert kept.tolist() == [number for number in range(count) if number not in bad]
+    assert f"WARNING: {allowed} of {count} images" in (printed := capsys.readouterr().err)
+    assert printed.count(" is empty\n") == allowed
+    with pytest.raises(DataError, match=f"--bad-images skip leaves out {allowed} at most"):
+        check_images(*scan_with(list(range(allowed + 1)), count), "skip")
+
+
+def test_where_all_is_well_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for choice in ("fail", "skip"):
+        assert check_images(*scan_with([], 3), choice).tolist() == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_worker_processes_do_not_import_torch() -> None:
+    command = "import sys, rotnet_fast.data.scan, rotnet_fast.data.layout; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

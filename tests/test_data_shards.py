@@ -1,0 +1,299 @@
+"""WebDataset tar shards: where images and labels lie, with an index beside them or without."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import encoded, pixels, write_tar
+
+from rotnet_fast.data import shards
+from rotnet_fast.data.shards import index_file, index_shards
+from rotnet_fast.data.source import TarSource
+from rotnet_fast.errors import DataError
+
+Members = dict[str, bytes]
+
+SAMPLES: Members = {
+    "a/0.jpg": b"first image",
+    "a/0.cls": b"3",
+    "a/0.json": b"{}",
+    "a/1.cls": b" 0\n",
+    "a/1.PNG": b"second image" * 100,
+    "a/2.jpeg": b"",
+    "a/2.cls": b"11",
+}
+
+
+def index(folder: Path, *names: str) -> tuple[TarSource, list[int] | None]:
+    """Of shards of a folder; a shard that an index beside it does not fit is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = [str(folder / name) for name in names]
+        source, labels = index_shards(str(folder), paths, "listing", [folder / "cache"], progress=False)
+    return source, None if labels is None else labels.tolist()
+
+
+def contents(source: TarSource) -> dict[str, bytes]:
+    return {source.relative_name(number): source.read(number) for number in range(len(source))}
+
+
+def test_images_and_labels_come_in_the_order_of_the_shards_and_their_files(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", SAMPLES)
+    write_tar(tmp_path / "y.tar", {"0.jpg": b"last image", "0.cls": b"1"})
+    source, labels = index(tmp_path, "x.tar", "y.tar")
+    assert contents(source) == {
+        "x.tar/a/0.jpg": b"first image",
+        "x.tar/a/1.PNG": b"second image" * 100,
+        "x.tar/a/2.jpeg": b"",
+        "y.tar/0.jpg": b"last image",
+    }
+    assert labels == [3, 0, 11, 1]
+
+
+def test_images_without_labels_have_none(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"0.jpg": b"one", "0.txt": b"text", "1.jpg": b"two"})
+    source, labels = index(tmp_path, "x.tar")
+    assert len(source) == 2
+    assert labels is None
+
+
+def test_other_members_are_passed_over(tmp_path: Path) -> None:
+    members = {
+        ".0.jpg": b"?",
+        "a/.hidden.jpg": b"?",
+        "b.seg.png": b"mask",
+        "b.jpg": b"image",
+        "c.json": b"{}",
+    }
+    write_tar(tmp_path / "x.tar", members)
+    assert contents(index(tmp_path, "x.tar")[0]) == {"x.tar/b.jpg": b"image"}
+
+
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters="./\0", exclude_categories=["Cs"]), min_size=1, max_size=40),
+        unique=True,
+        min_size=1,
+        max_size=5,
+    ),
+    folder=st.sampled_from(["", "long/" * 60, "ä/"]),
+    images=st.lists(st.binary(max_size=2000), min_size=5, max_size=5),
+    kind=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_whatever_is_put_into_a_shard_comes_out_again(
+    names: list[str],
+    folder: str,
+    images: list[bytes],
+    kind: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    place = tmp_path_factory.mktemp("shards")
+    expected = {}
+    with tarfile.open(place / "x.tar", "w", format=kind) as tar:
+        for number, (name, image) in enumerate(zip(names, images, strict=False)):
+            for suffix, content in ((".jpg", image), (".cls", str(number).encode())):
+                member = tarfile.TarInfo(folder + name + suffix)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            expected[f"x.tar/{folder}{name}.jpg"] = image
+    for _ in range(2):  # the second time from the cache
+        source, labels = index(place, "x.tar")
+        assert contents(source) == expected
+        assert labels == list(range(len(names)))
+
+
+def write_nvidia_index(shard: Path) -> Path:
+    """As NVIDIA's tool writes it."""
+    path = Path(index_file(str(shard)))
+    wds2idx = pytest.importorskip("wds2idx", reason="it comes with DALI, which is not installed")
+    with wds2idx.IndexCreator(str(shard), str(path), verbose=False) as creator:
+        creator.create_index()
+    return path
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards whose headers are read one after another."""
+    walked: list[str] = []
+    walk = shards._walk
+
+    def counted(file: io.BufferedReader) -> list[shards._Member]:
+        walked.append(os.path.basename(file.name))
+        return walk(file)
+
+    monkeypatch.setattr(shards, "_walk", counted)
+    return walked
+
+
+def test_the_index_of_nvidias_tool_saves_reading_the_headers(tmp_path: Path, walks: list[str]) -> None:
+    write_tar(tmp_path / "x.tar", {**SAMPLES, "long/" * 30 + "3.jpg": b"x", "long/" * 30 + "3.cls": b"4"})
+    without, labels = index(tmp_path, "x.tar")
+    expected = contents(without)
+    assert walks == ["x.tar"]
+    (tmp_path / "cache" / "index.json").unlink()
+    write_nvidia_index(tmp_path / "x.tar")
+    source, from_index = index(tmp_path, "x.tar")
+    assert contents(source) == expected
+    assert from_index == labels == [3, 0, 11, 4]
+    assert walks == ["x.tar"]
+
+
+def test_an_index_is_looked_for_where_nvidias_tool_puts_it() -> None:
+    assert index_file("data.set/train/x-000.part.tar") == "data.set/train/x-000.idx"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda text: "", id="empty"),
+        pytest.param(lambda text: text.replace("v1.2", "v1.1"), id="another version"),
+        pytest.param(lambda text: text.replace("v1.2 3", "v1.2 4"), id="another count"),
+        pytest.param(lambda text: text[: text.rindex("\n", 0, -1) + 1], id="last line missing"),
+        pytest.param(lambda text: text.replace("v1.2 3", "v1.2 2")[: text.rindex("\njpeg") + 1], id="stale"),
+        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 512 12"), id="another size"),
+        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 1024 11"), id="another offset"),
+        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 0 11"), id="offset before the header"),
+        pytest.param(lambda text: text.replace("jpg 512", "jpg " + "9" * 30), id="offset beyond all files"),
+        pytest.param(lambda text: text.replace("jpg 512 11", "jpg x 11"), id="no number"),
+        pytest.param(lambda text: text.replace("a/0.jpg", "a/9.jpg"), id="another name"),
+        pytest.param(lambda text: text.replace("a/0.jpg", "a/0 0.jpg"), id="a blank in a name"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_reported_and_not_used(
+    tmp_path: Path, walks: list[str], spoil: Callable[[str], str]
+) -> None:
+    write_tar(tmp_path / "x.tar", SAMPLES)
+    path = write_nvidia_index(tmp_path / "x.tar")
+    assert spoil(path.read_text()) != path.read_text()
+    path.write_text(spoil(path.read_text()))
+    with pytest.warns(UserWarning, match=r"x\.idx does not fit its shard \(.*Make it anew with wds2idx"):
+        source, _ = index_shards(str(tmp_path), [str(tmp_path / "x.tar")], "listing", [tmp_path / "c"], False)
+    assert source.names[0] == str(tmp_path / "x.tar/a/0.jpg")
+    assert len(source) == 3
+    assert walks == ["x.tar"]
+
+
+def test_the_index_is_kept(tmp_path: Path, walks: list[str]) -> None:
+    write_tar(tmp_path / "x.tar", SAMPLES)
+    first, labels = index(tmp_path, "x.tar")
+    second, again = index(tmp_path, "x.tar")
+    assert walks == ["x.tar"]
+    assert contents(second) == contents(first)
+    assert again == labels
+
+
+def header(tar: bytes, name: str) -> int:
+    """Where the header of a member begins."""
+    return next(at for at in range(0, len(tar), 512) if tar[at:].startswith(name.encode() + b"\0"))
+
+
+def flip_header_of(name: str) -> Callable[[bytes], bytes]:
+    def flip(tar: bytes) -> bytes:
+        at = header(tar, name) + 3
+        return tar[:at] + bytes([tar[at] ^ 1]) + tar[at + 1 :]
+
+    return flip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda tar: b"", id="empty"),
+        pytest.param(lambda tar: tar[:700], id="cut off inside the first image"),
+        pytest.param(lambda tar: tar[: header(tar, "a/2.jpeg")], id="cut off between members"),
+        pytest.param(lambda tar: tar[: header(tar, "a/2.jpeg") + 100], id="cut off inside a header"),
+        pytest.param(lambda tar: tar[: header(tar, "a/1.PNG") + 600], id="cut off inside an image"),
+        pytest.param(lambda tar: tar[: header(tar, "a/2.cls") + 1024], id="end of the archive missing"),
+        pytest.param(flip_header_of("a/0.jpg"), id="damaged first header"),
+        pytest.param(flip_header_of("a/1.PNG"), id="damaged header"),
+        pytest.param(flip_header_of("a/2.cls"), id="damaged last header"),
+        pytest.param(lambda tar: b"no archive at all" * 100, id="something else"),
+        pytest.param(lambda tar: encoded(pixels(0)), id="an image"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    write_tar(tmp_path / "good.tar", SAMPLES)
+    write_tar(tmp_path / "x.tar", SAMPLES)
+    (tmp_path / "x.tar").write_bytes(damage((tmp_path / "x.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"x\.tar (cannot be read as a tar shard|is damaged or cut off)"):
+        index(tmp_path, "good.tar", "x.tar")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"0.jpg": b"image" * 200, "1.jpg": b"another"})
+    tar = (tmp_path / "x.tar").read_bytes()
+    end = header(tar, "1.jpg") + 1024
+    for length in [*range(0, end, 128), end - 1, end]:
+        (tmp_path / "x.tar").write_bytes(tar[:length])
+        with pytest.raises(DataError, match=r"x\.tar"):
+            index(tmp_path, "x.tar")
+
+
+def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"), io.BytesIO())
+    with pytest.raises(DataError, match=r"x\.tar cannot be read as a tar shard"):
+        index(tmp_path, "x.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_only_plain_files_are_images(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("../0.jpg", "1.jpg"):
+            member = tarfile.TarInfo(name)
+            if name == "1.jpg":
+                member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    assert contents(index(tmp_path, "x.tar")[0]) == {"x.tar/../0.jpg": b""}
+    assert [path.name for path in tmp_path.parent.glob("*.jpg")] == []
+
+
+def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "0.jpg", "wb") as file:
+        file.truncate(1 << 20)
+        file.write(b"x")
+    subprocess.run(["tar", "-C", tmp_path, "-Scf", tmp_path / "x.tar", "0.jpg"], check=True)
+    with pytest.raises(DataError, match=r"x\.tar: 0\.jpg is stored as a sparse file"):
+        index(tmp_path, "x.tar")
+
+
+def test_two_images_of_one_sample_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"0.jpg": b"", "0.png": b""})
+    with pytest.raises(DataError, match=r"x\.tar holds 0\.jpg and 0\.png, two of one kind for one sample"):
+        index(tmp_path, "x.tar")
+
+
+@pytest.mark.parametrize("text", [b"", b"cat", b"-1", b"1.5", b"1 2", b"1000000", b"9" * 5000, b"\xb2"])
+def test_a_label_that_is_no_class_number_is_refused(tmp_path: Path, text: bytes) -> None:
+    write_tar(tmp_path / "x.tar", {"0.jpg": b"", "0.cls": text})
+    with pytest.raises(DataError, match=r"x\.tar/0\.cls holds .*; a label is a whole number from 0"):
+        index(tmp_path, "x.tar")
+
+
+def test_labels_for_some_samples_only_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"0.jpg": b"", "0.cls": b"1"})
+    write_tar(tmp_path / "y.tar", {"0.jpg": b""})
+    with pytest.raises(DataError, match=r"y\.tar/0\.jpg has no label"):
+        index(tmp_path, "x.tar", "y.tar")
+
+
+def test_shards_without_images_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {"0.json": b"{}"})
+    with pytest.raises(DataError, match=r"hold no members named \.jpg, \.jpeg or \.png"):
+        index(tmp_path, "x.tar")
+
+
+def test_indexing_does_not_import_torch() -> None:
+    command = "import sys, rotnet_fast.data.shards; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -1,0 +1,94 @@
+"""The commands on folders: images without labels, damaged ones, and tar shards."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from image_files import encoded, pixels, save, write_tar
+
+from rotnet_fast import evaluate, pretrain, reproduce, visualize
+from rotnet_fast.protocols.pretrained import load_pretrained
+
+PRETRAIN = shlex.split(
+    "--preset quickstart --dataset folder --image-size 16 --blocks 3 --width 0.05 --epochs 1 --batch-size 16 "
+    "--device cpu --precision fp32 --no-tensorboard"
+)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory; the user's own cache folder is left alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def run_pretrain(data_dir: Path, *others: str) -> int:
+    return pretrain.main([*PRETRAIN, "--data-dir", str(data_dir), "--output", "run", *others])
+
+
+def test_images_without_labels_serve_pretraining_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(25):
+        save(place / "photos" / f"{number}.png", pixels(number, 16, 20))
+    assert run_pretrain(place / "photos") == 0
+    assert (results(place / "run")["train_images"], results(place / "run")["test_images"]) == (23, 2)
+    capsys.readouterr()
+
+    assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 3
+    assert capsys.readouterr().err.startswith("error: folder photos has no classes to learn and to test;")
+
+    study = ["--preset", "quickstart", "--dataset", "folder", "--data-dir", "photos", "--output", "study"]
+    assert reproduce.main(study) == 3
+    assert capsys.readouterr().err.startswith("error: folder photos has no classes to learn and to test;")
+
+    assert visualize.main(["--checkpoint", "run", "--what", "rotations", "knn"]) == 0
+    assert "WARNING: the images have no classes: leaving out knn\n" in capsys.readouterr().err
+    assert {path.stem for path in (place / "run" / "figures").iterdir()} == {"rotations"}
+
+
+def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in ("cat", "dog"):
+        for number in range(8):
+            save(place / "pets" / "train" / label / f"{number}.png", pixels(number, 16, 16))
+        save(place / "pets" / "test" / label / "0.png", pixels(9, 16, 16))
+    (place / "pets" / "train" / "cat" / "3.png").write_bytes(b"damaged")
+    assert run_pretrain(place / "pets") == 3
+    printed = capsys.readouterr().err
+    assert "train/cat/3.png is neither JPEG nor PNG" in printed
+    assert "leave them out with --bad-images skip" in printed
+
+    assert run_pretrain(place / "pets", "--bad-images", "skip", "--resume", "auto") == 0
+    found = results(place / "run")
+    assert (found["train_images"], found["skipped_images"]) == (15, ["train/cat/3.png"])
+
+    # What the pretraining did about it holds for its images later, too.
+    assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 0
+    assert results(place / "run" / "evaluate-001")["dataset"]["skipped"] == ["train/cat/3.png"]
+    assert load_pretrained(Path("run")).dataset().fingerprint == found["data_fingerprint"]
+    assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
+
+
+def test_labelled_shards_are_pretrained_on_and_evaluated(place: Path) -> None:
+    for half, count in (("train", 20), ("val", 6)):
+        members = {}
+        for number in range(count):
+            members[f"{number}.jpg"] = encoded(pixels(number, 18, 18), "JPEG")
+            members[f"{number}.cls"] = str(number % 2).encode()
+        write_tar(place / "shards" / half / "0.tar", members)
+    assert run_pretrain(place / "shards") == 0
+    assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 0
+    dataset = results(place / "run" / "evaluate-001")["dataset"]
+    assert (dataset["classes"], dataset["train_images"], dataset["test_images"]) == (["0", "1"], 20, 6)
