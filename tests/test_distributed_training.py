@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from ranks import on_ranks
 from tiny import tiny_config
 from torch import nn
@@ -164,6 +166,31 @@ def test_testing_in_parts_counts_as_testing_at_once(tmp_path: Path) -> None:
         assert found["rotation_accuracy"] == metrics["rotation_accuracy"]
         for degrees, percent in found["rotation_accuracy_by_degrees"].items():
             assert percent == metrics[f"rotation_accuracy/{degrees}"]
+
+
+def make_folder(data_dir: Path) -> None:
+    """Two classes with 33 training and 6 test images of noise between them, every other one a JPEG."""
+    rng = np.random.default_rng(0)
+    for number in range(39):
+        folder = data_dir / ("train" if number < 33 else "test") / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        image.save(folder / f"{number}.{'png' if number % 4 < 2 else 'jpg'}")
+
+
+def test_processes_that_stream_their_images_train_like_those_that_keep_them(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    hashes = []
+    for loader in ("dali", "resident"):
+        config = config_in(
+            tmp_path / loader,
+            **{"dataset": "folder", "data_dir": tmp_path / "images", "loader": loader},
+            **{"limit_train": None, "limit_test": None},
+        )
+        results = on_ranks(2, pretrain, config)
+        assert {found["loader"] for found in results} == {loader}
+        hashes.append(checkpoint.state_hash(module_of(tmp_path / loader)))
+    assert hashes[0] == hashes[1]
 
 
 def parameters_after(config: PretrainConfig, spoil: bool) -> dict[str, Any]:
