@@ -85,11 +85,13 @@ def _call(
 
 
 def torchrun(world: int, *arguments: str, restarts: int = 0) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of so many processes of a module of this package, as users start them."""
+    """Command and environment of a pretraining in so many processes, as users start it."""
     command = [
         *[sys.executable, "-m", "torch.distributed.run", "--standalone"],
-        *["--nproc-per-node", str(world), "--max-restarts", str(restarts), "-m", *arguments],
+        *["--nproc-per-node", str(world), "--max-restarts", str(restarts)],
+        *["-m", "rotnet_fast.pretrain", *arguments],
     ]
+    # The variable: without it, restarted workers may find the closed store of the killed ones.
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parent.parent),

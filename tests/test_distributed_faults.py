@@ -70,7 +70,7 @@ def pretrain_until_killed(config: PretrainConfig, step: int) -> None:
             pretrain(config)
 
 
-@pytest.mark.parametrize(("world", "steps"), [(2, [1, 4]), (3, range(STEPS))], ids=["2", "3"])
+@pytest.mark.parametrize(("world", "steps"), [(2, [1, 4]), (3, [0, 2, 3, 5])], ids=["2", "3"])
 def test_processes_killed_before_any_step_resume_to_the_same_state(
     world: int, steps: Sequence[int], tmp_path: Path
 ) -> None:
@@ -79,6 +79,14 @@ def test_processes_killed_before_any_step_resume_to_the_same_state(
         config = tiny_config(tmp_path / str(step), resume="auto", log_every=4)
         on_ranks(world, pretrain_until_killed, config, step)
         assert on_ranks(world, pretrain, config)[0]["state_hash"] == whole["state_hash"]
+
+
+def test_the_number_of_processes_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", resume="auto")
+    on_ranks(3, pretrain_until_killed, config, 4)
+    results = on_ranks(2, pretrain, config)[0]
+    assert results["environment"]["processes"] == 2
+    assert checkpoint.load_newest(tmp_path / "run")[1]["epoch"] == EPOCHS
 
 
 def run_command(arguments: list[str], *prepare: Callable[[pytest.MonkeyPatch], None]) -> tuple[int, str, str]:
@@ -179,8 +187,8 @@ def datasets_error() -> Exception:
 
 
 def other_data_for_the_last(patch: pytest.MonkeyPatch) -> None:
-    def altered(data_dir: Path | None, image_size: int, progress: bool, bad_images: str) -> Any:
-        raw = digits.load(data_dir, image_size, progress, bad_images)
+    def altered(*arguments: Any) -> Any:
+        raw = digits.load(*arguments)
         raw.train.images[0, 0, 0, 0] += 1
         return raw
 
@@ -254,23 +262,24 @@ def workers_of(agent: int) -> dict[int, int]:
     return found
 
 
-def kill_worker(job: subprocess.Popen[str], rank: int, log: Path, lines: int) -> None:
-    """Send SIGKILL to a worker once the run's log has so many lines."""
+def wait_for_lines(job: subprocess.Popen[str], log: Path, lines: int) -> None:
     while not (log.exists() and log.read_text().count("\n") >= lines):
         assert job.poll() is None
         time.sleep(0.02)
-    os.kill(workers_of(job.pid)[rank], signal.SIGKILL)
 
 
-def test_a_killed_process_costs_a_restart_or_ends_the_job_and_no_steps_are_lost(tmp_path: Path) -> None:
+def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    program, environment = torchrun(2, "rotnet_fast.pretrain", *LONG, "--output", str(folder), restarts=1)
-    with subprocess.Popen(
-        program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as job:
-        kill_worker(job, 1, folder / "metrics.jsonl", 10)
+    log = folder / "metrics.jsonl"
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    program, environment = torchrun(2, *LONG, "--output", str(folder), restarts=1)
+    with subprocess.Popen(program, env=environment, **pipes) as job:
+        wait_for_lines(job, log, 10)
+        os.kill(workers_of(job.pid)[1], signal.SIGKILL)
         # torchrun starts both again, and they go on by themselves; the next time, it gives up.
-        kill_worker(job, 0, folder / "metrics.jsonl", 60)
+        wait_for_lines(job, log, 60)
+        os.kill(workers_of(job.pid)[0], signal.SIGKILL)
         killed = time.monotonic()
         out, err = job.communicate(timeout=60)
     assert time.monotonic() - killed < 60
@@ -279,15 +288,23 @@ def test_a_killed_process_costs_a_restart_or_ends_the_job_and_no_steps_are_lost(
     for rank in (0, 1):
         assert err.count(f"error: process {rank} lost contact with another process of this job") == 1
     assert "rotnet_fast/" not in err  # the one traceback is torchrun's own
-    assert not (folder / "results.json").exists()
 
-    command_again, environment = torchrun(
-        2, "rotnet_fast.pretrain", *LONG, "--output", str(folder), "--resume", "auto"
-    )
-    done = subprocess.run(
-        command_again, env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.count("going on from") == 1
+    # A terminal sends Ctrl-C to all three, and torchrun sends it to its workers once more.
+    program, environment = torchrun(2, *LONG, "--output", str(folder), "--resume", "auto")
+    with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as job:
+        wait_for_lines(job, log, 110)
+        os.killpg(job.pid, signal.SIGINT)
+        out, err = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert out.count("going on from") == 1
+    assert err.count("stopped by SIGINT") == 1
+    (advice,) = [line for line in err.splitlines() if line.startswith("saved; go on with: ")]
+    command_again = shlex.split(advice.partition(": ")[2])
+    assert command_again[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "rotnet_fast.pretrain"]
+    assert "rotnet_fast/" not in err
+
+    assert not (folder / "results.json").exists()
+    on_ranks(2, pretrain, parse(command_again[5:]))  # sooner than by torchrun
     found = json.loads((folder / "results.json").read_text())
     whole = on_ranks(2, pretrain, parse([*LONG, "--output", str(tmp_path / "whole")]))[0]
     assert found["state_hash"] == whole["state_hash"]

@@ -197,6 +197,19 @@ def test_a_signal_that_an_inner_context_did_not_obey_reaches_the_outer_one() -> 
         os.kill(os.getpid(), signal.SIGTERM)  # after the inner loop's last look
 
 
+def test_under_torchrun_which_passes_signals_on_only_the_first_one_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted) as stopped:
+            stop.check()
+        stop.forget()
+    assert stopped.value.exit_code == 130
+
+
 def test_a_signal_that_was_obeyed_reaches_nobody_else() -> None:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ T = TypeVar("T")
 _PATIENCE = datetime.timedelta(days=7)
 """How long control traffic waits for a process that decodes a data set or trains a network. One that ended is
 noticed at once, by its closed connection."""
+
+_SECONDS_TO_LEAVE = 10.0
 
 
 @dataclass(frozen=True)
@@ -273,8 +276,17 @@ def join() -> Iterator[Processes]:
             ) from error
         raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """End what :func:`join` began, soon: NCCL waits for the others, which may be waiting for this process."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(_SECONDS_TO_LEAVE)
 
 
 def is_main() -> bool:

@@ -22,6 +22,26 @@ if TYPE_CHECKING:
 _COMPILE_MODES = {"default": "default", "max": "max-autotune"}
 
 
+class UnlessEmpty(nn.Module):
+    """A compiled network, but for batches of no images, which compiled convolutions cannot take.
+
+    Args:
+        plain: the network.
+        compiled: the same one, compiled.
+    """
+
+    def __init__(self, plain: nn.Module, compiled: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self.compiled = compiled
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        """[B,C,H,W] -> what the network makes of it."""
+        network = self.compiled if len(views) > 0 else self.plain
+        logits: torch.Tensor = network(views)
+        return logits
+
+
 class RotationTask:
     """Classify rotated views of unlabelled images.
 
@@ -79,7 +99,8 @@ class RotationTask:
             # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
             self._train_forward = torch.compile(module, mode=_COMPILE_MODES[compile], dynamic=False)
         if group is not None:
-            parallel = DistributedDataParallel(self._train_forward, process_group=group)
+            forward = module if compile == "none" else UnlessEmpty(module, self._train_forward)
+            parallel = DistributedDataParallel(forward, process_group=group)
             # With local BatchNorm, the main process's running averages are copied where they are used, not at
             # every step. Set here, because the argument has another name in later versions of torch.
             parallel.broadcast_buffers = False

@@ -11,6 +11,7 @@ import torch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import Streaming, make_loader
 from rotnet_fast.data.sampling import Shard
 from rotnet_fast.data.split import AnySplit, EncodedSplit
@@ -23,6 +24,7 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
+from rotnet_fast.models.network import FeatureNetwork
 
 
 def streaming_of(
@@ -70,30 +72,34 @@ def pretraining(
         )
         raise processes.shared(ArgumentError(message))
     shard = Shard(processes.rank, processes.world)
-    loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
-    test_loader = make_loader(
-        dataset,
-        dataset.test,
-        device,
-        config.batch_size,
-        config.seed,
-        is_test=True,
-        shuffle=False,
-        shard=shard,
-    )
     channels = dataset.train.image_shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = make_network(
-            len(config.rotations),
-            channels,
-            config.model,
-            blocks=config.blocks,
-            width=config.width,
-            uniform_gamma=config.uniform_gamma,
+
+    def build() -> tuple[Loader, Loader, FeatureNetwork]:
+        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
+        test_loader = make_loader(
+            dataset,
+            dataset.test,
+            device,
+            config.batch_size,
+            config.seed,
+            is_test=True,
+            shuffle=False,
+            shard=shard,
         )
-    network.check_image_size(*dataset.train.image_shape[:2])
-    network.to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = make_network(
+                len(config.rotations),
+                channels,
+                config.model,
+                blocks=config.blocks,
+                width=config.width,
+                uniform_gamma=config.uniform_gamma,
+            )
+        network.check_image_size(*dataset.train.image_shape[:2])
+        return loader, test_loader, network.to(device)
+
+    loader, test_loader, network = processes.everywhere(build)
     group = processes.tensor_group(device)
     if group is not None and config.sync_batchnorm:
         from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
