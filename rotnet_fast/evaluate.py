@@ -24,7 +24,7 @@ import tyro
 
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
-from rotnet_fast.engine.distributed import ALONE, Processes, job, join
+from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
 from rotnet_fast.engine.run_folder import (
     environment,
     open_run_folder,
@@ -180,7 +180,7 @@ class EvaluateConfig:
         run = run_of(self.checkpoint)
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
-            if was_begun_by_this_job(run / f"evaluate-{number:03d}"):
+            if is_restart() and was_begun_by_this_job(run / f"evaluate-{number:03d}"):
                 break
             number += 1
         return run / f"evaluate-{number:03d}"
@@ -331,6 +331,13 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     )
     check_has_classes(dataset)
     network.check_image_size(*dataset.train.image_shape[:2])
+    flattens = network.name != NIN or "nonlinear" in config.heads
+    if flattens and len(dataset.train) % config.batch_size == 1:
+        raise ArgumentError(
+            f"batch-size is {config.batch_size}, and {len(dataset.train)} training images leave a last batch "
+            f"of one, on which BatchNorm cannot train; use another --batch-size, or --limit-train "
+            f"{len(dataset.train) - 1}"
+        )
     return EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],

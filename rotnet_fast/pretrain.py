@@ -20,7 +20,7 @@ import tyro
 
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
-from rotnet_fast.engine.distributed import Processes, is_main, join
+from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.run_folder import RunFolder, loader_of, open_run_folder, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
@@ -86,11 +86,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     config.validate()
     with join() as processes:
         folder = config.output_folder()
-        if processes.from_main(lambda: was_begun_by_this_job(folder)):
+        # The agent of one machine alone counts a restart after a failure there.
+        is_again = bool(processes.maximum(is_restart())[0])
+        is_again = processes.from_main(lambda: is_again and was_begun_by_this_job(folder))
+        if is_again and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
             config = replace(config, resume="auto", output=folder)
         if processes.is_main:
             warn_of_late_milestones(config)
-        with open_run_folder(folder, config.resume is not None, processes) as run:
+        with open_run_folder(folder, is_again or config.resume is not None, processes) as run:
             return _pretrain(config, run, processes)
 
 
@@ -142,6 +145,13 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
 
     return pretrain_with(trainer, config, dataset, load)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder holds a checkpoint, damaged ones included."""
+    from rotnet_fast.engine import checkpoint
+
+    return bool(checkpoint.candidates(run))
 
 
 def warn_of_late_milestones(config: PretrainConfig) -> None:

@@ -91,10 +91,4 @@ def torchrun(world: int, *arguments: str, restarts: int = 0) -> tuple[list[str],
         *["--nproc-per-node", str(world), "--max-restarts", str(restarts)],
         *["-m", "rotnet_fast.pretrain", *arguments],
     ]
-    # The variable: without it, restarted workers may find the closed store of the killed ones.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
-    return command, environment
+    return command, {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -247,25 +247,31 @@ def test_a_folder_in_use_is_refused_once(tmp_path: Path) -> None:
 # What torchrun itself does is tested with torchrun itself.
 
 
-def workers_of(agent: int) -> dict[int, int]:
-    """Rank -> process id of the workers that a torchrun process started."""
+def workers_of(agent: int, attempt: int = 0) -> dict[int, int]:
+    """Rank -> process id of the workers that a torchrun process started, or started again."""
     found = {}
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    for child in children:
-        variables = dict(
-            entry.split(b"=", 1)
-            for entry in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-            if b"=" in entry
-        )
-        if b"RANK" in variables:
+    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        try:
+            entries = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        variables = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
+        if variables.get(b"TORCHELASTIC_RESTART_COUNT") == str(attempt).encode():
             found[int(variables[b"RANK"])] = int(child)
     return found
 
 
-def wait_for_lines(job: subprocess.Popen[str], log: Path, lines: int) -> None:
-    while not (log.exists() and log.read_text().count("\n") >= lines):
+def wait_until(job: subprocess.Popen[str], is_so: Callable[[], bool]) -> None:
+    """Wait for a job to get somewhere, but not for ever."""
+    deadline = time.monotonic() + 120
+    while not is_so():
         assert job.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def wait_for_lines(job: subprocess.Popen[str], log: Path, lines: int) -> None:
+    wait_until(job, lambda: log.exists() and log.read_text().count("\n") >= lines)
 
 
 def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> None:
@@ -278,8 +284,9 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
         wait_for_lines(job, log, 10)
         os.kill(workers_of(job.pid)[1], signal.SIGKILL)
         # torchrun starts both again, and they go on by themselves; the next time, it gives up.
+        wait_until(job, lambda: 0 in workers_of(job.pid, attempt=1))
         wait_for_lines(job, log, 60)
-        os.kill(workers_of(job.pid)[0], signal.SIGKILL)
+        os.kill(workers_of(job.pid, attempt=1)[0], signal.SIGKILL)
         killed = time.monotonic()
         out, err = job.communicate(timeout=60)
     assert time.monotonic() - killed < 60
@@ -313,9 +320,27 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
 def test_only_the_workers_of_the_same_torchrun_are_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"job": f"7 agent {os.getppid()}"}))
-    for run_id, count, expected in (("7", "1", True), ("7", "0", False), ("8", "1", False)):
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
-        assert was_begun_by_this_job(tmp_path) is expected
-        assert not was_begun_by_this_job(tmp_path / "nowhere")
+    for begun in ("7", f"none agent {os.getppid()}", None):
+        (tmp_path / "config.json").write_text(json.dumps({"job": begun}))
+        for run_id in ("7", "8", "none"):
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+            assert was_begun_by_this_job(tmp_path) is (begun is not None and begun.startswith(run_id))
+            assert not was_begun_by_this_job(tmp_path / "nowhere")
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        assert not was_begun_by_this_job(tmp_path)
+
+
+def restarted(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("TORCHELASTIC_RUN_ID", "7")
+    patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+
+def test_a_restart_before_the_first_checkpoint_still_resumes_what_was_asked_for(tmp_path: Path) -> None:
+    arguments = [*FLAGS, "--output", str(tmp_path / "old")]
+    assert run_command(arguments)[0] == 0
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text(json.dumps({"job": "7"}))
+    arguments = [*FLAGS, "--output", str(tmp_path / "new"), "--resume", str(tmp_path / "old")]
+    (code, out, _), _ = on_ranks(2, run_command, arguments, restarted)
+    assert code == 0
+    assert f"going on from {tmp_path / 'old'}" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,8 +109,22 @@ def test_processes_of_a_machine_have_a_gpu_each_or_share_them(
     assert devices(4, "cuda:2") == ["cuda:2"] * 4
     assert capsys.readouterr().err == ""
     assert devices(2, "auto") == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert capsys.readouterr().err.startswith("4 processes share 2 CUDA devices")
     assert [str(device) for device in chosen[:4]] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_processes_that_share_a_gpu_talk_over_gloo_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups: list[str] = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend: groups.append(backend))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a"))
+    for others, is_shared in ((["a"], True), (["b"], False), ([None], True)):
+        places = [("here", gpu) for gpu in ["a", *others]]
+        monkeypatch.setattr(Processes, "gather", lambda self, mine, places=places: places)
+        groups.clear()
+        Processes(0, 2, 0, 2).tensor_group(torch.device("cuda:0"))
+        assert groups == ([] if is_shared else ["nccl"])
+        assert capsys.readouterr().err.startswith("2 processes share 1 CUDA devices") is is_shared
 
 
 def test_a_machine_without_gpus_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

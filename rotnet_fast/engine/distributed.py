@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ T = TypeVar("T")
 _PATIENCE = datetime.timedelta(days=7)
 """How long control traffic waits for a process that decodes a data set or trains a network. One that ended is
 noticed at once, by its closed connection."""
+
+_PATIENCE_AT_START = datetime.timedelta(minutes=15)
+"""How long the first process waits for all others to start."""
 
 _SECONDS_TO_LEAVE = 10.0
 
@@ -203,7 +207,7 @@ class Processes:
 
         Args:
             name: as for `resolve_device`; ``auto`` and ``cuda`` give each process of a machine a GPU of its
-                own. Where there are more processes than GPUs they share them, which is said once.
+                own. Where there are more processes than GPUs they share them.
 
         Raises:
             ArgumentError: there is no such device.
@@ -217,12 +221,6 @@ class Processes:
         count = torch.cuda.device_count()
         if name in ("auto", "cuda") and count > 0:
             name = f"cuda:{self.local_rank % count}"
-            if self.local_rank == 0 and count < self.local_world:
-                print(
-                    f"{self.local_world} processes share {count} CUDA devices, and so talk over gloo, which "
-                    f"is slower than NCCL; start at most {count} with --nproc-per-node",
-                    file=sys.stderr,
-                )
         device = resolve_device(name)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # collectives allocate on the current device
@@ -231,15 +229,24 @@ class Processes:
     def tensor_group(self, device: torch.device) -> ProcessGroup | None:
         """Together: the group for traffic between the processes' devices; None where there is one process.
 
-        NCCL needs GPUs, and a different one for each process.
+        NCCL needs GPUs, and a different one for each process. Where processes share GPUs, that is said once.
         """
         if self.world == 1:
             return None
+        import torch
         import torch.distributed as dist
 
-        places = self.gather((os.environ.get("GROUP_RANK", "0"), str(device)))  # GROUP_RANK: the machine
-        if device.type == "cuda" and len(set(places)) == self.world:
+        # By its own name: where each process sees one GPU alone, all call theirs cuda:0.
+        gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+        gpus = {place for place in self.gather((socket.gethostname(), gpu)) if place[1] is not None}
+        if len(gpus) == self.world:
             return cast("ProcessGroup", dist.new_group(backend="nccl"))
+        if gpus and self.is_main:
+            print(
+                f"{self.world} processes share {len(gpus)} CUDA devices, and so talk over gloo, which is "
+                f"slower than NCCL; start as many processes as there are devices with --nproc-per-node",
+                file=sys.stderr,
+            )
         return dist.group.WORLD
 
 
@@ -265,18 +272,47 @@ def join() -> Iterator[Processes]:
     import torch.distributed as dist
 
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        _meet(processes)
         yield processes
     except RuntimeError as error:
         # gloo has no exception type of its own, but puts its name into every message.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = str(error).strip().partition("\n")[0]
             raise PeerLostError(
-                f"process {processes.rank} lost contact with another process of this job, which ended; that "
-                f"one's own message says why, and --resume auto goes on from the last checkpoint"
+                f"process {processes.rank} lost contact with another process of this job ({reason}); where "
+                f"that one ended, its own message says why, and --resume auto goes on from the last "
+                f"checkpoint"
             ) from error
         raise
     finally:
         _leave()
+
+
+def _meet(processes: Processes) -> None:
+    """Connect the processes.
+
+    Raises:
+        PeerLostError: that is not possible.
+    """
+    import torch.distributed as dist
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE_AT_START))
+        if processes.local_world == world:
+            # torchrun's agent keeps one store for all attempts: restarted workers would look there for
+            # those of the attempt before. (Agents of several machines count their attempts apart.)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = PrefixStore(f"attempt {attempt}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PeerLostError(
+            f"process {processes.rank} could not connect to the {processes.world - 1} others of this job "
+            f"({reason}); see that all were started, and that GLOO_SOCKET_IFNAME, where it is set, names a "
+            f"network interface of this machine"
+        ) from error
 
 
 def _leave() -> None:
@@ -291,7 +327,7 @@ def _leave() -> None:
 
 def is_main() -> bool:
     """Whether this process speaks for its job before the processes know each other."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def is_under_torchrun() -> bool:
@@ -303,8 +339,9 @@ def job() -> str | None:
     """What the workers of one torchrun command have in common, restarted ones included; None without it."""
     if not is_under_torchrun():
         return None
-    # The id alone is the same for all jobs of a static rendezvous; the parent is torchrun's agent.
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} agent {os.getppid()}"
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    # All jobs of a static rendezvous are called none; there the parent, torchrun's agent, tells them apart.
+    return name if name != "none" else f"{name} agent {os.getppid()}"
 
 
 def is_restart() -> bool:

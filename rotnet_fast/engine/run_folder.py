@@ -25,7 +25,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.engine.atomic import cannot_write, write_atomically
-from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job
+from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import ArgumentError
 
@@ -150,12 +150,10 @@ def open_run_folder(path: Path, resume: bool, processes: Processes = ALONE) -> R
 
 
 def was_begun_by_this_job(folder: Path) -> bool:
-    """Whether torchrun restarts the very workers that began a folder, which then go on with it."""
-    if not is_restart():
-        return False
+    """Whether the workers that torchrun restarts are those that began a folder, which then go on with it."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return bool(content["job"] == job())
+        return job() is not None and bool(content["job"] == job())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

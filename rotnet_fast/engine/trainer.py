@@ -264,7 +264,8 @@ class Trainer:
             return stop.received, is_due or is_old
         # Signals and clocks differ between processes, which have to stop and save at the same step. With GPUs
         # they agree only where they wait for each other anyway.
-        if self.loader.device.type == "cuda" and step % settings.log_every != 0:
+        waits = step % settings.log_every == 0 or step == len(self.loader)
+        if self.loader.device.type == "cuda" and not waits:
             return 0, is_due
         signal_number, age_matters = self.processes.maximum(stop.received, is_old)
         return signal_number, is_due or bool(age_matters)

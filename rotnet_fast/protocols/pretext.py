@@ -104,7 +104,7 @@ def pretraining(
     if group is not None and config.sync_batchnorm:
         from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 
-        synchronise_batchnorm(network, group)
+        processes.everywhere(lambda: synchronise_batchnorm(network, group))
     task = task_type(
         network,
         Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
