@@ -24,10 +24,12 @@ def make_small(folder: Path, count: int = 4000) -> list[str]:
     return [_write(folder / f"{number:05d}.jpg", _texture(rng, 32, 32, 6), 75) for number in range(count)]
 
 
-def make_large(folder: Path, count: int = 256) -> list[str]:
-    """JPEGs of 500x375 pixels and about 45 KB, like photographs of ImageNet."""
+def make_large(folder: Path, height: int, width: int, count: int) -> list[str]:
+    """JPEGs of quality 88, of about 0.25 bytes per pixel, like photographs."""
     rng = np.random.default_rng(1)
-    return [_write(folder / f"{number:05d}.jpg", _texture(rng, 375, 500, 24), 88) for number in range(count)]
+    return [
+        _write(folder / f"{number:05d}.jpg", _texture(rng, height, width, 24), 88) for number in range(count)
+    ]
 
 
 def _texture(rng: np.random.Generator, height: int, width: int, cells: int) -> Image.Image:

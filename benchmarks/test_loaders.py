@@ -31,6 +31,9 @@ WINDOW_SECONDS = 2.0
 ROUNDS = 3
 REPEATS = 8  # an epoch of files that lie in memory, long enough to be one
 
+LARGE = {"224x224 crops of 500x375": (375, 500), "224x224 crops of 1024x768": (768, 1024)}
+"""Workload -> height and width of the files."""
+
 Batches = Iterator[torch.Tensor]
 
 
@@ -69,7 +72,7 @@ class Workload:
 def workloads(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[str, Workload]:
-    small, large = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("large")
+    small, *large = (tmp_path_factory.mktemp(name) for name in ("small", *LARGE))
     few = request.config.getoption("benchmark_disable")
     chosen = request.config.getoption("small_images")
     paths = (
@@ -80,9 +83,12 @@ def workloads(
     data = "made" if chosen is None else Path(chosen).name
     return {
         "32x32": Workload(paths, data, (32, 32), None, 128),
-        "224x224 crops of 500x375": Workload(
-            loader_peers.make_large(large, 16 if few else 256), "made", (375, 500), 224, 64
-        ),
+        **{
+            name: Workload(
+                loader_peers.make_large(folder, *sides, 16 if few else 192), "made", sides, 224, 64
+            )
+            for (name, sides), folder in zip(LARGE.items(), large, strict=True)
+        },
     }
 
 
@@ -127,7 +133,7 @@ WAYS: dict[str, Callable[[Workload, bool, torch.device], Batches]] = {
 }
 CASES = [
     (workload, way, views)
-    for workload in ("32x32", "224x224 crops of 500x375")
+    for workload in ("32x32", *LARGE)
     for views in (False, True)
     for way in WAYS
     if not (way == "DALI, flips and transposes" and not views)
@@ -207,7 +213,7 @@ def _rate(work: Workload, shard: Shard, seconds: float, begin: Any, results: Any
 
 
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("workload", ["32x32", "224x224 crops of 500x375"])
+@pytest.mark.parametrize("workload", ["32x32", *LARGE])
 def test_processes(
     benchmark: Any,
     record: Any,

@@ -5,6 +5,7 @@ DALI is imported when a loader is made, not before.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections import deque
@@ -89,6 +90,11 @@ class DaliLoader:
         self.is_test = is_test
         self.epoch_size = self.order.visits
         self._on_gpu = self.device.type == "cuda" and decoder != "cpu"
+        # On the CPU, torch resizes bytes three times as fast as DALI, and as Pillow does.
+        self._resizes = crop is not None and self.device.type == "cpu"
+        self._convert = split.convert
+        if crop is None:
+            self._convert = split.convert | (split.sizes != split.image_size).any(axis=1)
         self._pipeline: Any = None
         self._running: _Feed | None = None
 
@@ -153,7 +159,27 @@ class DaliLoader:
             # A pipeline that failed would go on with the next batch, as if this one had not been.
             self._pipeline = self._running = None
             raise self._name_damaged(indices[part].tolist(), error) from error
+        if self._resizes:
+            return self._resized([from_dlpack(images[position]) for position in range(len(images))])
         return from_dlpack(images.as_tensor())
+
+    def _resized(self, crops: list[torch.Tensor]) -> torch.Tensor:
+        """Crops uint8 [h,w,3] of any size as one batch uint8 [B,S,S,3]."""
+        side = self.split.image_size
+        batch = torch.empty((len(crops), side, side, 3), dtype=torch.uint8)
+
+        views = batch.permute(0, 3, 1, 2)  # [B,3,S,S], channels_last
+
+        def resize(part: range) -> None:
+            for position in part:
+                crop, view = crops[position].permute(2, 0, 1)[None], views[position : position + 1]
+                # What interpolate(crop, mode="bilinear", antialias=True) calls, but into memory that is
+                # there: a fresh result for each image and the copy of it take longer than the work.
+                torch.ops.aten._upsample_bilinear2d_aa.out(crop, [side, side], False, None, None, out=view)
+
+        workers = available_cores()
+        list(_pool("resizer").map(resize, [range(first, len(crops), workers) for first in range(workers)]))
+        return batch
 
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn, types
@@ -182,7 +208,10 @@ class DaliLoader:
                     ndim=1,
                 )
                 images = fn.decoders.image_slice(encoded, corners, shapes, axes=(0, 1), **decoding)
-                images = fn.resize(images, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True)
+                if not self._resizes:
+                    images = fn.resize(
+                        images, size=(side, side), interp_type=types.INTERP_LINEAR, antialias=True
+                    )
             pipeline.set_outputs(images.gpu() if is_cuda and not self._on_gpu else images)
         pipeline.build()
         return pipeline
@@ -199,13 +228,14 @@ class DaliLoader:
         Raises:
             DataError: the file cannot be read, or Pillow cannot decode it.
         """
-        split, side = self.split, self.split.image_size
-        content = split.source.read(index)
-        if self.crop is None:
-            if split.convert[index] or tuple(split.sizes[index]) != (side, side):
-                content = encode_ppm(decode_image(content, side, split.source.names[index]))
-        elif split.convert[index]:
-            content = encode_ppm(decode_rgb(content, split.source.names[index]))
+        source = self.split.source
+        content = source.read(index)
+        if self._convert[index]:
+            name = source.names[index]
+            if self.crop is None:
+                content = encode_ppm(decode_image(content, self.split.image_size, name))
+            else:
+                content = encode_ppm(decode_rgb(content, name))
         return np.frombuffer(content, dtype=np.uint8)
 
     def boxes(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> Boxes | None:
@@ -255,7 +285,7 @@ class _Feed:
             StopIteration: the epoch is over.
         """
         while self.shares and len(self.ahead) < _READ_AHEAD:
-            self.ahead.append(_readers().submit(self._read, self.shares.popleft()))
+            self.ahead.append(_pool("reader").submit(self._read, self.shares.popleft()))
         if not self.ahead:
             raise StopIteration
         return self.ahead.popleft().result()
@@ -266,16 +296,11 @@ class _Feed:
         return [self.loader.read(index) for index in indices.tolist()], boxes
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _readers() -> ThreadPoolExecutor:
-    """The threads that read for all loaders of this process."""
-    global _pool
-    if _pool is None:
-        # Two at least: they wait for disks more than they compute.
-        _pool = ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix="rotnet_fast-reader")
-    return _pool
+@functools.cache
+def _pool(purpose: str) -> ThreadPoolExecutor:
+    """The threads that do one thing for all loaders of this process."""
+    # Two at least: readers wait for disks more than they compute.
+    return ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix=f"rotnet_fast-{purpose}")
 
 
 def require_dali(device: torch.device) -> None:

@@ -59,18 +59,20 @@ class FileSource(ImageSource):
     """One image per file; ``names`` are the paths."""
 
     def read(self, index: int) -> bytes:
-        path = self.names[index]
+        path, size = self.names[index], int(self.byte_sizes[index])
         try:
             # Not open(): its objects cost as much as reading a small image.
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 # One byte more than there should be: a file that has grown is noticed, too.
-                content = _pread(descriptor, int(self.byte_sizes[index]) + 1, 0)
+                content = os.pread(descriptor, size + 1, 0)
+                if len(content) < size:
+                    content = _pread(descriptor, size, 0)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error}); repair or remove it") from error
-        return _of_size(content, int(self.byte_sizes[index]), path)
+        return _of_size(content, size, path)
 
     def take(self, indices: npt.NDArray[np.int64]) -> FileSource:
         return FileSource(self.root, [self.names[i] for i in indices.tolist()], self.byte_sizes[indices])
