@@ -128,7 +128,8 @@ class PretrainConfig:
     Unless all are multiples of 90, every view is the central square, turned and enlarged."""
 
     pad: int = 4
-    """Pixels of black border that a random crop may take in; 0 switches the crop off."""
+    """Pixels of black border that a random crop may take in; 0 switches the crop off.
+    Not used where crops are resized."""
 
     flip_prob: float = 0.5
     """Probability of a left-right flip, before the rotations."""

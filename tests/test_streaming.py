@@ -21,7 +21,7 @@ from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.loaders import Streaming, choose_loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.evaluate import main as evaluate
 from rotnet_fast.pretrain import pretrain
 
@@ -166,6 +166,14 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
     again = config(tmp_path / "much", shapes, epochs=1, resume="auto")
     assert pretrain(again)["loader"] == "resident"  # whose checkpoint is one of pixels, not of files
     assert "loader: resident; as this run began" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("begun", ["resident", "dali"])
+def test_a_run_is_not_gone_on_with_by_the_other_loader(shapes: Path, tmp_path: Path, begun: str) -> None:
+    pretrain(config(tmp_path, shapes, epochs=1, loader=begun))
+    other = {"resident": "dali", "dali": "resident"}[begun]
+    with pytest.raises(CheckpointError, match=f"one of --loader {begun}, and .* leave --loader out"):
+        pretrain(config(tmp_path, shapes, epochs=1, loader=other, resume="auto"))
 
 
 @pytest.mark.parametrize(

@@ -130,17 +130,14 @@ class DaliLoader:
             yield Batch(images, shown, labels, ids, True, size)
 
     def _start(self, feed: _Feed) -> _Feed:
-        """Begin to feed the pipeline, after what an epoch that was not finished has left in it."""
-        if self._running is not None:
-            self._running.shares.clear()
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        else:
+        """Begin to feed the pipeline; a new one where an unfinished epoch has left batches in the old."""
+        if self._pipeline is not None and self._running is not None and self._running.left == 0:
             try:
-                while True:
-                    self._pipeline.run()
-            except StopIteration:
+                self._pipeline.run()
+            except StopIteration:  # DALI's word for the end of an epoch
                 self._pipeline.reset()
+        else:
+            self._pipeline = self._build()
         self._running = feed
         return feed
 
@@ -159,6 +156,7 @@ class DaliLoader:
             # A pipeline that failed would go on with the next batch, as if this one had not been.
             self._pipeline = self._running = None
             raise self._name_damaged(indices[part].tolist(), error) from error
+        feed.left -= 1
         if self._resizes:
             return self._resized([from_dlpack(images[position]) for position in range(len(images))])
         return from_dlpack(images.as_tensor())
@@ -276,6 +274,7 @@ class _Feed:
         self.indices = indices
         self.sample_ids = sample_ids
         self.shares = shares
+        self.left = len(shares)  # batches that DALI has not given back yet
         self.ahead: deque[Future[tuple[list[NDArray[np.uint8]], Boxes | None]]] = deque()
 
     def next(self) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
