@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
 
-from rotnet_fast.engine.distributed import ALONE, Processes, join
+from rotnet_fast.engine.distributed import ALONE, Processes, _reason, join
 from rotnet_fast.errors import ArgumentError, DataError, RotnetError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.models.sync_batchnorm import SyncBatchNorm2d, synchronise_batchnorm
@@ -110,6 +110,11 @@ def test_processes_of_a_machine_have_a_gpu_each_or_share_them(
     assert capsys.readouterr().err == ""
     assert devices(2, "auto") == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert [str(device) for device in chosen[:4]] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_the_reason_of_a_lost_contact_is_one_clause() -> None:
+    said = "[/a/b/pair.cc:545] Read error [127.0.0.1]:4528: Connection reset by peer. This is ...\nmore"
+    assert _reason(RuntimeError(said)) == "Read error [127.0.0.1]:4528: Connection reset by peer"
 
 
 def test_processes_that_share_a_gpu_talk_over_gloo_and_say_so(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import socket
 import sys
 import threading
@@ -277,11 +278,10 @@ def join() -> Iterator[Processes]:
     except RuntimeError as error:
         # gloo has no exception type of its own, but puts its name into every message.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            reason = str(error).strip().partition("\n")[0]
             raise PeerLostError(
-                f"process {processes.rank} lost contact with another process of this job ({reason}); where "
-                f"that one ended, its own message says why, and --resume auto goes on from the last "
-                f"checkpoint"
+                f"process {processes.rank} lost contact with another process of this job "
+                f"({_reason(error)}); where that one ended, its own message says why, and --resume auto goes "
+                f"on from the last checkpoint"
             ) from error
         raise
     finally:
@@ -307,12 +307,17 @@ def _meet(processes: Processes) -> None:
             store = PrefixStore(f"attempt {attempt}", store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
         raise PeerLostError(
             f"process {processes.rank} could not connect to the {processes.world - 1} others of this job "
-            f"({reason}); see that all were started, and that GLOO_SOCKET_IFNAME, where it is set, names a "
-            f"network interface of this machine"
+            f"({_reason(error)}); see that all were started, and that GLOO_SOCKET_IFNAME, where it is set, "
+            f"names a network interface of this machine"
         ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """What a library says happened, without the place in its source and its advice."""
+    first_line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[[^\]]*\] ", "", first_line).partition(". ")[0]
 
 
 def _leave() -> None:
