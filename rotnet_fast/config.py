@@ -45,7 +45,7 @@ _LARGEST_PADDED_SIZE = 64
 
 ADDED_LATER: dict[str, Any] = {
     "model": NIN,
-    "crop": "auto",
+    "crop": "pad",
     "crop_scale": (0.08, 1.0),
     "crop_ratio": (3 / 4, 4 / 3),
     "decoder": "auto",
@@ -255,9 +255,10 @@ class PretrainConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""
+        values = {**asdict(self), "crop": "resized" if self.is_cropped else "pad"}
         return {
             name: value
-            for name, value in asdict(self).items()
+            for name, value in values.items()
             if name not in _NOT_PART_OF_THE_RECIPE
             and not (name in ADDED_LATER and value == ADDED_LATER[name])
         }
@@ -265,7 +266,9 @@ class PretrainConfig:
     @property
     def is_cropped(self) -> bool:
         """Whether images are crops of random size, rather than whole ones with a border."""
-        return shows_crops(self.crop, self.dataset, self.image_size)
+        if self.crop == "auto":
+            return self.dataset == "folder" and self.image_size > _LARGEST_PADDED_SIZE
+        return self.crop == "resized"
 
     def with_model(self, model: str) -> PretrainConfig:
         """These settings for a network: those of the Network in Network alone are dropped for another one."""
@@ -283,13 +286,6 @@ class PretrainConfig:
             return path.parent.parent if path.suffix == ".pt" else path
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
         return Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}"
-
-
-def shows_crops(crop: str, dataset: str, image_size: int) -> bool:
-    """Whether images are crops of random size; ``auto`` decides by their size."""
-    if crop == "auto":
-        return dataset == "folder" and image_size > _LARGEST_PADDED_SIZE
-    return crop == "resized"
 
 
 def check_device(name: str) -> None:

@@ -194,3 +194,11 @@ def test_help_and_wrong_flags_answer_without_torch(tmp_path: Path) -> None:
     for _, _, message in cases:
         assert message in script.stderr
     assert "Traceback" not in script.stderr
+
+
+def test_the_recipe_says_whether_images_are_cropped_only_where_they_are() -> None:
+    small = PretrainConfig(dataset="folder", data_dir=Path("photos"))
+    large = replace(small, image_size=224)
+    assert "crop" not in small.recipe()  # as in checkpoints that know no crops
+    assert "crop" not in replace(large, crop="pad").recipe()
+    assert large.recipe()["crop"] == replace(small, crop="resized").recipe()["crop"] == "resized"

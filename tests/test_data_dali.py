@@ -294,7 +294,7 @@ def test_a_dali_of_another_cuda_is_refused_on_a_gpu_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     require_dali(torch.device("cpu"))
     with pytest.raises(
-        ArgumentError, match=r"CUDA 13 and torch one for CUDA 12: pip install nvidia-dali-cuda120"
+        ArgumentError, match=r"CUDA 13 and torch one for CUDA 12: .*, then pip install nvidia-dali-cuda120"
     ):
         require_dali(torch.device("cuda"))
 

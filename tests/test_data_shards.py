@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import encoded, pixels, write_tar
 
-from rotnet_fast.data import shards
+from rotnet_fast.data import shards, workers
+from rotnet_fast.data.layout import list_folder
 from rotnet_fast.data.shards import index_file, index_shards
 from rotnet_fast.data.source import TarSource
 from rotnet_fast.errors import DataError
@@ -297,3 +298,18 @@ def test_shards_without_images_are_refused(tmp_path: Path) -> None:
 def test_indexing_does_not_import_torch() -> None:
     command = "import sys, rotnet_fast.data.shards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_one_worker_keeps_no_shard_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "available_cores", lambda: 1)
+    monkeypatch.setattr(workers, "_IMAGES_PER_CHUNK", 1)
+    image = encoded(pixels(0))
+    for half in ("train", "test"):
+        for number in range(15):
+            write_tar(tmp_path / half / f"{number:02d}.tar", {"0.png": image})
+    source = list_folder(tmp_path, progress=False).source
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    for _, content in workers.in_chunks(lambda part: part.read(0), source, "reading", progress=False):
+        assert content == image
+        assert len(list(descriptors.iterdir())) <= before + 2

@@ -121,13 +121,28 @@ class DaliLoader:
         side = self.split.image_size
         # The whole epoch's in one transfer.
         here = [values.to(self.device) for values in (indices, self.split.labels[indices], sample_ids)]
-        for part, size in parts:
-            if part.start < part.stop:
-                images = self._next(feed, part, indices)
-            else:
-                images = torch.empty((0, side, side, 3), dtype=torch.uint8, device=self.device)
-            shown, labels, ids = (values[part] for values in here)
-            yield Batch(images, shown, labels, ids, True, size)
+        in_use: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
+        try:
+            for part, size in parts:
+                if part.start < part.stop:
+                    images = self._next(feed, part, indices)
+                else:
+                    images = torch.empty((0, side, side, 3), dtype=torch.uint8, device=self.device)
+                shown, labels, ids = (values[part] for values in here)
+                try:
+                    yield Batch(images, shown, labels, ids, True, size)
+                finally:
+                    if self.device.type == "cuda":
+                        # DALI reuses the memory once nobody holds it, without asking whether what torch has
+                        # launched there is done: so the batch is held until it is.
+                        event = torch.cuda.Event()
+                        event.record(torch.cuda.current_stream(self.device))
+                        in_use.append((event, images))
+                        while in_use and in_use[0][0].query():
+                            in_use.popleft()
+        finally:
+            for event, _ in in_use:
+                event.synchronize()
 
     def _start(self, feed: _Feed) -> _Feed:
         """Begin to feed the pipeline; a new one where an unfinished epoch has left batches in the old."""
@@ -145,11 +160,12 @@ class DaliLoader:
         """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
         if feed is not self._running:
             raise RuntimeError("another epoch of this loader was begun; finish one before the next")
-        # Bound to torch's stream, DALI reuses the memory only after what was launched there before.
-        streams = (torch.cuda.current_stream(self.device),) if self.device.type == "cuda" else ()
         try:
-            (images,) = self._pipeline.run(*streams)
+            images = self._run()
         except DataError:
+            self._pipeline = self._running = None
+            raise
+        except MemoryError:
             self._pipeline = self._running = None
             raise
         except Exception as error:  # RuntimeError mostly, but other types, too
@@ -157,6 +173,15 @@ class DaliLoader:
             self._pipeline = self._running = None
             raise self._name_damaged(indices[part].tolist(), error) from error
         feed.left -= 1
+        return images
+
+    def _run(self) -> torch.Tensor:
+        """Output of the pipeline, ready on torch's stream."""
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                (images,) = self._pipeline.run(torch.cuda.current_stream(self.device))
+                return from_dlpack(images.as_tensor())
+        (images,) = self._pipeline.run()
         if self._resizes:
             return self._resized([from_dlpack(images[position]) for position in range(len(images))])
         return from_dlpack(images.as_tensor())
@@ -191,7 +216,9 @@ class DaliLoader:
             device_id=self.device.index or 0 if is_cuda else None,
             prefetch_queue_depth=_PREFETCHED,
         )
-        decoding = {"device": "mixed" if self._on_gpu else "cpu", "output_type": types.RGB}
+        decoding: dict[str, Any] = {"device": "cpu", "output_type": types.RGB}
+        if self._on_gpu:  # with the CPU's way to enlarge the colour planes, which is not the default there
+            decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True}
         side = self.split.image_size
         with pipeline:
             if self.crop is None:
@@ -251,7 +278,7 @@ class DaliLoader:
                 decode_rgb(self.split.source.read(index), name)
             except DataError as found:
                 return found
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).partition("encountered:")[2] or str(error)).strip().partition("\n")[0]
         return DataError(
             f"DALI cannot decode one of {len(names)} images, {names[0]} to {names[-1]} ({reason}), although "
             f"Pillow can; use --loader resident"
@@ -317,11 +344,11 @@ def require_dali(device: torch.device) -> None:
     except ImportError as error:
         raise ArgumentError(
             f"loader is dali, which cannot be imported ({error}): pip install {package}, or use --loader "
-            f"resident"
+            f"resident (with --crop pad)"
         ) from error
     found = backend.__cuda_version__ // 1000
     if device.type == "cuda" and found != int(cuda):
         raise ArgumentError(
             f"loader is dali, but the installed DALI is one for CUDA {found} and torch one for CUDA {cuda}: "
-            f"pip install {package} in its place"
+            f"pip uninstall nvidia-dali-cuda{found}0, then pip install {package}"
         )

@@ -29,7 +29,7 @@ from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError
 
-_FORMAT = "1"  # raise it when the same images would get other values
+_FORMAT = "2"  # raise it when the same images would get other values
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
 _LONGEST_SIDE = 2**15 - 1
@@ -61,8 +61,8 @@ class Scan:
     Attributes:
         sizes: int32 [N,2], height and width in pixels, after the camera's orientation tag; 0 for a bad one.
         convert: bool [N], images that DALI would decode to other pixels than
-            :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, and an
-            orientation that stands only in XMP or a text chunk.
+            :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, CMYK,
+            an orientation in a PNG, and one that stands only in XMP.
         verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``.
     """
 
@@ -163,11 +163,13 @@ def examine(content: bytes) -> tuple[int, int, int, int]:
                 # Searched behind the header, as a thumbnail in there has an end, too, but not at the very
                 # end of the file alone: phones append videos. Compressed pixels never contain this marker.
                 return 0, 0, 0, _CUT_OFF
-            convert = is_deep or image.has_transparency_data
+            # Without Adobe's marker, decoders disagree about whether CMYK is stored inverted.
+            convert = is_deep or image.has_transparency_data or image.mode == "CMYK"
             width, height = image.size
             if may_be_turned:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                if orientation != 1 and orientation != _exif_orientation(image):
+                # In a PNG, DALI finds the tag only where it stands once and as the standard has it.
+                if orientation != 1 and (is_png or orientation != _exif_orientation(image)):
                     convert = True
                 if orientation in (5, 6, 7, 8):
                     width, height = height, width

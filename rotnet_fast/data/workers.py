@@ -48,7 +48,8 @@ def in_chunks(
     """
     starts = range(0, len(source), _IMAGES_PER_CHUNK)
     places = [slice(start, min(start + _IMAGES_PER_CHUNK, len(source))) for start in starts]
-    parts = [source.take(np.arange(place.start, place.stop)) for place in places]
+    # Made when their turn comes: a part of shards keeps these open for as long as it lives.
+    parts = (source.take(np.arange(place.start, place.stop)) for place in places)
     workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
     with tqdm(total=len(source), unit="image", desc=description, disable=not progress) as bar:
         if workers < 2:

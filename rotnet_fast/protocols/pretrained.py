@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.config import shows_crops
-from rotnet_fast.data.crop import RandomResizedCrop
+from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
 from rotnet_fast.data.split import AnySplit
@@ -99,7 +98,7 @@ class Pretrained:
         request = self._request(name, data_dir, limit_train, limit_test, bad_images)
         recipe = self.recipe
         crop = None
-        if shows_crops(recipe.get("crop", "auto"), request["name"], request["image_size"]):
+        if recipe.get("crop", "pad") == "resized" and request["name"] == "folder":
             crop = RandomResizedCrop(
                 tuple(recipe.get("crop_scale", RandomResizedCrop.scale)),
                 tuple(recipe.get("crop_ratio", RandomResizedCrop.ratio)),
@@ -107,7 +106,8 @@ class Pretrained:
         begun = None
         if loader is None:
             loader, begun = "auto", loader_of(self.run)
-        streaming = Streaming(device, loader, crop, recipe.get("decoder", "auto"), begun)
+        decoder: Decoder = recipe.get("decoder", "auto") if device.type == "cuda" else "auto"
+        streaming = Streaming(device, loader, crop, decoder, begun)
         return open_dataset(**request, streaming=streaming, progress=progress)
 
     def _request(
