@@ -6,7 +6,6 @@ DALI is imported when a loader is made, not before.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import WHOLE, Order, Shard
 from rotnet_fast.data.split import EncodedSplit
-from rotnet_fast.data.workers import available_cores
+from rotnet_fast.data.workers import available_cores, processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
 
 _PREFETCHED = 2
@@ -117,7 +116,8 @@ class DaliLoader:
         parts = self.order.parts(start_batch)
         indices, sample_ids = self.order.epoch(epoch)
         shares = deque(part for part, _ in parts if part.start < part.stop)
-        feed = self._start(_Feed(self, epoch, indices, sample_ids, shares))
+        feed = _Feed(self, epoch, indices, sample_ids, shares)
+        self._start(feed)
         side = self.split.image_size
         # The whole epoch's in one transfer.
         here = [values.to(self.device) for values in (indices, self.split.labels[indices], sample_ids)]
@@ -144,7 +144,7 @@ class DaliLoader:
             for event, _ in in_use:
                 event.synchronize()
 
-    def _start(self, feed: _Feed) -> _Feed:
+    def _start(self, feed: _Feed) -> None:
         """Begin to feed the pipeline; a new one where an unfinished epoch has left batches in the old."""
         if self._pipeline is not None and self._running is not None and self._running.left == 0:
             try:
@@ -154,7 +154,6 @@ class DaliLoader:
         else:
             self._pipeline = self._build()
         self._running = feed
-        return feed
 
     def _next(self, feed: _Feed, part: slice, indices: torch.Tensor) -> torch.Tensor:
         """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
@@ -162,15 +161,11 @@ class DaliLoader:
             raise RuntimeError("another epoch of this loader was begun; finish one before the next")
         try:
             images = self._run()
-        except DataError:
-            self._pipeline = self._running = None
-            raise
-        except MemoryError:
-            self._pipeline = self._running = None
-            raise
         except Exception as error:  # RuntimeError mostly, but other types, too
             # A pipeline that failed would go on with the next batch, as if this one had not been.
             self._pipeline = self._running = None
+            if isinstance(error, (DataError, MemoryError)):
+                raise
             raise self._name_damaged(indices[part].tolist(), error) from error
         feed.left -= 1
         return images
@@ -209,10 +204,9 @@ class DaliLoader:
 
         world = self.order.shard.world
         is_cuda = self.device.type == "cuda"
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         pipeline = Pipeline(
             batch_size=-(-self.batch_size // world),
-            num_threads=max(1, available_cores() // local_world),
+            num_threads=max(1, available_cores() // processes_of_this_machine()),
             device_id=self.device.index or 0 if is_cuda else None,
             prefetch_queue_depth=_PREFETCHED,
         )

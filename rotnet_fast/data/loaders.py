@@ -16,6 +16,7 @@ from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.sampling import WHOLE, Shard
 from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.data.workers import processes_of_this_machine
 from rotnet_fast.errors import ArgumentError
 
 LoaderName = Literal["auto", "resident", "dali"]
@@ -190,7 +191,7 @@ def free_memory(device: torch.device) -> int:
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         free.append(max(0, limit - used))
-    return min(free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(free) // processes_of_this_machine()
 
 
 def _available() -> int:

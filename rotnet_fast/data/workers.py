@@ -79,6 +79,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def processes_of_this_machine() -> int:
+    """How many processes torchrun started here, which share its cores and memory; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent process, and do not outlive it where it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
