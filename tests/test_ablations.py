@@ -21,7 +21,7 @@ LOADER = ResidentLoader(Split(IMAGES, torch.zeros(40, dtype=torch.int64)), "cpu"
 BATCH = Batch(IMAGES, ROWS, torch.zeros(40, dtype=torch.int64), ROWS, False, 40)
 
 
-def task(kind: type[RotationTask], **changes: Any) -> RotationTask:
+def task(kind: type[RotationTask], epoch: int = 1, **changes: Any) -> RotationTask:
     settings: dict[str, Any] = {
         "rotations": (0, 90, 180, 270),
         "seed": 3,
@@ -32,12 +32,14 @@ def task(kind: type[RotationTask], **changes: Any) -> RotationTask:
         "dtype": torch.float32,
     }
     network = NetworkInNetwork(width=0.05)
-    return kind(network, Schedule(0.1), LOADER, **(settings | changes))
+    made = kind(network, Schedule(0.1), LOADER, **(settings | changes))
+    made.begin_epoch(epoch)
+    return made
 
 
 def test_views_are_flipped_after_the_rotation_independently() -> None:
-    plain, labels = task(RotationTask, flip_prob=0.0).views(BATCH, 1)
-    views, ablated_labels = task(FlipAfterRotation).views(BATCH, 1)
+    plain, labels = task(RotationTask, flip_prob=0.0).views(BATCH)
+    views, ablated_labels = task(FlipAfterRotation).views(BATCH)
     assert torch.equal(labels, ablated_labels)
     flipped = (views == plain.flip(3)).flatten(1).all(1)
     kept = (views == plain).flatten(1).all(1)
@@ -55,21 +57,21 @@ def test_a_flipped_view_at_90_degrees_is_a_view_of_the_mirrored_image_at_270() -
 
 
 def test_one_rotation_shows_each_image_once_under_any_of_them() -> None:
-    all_views, _ = task(RotationTask).views(BATCH, 1)
+    all_views, _ = task(RotationTask).views(BATCH)
     all_views = all_views.clone()
-    views, labels = task(OneRotation).views(BATCH, 1)
+    views, labels = task(OneRotation).views(BATCH)
     assert views.shape == (40, 3, 8, 8)
     assert torch.equal(views, all_views[ROWS * 4 + labels])
     assert set(labels.tolist()) == {0, 1, 2, 3}
     assert views.is_contiguous(memory_format=torch.channels_last)
-    _, other = task(OneRotation).views(BATCH, 2)
+    _, other = task(OneRotation, epoch=2).views(BATCH)
     assert not torch.equal(labels, other)
 
 
 @pytest.mark.parametrize("name", PRETEXT_ABLATIONS)
 def test_every_ablation_trains_and_is_tested_like_the_faithful_task(name: str) -> None:
     ablated = task(PRETEXT_ABLATIONS[name])
-    output = ablated.train_step(next(LOADER.epoch(0)), epoch=0)
+    output = ablated.train_step(next(LOADER.epoch(0)))
     output.loss.backward()
     assert output.sums["count"] == (16 if name == "one-rotation" else 64)
     faithful = RotationTask.evaluate(ablated)

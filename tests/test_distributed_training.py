@@ -200,8 +200,8 @@ def parameters_after(config: PretrainConfig, spoil: bool) -> dict[str, Any]:
         with trainer_of(config) as trainer:
             train_step, calls = trainer.task.train_step, []
 
-            def overflowing(batch: Any, epoch: int) -> StepOutput:
-                output = train_step(batch, epoch)
+            def overflowing(batch: Any) -> StepOutput:
+                output = train_step(batch)
                 calls.append(batch)
                 if spoil and trainer.processes.rank == 1 and len(calls) == 3:  # after warm-up and one step
                     output.loss = output.loss * torch.inf
@@ -210,7 +210,7 @@ def parameters_after(config: PretrainConfig, spoil: bool) -> dict[str, Any]:
             trainer.task.train_step = overflowing
             trainer.fit()
             return {
-                "scaler": trainer.scaler.state_dict(),
+                "scaler": trainer.training_step.state_dict()["scaler"],
                 "parameters": list(map(torch.Tensor.detach, trainer.task.module.parameters())),
             }
 

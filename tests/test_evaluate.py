@@ -135,7 +135,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
     assert whole["settings"]["epochs"] == 2
 
     steps = 0
-    train_step = Trainer._train_step
+    train_step = Trainer.train_step
 
     def interrupt_the_second_training(self: Trainer, *arguments: object) -> None:
         nonlocal steps
@@ -144,7 +144,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         if steps == 8:  # after two epochs of three steps each, and two steps more
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Trainer, "_train_step", interrupt_the_second_training)
+    monkeypatch.setattr(Trainer, "train_step", interrupt_the_second_training)
     assert evaluate(run, flags) == 143
     monkeypatch.undo()
     advice = capsys.readouterr().err.splitlines()[0]

@@ -97,7 +97,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
         pass
 
     steps: list[str] = []
-    train_step = Trainer._train_step
+    train_step = Trainer.train_step
 
     def counted(self: Trainer, batch: Any) -> None:
         is_head = self.run.path.name == "heads"
@@ -110,7 +110,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
         train_step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", counted)
+        patch.setattr(Trainer, "train_step", counted)
         with pytest.raises(PowerCutError):
             compute(context, "table3/rotnet-conv")
     # Asked for less or more now: what was begun is finished from where it was.
@@ -213,9 +213,9 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
     found = KINDS["head"](context, [first, second], folder)
     context.results.write(first, {**found[first.key], "mark": 1})
     steps: list[int] = []
-    train_step = Trainer._train_step
+    train_step = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", lambda self, batch: steps.append(1) or train_step(self, batch))
+        patch.setattr(Trainer, "train_step", lambda self, batch: steps.append(1) or train_step(self, batch))
         progress = compute(context, *names)
     assert steps == []
     assert progress.computed == [second]

@@ -33,6 +33,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def copy(self) -> Batch:
+        """The same batch in memory of its own, but for a store of images that is the same for all batches."""
+        images = self.images.clone() if self.is_gathered else self.images
+        rows = (self.indices.clone(), self.labels.clone(), self.sample_ids.clone())
+        return Batch(images, *rows, self.is_gathered, self.global_size)
+
+    def take(self, other: Batch) -> None:
+        """Overwrite this batch, which :meth:`copy` made, with another one of as many images."""
+        mine, theirs = (
+            [self.indices, self.labels, self.sample_ids],
+            [other.indices, other.labels, other.sample_ids],
+        )
+        torch._foreach_copy_(mine, theirs)  # one kernel for the three of them
+        if self.is_gathered:
+            self.images.copy_(other.images)
+
     @property
     def source(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``images`` and ``indices`` as `rotnet_fast.rotate_batch` takes them."""

@@ -30,9 +30,15 @@ class MetricSums:
     def add(self, sums: Mapping[str, torch.Tensor]) -> None:
         """Add the scalars of one step."""
         for name, value in sums.items():
-            value = value.detach().to(torch.float64)
-            previous = self._sums.get(name)
-            self._sums[name] = value.clone() if previous is None else previous.add_(value)
+            if name not in self._sums:
+                self._sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
+            self._sums[name].add_(value.detach())
+
+    def reset(self) -> None:
+        """Begin anew, in the same memory: captured steps add to it."""
+        for total in self._sums.values():
+            total.zero_()
+        self._marked = {}
 
     def read(self) -> dict[str, float]:
         """The sums of all processes as numbers, in one transfer from the device."""

@@ -19,7 +19,8 @@ from rotnet_fast.ops import rotate_batch
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_COMPILE_MODES = {"default": "default", "max": "max-autotune"}
+# Without the compiler's own CUDA graphs: whole steps are captured, see `rotnet_fast.engine.replay`.
+_COMPILE_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
 
 
 class UnlessEmpty(nn.Module):
@@ -85,7 +86,7 @@ class RotationTask:
         self.schedule = schedule
         self.test_loader = test_loader
         self.rotations = tuple(rotations)
-        self.seed = seed
+        self.key = torch.tensor([seed, 0], device=test_loader.device)  # (seed, epoch), where steps read it
         self.pad = pad
         self.flip_prob = flip_prob
         self.view_settings: dict[str, Any] = {
@@ -112,21 +113,21 @@ class RotationTask:
         """All parameters on one schedule."""
         return [ParameterGroup("network", list(self.module.parameters()), self.schedule)]
 
-    def set_train_mode(self) -> None:
-        """Train mode: BatchNorm normalises with the batch's statistics."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Train mode (BatchNorm normalises with the batch's statistics), and the draws of this epoch."""
         self.module.train()
+        self.key[1] = epoch
 
-    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented views [B*K,C,H,W], in a buffer that the next call overwrites, and their labels [B*K]."""
-        return self.make_views(batch, epoch, self.flip_prob)
+        return self.make_views(batch, self.flip_prob)
 
-    def make_views(self, batch: Batch, epoch: int, flip_prob: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def make_views(self, batch: Batch, flip_prob: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`views`, with another probability of the flip before the rotations."""
         views, labels = rotate_batch(
             *batch.source,
             sample_ids=batch.sample_ids,
-            seed=self.seed,
-            epoch=epoch,
+            seed=self.key,
             pad=self.pad,
             flip_prob=flip_prob,
             out=self._buffers.get(len(batch)),
@@ -135,9 +136,9 @@ class RotationTask:
         self._buffers[len(batch)] = views
         return views, labels
 
-    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
+    def train_step(self, batch: Batch) -> StepOutput:
         """Loss, number of views and of correct ones."""
-        views, labels = self.views(batch, epoch)  # [B*K,C,H,W], [B*K]
+        views, labels = self.views(batch)  # [B*K,C,H,W], [B*K]
         logits = self._train_forward(views).float()  # [B*K,K]
         losses = functional.cross_entropy(logits, labels, reduction="none")  # [B*K]
         sums = {

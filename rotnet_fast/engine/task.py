@@ -50,12 +50,17 @@ class Task(Protocol):
         """Trainable parameters."""
         ...
 
-    def set_train_mode(self) -> None:
-        """Put every part into the mode it trains in (a frozen extractor stays in eval mode)."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Put every part into the mode it trains in (a frozen extractor stays in eval mode), and let the
+        random draws of the training steps be those of this epoch."""
         ...
 
-    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
-        """Forward and loss of one batch."""
+    def train_step(self, batch: Batch) -> StepOutput:
+        """Forward and loss of one batch.
+
+        Steps may be captured in a CUDA graph: what differs between them lies on the device, and nothing waits
+        for it.
+        """
         ...
 
     def evaluate(self) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -10,19 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import ALONE, Processes
-from rotnet_fast.engine.metrics import MetricSums, means
+from rotnet_fast.engine.metrics import means
+from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
-from rotnet_fast.engine.task import StepOutput, Task
+from rotnet_fast.engine.task import Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
+from rotnet_fast.engine.training_step import TrainingStep
 from rotnet_fast.errors import NonFiniteError
-from rotnet_fast.models.network import FeatureNetwork
 
 KEPT_EPOCH_CHECKPOINTS = 3
 
@@ -74,6 +72,7 @@ class Trainer:
             refused.
         processes: that train together, each on its part of every batch; the task averages gradients over
             them. All go through the same steps, and the main one writes.
+        capture: how steps are captured; None decides by ``settings.graph``.
     """
 
     def __init__(
@@ -84,6 +83,7 @@ class Trainer:
         run: RunFolder,
         identity: Mapping[str, Any],
         processes: Processes = ALONE,
+        capture: Capture | None = None,
     ) -> None:
         processes.check_same(identity)
         self.processes = processes
@@ -92,21 +92,10 @@ class Trainer:
         self.settings = settings
         self.run = run
         self.identity = dict(identity)
-        self.groups = task.parameter_groups()
-        self.optimizer = torch.optim.SGD(
-            [{"params": group.parameters, "name": group.name} for group in self.groups],
-            lr=0.0,  # set from the schedules before every step
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-        )
-        self.scaler = settings.precision.grad_scaler()
-        parts = task.module.modules()
-        self._may_draw = any(isinstance(part, FeatureNetwork) and part.may_draw for part in parts)
-        self.sums = MetricSums(processes)
+        self.training_step = TrainingStep(task, settings, loader.device, loader.seed, processes, capture)
+        self.sums = self.training_step.sums
         self.progress = Progress()
         self._saved_at = time.monotonic()
-        self._is_warm = processes.world == 1
 
     def fit(self) -> dict[str, float]:
         """Train to the end.
@@ -141,20 +130,18 @@ class Trainer:
     def _train_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Train on the rest of the running epoch."""
         progress, settings = self.progress, self.settings
-        self.task.set_train_mode()
+        self.task.begin_epoch(progress.epoch)
         reported = replace(progress)
         clock = time.perf_counter()
         for batch in self.loader.epoch(progress.epoch, start_batch=progress.step):
             progress.waited += time.perf_counter() - clock
-            if not self._is_warm:
-                self._warm_up(batch)
-            self._train_step(batch)
+            self.train_step(batch)
             metrics = None
             if progress.step % settings.log_every == 0 or progress.step == len(self.loader):
                 metrics = self._read_metrics()  # waits for the device
             progress.seconds += time.perf_counter() - clock
             if metrics is not None:
-                metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+                metrics["lr"] = self.training_step.lrs[0]
                 images, seconds = progress.images - reported.images, progress.seconds - reported.seconds
                 metrics["data_wait"] = (progress.waited - reported.waited) / seconds
                 rate = images / seconds
@@ -167,48 +154,12 @@ class Trainer:
             if signal_number:
                 raise Interrupted(signal_number)
 
-    def _train_step(self, batch: Batch) -> None:
-        """Forward, backward and update on one batch."""
+    def train_step(self, batch: Batch) -> None:
+        """Train on the next batch of the running epoch, which the task has been told of."""
         progress = self.progress
-        for group, optimizer_group in zip(self.groups, self.optimizer.param_groups, strict=True):
-            optimizer_group["lr"] = group.schedule.lr(progress.epoch, progress.step / len(self.loader))
-        self.optimizer.zero_grad(set_to_none=True)
-        output = self._backward(batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.sums.add(output.sums)
+        self.training_step(batch, progress.epoch, progress.step, len(self.loader))
         progress.step += 1
         progress.images += batch.global_size
-
-    def _backward(self, batch: Batch) -> StepOutput:
-        """Forward and backward; gradients are those of the mean loss over the images of all processes."""
-        if self._may_draw:
-            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
-            position = (self.progress.epoch, self.progress.step)
-            torch.manual_seed(step_seed(self.loader.seed, *position, self.processes.rank))
-        with self.settings.precision.autocast():
-            output = self.task.train_step(batch, self.progress.epoch)
-        loss = output.loss
-        if self.processes.world > 1:
-            # Gradients are averaged over processes, whose parts of the batch may differ by an image. The mean
-            # loss of an empty part is NaN, but its gradient is that of no image: zero.
-            loss = loss * (len(batch) * self.processes.world / batch.global_size)
-        self.scaler.scale(loss).backward()
-        return output
-
-    def _warm_up(self, batch: Batch) -> None:
-        """One backward pass that changes nothing.
-
-        After its first one, DistributedDataParallel groups the gradients anew, by when they were ready, and
-        from three processes on, the grouping decides in which order their parts are added up. A resumed run
-        would have its first one where an uninterrupted run does not; now neither has it in training.
-        """
-        buffers = [buffer.clone() for buffer in self.task.module.buffers()]
-        self._backward(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.task.module.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        self._is_warm = True
 
     def _finish_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Evaluate, report, save, and move on to the next epoch."""
@@ -228,7 +179,7 @@ class Trainer:
         )
         progress.metrics = metrics
         progress.epoch, progress.step = done, 0
-        self.sums = MetricSums(self.processes)
+        self.sums.reset()
         if is_kept:
             snapshot = self.snapshot()
             self.processes.on_main(lambda: checkpoint.save(self.run.snapshot(done), snapshot))
@@ -282,7 +233,7 @@ class Trainer:
         return metrics
 
     def _non_finite(self, finding: str) -> NonFiniteError:
-        rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+        rates = ", ".join(f"{lr:g}" for lr in self.training_step.lrs)
         precision = self.settings.precision.name
         wider = " or use --precision bf16 or fp32" if precision == "fp16" else ""
         good = [str(path) for path in checkpoint.candidates(self.run.path)]
@@ -303,9 +254,7 @@ class Trainer:
             "epoch": progress.epoch,
             "step": progress.step,
             "module": self.task.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "sums": self.sums.state_dict(),
+            **self.training_step.state_dict(),
             "metrics": progress.metrics,
             "log": {
                 "images": progress.images,
@@ -372,9 +321,7 @@ class Trainer:
         if refusal is not None:
             raise self.processes.shared(refusal)
         self.task.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.sums.load_state_dict(state["sums"], self.loader.device)
+        self.training_step.load_state_dict(state, self.loader.device)
         log = state["log"]
         self.progress = Progress(
             state["epoch"],
@@ -385,9 +332,3 @@ class Trainer:
             dict(state["metrics"]),
         )
         self.run.truncate_metrics(log["metrics_position"])
-
-
-def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
-    """Seed of the draws of one step, in [0, 2**63): unrelated for any other step or process."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {step} {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -21,6 +21,7 @@ class TrainerSettings:
         checkpoint_every_steps: save in mid-epoch after so many steps; None for never.
         checkpoint_every_seconds: save in mid-epoch after so many seconds; None for never.
         snapshot_epochs: after so many epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
+        graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: progress bar and a printed line per epoch.
         tensorboard: write TensorBoard events.
     """
@@ -35,5 +36,6 @@ class TrainerSettings:
     checkpoint_every_steps: int | None = None
     checkpoint_every_seconds: float | None = 300.0
     snapshot_epochs: tuple[int, ...] = ()
+    graph: str = "auto"
     progress: bool = True
     tensorboard: bool = True

@@ -22,12 +22,12 @@ class FlipAfterRotation(RotationTask):
     cannot be told apart, and a perfect network would be right three times out of four.
     """
 
-    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RotationTask.views`, with the flip in the wrong place."""
-        views, labels = self.make_views(batch, epoch, flip_prob=0.0)
+        views, labels = self.make_views(batch, flip_prob=0.0)
         turned = len(self.rotations)
         view_ids = batch.sample_ids.repeat_interleave(turned) * turned + labels
-        draw = philox.draw(view_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
+        draw = philox.draw(view_ids, self.key[0], self.key[1], philox.PURPOSE_ABLATION)[0]
         flip = draw < int((self.flip_prob or 0.5) * 2.0**32)
         views = torch.where(flip[:, None, None, None], views.flip(3), views)
         return views.contiguous(memory_format=torch.channels_last), labels
@@ -36,11 +36,11 @@ class FlipAfterRotation(RotationTask):
 class OneRotation(RotationTask):
     """Shows one random rotation of each image instead of all K: views [B,C,H,W], labels [B]."""
 
-    def views(self, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RotationTask.views`, one view per image."""
-        views, labels = self.make_views(batch, epoch, self.flip_prob)
+        views, labels = self.make_views(batch, self.flip_prob)
         turned = len(self.rotations)
-        draw = philox.draw(batch.sample_ids, self.seed, epoch, philox.PURPOSE_ABLATION)[0]
+        draw = philox.draw(batch.sample_ids, self.key[0], self.key[1], philox.PURPOSE_ABLATION)[0]
         chosen = torch.arange(len(batch), device=views.device) * turned + (draw * turned >> 32)
         return views[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
 

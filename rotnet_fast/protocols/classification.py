@@ -72,16 +72,20 @@ class ObjectViews:
         self.test_loader = test_loader
         self.pad = pad
         self.flip_prob = flip_prob
+        self.key = torch.tensor([loader.seed, 0], device=loader.device)  # (seed, epoch), where steps read it
         self._settings: dict[str, Any] = {"rotations": (0,), "mean": mean, "std": std, "dtype": dtype}
         self._buffers: dict[int, torch.Tensor] = {}
 
-    def augmented(self, batch: Batch, epoch: int) -> torch.Tensor:
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the augmentation of this epoch from now on."""
+        self.key[1] = epoch
+
+    def augmented(self, batch: Batch) -> torch.Tensor:
         """Cropped and flipped images: [B,C,H,W], channels_last."""
         return self._views(
             batch,
             sample_ids=batch.sample_ids,
-            seed=self.loader.seed,
-            epoch=epoch,
+            seed=self.key,
             pad=self.pad,
             flip_prob=self.flip_prob,
         )
@@ -132,18 +136,19 @@ class ObjectClassification:
         """One group per classifier."""
         return self.groups
 
-    def set_train_mode(self) -> None:
-        """Train mode; a module with frozen parts keeps those in eval mode itself."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
         self.module.train()
-
-    def train_step(self, batch: Batch, epoch: int) -> StepOutput:
-        """Summed loss of all classifiers on one augmented batch."""
+        self.views.begin_epoch(epoch)
         self._confusions = None
+
+    def train_step(self, batch: Batch) -> StepOutput:
+        """Summed loss of all classifiers on one augmented batch."""
         labels = batch.labels
         count = torch.full((), len(labels), device=labels.device)
         losses = []
         sums = {"count": count}
-        for name, logits in self.classify(self.views.augmented(batch, epoch)).items():
+        for name, logits in self.classify(self.views.augmented(batch)).items():
             losses.append(functional.cross_entropy(logits.float(), labels))
             sums[f"{name}_accuracy"] = (logits.argmax(dim=1) == labels).sum()
         loss = torch.stack(losses).sum()

@@ -1,0 +1,172 @@
+"""Captured steps train as ordinary ones do: fresh draws, current learning rates, to the last bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded_graph import record
+from test_engine_trainer import dataset as dataset  # a fixture
+from test_engine_trainer import make_trainer
+
+from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.data.loader import Batch
+from rotnet_fast.engine.distributed import ALONE
+from rotnet_fast.engine.precision import Precision
+from rotnet_fast.engine.replay import STEPS_BEFORE_CAPTURE, ReplayedStep, use_graph
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.task import StepOutput
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.ablations import FlipAfterRotation, OneRotation
+
+CPU = torch.device("cpu")
+BF16 = Precision("bf16", "cuda")
+
+
+def batch(*values: int, is_gathered: bool = False) -> Batch:
+    rows = torch.tensor(values)
+    images = rows[:, None, None, None].to(torch.uint8) if is_gathered else torch.zeros(9, 1, 1, 1)
+    return Batch(images, rows, rows + 100, rows + 200, is_gathered, len(values))
+
+
+@pytest.mark.parametrize("task_class", [RotationTask, FlipAfterRotation, OneRotation])
+def test_replayed_steps_train_as_ordinary_ones(
+    task_class: type[RotationTask], dataset: Dataset, tmp_path: Path
+) -> None:
+    # 8 epochs of batches of 16, 16 and 8: both sizes are captured, and replayed under other learning rates.
+    found = []
+    for capture in (None, record):
+        with RunFolder(tmp_path / str(capture is None)) as run:
+            trainer = make_trainer(
+                dataset, run, CPU, Schedule(0.05, "cosine", epochs=8), epochs=8,
+                task_class=task_class, capture=capture,
+            )  # fmt: skip
+            trainer.fit()
+            metrics = (run.path / "metrics.jsonl").read_text().splitlines()
+            found.append((trainer.state_hash(), len(metrics), trainer.progress.metrics))
+            assert trainer.training_step.is_replayed == (capture is not None)
+    assert found[0] == found[1]
+
+
+class EpochOfTheHost(RotationTask):
+    """Its augmentation depends on a number of the host, which a graph does not see change."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(0)
+        self.epoch = epoch
+
+    def train_step(self, batch: Batch) -> StepOutput:
+        shifted = replace(batch, sample_ids=batch.sample_ids + 1000 * self.epoch)
+        return super().train_step(shifted)
+
+
+def test_the_recorder_has_what_the_host_decides_fixed_as_a_graph_has(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    hashes = []
+    for capture in (None, record):
+        with RunFolder(tmp_path / str(capture is None)) as run:
+            trainer = make_trainer(
+                dataset, run, CPU, Schedule(0.05), epochs=8, task_class=EpochOfTheHost, capture=capture
+            )
+            trainer.fit()
+            hashes.append(trainer.state_hash())
+    assert hashes[0] != hashes[1]
+
+
+def test_the_recorder_refuses_work_that_waits_for_the_device() -> None:
+    with pytest.raises(AssertionError, match="reads a number off the device"):
+        record(lambda: print(torch.ones(()).item()))
+
+
+def test_a_replayed_run_can_be_gone_on_with_by_ordinary_steps_and_the_other_way_round(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    def fit(name: str, epochs: int, capture: Any) -> str:
+        with RunFolder(tmp_path / name, resume=True) as run:
+            trainer = make_trainer(dataset, run, CPU, Schedule(0.05), epochs=epochs, capture=capture)
+            trainer.go_on()
+            trainer.fit()
+            return trainer.state_hash()
+
+    whole = fit("whole", 9, None)
+    fit("first replayed", 5, record)
+    assert fit("first replayed", 9, None) == whole
+    fit("then replayed", 3, None)
+    assert fit("then replayed", 9, record) == whole
+
+
+def test_each_number_of_images_is_captured_once_after_ordinary_steps() -> None:
+    seen: list[list[int]] = []
+    captured: list[int] = []
+
+    def capture(work: Any) -> Any:
+        captured.append(len(seen))
+        return work
+
+    step = ReplayedStep(lambda batch: seen.append(batch.indices.tolist()), capture)
+    expected = []
+    for number in range(STEPS_BEFORE_CAPTURE + 3):
+        for values in ([number, number + 1], [number + 2]):
+            step(batch(*values))
+            expected.append(values)
+    assert seen == expected
+    assert captured == [2 * STEPS_BEFORE_CAPTURE, 2 * STEPS_BEFORE_CAPTURE + 1]
+
+
+@pytest.mark.parametrize("is_gathered", [False, True])
+def test_a_captured_batch_takes_all_of_the_next_one(is_gathered: bool) -> None:
+    first, second = batch(1, 2, is_gathered=is_gathered), batch(3, 4, is_gathered=is_gathered)
+    static = first.copy()
+    static.take(second)
+    for name in ("images", "indices", "labels", "sample_ids"):
+        assert torch.equal(getattr(static, name), getattr(second, name))
+    assert first.indices.tolist() == [1, 2]
+    assert (static.images is first.images) == (not is_gathered)
+
+
+class Drawing(NetworkInNetwork):
+    may_draw = True
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "network", "message"),
+    [
+        (CPU, Precision("bf16", "cpu"), NetworkInNetwork, "CUDA graphs need a GPU"),
+        (torch.device("cuda", 0), Precision("fp16", "cuda"), NetworkInNetwork, "loss scaling"),
+        (torch.device("cuda", 0), BF16, Drawing, "draws random numbers"),
+    ],
+)
+def test_a_graph_is_refused_where_it_cannot_work_and_auto_does_without(
+    device: torch.device, precision: Precision, network: type[NetworkInNetwork], message: str
+) -> None:
+    module = network(width=0.05)
+    with pytest.raises(ArgumentError, match=rf"graph is on, but .*{message}.*--graph auto or off"):
+        use_graph("on", device, precision, module, ALONE)
+    assert not use_graph("auto", device, precision, module, ALONE)
+    assert not use_graph("off", device, precision, module, ALONE)
+
+
+def test_auto_takes_graphs_for_the_papers_network_on_a_gpu() -> None:
+    device = torch.device("cuda", 0)
+    assert use_graph("auto", device, BF16, NetworkInNetwork(width=0.05), ALONE)
+    assert use_graph("on", device, BF16, NetworkInNetwork(width=0.05), ALONE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_cuda_graph_trains_as_ordinary_steps(dataset: Dataset, tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    losses = []
+    for graph in ("off", "on"):
+        with RunFolder(tmp_path / graph) as run:
+            trainer = make_trainer(dataset, run, device, Schedule(0.01), epochs=8, graph=graph)
+            trainer.fit()
+            losses.append(trainer.progress.metrics["train"]["loss"])
+            assert trainer.training_step.is_replayed == (graph == "on")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
