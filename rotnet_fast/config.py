@@ -29,6 +29,7 @@ _NOT_PART_OF_THE_RECIPE = (
     "dataset_name",
     "device",
     "compile",
+    "graph",
     "output",
     "resume",
     "eval_every",
@@ -172,8 +173,13 @@ class PretrainConfig:
     """Number format of forward and backward pass.
     auto: bf16 where the device computes in it, else fp32. fp16 needs a CUDA device."""
 
-    compile: Literal["none", "default", "max"] = "none"
-    """torch.compile of the network: off, on, or on with a longer search for fast kernels."""
+    compile: Literal["auto", "none", "default", "max"] = "auto"
+    """torch.compile of the network: off, on, or on with a longer search for fast kernels.
+    auto: what is known to be faster on the device, which is off."""
+
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Replay training steps from a CUDA graph, so that a fast GPU need not wait for the host.
+    auto: on for nin on a GPU in bf16 or fp32, with one process."""
 
     output: Path | None = None
     """Run folder. None: runs/<preset>-<dataset>-seed<seed>, with the model before the seed unless it is nin,
@@ -186,8 +192,9 @@ class PretrainConfig:
     eval_every: int = 1
     """Test after every so many epochs, and always after the last."""
 
-    log_every: int = 20
-    """Steps between two reports."""
+    log_every: int | None = None
+    """Steps between two reports, each of which waits for the device. None: 20 on a CPU, 500 on a GPU; the end
+    of an epoch is always reported."""
 
     checkpoint_every_steps: int | None = None
     """Save within an epoch after every so many steps, too."""
@@ -211,9 +218,9 @@ class PretrainConfig:
             _is_rotation_set(self.rotations),
             "must be two to 64 different whole degrees, such as 0 90 180 270",
         )
-        for name in ("image_size", "epochs", "batch_size", "eval_every", "log_every"):
+        for name in ("image_size", "epochs", "batch_size", "eval_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
-        for name in ("limit_train", "limit_test", "checkpoint_every_steps"):
+        for name in ("limit_train", "limit_test", "log_every", "checkpoint_every_steps"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "must be at least 1, or None")
         seconds = self.checkpoint_every_seconds

@@ -139,12 +139,31 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     dataset = processes.local_main_first(read)
     trainer = pretraining(config, dataset, device, precision, run, processes=processes)
 
+    if processes.is_main:
+        print(how(trainer))
+
     def load(trainer: Trainer) -> None:
         if config.resume is not None:
             is_auto = config.resume == "auto"
             go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
 
     return pretrain_with(trainer, config, dataset, load)
+
+
+def how(trainer: Trainer) -> str:
+    """One line on what was chosen for the device."""
+    import torch
+
+    from rotnet_fast.engine.rotation_task import RotationTask
+
+    device, task = trainer.loader.device, trainer.task
+    assert isinstance(task, RotationTask)
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    graph = "on" if trainer.training_step.is_replayed else "off"
+    precision = trainer.settings.precision.name
+    return f"training on {device} ({name}): precision {precision}, compile {task.compile}, graph {graph}"
 
 
 def has_checkpoint(run: Path) -> bool:

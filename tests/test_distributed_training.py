@@ -134,8 +134,8 @@ def recorded_steps(config: PretrainConfig) -> list[tuple[torch.Tensor, ...]]:
     with trainer_of(config) as trainer:
         views_of = trainer.task.views
 
-        def recording(batch: Any, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-            views, labels = views_of(batch, epoch)
+        def recording(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            views, labels = views_of(batch)
             steps.append((batch.indices, batch.sample_ids, views.clone()))
             return views, labels
 

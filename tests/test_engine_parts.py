@@ -127,6 +127,20 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         resolve_device("cuda:99")
 
 
+def test_no_more_threads_are_used_than_the_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("rotnet_fast.engine.device.available_cores", lambda: 1)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        resolve_device("cpu")
+        assert torch.get_num_threads() == threads  # the user knows better
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        resolve_device("cpu")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     with (
         RunFolder(tmp_path / "run"),

@@ -47,6 +47,8 @@ def test_a_run_leaves_everything_that_it_promises(output: Path, capsys: pytest.C
     results = json.loads((output / "results.json").read_text())
     assert f"rotation accuracy {results['rotation_accuracy']:.2f} % on the 20 test images" in printed
     assert "images/s" in printed
+    assert "training on cpu" in printed
+    assert "precision fp32, compile none, graph off" in printed
     assert "next: python -m rotnet_fast.evaluate --checkpoint 'the run'" in printed
 
     assert sorted(path.name for path in output.iterdir()) == [

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+import joblib
 import numpy as np
 from tqdm import tqdm
 
@@ -73,10 +74,9 @@ def in_chunks(
 
 
 def available_cores() -> int:
-    """Cores this process may use, which in a container or under taskset are not all of the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: in a container, under taskset or with a quota, not all of the machine's."""
+    cores: int = joblib.cpu_count()
+    return cores
 
 
 def processes_of_this_machine() -> int:

@@ -58,7 +58,8 @@ class RotationTask:
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
         mean, std: per channel.
         dtype: of the views.
-        compile: ``none``, ``default`` or ``max``; only training steps are compiled.
+        compile: ``auto``, ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are
+            compiled.
         processes: that share the batches of training and testing.
         group: of the processes' devices; every training step averages the gradients over it.
 
@@ -96,6 +97,9 @@ class RotationTask:
             "dtype": dtype,
         }
         self._train_forward: Any = module
+        # On the CPU, compiled NIN steps were slower (docs/performance.md); on a GPU, nobody has measured yet
+        # whether the gain makes up for the compilation.
+        self.compile = compile = "none" if compile == "auto" else compile
         if compile != "none":
             # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
             self._train_forward = torch.compile(module, mode=_COMPILE_MODES[compile], dynamic=False)

@@ -94,6 +94,7 @@ class Trainer:
         self.identity = dict(identity)
         self.training_step = TrainingStep(task, settings, loader.device, loader.seed, processes, capture)
         self.sums = self.training_step.sums
+        self.log_every = settings.log_every or (500 if loader.device.type == "cuda" else 20)
         self.progress = Progress()
         self._saved_at = time.monotonic()
 
@@ -129,7 +130,7 @@ class Trainer:
 
     def _train_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Train on the rest of the running epoch."""
-        progress, settings = self.progress, self.settings
+        progress = self.progress
         self.task.begin_epoch(progress.epoch)
         reported = replace(progress)
         clock = time.perf_counter()
@@ -137,7 +138,7 @@ class Trainer:
             progress.waited += time.perf_counter() - clock
             self.train_step(batch)
             metrics = None
-            if progress.step % settings.log_every == 0 or progress.step == len(self.loader):
+            if progress.step % self.log_every == 0 or progress.step == len(self.loader):
                 metrics = self._read_metrics()  # waits for the device
             progress.seconds += time.perf_counter() - clock
             if metrics is not None:
@@ -215,7 +216,7 @@ class Trainer:
             return stop.received, is_due or is_old
         # Signals and clocks differ between processes, which have to stop and save at the same step. With GPUs
         # they agree only where they wait for each other anyway.
-        waits = step % settings.log_every == 0 or step == len(self.loader)
+        waits = step % self.log_every == 0 or step == len(self.loader)
         if self.loader.device.type == "cuda" and not waits:
             return 0, is_due
         signal_number, age_matters = self.processes.maximum(stop.received, is_old)

@@ -130,6 +130,7 @@ def pretraining(
         checkpoint_every_steps=config.checkpoint_every_steps,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
         snapshot_epochs=snapshot_epochs,
+        graph=config.graph,
         progress=progress and processes.is_main,
         tensorboard=config.tensorboard and processes.is_main,
     )
