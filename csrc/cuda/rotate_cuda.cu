@@ -10,8 +10,11 @@ template <class Cast, int C, bool kVector>
 __global__ void __launch_bounds__(kThreads)
     rotate_kernel(const __grid_constant__ RotateJob job, const __grid_constant__ Grid grid) {
   __shared__ Tile tile;
+  __shared__ Augmentation draw;
   const Block block = make_block(job, grid, blockIdx.x);
-  load_tile<C>(job, block, static_cast<int>(threadIdx.x), tile);
+  if (threadIdx.x == 0) draw = draw_block(job, block);
+  __syncthreads();
+  load_tile<C>(job, block, draw, static_cast<int>(threadIdx.x), tile);
   __syncthreads();
   write_views<Cast, C, kVector>(job, block, static_cast<int>(threadIdx.x), tile);
 }

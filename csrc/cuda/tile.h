@@ -16,11 +16,13 @@
 namespace rotnet::cuda {
 
 constexpr int kTile = 32;
-constexpr int kThreads = 256;
+constexpr int kPitch = kTile + 1;  // rows (turns 0, 2) and columns (turns 1, 3) are both free of bank conflicts
+// A multiple of 32 and of the vectors in a row of a whole tile, whatever the type and channels, so that a thread
+// stays in its columns: all that depends on these is computed once.
+constexpr int kThreads = 192;
 constexpr int kVectorBytes = 16;
 
-// Pitch 33: rows (turns 0, 2) and columns (turns 1, 3) are both free of bank conflicts.
-using Tile = uint32_t[kTile][kTile + 1];
+using Tile = uint32_t[kTile * kPitch];
 
 struct alignas(kVectorBytes) Vector {
   uint32_t word[4];
@@ -80,18 +82,22 @@ ROTNET_HOST_DEVICE Block make_block(const RotateJob& job, const Grid& grid, unsi
   return block;
 }
 
+// Crop and flip of the block's image: a hundred instructions, so that one thread makes them for all.
+ROTNET_HOST_DEVICE Augmentation draw_block(const RotateJob& job, const Block& block) {
+  const int64_t sample_id = job.sample_ids ? job.sample_ids[block.n] : image_index(job, block.n);
+  return draw_augmentation(sample_id, job.key ? job.key[0] : job.seed, job.key ? job.key[1] : job.epoch, job.pad,
+                           job.flip_threshold);
+}
+
 // This thread's pixels of the upright crop, into the tile.
 template <int C>
-ROTNET_HOST_DEVICE void load_tile(const RotateJob& job, const Block& block, int thread, Tile& tile) {
+ROTNET_HOST_DEVICE void load_tile(const RotateJob& job, const Block& block, const Augmentation draw, int thread,
+                                  Tile& tile) {
   const int64_t index = image_index(job, block.n);
-  const int64_t sample_id = job.sample_ids ? job.sample_ids[block.n] : index;
-  const Augmentation draw =
-      draw_augmentation(sample_id, job.key ? job.key[0] : job.seed, job.key ? job.key[1] : job.epoch, job.pad,
-                        job.flip_threshold);
   const uint8_t* image = job.images + (block.valid ? index : 0) * job.height * job.width * C;
-  for (int p = thread; p < kTile * kTile; p += kThreads) {
-    const int row = p / kTile, column = p % kTile;
-    if (row >= block.height || column >= block.width) continue;
+  const int column = thread % kTile;
+  if (column >= block.width) return;
+  for (int row = thread / kTile; row < block.height; row += kThreads / kTile) {
     const Position stored = uncrop(draw, job.pad, block.y0 + row, block.x0 + column, job.width);
     uint32_t pixel = 0;
     if (block.valid && stored.row >= 0 && stored.row < job.height && stored.column >= 0 &&
@@ -100,7 +106,26 @@ ROTNET_HOST_DEVICE void load_tile(const RotateJob& job, const Block& block, int 
 #pragma unroll
       for (int c = 0; c < C; ++c) pixel |= static_cast<uint32_t>(source[c]) << (8 * c);
     }
-    tile[row][column] = pixel;
+    tile[row * kPitch + column] = pixel;
+  }
+}
+
+// Where the tile holds the pixel at (i, j) of its turned self: at origin + i * down + j * right.
+struct Walk {
+  int origin, down, right;
+};
+
+ROTNET_HOST_DEVICE Walk walk_of(int turn, int height, int width) {
+  const int last_row = (height - 1) * kPitch, last_column = width - 1;
+  switch (turn) {  // as unrotate() of geometry.h
+    case 1:
+      return {last_column, -1, kPitch};
+    case 2:
+      return {last_row + last_column, -kPitch, -1};
+    case 3:
+      return {last_row, 1, -kPitch};
+    default:
+      return {0, kPitch, 1};
   }
 }
 
@@ -113,22 +138,106 @@ ROTNET_HOST_DEVICE float pick(const float (&values)[4], int channel) {
   return result;
 }
 
+// The float32 of byte `number` (0..3) of a word.
+ROTNET_HOST_DEVICE float byte_as_float(uint32_t word, int number) {
+#ifdef __CUDA_ARCH__
+  // The byte becomes the last bits of 2^23, which is subtracted again: both exact, and both at full rate,
+  // which conversions from integers are not.
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + static_cast<unsigned>(number))) - 8388608.0f;
+#else
+  return static_cast<float>((word >> (8 * number)) & 0xffu);
+#endif
+}
+
+// To an address that is a multiple of 16.
+ROTNET_HOST_DEVICE void store(void* to, const Vector& vector) {
+#ifdef __CUDA_ARCH__
+  // Into the second-level cache, where the first convolution finds it; by an intrinsic, because plain stores were
+  // compiled to four of a word each.
+  __stcg(static_cast<uint4*>(to), make_uint4(vector.word[0], vector.word[1], vector.word[2], vector.word[3]));
+#else
+  *static_cast<Vector*>(to) = vector;
+#endif
+}
+
+// The lower word of (high, low) >> shift, for shift in 0..24.
+ROTNET_HOST_DEVICE uint32_t shift_right(uint32_t low, uint32_t high, unsigned shift) {
+#ifdef __CUDA_ARCH__
+  return __funnelshift_r(low, high, shift);
+#else
+  return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift);
+#endif
+}
+
+// Sixteen bytes of a view: `kElements` neighbouring elements of a row. The pixels they touch are packed into a
+// stream of bytes that begins with the first element, so that each element's byte is known when compiling, and
+// its channel but for the first one's.
+template <class Cast, int C>
+struct VectorOf {
+  static constexpr int kPerWord = 4 / static_cast<int>(sizeof(typename Cast::Bits));
+  static constexpr int kElements = 4 * kPerWord;
+  static constexpr bool kAnyPhase = kElements % C != 0;
+  static constexpr int kPixels = (kElements + (kAnyPhase ? C - 1 : 0) + C - 1) / C;
+  static constexpr int kWords = (kPixels * C + 3) / 4;
+
+  int column;       // of the first pixel
+  int last;         // from it to the last one; not every phase touches that, and it may lie beyond the row then
+  unsigned shift;   // bits of the first pixel that belong to the vector before
+  float scale[C], offset[C];  // of the channels, from the first element's on
+
+  // Elements from `first` on, of rows of `columns` pixels.
+  ROTNET_HOST_DEVICE VectorOf(int first, int columns, const float (&scales)[4], const float (&shifts)[4]) {
+    column = first / C;
+    const int phase = kAnyPhase ? first - column * C : 0;
+    last = column + kPixels - 1 < columns ? kPixels - 1 : columns - 1 - column;
+    shift = 8u * static_cast<unsigned>(phase);
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      const int channel = phase + c < C ? phase + c : phase + c - C;
+      scale[c] = kAnyPhase ? pick<C>(scales, channel) : scales[c];
+      offset[c] = kAnyPhase ? pick<C>(shifts, channel) : shifts[c];
+    }
+  }
+
+  // `from`: the first pixel in the tile; `right`: from one pixel of the row to the next.
+  ROTNET_HOST_DEVICE Vector make(const uint32_t* from, int right) const {
+    uint32_t stream[kWords + 1] = {};
+#pragma unroll
+    for (int q = 0; q < kPixels; ++q) {
+      const uint32_t pixel = from[(kAnyPhase && q == kPixels - 1 ? last : q) * right];
+      const int bit = q * 8 * C, word = bit / 32, at = bit % 32;
+      stream[word] |= pixel << at;
+      if (at + 8 * C > 32) stream[word + 1] |= pixel >> (32 - at);
+    }
+    Vector vector;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      float value[kPerWord];
+#pragma unroll
+      for (int k = 0; k < kPerWord; ++k) {
+        const int e = w * kPerWord + k;
+        const uint32_t four = kAnyPhase ? shift_right(stream[e / 4], stream[e / 4 + 1], shift) : stream[e / 4];
+        value[k] = fmaf(byte_as_float(four, e % 4), scale[e % C], offset[e % C]);
+      }
+      vector.word[w] = Cast::word(value);
+    }
+    return vector;
+  }
+};
+
 // This thread's elements of the block's views, and the labels. All threads must have loaded.
-// `Cast` rounds a float32 to the output type and gives its bits (`Cast::Bits`: 16 or 32 of them).
+// `Cast` rounds float32 to the output type and gives the bits: `Cast::bits` of one number as `Cast::Bits` (16 or 32
+// of them), `Cast::word` of as many as fill 32 bits.
 template <class Cast, int C, bool kVector>
 ROTNET_HOST_DEVICE void write_views(const RotateJob& job, const Block& block, int thread, const Tile& tile) {
   using Bits = typename Cast::Bits;
-  float scale[4], shift[4];
+  float scale[4] = {}, shift[4] = {};
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     // An index out of range shows as NaN: checking it on the host would stop the device.
     scale[c] = block.valid ? job.normalisation.scale[c] : NAN;
     shift[c] = job.normalisation.shift[c];
   }
-  const auto element = [&](uint32_t pixel, int channel) -> Bits {
-    const auto value = static_cast<float>((pixel >> (8 * channel)) & 0xffu);
-    return Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
-  };
 
   for (int k = block.first_view; k < block.end_view; ++k) {
     const int turn = job.turns[k];
@@ -140,36 +249,41 @@ ROTNET_HOST_DEVICE void write_views(const RotateJob& job, const Block& block, in
     const int from_bottom = job.height - block.y0 - block.height;
     const int top = turn == 0 ? block.y0 : turn == 1 ? from_right : turn == 2 ? from_bottom : block.x0;
     const int left = turn == 0 ? block.x0 : turn == 1 ? block.y0 : turn == 2 ? from_right : from_bottom;
+    const Walk walk = walk_of(turn, block.height, block.width);
     Bits* corner = static_cast<Bits*>(job.views) +
                    (block.n * job.num_views + k) * (static_cast<int64_t>(job.height) * job.width * C) +
                    (static_cast<int64_t>(top) * view_width + left) * C;
 
-    if (kVector) {
-      constexpr int kElements = kVectorBytes / sizeof(Bits), kPerWord = 4 / sizeof(Bits);
-      const int vectors_per_row = columns * C / kElements;
-      for (int v = thread; v < rows * vectors_per_row; v += kThreads) {
-        const int i = v / vectors_per_row;
-        const int first = (v - i * vectors_per_row) * kElements;
-        int j = first / C, channel = first % C;
-        Position from = unrotate(turn, i, j, block.height, block.width);
-        uint32_t pixel = tile[from.row][from.column];
-        Vector vector{};
-#pragma unroll
-        for (int e = 0; e < kElements; ++e) {
-          vector.word[e / kPerWord] |= static_cast<uint32_t>(element(pixel, channel)) << (16 * (e % kPerWord));
-          if (++channel == C && e + 1 < kElements) {
-            channel = 0;
-            from = unrotate(turn, i, ++j, block.height, block.width);
-            pixel = tile[from.row][from.column];
-          }
+    if constexpr (kVector) {
+      using Maker = VectorOf<Cast, C>;
+      const int64_t row_elements = static_cast<int64_t>(view_width) * C;
+      if (rows == kTile && columns == kTile) {
+        constexpr int kPerRow = kTile * C / Maker::kElements, kRows = kThreads / kPerRow;
+        const int first = thread % kPerRow * Maker::kElements;
+        const Maker maker(first, kTile, scale, shift);
+        int i = thread / kPerRow;
+        const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
+        Bits* to = corner + i * row_elements + first;
+        for (; i < kTile; i += kRows, from += kRows * walk.down, to += kRows * row_elements) {
+          store(to, maker.make(from, walk.right));
         }
-        *reinterpret_cast<Vector*>(corner + static_cast<int64_t>(i) * view_width * C + first) = vector;
+      } else {
+        const int per_row = columns * C / Maker::kElements;
+        for (int v = thread; v < rows * per_row; v += kThreads) {
+          const int i = v / per_row, first = (v - i * per_row) * Maker::kElements;
+          const Maker maker(first, columns, scale, shift);
+          const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
+          store(corner + i * row_elements + first, maker.make(from, walk.right));
+        }
       }
     } else {
       for (int e = thread; e < rows * columns * C; e += kThreads) {
         const int i = e / (columns * C), rest = e - i * (columns * C);
-        const Position from = unrotate(turn, i, rest / C, block.height, block.width);
-        corner[static_cast<int64_t>(i) * view_width * C + rest] = element(tile[from.row][from.column], rest % C);
+        const int j = rest / C, channel = rest - j * C;
+        const uint32_t pixel = tile[walk.origin + i * walk.down + j * walk.right];
+        const auto value = static_cast<float>((pixel >> (8 * channel)) & 0xffu);
+        corner[static_cast<int64_t>(i) * view_width * C + rest] =
+            Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
       }
     }
     if (block.x0 == 0 && block.y0 == 0 && thread == 0) job.labels[block.n * job.num_views + k] = k;

@@ -25,6 +25,11 @@ struct HostCast {
     if constexpr (type == rotnet::OutputType::kBFloat16) return rotnet::cpu::bfloat16_bits(value);
     if constexpr (type == rotnet::OutputType::kFloat16) return rotnet::cpu::float16_bits(value);
   }
+  static uint32_t word(const float (&values)[4 / sizeof(Bits)]) {
+    uint32_t word = 0;
+    for (size_t k = 0; k < 4 / sizeof(Bits); ++k) word |= static_cast<uint32_t>(bits(values[k])) << (16 * k);
+    return word;
+  }
 };
 
 // The bits of a value in a job's output type, and those that the job's views hold.

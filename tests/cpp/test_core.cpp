@@ -78,7 +78,8 @@ void run_blocks(const RotateJob& job, bool split_views) {
     cuda::Tile tile;
     std::memset(tile, 0xee, sizeof(tile));
     const cuda::Block block = cuda::make_block(job, grid, static_cast<unsigned>(number));
-    for (int thread = 0; thread < cuda::kThreads; ++thread) cuda::load_tile<C>(job, block, thread, tile);
+    const Augmentation draw = cuda::draw_block(job, block);
+    for (int thread = 0; thread < cuda::kThreads; ++thread) cuda::load_tile<C>(job, block, draw, thread, tile);
     for (int thread = 0; thread < cuda::kThreads; ++thread) {
       if (cuda::rows_are_vectors(job)) {
         cuda::write_views<HostCast<type>, C, true>(job, block, thread, tile);
