@@ -1,4 +1,4 @@
-// What one block of the CUDA kernel does, as functions of the thread number.
+// What one block of the CUDA kernels does, as functions of the thread number.
 //
 // Host and device: a machine without a GPU runs the same code, thread after thread, in
 // tests/cpp/test_core.cpp, where the sanitizers watch every access.
@@ -138,14 +138,16 @@ ROTNET_HOST_DEVICE float pick(const float (&values)[4], int channel) {
   return result;
 }
 
-// The float32 of byte `number` (0..3) of a word.
-ROTNET_HOST_DEVICE float byte_as_float(uint32_t word, int number) {
+// The float32 of number `number` of a word that holds four bytes or two halves (`kBits` 8 or 16).
+template <int kBits>
+ROTNET_HOST_DEVICE float part_as_float(uint32_t word, int number) {
 #ifdef __CUDA_ARCH__
-  // The byte becomes the last bits of 2^23, which is subtracted again: both exact, and both at full rate,
+  // The number becomes the last bits of 2^23, which is subtracted again: both exact, and both at full rate,
   // which conversions from integers are not.
-  return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u + static_cast<unsigned>(number))) - 8388608.0f;
+  const unsigned last = kBits == 8 ? 0x7440u + static_cast<unsigned>(number) : number == 0 ? 0x7410u : 0x7432u;
+  return __uint_as_float(__byte_perm(word, 0x4b000000u, last)) - 8388608.0f;
 #else
-  return static_cast<float>((word >> (8 * number)) & 0xffu);
+  return static_cast<float>((word >> (kBits * number)) & ((1u << kBits) - 1));
 #endif
 }
 
@@ -160,25 +162,36 @@ ROTNET_HOST_DEVICE void store(void* to, const Vector& vector) {
 #endif
 }
 
-// The lower word of (high, low) >> shift, for shift in 0..24.
+// The lower word of (high, low) >> shift, for shift in 0..32.
 ROTNET_HOST_DEVICE uint32_t shift_right(uint32_t low, uint32_t high, unsigned shift) {
 #ifdef __CUDA_ARCH__
-  return __funnelshift_r(low, high, shift);
+  return __funnelshift_rc(low, high, shift);
 #else
   return static_cast<uint32_t>((uint64_t{high} << 32 | low) >> shift);
 #endif
 }
 
+// A pixel of a tile: bytes in a word, or halves (`kBits` 8 or 16), of which the third and fourth are in a second
+// tile behind the first.
+template <int C, int kBits>
+ROTNET_HOST_DEVICE uint64_t tile_pixel(const uint32_t* at) {
+  if constexpr (kBits == 8 || C <= 2) {
+    return *at;
+  } else {
+    return *at | static_cast<uint64_t>(at[kTile * kPitch]) << 32;
+  }
+}
+
 // Sixteen bytes of a view: `kElements` neighbouring elements of a row. The pixels they touch are packed into a
-// stream of bytes that begins with the first element, so that each element's byte is known when compiling, and
+// stream that begins with the first element, so that each element's place in it is known when compiling, and
 // its channel but for the first one's.
-template <class Cast, int C>
+template <class Cast, int C, int kBits>
 struct VectorOf {
   static constexpr int kPerWord = 4 / static_cast<int>(sizeof(typename Cast::Bits));
   static constexpr int kElements = 4 * kPerWord;
   static constexpr bool kAnyPhase = kElements % C != 0;
   static constexpr int kPixels = (kElements + (kAnyPhase ? C - 1 : 0) + C - 1) / C;
-  static constexpr int kWords = (kPixels * C + 3) / 4;
+  static constexpr int kPixelBits = C * kBits, kWords = (kPixels * kPixelBits + 31) / 32, kParts = 32 / kBits;
 
   int column;       // of the first pixel
   int last;         // from it to the last one; not every phase touches that, and it may lie beyond the row then
@@ -190,7 +203,7 @@ struct VectorOf {
     column = first / C;
     const int phase = kAnyPhase ? first - column * C : 0;
     last = column + kPixels - 1 < columns ? kPixels - 1 : columns - 1 - column;
-    shift = 8u * static_cast<unsigned>(phase);
+    shift = static_cast<unsigned>(kBits * phase);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const int channel = phase + c < C ? phase + c : phase + c - C;
@@ -201,13 +214,14 @@ struct VectorOf {
 
   // `from`: the first pixel in the tile; `right`: from one pixel of the row to the next.
   ROTNET_HOST_DEVICE Vector make(const uint32_t* from, int right) const {
-    uint32_t stream[kWords + 1] = {};
+    uint32_t stream[kWords + 2] = {};
 #pragma unroll
     for (int q = 0; q < kPixels; ++q) {
-      const uint32_t pixel = from[(kAnyPhase && q == kPixels - 1 ? last : q) * right];
-      const int bit = q * 8 * C, word = bit / 32, at = bit % 32;
-      stream[word] |= pixel << at;
-      if (at + 8 * C > 32) stream[word + 1] |= pixel >> (32 - at);
+      const uint64_t pixel = tile_pixel<C, kBits>(from + (kAnyPhase && q == kPixels - 1 ? last : q) * right);
+      const int bit = q * kPixelBits, word = bit / 32, at = bit % 32;
+      stream[word] |= static_cast<uint32_t>(pixel << at);
+      if (at + kPixelBits > 32) stream[word + 1] |= static_cast<uint32_t>(pixel >> (32 - at));
+      if (at + kPixelBits > 64) stream[word + 2] |= static_cast<uint32_t>(pixel >> (64 - at));
     }
     Vector vector;
 #pragma unroll
@@ -216,8 +230,9 @@ struct VectorOf {
 #pragma unroll
       for (int k = 0; k < kPerWord; ++k) {
         const int e = w * kPerWord + k;
-        const uint32_t four = kAnyPhase ? shift_right(stream[e / 4], stream[e / 4 + 1], shift) : stream[e / 4];
-        value[k] = fmaf(byte_as_float(four, e % 4), scale[e % C], offset[e % C]);
+        const uint32_t low = stream[e / kParts], high = stream[e / kParts + 1];
+        const uint32_t parts = kAnyPhase ? shift_right(low, high, shift) : low;
+        value[k] = fmaf(part_as_float<kBits>(parts, e % kParts), scale[e % C], offset[e % C]);
       }
       vector.word[w] = Cast::word(value);
     }
@@ -225,68 +240,82 @@ struct VectorOf {
   }
 };
 
-// This thread's elements of the block's views, and the labels. All threads must have loaded.
-// `Cast` rounds float32 to the output type and gives the bits: `Cast::bits` of one number as `Cast::Bits` (16 or 32
-// of them), `Cast::word` of as many as fill 32 bits.
-template <class Cast, int C, bool kVector>
-ROTNET_HOST_DEVICE void write_views(const RotateJob& job, const Block& block, int thread, const Tile& tile) {
+// This thread's part of a tile, turned, in view k. `tile` is that of the upright view, at (y0, x0) and of
+// height x width pixels; all threads must have filled it.
+// `Cast` rounds float32 to the output type and gives the bits: `Cast::bits` of one number as `Cast::Bits` (16 or
+// 32 of them), `Cast::word` of as many as fill 32 bits.
+template <class Cast, int C, int kBits, bool kVector>
+ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, int k, int thread,
+                                     const uint32_t* tile, const float (&scale)[4], const float (&shift)[4]) {
   using Bits = typename Cast::Bits;
-  float scale[4] = {}, shift[4] = {};
+  const int turn = job.turns[k];
+  // The turned tile is rows x columns of the view, with its corner at (top, left).
+  const bool sideways = turn % 2 != 0;
+  const int rows = sideways ? block.width : block.height, columns = sideways ? block.height : block.width;
+  const int view_width = sideways ? job.height : job.width;
+  const int from_right = job.width - block.x0 - block.width;
+  const int from_bottom = job.height - block.y0 - block.height;
+  const int top = turn == 0 ? block.y0 : turn == 1 ? from_right : turn == 2 ? from_bottom : block.x0;
+  const int left = turn == 0 ? block.x0 : turn == 1 ? block.y0 : turn == 2 ? from_right : from_bottom;
+  const Walk walk = walk_of(turn, block.height, block.width);
+  const int64_t row_elements = static_cast<int64_t>(view_width) * C;
+  Bits* corner = static_cast<Bits*>(job.views) +
+                 (block.n * job.num_views + k) * (static_cast<int64_t>(job.height) * job.width * C) +
+                 top * row_elements + static_cast<int64_t>(left) * C;
+
+  if constexpr (kVector) {
+    using Maker = VectorOf<Cast, C, kBits>;
+    if (rows == kTile && columns == kTile) {
+      constexpr int kPerRow = kTile * C / Maker::kElements, kRows = kThreads / kPerRow;
+      const int first = thread % kPerRow * Maker::kElements;
+      const Maker maker(first, kTile, scale, shift);
+      int i = thread / kPerRow;
+      const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
+      Bits* to = corner + i * row_elements + first;
+      for (; i < kTile; i += kRows, from += kRows * walk.down, to += kRows * row_elements) {
+        store(to, maker.make(from, walk.right));
+      }
+    } else {
+      const int per_row = columns * C / Maker::kElements;
+      for (int v = thread; v < rows * per_row; v += kThreads) {
+        const int i = v / per_row, first = (v - i * per_row) * Maker::kElements;
+        const Maker maker(first, columns, scale, shift);
+        const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
+        store(corner + i * row_elements + first, maker.make(from, walk.right));
+      }
+    }
+  } else {
+    for (int e = thread; e < rows * columns * C; e += kThreads) {
+      const int i = e / (columns * C), rest = e - i * (columns * C);
+      const int j = rest / C, channel = rest - j * C;
+      const uint64_t pixel = tile_pixel<C, kBits>(tile + walk.origin + i * walk.down + j * walk.right);
+      const auto value = static_cast<float>(static_cast<uint32_t>(pixel >> (kBits * channel)) & ((1u << kBits) - 1));
+      corner[i * row_elements + rest] =
+          Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
+    }
+  }
+  if (block.x0 == 0 && block.y0 == 0 && thread == 0) job.labels[block.n * job.num_views + k] = k;
+}
+
+// What normalises the block's pixels; a grey level is `step` of what is counted.
+template <int C>
+ROTNET_HOST_DEVICE void load_normalisation(const RotateJob& job, const Block& block, float step, float (&scale)[4],
+                                           float (&shift)[4]) {
 #pragma unroll
   for (int c = 0; c < C; ++c) {
     // An index out of range shows as NaN: checking it on the host would stop the device.
-    scale[c] = block.valid ? job.normalisation.scale[c] : NAN;
+    scale[c] = block.valid ? job.normalisation.scale[c] * step : NAN;
     shift[c] = job.normalisation.shift[c];
   }
+}
 
+// This thread's part of the block's views, and their labels.
+template <class Cast, int C, bool kVector>
+ROTNET_HOST_DEVICE void write_views(const RotateJob& job, const Block& block, int thread, const Tile& tile) {
+  float scale[4] = {}, shift[4] = {};
+  load_normalisation<C>(job, block, 1.0f, scale, shift);
   for (int k = block.first_view; k < block.end_view; ++k) {
-    const int turn = job.turns[k];
-    // The turned tile is rows x columns of the view, with its corner at (top, left).
-    const bool sideways = turn % 2 != 0;
-    const int rows = sideways ? block.width : block.height, columns = sideways ? block.height : block.width;
-    const int view_width = sideways ? job.height : job.width;
-    const int from_right = job.width - block.x0 - block.width;
-    const int from_bottom = job.height - block.y0 - block.height;
-    const int top = turn == 0 ? block.y0 : turn == 1 ? from_right : turn == 2 ? from_bottom : block.x0;
-    const int left = turn == 0 ? block.x0 : turn == 1 ? block.y0 : turn == 2 ? from_right : from_bottom;
-    const Walk walk = walk_of(turn, block.height, block.width);
-    Bits* corner = static_cast<Bits*>(job.views) +
-                   (block.n * job.num_views + k) * (static_cast<int64_t>(job.height) * job.width * C) +
-                   (static_cast<int64_t>(top) * view_width + left) * C;
-
-    if constexpr (kVector) {
-      using Maker = VectorOf<Cast, C>;
-      const int64_t row_elements = static_cast<int64_t>(view_width) * C;
-      if (rows == kTile && columns == kTile) {
-        constexpr int kPerRow = kTile * C / Maker::kElements, kRows = kThreads / kPerRow;
-        const int first = thread % kPerRow * Maker::kElements;
-        const Maker maker(first, kTile, scale, shift);
-        int i = thread / kPerRow;
-        const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
-        Bits* to = corner + i * row_elements + first;
-        for (; i < kTile; i += kRows, from += kRows * walk.down, to += kRows * row_elements) {
-          store(to, maker.make(from, walk.right));
-        }
-      } else {
-        const int per_row = columns * C / Maker::kElements;
-        for (int v = thread; v < rows * per_row; v += kThreads) {
-          const int i = v / per_row, first = (v - i * per_row) * Maker::kElements;
-          const Maker maker(first, columns, scale, shift);
-          const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
-          store(corner + i * row_elements + first, maker.make(from, walk.right));
-        }
-      }
-    } else {
-      for (int e = thread; e < rows * columns * C; e += kThreads) {
-        const int i = e / (columns * C), rest = e - i * (columns * C);
-        const int j = rest / C, channel = rest - j * C;
-        const uint32_t pixel = tile[walk.origin + i * walk.down + j * walk.right];
-        const auto value = static_cast<float>((pixel >> (8 * channel)) & 0xffu);
-        corner[static_cast<int64_t>(i) * view_width * C + rest] =
-            Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
-      }
-    }
-    if (block.x0 == 0 && block.y0 == 0 && thread == 0) job.labels[block.n * job.num_views + k] = k;
+    write_turned<Cast, C, 8, kVector>(job, block, k, thread, tile, scale, shift);
   }
 }
 

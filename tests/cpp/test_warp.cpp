@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "../../csrc/cpu/rotate_cpu.h"
-#include "../../csrc/cuda/warp_pixel.h"
+#include "../../csrc/cuda/warp_tile.h"
 #include "support.h"
 
 using namespace rotnet;
@@ -95,11 +95,29 @@ bool equals_definition(const WarpJob& job, const std::vector<int>& degrees) {
   return true;
 }
 
+// The CUDA kernel's code on the host: each block's threads one after the other, from barrier to barrier.
 template <OutputType type, int C>
 void run_threads(const WarpJob& job) {
-  const auto pixels = static_cast<unsigned>(cuda::warp_blocks_per_view(job) * cuda::kWarpThreads);
-  for (unsigned view = 0; view < job.batch * job.num_views; ++view) {
-    for (unsigned pixel = 0; pixel < pixels; ++pixel) cuda::warp_pixel<HostCast<type>, C>(job, view, pixel);
+  const cuda::WarpGroups groups = cuda::make_groups(job);
+  const cuda::Grid grid = cuda::make_warp_grid(job, groups);
+  for (int64_t number = 0; number < grid.blocks; ++number) {
+    cuda::Window window;
+    cuda::LevelTile tile;
+    std::memset(window, 0xee, sizeof(window));
+    std::memset(tile, 0xee, sizeof(tile));
+    const cuda::WarpBlock block = cuda::make_warp_block(job, grid, groups, static_cast<unsigned>(number));
+    const Augmentation draw = cuda::draw_block(job, block);
+    for (int thread = 0; thread < cuda::kThreads; ++thread) cuda::load_window<C>(job, block, draw, thread, window);
+    for (int thread = 0; thread < cuda::kThreads; ++thread) {
+      cuda::sample_tile<C>(job, block, groups, thread, window, tile);
+    }
+    for (int thread = 0; thread < cuda::kThreads; ++thread) {
+      if (cuda::rows_are_vectors(job)) {
+        cuda::write_warped<HostCast<type>, C, true>(job, block, groups, thread, tile);
+      } else {
+        cuda::write_warped<HostCast<type>, C, false>(job, block, groups, thread, tile);
+      }
+    }
   }
 }
 
@@ -135,11 +153,11 @@ void cuda_code_on_the_host(const WarpJob& job, const cpu::WarpPlan&, int64_t beg
 void equals_the_definition(cpu::WarpRange run, const char* name, int calls) {
   std::mt19937_64 random(11);
   const auto below = [&](int n) { return static_cast<int>(random() % n); };
-  const int sides[] = {1, 2, 3, 7, 8, 15, 16, 17, 32, 33};
+  const int sides[] = {1, 2, 3, 7, 8, 15, 16, 17, 32, 33, 64, 72};
   const double mean[4] = {0.49, 0.48, 0.44, 1000.0}, std[4] = {0.25, 0.24, 0.26, 0.3};
   for (int call = 0; call < calls; ++call) {
     WarpJob job{};
-    job.height = job.width = sides[below(10)];
+    job.height = job.width = sides[below(12)];
     job.channels = 1 + below(4);
     job.num_images = 1 + below(3);
     job.batch = below(4);
@@ -161,12 +179,14 @@ void equals_the_definition(cpu::WarpRange run, const char* name, int calls) {
     std::vector<int64_t> indices(job.batch), labels(job.batch * job.num_views);
     for (int64_t& index : indices) index = below(static_cast<int>(job.num_images));
     // Exactly as many bytes as the output has.
-    std::vector<char> views(static_cast<size_t>(job.batch) * job.num_views * job.width * job.width *
-                                job.channels * bytes_per_element(job.type),
-                            '\xff');
+    const size_t bytes = static_cast<size_t>(job.batch) * job.num_views * job.width * job.width * job.channels *
+                         bytes_per_element(job.type);
+    void* views = nullptr;  // aligned, so that the GPU's code writes vectors
+    if (posix_memalign(&views, 64, bytes) != 0) std::abort();
+    std::memset(views, 0xff, bytes);
     job.images = images.data();
     job.indices = indices.data();
-    job.views = views.data();
+    job.views = views;
     job.labels = labels.data();
     const cpu::WarpPlan plan = cpu::plan_warp(job);
     run(job, plan, 0, job.batch / 2);
@@ -175,6 +195,7 @@ void equals_the_definition(cpu::WarpRange run, const char* name, int calls) {
       std::printf("%s: side %d, channels %d, type %d\n", name, job.width, job.channels, static_cast<int>(job.type));
       expect(false, "warp equals the definition");
     }
+    std::free(views);
   }
 }
 
