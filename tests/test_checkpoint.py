@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
 import random
 import resource
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import temporary_path, write_atomically
+from rotnet_fast.engine.atomic import link_atomically, temporary_path, write_atomically
 from rotnet_fast.errors import CannotWriteError, CheckpointError
 
 
@@ -148,6 +150,32 @@ def test_what_a_killed_process_left_behind_is_overwritten(tmp_path: Path) -> Non
     temporary_path(path).write_bytes(b"half a fi")
     write_atomically(path, b"whole")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("results.json", b"whole")]
+
+
+def test_a_second_name_is_the_same_content_and_replaces_what_had_it(tmp_path: Path) -> None:
+    source, name = tmp_path / "epoch-0001.pt", tmp_path / "last.pt"
+    source.write_bytes(b"new")
+    name.write_bytes(b"old")
+    for _ in range(2):  # the second time, both are one file already
+        link_atomically(source, name)
+        assert name.read_bytes() == b"new"
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["epoch-0001.pt", "last.pt"]
+    write_atomically(name, b"newer")
+    assert source.read_bytes() == b"new"
+
+
+def test_a_second_name_is_a_copy_where_the_file_system_has_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    source = tmp_path / "epoch-0001.pt"
+    source.write_bytes(b"new")
+    monkeypatch.setattr(os, "link", refuse)
+    link_atomically(source, tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == b"new"
+    assert not (tmp_path / "last.pt").samefile(source)
 
 
 def fill_run(folder: Path) -> None:

@@ -175,11 +175,20 @@ def test_evaluation_changes_no_state(dataset: Dataset, device: torch.device, tmp
         assert trainer.state_hash() == before
 
 
-def test_the_last_three_epochs_are_kept(dataset: Dataset, tmp_path: Path) -> None:
-    with RunFolder(tmp_path) as run:
-        make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=5).fit()
+def test_the_last_three_epochs_and_the_best_are_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([30.0, 50.0, 40.0, 50.0, 20.0])
+    monkeypatch.setattr(RotationTask, "evaluate", lambda self: {"rotation_accuracy": next(accuracies)})
+    for epochs in (3, 5):  # what was best is known after a resume, too
+        with RunFolder(tmp_path, resume=True) as run:
+            trainer = make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=epochs)
+            trainer.go_on()
+            trainer.fit()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["epoch-0003.pt", "epoch-0004.pt", "epoch-0005.pt", "last.pt"]
+    assert names == ["best.pt", "epoch-0003.pt", "epoch-0004.pt", "epoch-0005.pt", "last.pt"]
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")
+    assert (best["epoch"], best["metrics"]["test"]) == (2, {"rotation_accuracy": 50.0})
 
 
 def test_evaluation_happens_when_asked_for_and_after_the_last_epoch(dataset: Dataset, tmp_path: Path) -> None:

@@ -32,13 +32,41 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give the content of ``source`` another name in its folder, in place of what had it.
+
+    A hard link, as writing the same content twice takes twice as long; a copy where the file system has none.
+    Neither file is ever written to again, only replaced.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
+    """
+    temporary = temporary_path(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            write_atomically(path, source.read_bytes())
+            return
+        temporary.replace(path)
+        temporary.unlink(missing_ok=True)  # where both were the same file already, replacing does nothing
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def temporary_path(path: Path) -> Path:

@@ -89,11 +89,12 @@ def load(path: Path) -> dict[str, Any]:
 def candidates(run: Path) -> list[Path]:
     """Checkpoints in a run folder, the newest first.
 
-    ``checkpoints/last.pt`` is the newest; ``checkpoints/epoch-0012.pt`` was written after 12 epochs.
+    ``checkpoints/last.pt`` is the newest; ``checkpoints/epoch-0012.pt`` was written after 12 epochs;
+    ``checkpoints/best.pt``, after the epoch that tested best, may be older than all of them.
     """
     folder = run / "checkpoints"
-    last = folder / "last.pt"
-    return [path for path in (last, *sorted(folder.glob("epoch-*.pt"), reverse=True)) if path.is_file()]
+    of_epochs = sorted(folder.glob("epoch-*.pt"), reverse=True)
+    return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]]:

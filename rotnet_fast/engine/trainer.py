@@ -11,6 +11,7 @@ from typing import Any
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.atomic import link_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
@@ -27,7 +28,7 @@ KEPT_EPOCH_CHECKPOINTS = 3
 
 @dataclass
 class Progress:
-    """Position and timing of a run.
+    """Position and findings of a run.
 
     Attributes:
         epoch: finished epochs.
@@ -37,6 +38,7 @@ class Progress:
         seconds: time spent in training steps, without evaluation and checkpoints.
         waited: part of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
+        best: highest mean of test accuracies so far, in percent; -1 before the first test.
     """
 
     epoch: int = 0
@@ -45,6 +47,7 @@ class Progress:
     seconds: float = 0.0
     waited: float = 0.0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    best: float = -1.0
 
     @property
     def images_per_second(self) -> float:
@@ -184,7 +187,11 @@ class Trainer:
         if is_kept:
             snapshot = self.snapshot()
             self.processes.on_main(lambda: checkpoint.save(self.run.snapshot(done), snapshot))
-        self.save_checkpoint(f"epoch-{done:04d}.pt", "last.pt")
+        names = [f"epoch-{done:04d}.pt", "last.pt"]
+        if (score := mean_accuracy(metrics.get("test", {}))) > progress.best:
+            progress.best = score
+            names.append("best.pt")
+        self.save_checkpoint(*names)
         if self.processes.is_main:
             for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
                 old.unlink()
@@ -261,6 +268,7 @@ class Trainer:
                 "images": progress.images,
                 "seconds": progress.seconds,
                 "waited": progress.waited,
+                "best": progress.best,
                 "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
@@ -289,8 +297,10 @@ class Trainer:
         def save() -> None:
             if not checkpoint.all_finite([state["module"], state["optimizer"]]):
                 raise self._non_finite("a weight, momentum or BatchNorm statistic became NaN or infinite")
-            for name in names:
-                checkpoint.save(self.run.checkpoints / name, state)
+            first, *others = (self.run.checkpoints / name for name in names)
+            checkpoint.save(first, state)
+            for other in others:
+                link_atomically(first, other)
 
         self.processes.on_main(save)
         self._saved_at = time.monotonic()
@@ -331,5 +341,12 @@ class Trainer:
             log["seconds"],
             log.get("waited", 0.0),  # not known of older checkpoints
             dict(state["metrics"]),
+            log.get("best", -1.0),  # nor is this
         )
         self.run.truncate_metrics(log["metrics_position"])
+
+
+def mean_accuracy(metrics: Mapping[str, float]) -> float:
+    """Mean of the accuracies among test metrics, by which the best epoch is told; -1 where there are none."""
+    accuracies = [value for name, value in metrics.items() if name.endswith("accuracy")]
+    return sum(accuracies) / len(accuracies) if accuracies else -1.0
