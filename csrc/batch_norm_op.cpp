@@ -99,24 +99,26 @@ void batch_norm_relu_train_out(const Tensor& y, const Tensor& mean, const Tensor
   normalise(y, x, plan, channels);
 }
 
-void batch_norm_relu_eval_out(const Tensor& y, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                              const Tensor& running_mean, const Tensor& running_var, double eps) {
+void batch_norm_relu_eval_out(const Tensor& y, const Tensor& mean, const Tensor& inverse_std,
+                              const Tensor& running_mean, const Tensor& running_var, const Tensor& x,
+                              const Tensor& weight, const Tensor& bias, double eps) {
   check_activations(x, x);
   check_activations(y, x);
   const RowPlan plan = plan_for(x);
+  float* means = channel_data(mean, plan);
+  float* inverse_stds = channel_data(inverse_std, plan);
+  const float* running_means = channel_data(running_mean, plan);
   const float* running_vars = channel_data(running_var, plan);
-  std::vector<float> inverse_stds(plan.channels);
+  std::copy(running_means, running_means + plan.channels, means);
   for (int64_t c = 0; c < plan.channels; ++c) {
     inverse_stds[c] = static_cast<float>(1 / std::sqrt(running_vars[c] + eps));
   }
-  normalise(y, x, plan,
-            {channel_data(weight, plan), channel_data(bias, plan), channel_data(running_mean, plan),
-             inverse_stds.data()});
+  normalise(y, x, plan, {channel_data(weight, plan), channel_data(bias, plan), means, inverse_stds});
 }
 
 void batch_norm_relu_backward_out(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_bias,
                                   const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                  const Tensor& mean, const Tensor& inverse_std) {
+                                  const Tensor& mean, const Tensor& inverse_std, bool training) {
   for (const Tensor* tensor : {&x, &grad_x, &grad_y}) check_activations(*tensor, x);
   const RowPlan plan = plan_for(x);
   const cpu::ChannelStatistics channels{channel_data(weight, plan), channel_data(bias, plan),
@@ -135,6 +137,8 @@ void batch_norm_relu_backward_out(const Tensor& grad_x, const Tensor& grad_weigh
     grad_biases[c] = static_cast<float>(total[c]);
     grad_weights[c] = static_cast<float>(total[plan.channels + c] * channels.inverse_std[c]);
   }
+  // Statistics that are not those of x do not move with it.
+  if (!training) std::fill(total.begin(), total.end(), 0.0);
   cpu::add_gradient_coefficients(plan, channels, total.data(), &line);
   over_chunks(plan, [&](int64_t begin, int64_t end) {
     kernel.input_gradient(plan, line, x.data_ptr(), grad_y.data_ptr(), grad_x.data_ptr(), begin, end);
@@ -149,11 +153,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rotnet_fast, library) {
       "Tensor(d!)? running_mean, Tensor(e!)? running_var, Tensor x, Tensor weight, Tensor bias, "
       "float momentum, float eps) -> ()");
   library.def(
-      "batch_norm_relu_eval_out(Tensor(a!) y, Tensor x, Tensor weight, Tensor bias, Tensor running_mean, "
-      "Tensor running_var, float eps) -> ()");
+      "batch_norm_relu_eval_out(Tensor(a!) y, Tensor(b!) mean, Tensor(c!) inverse_std, Tensor running_mean, "
+      "Tensor running_var, Tensor x, Tensor weight, Tensor bias, float eps) -> ()");
   library.def(
       "batch_norm_relu_backward_out(Tensor(a!) grad_x, Tensor(b!) grad_weight, Tensor(c!) grad_bias, "
-      "Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inverse_std) -> ()");
+      "Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor inverse_std, "
+      "bool training) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rotnet_fast, CPU, library) {

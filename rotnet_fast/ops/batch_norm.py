@@ -29,7 +29,7 @@ def batch_norm_relu(
     through compiled kernels: two passes forward (sums, then y), two backward (sums, then the gradient of x),
     where torch makes up to twice as many. Sums are float32 over short blocks of pixels and float64 over
     blocks, in an order that does not depend on the number of threads: the result always has the same bits.
-    Everything else, compiled graphs and gradients in eval mode included, is computed by torch's own
+    Everything else, compiled graphs and gradients of gradients included, is computed by torch's own
     `batch_norm` and `relu`.
 
     Args:
@@ -47,25 +47,16 @@ def batch_norm_relu(
     Raises:
         ValueError: one value per channel in training, as torch's.
 
-    The compiled kernels differ from torch beyond rounding in two corners: positive results below 2^-126 are 0,
-    and deviations of more than about 1e18 from the mean, whose squares float32 cannot hold, give NaN.
+    The compiled kernels differ from torch beyond rounding in two corners: results below 2^-126 are 0, and
+    deviations of more than about 1e18 from the mean, whose squares float32 cannot hold, give NaN.
     """
-    if (
-        not torch.compiler.is_compiling()  # a compiler fuses better what it can see
-        and _has_kernel(x, weight, bias, running_mean, running_var)
-        and weight is not None
-        and bias is not None
-    ):
-        if training and x.shape[0] * x.shape[2] * x.shape[3] > 1:
-            y: torch.Tensor
-            y, _, _ = _BatchNormReLU.apply(x, weight, bias, running_mean, running_var, momentum, eps)
-            return y
-        tracked = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-        if not training and running_mean is not None and not tracked:
-            y = torch.empty_like(x)
-            _OPS.batch_norm_relu_eval_out(_rows(y), _rows(x), weight, bias, running_mean, running_var, eps)
-            return y
-    return _plain(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
+    # A compiler fuses better what it can see.
+    if torch.compiler.is_compiling() or not _has_kernel(*arguments[:6]):
+        return _plain(*arguments)
+    y: torch.Tensor
+    y, _, _ = _BatchNormReLU.apply(*arguments)
+    return y
 
 
 def _plain(
@@ -85,26 +76,33 @@ def _plain(
     )
 
 
-def _has_kernel(x: torch.Tensor, *per_channel: torch.Tensor | None) -> bool:
-    """Whether the compiled kernels take these tensors. None stands for what a call does without."""
-    return (
+def _has_kernel(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    training: bool,
+) -> bool:
+    """Whether the compiled kernels do this call; what torch refuses is left to torch."""
+    if not (
         x.device.type == "cpu"
         and x.dtype in _ELEMENTS
         and x.dim() == 4
-        and x.numel() > 0
+        and x.numel() > (x.shape[1] if training else 0)
         and x.is_contiguous(memory_format=torch.channels_last)
         and LIBRARIES["cpu"].loaded
-        and (per_channel[2] is None) == (per_channel[3] is None)
-        and all(
-            values is None
-            or (
-                values.dtype == torch.float32
-                and values.device == x.device
-                and values.shape == x.shape[1:2]
-                and values.is_contiguous()
-            )
-            for values in per_channel
-        )
+    ):
+        return False
+    optional = training and running_mean is None and running_var is None
+    needed = (weight, bias) if optional else (weight, bias, running_mean, running_var)
+    return all(
+        values is not None
+        and values.dtype == torch.float32
+        and values.device == x.device
+        and values.shape == x.shape[1:2]
+        and values.is_contiguous()
+        for values in needed
     )
 
 
@@ -114,7 +112,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 class _BatchNormReLU(torch.autograd.Function):
-    """The training form. Keeps x, not y: where y was positive is recomputed with the same roundings."""
+    """Keeps x, not y: where y was positive is worked out again, with the same roundings."""
 
     @staticmethod
     def forward(
@@ -123,43 +121,48 @@ class _BatchNormReLU(torch.autograd.Function):
         bias: torch.Tensor,
         running_mean: torch.Tensor | None,
         running_var: torch.Tensor | None,
+        training: bool,
         momentum: float,
         eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """y, and mean and 1 / sqrt(variance + eps) of the batch, float32 [C] each."""
+        """y, and the mean and 1 / sqrt(variance + eps) that it was normalised with, float32 [C] each."""
         y, mean, inverse_std = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        _OPS.batch_norm_relu_train_out(
-            _rows(y), mean, inverse_std, running_mean, running_var, _rows(x), weight, bias, momentum, eps
-        )
+        results, running = (_rows(y), mean, inverse_std), (running_mean, running_var)
+        if training:
+            _OPS.batch_norm_relu_train_out(*results, *running, _rows(x), weight, bias, momentum, eps)
+        else:
+            _OPS.batch_norm_relu_eval_out(*results, *running, _rows(x), weight, bias, eps)
         return y, mean, inverse_std
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        x, weight, bias, _, _, _, ctx.eps = inputs
+        x, weight, bias, running_mean, running_var, ctx.training, _, ctx.eps = inputs
         _, mean, inverse_std = output
         ctx.mark_non_differentiable(mean, inverse_std)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, mean, inverse_std)
+        # Training moves the running statistics, and its gradients do without them.
+        running = (None, None) if ctx.training else (running_mean, running_var)
+        ctx.save_for_backward(x, weight, bias, mean, inverse_std, *running)
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x, weight and bias."""
-        x, weight, bias, mean, inverse_std = ctx.saved_tensors
-        nothing = (None,) * 4
+        x, weight, bias, mean, inverse_std, running_mean, running_var = ctx.saved_tensors
+        others = (None,) * 5
         if grad_y is None:
-            return None, None, None, *nothing
+            return None, None, None, *others
         if torch.is_grad_enabled():
             # The gradients shall have gradients themselves: torch's have.
-            wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
             inputs = (x, weight, bias)
-            y = _plain(x, weight, bias, None, None, True, 0.0, ctx.eps)
-            found = torch.autograd.grad(y, [inputs[i] for i in wanted], grad_y, create_graph=True)
-            grads = dict(zip(wanted, found, strict=True))
-            return grads.get(0), grads.get(1), grads.get(2), *nothing
+            needed = [i for i in range(3) if ctx.needs_input_grad[i]]
+            y = _plain(*inputs, running_mean, running_var, ctx.training, 0.0, ctx.eps)
+            found = torch.autograd.grad(y, [inputs[i] for i in needed], grad_y, create_graph=True)
+            grads = dict(zip(needed, found, strict=True))
+            return grads.get(0), grads.get(1), grads.get(2), *others
         grad_y = grad_y.contiguous(memory_format=torch.channels_last)
         grad_x, grad_weight, grad_bias = (torch.empty_like(like) for like in (x, weight, bias))
         _OPS.batch_norm_relu_backward_out(
             *(_rows(grad_x), grad_weight, grad_bias),
-            *(_rows(grad_y), _rows(x), weight, bias, mean, inverse_std),
+            *(_rows(grad_y), _rows(x), weight, bias, mean, inverse_std, ctx.training),
         )
-        return grad_x, grad_weight, grad_bias, *nothing
+        return grad_x, grad_weight, grad_bias, *others
