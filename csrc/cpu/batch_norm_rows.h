@@ -66,7 +66,7 @@ struct LinePointers {
   const float *mean, *scale, *shift, *tilt, *offset;
 };
 
-// Adds the `folded` sums of each channel to `to`, [C].
+// The sums of each channel, out of the `folded` ones of a line: float64 [C].
 inline void unfold(const RowPlan& plan, const std::vector<float>& sums, double* to) {
   std::fill(to, to + plan.channels, 0.0);
   for (int64_t r = 0; r < plan.folded; ++r) {

@@ -27,7 +27,7 @@ def batch_norm_relu(
 
     On the CPU, float32 and bfloat16 activations in dense channels_last memory, with float32 parameters, go
     through compiled kernels: two passes forward (sums, then y), two backward (sums, then the gradient of x),
-    where torch makes up to twice as many. Sums are float32 over short blocks of pixels and float64 over
+    where torch makes four and three. Sums are float32 over short blocks of pixels and float64 over
     blocks, in an order that does not depend on the number of threads: the result always has the same bits.
     Everything else, compiled graphs and gradients of gradients included, is computed by torch's own
     `batch_norm` and `relu`.
@@ -69,11 +69,10 @@ def _plain(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    # Nothing needs what batch_norm returned: the gradient of relu is worked out from its own result.
-    return functional.relu(
-        functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps),
-        inplace=True,
-    )
+    """What torch makes of it, step by step."""
+    y = functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    # In place: no gradient needs what batch_norm returned; that of relu is worked out from its own result.
+    return functional.relu(y, inplace=True)
 
 
 def _has_kernel(

@@ -201,8 +201,10 @@ void stored_bits_agree() {
 
 void check_batch_norm() {
   std::mt19937_64 random(11);
-  const int64_t shapes[][2] = {{1, 1},    {2, 1},   {700, 1}, {20000, 1}, {3, 5},    {50, 7},   {97, 16},  {501, 17},
-                               {900, 40}, {33, 96}, {5, 193}, {150, 255}, {130, 256}, {64, 257}, {40, 1000}, {1, 300}};
+  const int64_t shapes[][2] = {
+      {1, 1},   {2, 1},   {700, 1},   {20000, 1}, {3, 5},    {50, 7},    {97, 16}, {501, 17},
+      {900, 40}, {33, 96}, {5, 193}, {150, 255}, {130, 256}, {64, 257}, {40, 1000}, {1, 300},
+  };
   for (const auto& shape : shapes) {
     kernels_agree<float>(shape[0], shape[1], random);
     kernels_agree<BFloat16>(shape[0], shape[1], random);
