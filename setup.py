@@ -20,7 +20,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-CXX_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Without contraction, what is written as two roundings is two, whichever instructions a kernel may use.
+CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
 # Code of one major version runs on its later minors (8.0 on 8.6 and 8.9); PTX of the newest serves the
 # GPUs of the future. Those that nvcc does not know are left out.
@@ -159,6 +160,7 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
             "rotnet_fast._C_cpu",
             [
                 "csrc/op_cpu.cpp",
+                "csrc/batch_norm_op.cpp",
                 "csrc/cpu/rotate_cpu.cpp",
                 "csrc/cpu/rotate_scalar.cpp",
                 "csrc/cpu/rotate_avx2.cpp",
@@ -166,6 +168,10 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
                 "csrc/cpu/warp_cpu.cpp",
                 "csrc/cpu/warp_scalar.cpp",
                 "csrc/cpu/warp_avx2.cpp",
+                "csrc/cpu/batch_norm_cpu.cpp",
+                "csrc/cpu/batch_norm_scalar.cpp",
+                "csrc/cpu/batch_norm_avx2.cpp",
+                "csrc/cpu/batch_norm_avx512.cpp",
             ],
             include_dirs=includes,
             library_dirs=libraries,

@@ -18,16 +18,17 @@ struct Kernels {
 
 Kernels find_kernels() {
   Kernels kernels;
-  kernels.list[kernels.count++] = {"scalar", rotate_range_scalar, warp_range_scalar};
+  kernels.list[kernels.count++] = {"scalar", rotate_range_scalar, warp_range_scalar, &kBatchNormScalar};
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    kernels.list[kernels.count++] = {"avx2", rotate_range_avx2, warp_range_avx2};
+    kernels.list[kernels.count++] = {"avx2", rotate_range_avx2, warp_range_avx2, &kBatchNormAvx2};
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16")) {
       // The warp of a pixel fits the vectors of AVX2: no code of its own.
-      kernels.list[kernels.count++] = {"avx512", rotate_range_avx512, warp_range_avx2};
+      kernels.list[kernels.count++] = {"avx512", rotate_range_avx512, warp_range_avx2,
+                                         &kBatchNormAvx512};
     }
   }
 #endif

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../rotnet/job.h"
+#include "batch_norm_cpu.h"
 #include "warp_cpu.h"
 
 namespace rotnet::cpu {
@@ -22,6 +23,7 @@ struct Kernel {
   const char* name;
   RotateRange run;
   WarpRange warp = nullptr;
+  const BatchNormKernels* batch_norm = nullptr;
 };
 
 // The kernels that this processor runs, slowest first.

@@ -22,6 +22,7 @@ from torch.nn import functional
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.ops.batch_norm import batch_norm_relu
 
 BLOCK_COUNTS = (3, 4, 5)
 
@@ -41,7 +42,26 @@ class ConvBnRelu(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B,C_in,H,W] -> [B,C_out,H,W]."""
-        return functional.relu(self.bn(self.conv(x)), inplace=True)
+        x = self.conv(x)
+        bn = self.bn
+        # Another kind of BatchNorm may have taken the place of ours, and hooks may listen to it.
+        if type(bn) is not nn.BatchNorm2d or bn.momentum is None or _has_hooks(bn):
+            return functional.relu(bn(x), inplace=True)
+        # From here on, what nn.BatchNorm2d does.
+        moves = bn.training and bn.track_running_stats
+        if moves and bn.num_batches_tracked is not None:
+            bn.num_batches_tracked.add_(1)
+        by_batch = bn.training or bn.running_mean is None
+        running = (bn.running_mean, bn.running_var) if moves or not bn.training else (None, None)
+        return batch_norm_relu(x, bn.weight, bn.bias, *running, by_batch, bn.momentum, bn.eps)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (
+        *(module._forward_pre_hooks, module._forward_hooks),
+        *(module._backward_pre_hooks, module._backward_hooks),
+    )
+    return any(hooks)
 
 
 def conv_block(in_channels: int, channels: Sequence[int], kernel_size: int) -> list[nn.Module]:

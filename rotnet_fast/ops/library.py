@@ -1,9 +1,10 @@
 """Loads the compiled kernels and registers what torch needs to know of the ops.
 
-The two ops, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
+The two ops of the data path, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
 ``rotnet_fast::warp_batch_out`` for any, have up to three implementations: CPU, CUDA (two libraries,
 because one linked to CUDA does not load beside a CPU-only torch) and, for a device whose library is
-missing, the plain-torch reference.
+missing, the plain-torch reference. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` are in
+the CPU library alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SCHEMAS = {
         "float[] mean, float[] std) -> ()"
     ),
 }
+
+BATCH_NORM_OPS = ("batch_norm_relu_train_out", "batch_norm_relu_eval_out", "batch_norm_relu_backward_out")
+"""Ops of the CPU library alone; `rotnet_fast.ops.batch_norm` does without them where it is missing."""
 
 _log = logging.getLogger("rotnet_fast")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -140,7 +144,7 @@ def _register() -> dict[str, KernelLibrary]:
                 library.device,
                 library.detail,
             )
-    for name in SCHEMAS:
+    for name in (*SCHEMAS, *(BATCH_NORM_OPS if libraries["cpu"].loaded else ())):
         if not hasattr(torch.ops.rotnet_fast, name):
             raise ImportError(
                 f"the compiled kernels ({libraries['cpu'].path}) are older than this code: they have no "

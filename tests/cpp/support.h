@@ -51,3 +51,6 @@ inline uint32_t found_bits(const rotnet::RotateJob& job, int64_t element) {
 
 // test_warp.cpp: the bilinear warp, on the CPU and as the CUDA kernel's code on the host.
 void check_warp();
+
+// test_batch_norm.cpp: the kernels of BatchNorm and ReLU.
+void check_batch_norm();

@@ -236,6 +236,7 @@ int main(int count, char** arguments) {
     std::printf("kernel %s checked\n", kernels[i].name);
   }
   check_warp();
+  check_batch_norm();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
