@@ -207,16 +207,13 @@ def _steps(
     rows = []
     for blocks in config.blocks:
         chosen = PretrainConfig(blocks=blocks, width=config.channels(), batch_size=batch, lr=0.01)
-        obstacles = {level.name: level.obstacle(device) for level in levels_of(device)}
-        if config.quick:
-            obstacles |= {
-                level.name: "not compiled with --quick" for level in levels_of(device) if level.is_compiled
-            }
-        levels = [level for level in levels_of(device) if obstacles[level.name] is None]
-        rates = ceilings["matrix_flops_per_second"]
-        rows += measure_steps(levels, chosen, dataset, device, effort, rates)
-        skipped = {name: reason for name, reason in obstacles.items() if reason is not None}
-        rows += [{"level": name, "blocks": blocks, "skipped": reason} for name, reason in skipped.items()]
+        levels = [level for level in levels_of(device) if not (config.quick and level.is_compiled)]
+        rows += measure_steps(levels, chosen, dataset, device, effort, ceilings["matrix_flops_per_second"])
+        rows += [
+            {"level": level.name, "blocks": blocks, "skipped": "not compiled with --quick"}
+            for level in levels_of(device)
+            if level not in levels
+        ]
     return rows
 
 

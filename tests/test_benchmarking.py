@@ -143,9 +143,8 @@ def test_a_step_without_its_data_path_shows_the_same_views_again(level: Level, t
     shown = {}
     for is_fixed in (False, True):
         step = Step(level, CONFIG, dataset, CPU, tmp_path / str(is_fixed), is_fixed)
-        task = step.trainer.task
         batches = [batch for batch in step.trainer.loader.epoch(0) if len(batch) == 4][:2]
-        shown[is_fixed] = [task.views(batch)[0].clone() for batch in batches]  # type: ignore[attr-defined]
+        shown[is_fixed] = [step.task.views(batch)[0].clone() for batch in batches]
         step.close()
     assert not torch.equal(*shown[False])
     assert torch.equal(*shown[True])
@@ -158,18 +157,18 @@ def test_the_table_of_levels_begins_with_the_baseline_and_ends_with_the_packages
     names = [level.name for level in LEVELS]
     assert (names[0], names[-1]) == (BASELINE, DEFAULT)
     assert len(set(names)) == len(names)
-    assert LEVELS[-1].config(CONFIG, CPU) == CONFIG
+    assert LEVELS[-1].config(CONFIG) == CONFIG
     for level in LEVELS:
         assert level.task in level_table.WITHOUT_DATA
 
 
-def test_a_level_says_which_setting_pretraining_lacks() -> None:
-    level = Level("new", ("cpu",), {"compile": "none", "kernels": "unheard-of", "colour": "red"})
-    assert level.obstacle(CPU) in (
-        "pretraining has no setting kernels",
-        "pretraining has no setting colour",
-    )
-    assert all(level.obstacle(CPU) is None for level in levels_of(CPU))
+def test_a_level_that_is_refused_is_skipped_with_the_reason_and_the_others_are_measured() -> None:
+    levels = [Level("impossible", ("cpu",), {"graph": "on"}), LEVELS[0]]
+    rows = measure_steps(levels, CONFIG, synthetic_dataset(8), CPU, Effort(1, 0.0), {"fp32": 1e12})
+    assert rows[0].keys() == {"level", "blocks", "skipped"}
+    assert rows[0]["skipped"].startswith("graph is on, but the device is cpu")
+    assert (rows[1]["level"], rows[1]["times_baseline"]) == (BASELINE, 1.0)
+    assert (rows[1]["compile"], rows[1]["graph"], rows[1]["precision"]) == ("none", False, "fp32")
 
 
 def test_measuring_leaves_the_settings_of_torch_as_they_were() -> None:

@@ -81,7 +81,6 @@ class Level:
         name: in tables.
         devices: kinds of devices that it is for.
         settings: of pretraining, where they differ from the defaults.
-        graph: whether steps are replayed from a CUDA graph; None: what the package chooses.
         cudnn_benchmark: let cuDNN try its algorithms; None: what the package chooses.
         task: what is trained.
     """
@@ -89,7 +88,6 @@ class Level:
     name: str
     devices: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    graph: bool | None = None
     cudnn_benchmark: bool | None = None
     task: type[RotationTask] = RotationTask
 
@@ -98,38 +96,31 @@ class Level:
         """Whether the level is about the compiler, whose first steps take minutes."""
         return bool(self.settings.get("compile", "none") != "none")
 
-    def changes(self, device: torch.device) -> dict[str, Any]:
-        """Settings of pretraining on a device of that kind."""
-        graph = {"graph": "on" if self.graph else "off"}
-        return {**self.settings, **(graph if device.type == "cuda" and self.graph is not None else {})}
-
-    def config(self, config: PretrainConfig, device: torch.device) -> PretrainConfig:
+    def config(self, config: PretrainConfig) -> PretrainConfig:
         """``config`` at this level."""
-        return replace(config, **self.changes(device))
-
-    def obstacle(self, device: torch.device) -> str | None:
-        """Why it cannot be measured; None where it can."""
-        unknown = [name for name in self.changes(device) if name not in PretrainConfig.__dataclass_fields__]
-        return f"pretraining has no setting {unknown[0]}" if unknown else None
+        return replace(config, **self.settings)
 
 
 BASELINE = "fp32 NCHW, eager"
 DEFAULT = "default"
 BOTH = ("cpu", "cuda")
-_FP32 = {"precision": "fp32", "compile": "none"}
-_BF16 = {"precision": "bf16", "compile": "none"}
-_COMPILED = {"precision": "bf16", "compile": "default"}
-_SEARCHED = {"precision": "bf16", "compile": "max"}
+_EAGER = {"compile": "none", "graph": "off"}
+_FP32 = {"precision": "fp32", **_EAGER}
+_BF16 = {"precision": "bf16", **_EAGER}
+_COMPILED = {**_BF16, "compile": "default"}
+_GRAPH = {"graph": "on"}
 
 LEVELS = (
-    Level(BASELINE, BOTH, _FP32, graph=False, cudnn_benchmark=False, task=PlainTask),
-    Level("fp32 channels_last, eager", BOTH, _FP32, graph=False, cudnn_benchmark=False),
-    Level("bf16 channels_last, eager", BOTH, _BF16, graph=False, cudnn_benchmark=False),
-    Level("bf16, cudnn.benchmark", ("cuda",), _BF16, graph=False, cudnn_benchmark=True),
-    Level("bf16, cudnn.benchmark, graph", ("cuda",), _BF16, graph=True, cudnn_benchmark=True),
-    Level("bf16, compiled", BOTH, _COMPILED, graph=False, cudnn_benchmark=True),
-    Level("bf16, compiled, graph", ("cuda",), _COMPILED, graph=True, cudnn_benchmark=True),
-    Level("bf16, compiled with search, graph", ("cuda",), _SEARCHED, graph=True, cudnn_benchmark=True),
+    Level(BASELINE, BOTH, _FP32, cudnn_benchmark=False, task=PlainTask),
+    Level("fp32 channels_last, eager", BOTH, _FP32, cudnn_benchmark=False),
+    Level("bf16 channels_last, eager", BOTH, _BF16, cudnn_benchmark=False),
+    Level("bf16, cudnn.benchmark", ("cuda",), _BF16, cudnn_benchmark=True),
+    Level("bf16, cudnn.benchmark, graph", ("cuda",), {**_BF16, **_GRAPH}, cudnn_benchmark=True),
+    Level("bf16, compiled", BOTH, _COMPILED, cudnn_benchmark=True),
+    Level("bf16, compiled, graph", ("cuda",), {**_COMPILED, **_GRAPH}, cudnn_benchmark=True),
+    Level(
+        "bf16, max-autotune, graph", ("cuda",), {**_BF16, **_GRAPH, "compile": "max"}, cudnn_benchmark=True
+    ),
     Level(DEFAULT, BOTH),  # whatever the package chooses by itself
 )
 """From plain torch upwards."""

@@ -22,6 +22,7 @@ from rotnet_fast.data.split import Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.pretext import pretraining
 
@@ -49,6 +50,9 @@ class Step:
         device: where.
         folder: for the run folder; nothing of importance is written.
         is_fixed: all steps train on the views of the first batch.
+
+    Raises:
+        ArgumentError: pretraining refuses the level's settings here.
     """
 
     def __init__(
@@ -60,14 +64,17 @@ class Step:
         folder: Path,
         is_fixed: bool = False,
     ) -> None:
-        config = level.config(config, device)
+        config = level.config(config)
         self.precision = resolve_precision(config.precision, device)
         self._run = RunFolder(folder)
         task_type = WITHOUT_DATA[level.task] if is_fixed else level.task
         self.trainer = pretraining(
             config, dataset, device, self.precision, self._run, task_type=task_type, progress=False
         )
-        self.trainer.task.begin_epoch(0)
+        task = self.trainer.task
+        assert isinstance(task, RotationTask)
+        self.task = task
+        task.begin_epoch(0)
         self._cudnn_benchmark = level.cudnn_benchmark
         batches = [batch for batch in self.trainer.loader.epoch(0) if len(batch) == config.batch_size]
         self._batches = itertools.cycle(batches)
@@ -81,9 +88,7 @@ class Step:
 
     def data(self) -> None:
         """The data path alone: gather, crop, flip, rotations and all."""
-        task = self.trainer.task
-        assert isinstance(task, RotationTask)
-        task.views(next(self._batches))
+        self.task.views(next(self._batches))
 
     def close(self) -> None:
         """Let go of the run folder."""
@@ -105,7 +110,7 @@ def measure_steps(
     difference of two noisy numbers may come out negative.
 
     Args:
-        levels: that can be measured here.
+        levels: of this kind of device. One that cannot be measured here is skipped, and its row says why.
         config: network, width, rotations and images per step.
         dataset: to train on.
         device: where.
@@ -117,57 +122,76 @@ def measure_steps(
     cudnn_benchmark = torch.backends.cudnn.benchmark
     steps: dict[str, Step] = {}
     works: dict[str, Work] = {}
-    power: dict[str, float | None] = {}
+    skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        for level in levels:
-            for is_fixed in (False, True) if device.type == "cuda" else (False,):
-                name = f"{level.name} fixed" if is_fixed else level.name
-                step = Step(level, config, dataset, device, Path(folder) / str(len(works)), is_fixed)
-                stack.callback(step.close)
-                works[name] = step
-                if not is_fixed:
-                    steps[level.name] = step
-                    is_cuda = device.type == "cuda"
-                    data = in_a_graph(step.data, device, CALLS_IN_A_GRAPH) if is_cuda else step.data
-                    works[f"{level.name} data"] = data
         try:
+            for number, level in enumerate(levels):
+                try:
+                    made = _works(level, config, dataset, device, Path(folder) / str(number), stack)
+                except (ArgumentError, RuntimeError) as error:  # refused, does not compile, out of memory
+                    skipped[level.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    continue
+                steps[level.name] = made[level.name]
+                works |= made
             timings = interleaved(works, device, effort)
-            for name, step in steps.items():
-                power[name] = average_power(step, device)
+            watts = {name: average_power(step, device) for name, step in steps.items()}
         finally:
             torch.backends.cudnn.benchmark = cudnn_benchmark
     return [
-        _row(level, config, timings, flops, steps[level.name].precision.name, device, matrix_rates)
-        | {
-            "joules_per_step": None
-            if (watts := power[level.name]) is None
-            else watts * timings[level.name].seconds
-        }
+        {"level": level.name, "blocks": config.blocks, "skipped": skipped[level.name]}
+        if level.name in skipped
+        else _row(level.name, steps[level.name], config, timings, flops, watts[level.name], matrix_rates)
         for level in levels
     ]
 
 
-def _row(
+def _works(
     level: Level,
+    config: PretrainConfig,
+    dataset: Dataset,
+    device: torch.device,
+    folder: Path,
+    stack: ExitStack,
+) -> dict[str, Any]:
+    """What is timed of a level: the step under its name, its data path, and on a GPU the step without it."""
+
+    def make(name: str, is_fixed: bool) -> Step:
+        step = Step(level, config, dataset, device, folder / name, is_fixed)
+        stack.callback(step.close)
+        step()  # compiles where it is to be compiled
+        return step
+
+    step = make("step", False)
+    if device.type != "cuda":
+        return {level.name: step, f"{level.name} data": step.data}
+    data = in_a_graph(step.data, device, CALLS_IN_A_GRAPH)
+    return {level.name: step, f"{level.name} data": data, f"{level.name} fixed": make("fixed", True)}
+
+
+def _row(
+    name: str,
+    step: Step,
     config: PretrainConfig,
     timings: dict[str, Timing],
     flops: float,
-    precision: str,
-    device: torch.device,
+    watts: float | None,
     matrix_rates: dict[str, float],
 ) -> dict[str, Any]:
-    timing, baseline = timings[level.name], timings.get(BASELINE)
-    fixed = timings.get(f"{level.name} fixed")
-    data = timings[f"{level.name} data"].divided(CALLS_IN_A_GRAPH if device.type == "cuda" else 1)
+    timing, baseline = timings[name], timings.get(BASELINE)
+    fixed, is_cuda = timings.get(f"{name} fixed"), step.trainer.loader.device.type == "cuda"
+    data = timings[f"{name} data"].divided(CALLS_IN_A_GRAPH if is_cuda else 1)
     rate = config.batch_size / timing.seconds
+    precision = step.precision.name
     # On a GPU, convolutions of fp32 tensors compute in TF32 unless torch is told otherwise.
-    matrix = "tf32" if precision == "fp32" and device.type == "cuda" else precision
+    matrix = "tf32" if precision == "fp32" and is_cuda else precision
     return {
-        "level": level.name,
+        "level": name,
         "blocks": config.blocks,
         "width": config.width,
         "batch": config.batch_size,
         "precision": precision,
+        "compile": step.task.compile,
+        "graph": step.trainer.training_step.is_replayed,
         "seconds": timing.seconds,
         "spread": timing.spread,
         "images_per_second": rate,
@@ -179,6 +203,7 @@ def _row(
         "data_share_of_difference": None if fixed is None else 1 - fixed.seconds / timing.seconds,
         "convolution_flops": flops,
         "share_of_matrix_rate": flops / timing.seconds / matrix_rates[matrix],
+        "joules_per_step": None if watts is None else watts * timing.seconds,
     }
 
 
