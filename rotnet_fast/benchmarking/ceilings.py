@@ -35,9 +35,9 @@ def measure_ceilings(device: torch.device, effort: Effort, is_quick: bool = Fals
     return {
         "copy_bytes_per_second": _copy_rate(device, effort, 2**24 if is_quick else COPIED[kind]),
         "matrix_flops_per_second": _matrix_rates(device, effort, sides),
-        "streaming_store_bytes_per_second": {}
-        if kind == "cuda"
-        else _store_rates(STORED[: 1 if is_quick else 4]),
+        "streaming_store_bytes_per_second": (
+            {} if kind == "cuda" else _store_rates(STORED[:1] if is_quick else STORED)
+        ),
     }
 
 
@@ -52,12 +52,12 @@ def _matrix_rates(device: torch.device, effort: Effort, sides: tuple[int, ...]) 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     rates = {name: _matrix_rate(device, effort, sides, dtype) for name, dtype in dtypes.items()}
     if device.type == "cuda":
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
         try:
             rates["tf32"] = _matrix_rate(device, effort, sides, torch.float32)
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+            torch.backends.cuda.matmul.fp32_precision = before
     return rates
 
 
