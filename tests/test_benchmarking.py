@@ -28,12 +28,13 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def test_the_median_window_counts() -> None:
-    timing = Timing.of([5.0, 1.0, 2.0, 100.0, 3.0])
-    assert (timing.seconds, timing.best) == (3.0, 1.0)
-    quartiles = statistics.quantiles([5.0, 1.0, 2.0, 100.0, 3.0], n=4)
+    seconds = [5.0, 1.0, 2.0, 100.0, 3.0]
+    timing = Timing.of([(each, 2 * each) for each in seconds])
+    assert (timing.seconds, timing.best, timing.cpu_seconds) == (3.0, 1.0, 6.0)
+    quartiles = statistics.quantiles(seconds, n=4)
     assert timing.spread == (quartiles[2] - quartiles[0]) / 3
-    assert timing.divided(10) == Timing(0.3, 0.1, timing.spread)
-    assert Timing.of([2.0]) == Timing(2.0, 2.0, 0.0)
+    assert timing.divided(10) == Timing(0.3, 0.1, timing.spread, 0.6)
+    assert Timing.of([(2.0, 1.0)]) == Timing(2.0, 2.0, 0.0, 1.0)
 
 
 def test_windows_take_turns() -> None:

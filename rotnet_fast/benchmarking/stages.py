@@ -335,6 +335,7 @@ def _row(stage: Stage, direction: str, cost: Cost, element: int, timing: Timing)
         "bytes": traffic,
         "seconds": timing.seconds,
         "spread": timing.spread,
+        "cpu_seconds": timing.cpu_seconds,
         "flops_per_second": cost.flops / timing.seconds,
         "bytes_per_second": traffic / timing.seconds,
     }

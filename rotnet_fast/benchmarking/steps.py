@@ -194,9 +194,13 @@ def _row(
         "graph": step.trainer.training_step.is_replayed,
         "seconds": timing.seconds,
         "spread": timing.spread,
+        "cpu_seconds": timing.cpu_seconds,
         "images_per_second": rate,
         "seconds_per_100_epochs": IMAGES_OF_100_EPOCHS / rate,
         "times_baseline": None if baseline is None else baseline.seconds / timing.seconds,
+        "times_baseline_by_cpu_seconds": (
+            None if baseline is None else baseline.cpu_seconds / max(timing.cpu_seconds, 1e-9)
+        ),
         "data_seconds": data.seconds,
         "data_share": data.seconds / timing.seconds,
         "fixed_views_seconds": None if fixed is None else fixed.seconds,

@@ -57,18 +57,21 @@ def stages_lines(rows: Rows) -> list[str]:
 
 def steps_lines(rows: Rows) -> list[str]:
     """The levels of the whole step."""
-    table = [("whole step", "images/s", "of baseline", "100 epochs", "data path", "of matrix rate", "J/step")]
+    head = ("images/s", "of baseline", "by CPU time", "100 epochs", "data path", "of matrix rate", "J/step")
+    table: list[tuple[str, ...]] = [("whole step", *head)]
     for row in rows:
         name = f"NIN-{row['blocks']}, {row['level']}"
         if row.get("skipped"):
-            table.append((name, f"skipped: {row['skipped']}", "", "", "", "", ""))
+            table.append((name, f"skipped: {row['skipped']}", *[""] * (len(head) - 1)))
             continue
-        times, joules = row["times_baseline"], row["joules_per_step"]
+        times, cpu_times = row["times_baseline"], row["times_baseline_by_cpu_seconds"]
+        joules = row["joules_per_step"]
         table.append(
             (
                 f"{name}, {row['batch']} images",
                 f"{row['images_per_second']:,.1f}",
                 "-" if times is None else f"{times:.2f}",
+                "-" if cpu_times is None else f"{cpu_times:.2f}",
                 f"{row['seconds_per_100_epochs']:,.0f} s",
                 f"{100 * row['data_share']:.2f} %",
                 f"{100 * row['share_of_matrix_rate']:.0f} %",

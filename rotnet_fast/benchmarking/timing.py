@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,22 +34,27 @@ class Timing:
         seconds: of the median window.
         best: of the fastest one.
         spread: interquartile range of the windows, as a share of the median.
+        cpu_seconds: processor time of all threads of this process, in the median window. Where other
+            processes take the cores, it says more about work on a CPU than the clock does.
     """
 
     seconds: float
     best: float
     spread: float
+    cpu_seconds: float
 
     @classmethod
-    def of(cls, windows: list[float]) -> Timing:
-        """The timing of one or more windows."""
-        median = statistics.median(windows)
-        quartiles = statistics.quantiles(windows, n=4) if len(windows) > 1 else [median] * 3
-        return cls(median, min(windows), (quartiles[2] - quartiles[0]) / median)
+    def of(cls, windows: Sequence[tuple[float, float]]) -> Timing:
+        """The timing of one or more windows: seconds by the clock, and of processor time."""
+        seconds, cpu_seconds = zip(*windows, strict=True)
+        median = statistics.median(seconds)
+        quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
+        spread = (quartiles[2] - quartiles[0]) / median
+        return cls(median, min(seconds), spread, statistics.median(cpu_seconds))
 
     def divided(self, calls: int) -> Timing:
         """The same per one of so many parts of a call."""
-        return Timing(self.seconds / calls, self.best / calls, self.spread)
+        return Timing(self.seconds / calls, self.best / calls, self.spread, self.cpu_seconds / calls)
 
 
 def interleaved(works: Mapping[str, Work], device: torch.device, effort: Effort) -> dict[str, Timing]:
@@ -68,11 +73,12 @@ def interleaved(works: Mapping[str, Work], device: torch.device, effort: Effort)
         # A replayed training step runs three times before it is captured, and once more as it is.
         for _ in range(5 if device.type == "cuda" else 2):
             work()
-        calls[name] = max(1, math.ceil(effort.window_seconds / max(window(work, 1, device), 1e-9)))
-    windows: dict[str, list[float]] = {name: [] for name in works}
+        calls[name] = max(1, math.ceil(effort.window_seconds / max(window(work, 1, device)[0], 1e-9)))
+    windows: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(effort.rounds):
         for name, work in works.items():
-            windows[name].append(window(work, calls[name], device) / calls[name])
+            seconds, cpu_seconds = window(work, calls[name], device)
+            windows[name].append((seconds / calls[name], cpu_seconds / calls[name]))
     return {name: Timing.of(found) for name, found in windows.items()}
 
 
@@ -81,16 +87,18 @@ def measure(work: Work, device: torch.device, effort: Effort) -> Timing:
     return interleaved({"": work}, device, effort)[""]
 
 
-def window(work: Work, calls: int, device: torch.device) -> float:
-    """Seconds that so many calls take together: on a GPU between two events, around which it is idle.
+def window(work: Work, calls: int, device: torch.device) -> tuple[float, float]:
+    """Seconds that so many calls take together, by the clock and of processor time.
 
-    Where the host is slower than the GPU, the time that the GPU waits for it counts.
+    On a GPU, the clock runs between two events, around which it is idle. Where the host is slower than the
+    GPU, the time that the GPU waits for it counts.
     """
+    cpu_start = time.process_time()
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(calls):
             work()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu_start
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -99,7 +107,7 @@ def window(work: Work, calls: int, device: torch.device) -> float:
             work()
         end.record()
         end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3, time.process_time() - cpu_start
 
 
 def in_a_graph(work: Work, device: torch.device, calls: int) -> Work:
