@@ -125,6 +125,25 @@ def torchvision_v2(augment: bool, dtype: torch.dtype, device: torch.device) -> P
     return run
 
 
+def kornia(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
+    """kornia's batched augmentations, crops cut out and not sampled, then torch.rot90."""
+    from kornia import augmentation, enhance
+
+    normalise = enhance.Normalize(torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)).to(device)
+    flip = augmentation.RandomHorizontalFlip(p=0.5)
+
+    def run(images: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        upright = images[indices].permute(0, 3, 1, 2).float() / 255
+        if augment:
+            crop = augmentation.RandomCrop(images.shape[1:3], padding=PAD, cropping_mode="slice")
+            upright = flip(crop(upright))
+        upright = normalise(upright).to(dtype)
+        views = torch.stack([torch.rot90(upright, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
+        return views.contiguous(memory_format=torch.channels_last), _labels(len(indices), device)
+
+    return run
+
+
 def numpy_per_image(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
     """Image by image in numpy, as the 2018 code does it in its data set class."""
     mean = np.array(CIFAR10_MEAN, dtype=np.float32)[:, None, None]
@@ -207,6 +226,7 @@ PEERS: dict[str, MakePeer] = {
     "eager torch, rot90 on floats": eager_float,
     "torch.compile, rot90": compiled(eager_uint8),
     "torch.compile, one gather": compiled(gather),
+    "kornia": kornia,
     "torchvision v2 per image": torchvision_v2,
     "numpy per image": numpy_per_image,
 }

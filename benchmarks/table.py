@@ -1,6 +1,7 @@
 """Markdown tables from the JSON of a run; every number of the README's tables comes from one.
 
 pytest benchmarks/ --benchmark-only --benchmark-json=FILE
+python -m rotnet_fast.benchmark --output FILE        # or this
 python -m benchmarks.table FILE                      # print
 python -m benchmarks.table FILE --readme README.md   # replace the table there; --section loaders: that one
 """
@@ -11,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from rotnet_fast.benchmarking.levels import BASELINE
 
 OURS = "rotnet_fast"
 
@@ -56,44 +59,86 @@ def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
     """The CUDA kernel alone: time per call and share of the measured copy bandwidth."""
-    copies = [row for row in rows if row["extra_info"].get("what") == "copy ceiling"]
+    copies = [
+        row
+        for row in rows
+        if row["extra_info"].get("what") == "copy ceiling" and row["extra_info"]["device"] == "cuda"
+    ]
     kernels = [row for row in rows if row["extra_info"].get("what") == "kernel"]
     if not copies or not kernels:
         return []
     ceiling = copies[0]["extra_info"]["bytes_moved"] / copies[0]["stats"]["median"]
     lines = [
-        "| CUDA kernel in a graph, batch | dtype | us per call | of copy bandwidth |",
-        "|---|---|---:|---:|",
+        "| CUDA kernel in a graph | rotations | dtype | us per call | images/s | of copy bandwidth |",
+        "|---|---:|---|---:|---:|---:|",
     ]
     for row in kernels:
         info = row["extra_info"]
         seconds = row["stats"]["median"] / info["calls"]
         share = 100 * info["bytes_per_call"] / seconds / ceiling
-        lines.append(f"| {info['batch']} | {info['dtype']} | {1e6 * seconds:.1f} | {share:.0f} % |")
+        what = f"{info['batch']} x {info['side']}x{info['side']}"
+        what += ", a whole epoch" if info["mode"] == "epoch" else ""
+        lines.append(
+            f"| {what} | {info['rotations']} | {info['dtype']} | {1e6 * seconds:.1f} "
+            f"| {info['batch'] / seconds:,.0f} | {share:.0f} % |"
+        )
     return [*lines, ""]
 
 
-def training_table(rows: list[dict[str, Any]]) -> list[str]:
-    """Whole training steps and the share of them that the data path takes."""
-    cases: dict[tuple[str, float, int, str], dict[str, float]] = {}
+def level_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of :func:`level_table` from those of pytest: whole steps, with the parts measured beside them."""
+    cases: dict[tuple[str, int, int, float, str], dict[str, float]] = {}
     for row in rows:
         info = row["extra_info"]
-        if info.get("what") in ("data", "whole step"):
-            key = (info["device"], info["width"], info["batch"], info["precision"])
-            cases.setdefault(key, {})[info["what"]] = row["stats"]["median"]
-    if not cases:
+        if info.get("what") == "training step":
+            key = (info["device"], info["blocks"], info["batch"], info["width"], info["level"])
+            cases.setdefault(key, {})[info["part"]] = row["stats"]["median"] / info["steps"]
+    found = []
+    for (device, blocks, batch, width, level), seconds in cases.items():
+        if not {"whole step", "data"} <= seconds.keys():
+            continue
+        whole, fixed = seconds["whole step"], seconds.get("step without data")
+        baseline = cases.get((device, blocks, batch, width, BASELINE), {}).get("whole step")
+        found.append(
+            {
+                "device": device,
+                "blocks": blocks,
+                "batch": batch,
+                "width": width,
+                "level": level,
+                "images_per_second": batch / whole,
+                "times_baseline": None if baseline is None else baseline / whole,
+                "data_share": seconds["data"] / whole,
+                "data_share_of_difference": None if fixed is None else 1 - fixed / whole,
+            }
+        )
+    return found
+
+
+def level_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Whole training steps at every level, against plain torch in the same run.
+
+    Args:
+        rows: of :func:`level_rows`, or ``steps`` of ``python -m rotnet_fast.benchmark`` with the device.
+    """
+    rows = [row for row in rows if not row.get("skipped")]
+    if not rows:
         return []
     lines = [
-        "| device, NIN-4 width | images per step | precision | images/s | data path's share |",
-        "|---|---:|---|---:|---:|",
+        f"| device, network | images per step | level | images/s | of {BASELINE} | data path's share |",
+        "|---|---:|---|---:|---:|---:|",
     ]
-    for (device, width, batch, precision), seconds in cases.items():
-        if len(seconds) == 2:
-            share = 100 * seconds["data"] / seconds["whole step"]
-            lines.append(
-                f"| {device}, {width:g} | {batch} | {precision} | {batch / seconds['whole step']:,.1f} "
-                f"| {share:.2f} % |"
-            )
+    for row in rows:
+        width = "" if row["width"] == 1 else f" x{row['width']:g}"
+        times = "-" if row["times_baseline"] is None else f"{row['times_baseline']:.2f}"
+        # What a step gains where the views are there already; on a CPU, where nothing overlaps, the data
+        # path's own time.
+        difference = row["data_share_of_difference"]
+        share = row["data_share"] if difference is None else difference
+        lines.append(
+            f"| {row['device']}, NIN-{row['blocks']}{width} | {row['batch']} | {row['level']} "
+            f"| {row['images_per_second']:,.1f} | {times} | {100 * share:.2f} % |"
+        )
     return [*lines, ""]
 
 
@@ -133,6 +178,8 @@ def loader_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def render(results: dict[str, Any], source: str) -> str:
     """All tables above a line that says where they come from."""
+    if "machine_info" not in results:
+        return render_command(results, source)
     machine = results["machine_info"]
     where = (
         f"Measured on {machine['processor']}, {machine['threads']} threads, GPU: {machine['gpu']}; "
@@ -140,8 +187,29 @@ def render(results: dict[str, Any], source: str) -> str:
         f"{machine['cpu_kernel']}; medians; from `{source}`."
     )
     rows = results["benchmarks"]
-    tables = (rotate_batch_table(rows), kernel_table(rows), training_table(rows), loader_table(rows))
+    tables = (
+        rotate_batch_table(rows),
+        kernel_table(rows),
+        level_table(level_rows(rows)),
+        loader_table(rows),
+    )
     return "\n".join([*(line for table in tables for line in table), where])
+
+
+def render_command(results: dict[str, Any], source: str) -> str:
+    """The table of levels from the JSON of ``python -m rotnet_fast.benchmark``."""
+    facts, ceilings = results["environment"], results["ceilings"]
+    kind = "cpu" if facts["cuda"] is None else "cuda"
+    rates = ", ".join(
+        f"{rate / 1e12:.2f} TFLOP/s in {name}" for name, rate in ceilings["matrix_flops_per_second"].items()
+    )
+    where = (
+        f"Measured on {facts['device']}, {facts['threads']} CPU threads; torch {facts['torch']}, Python "
+        f"{facts['python']}, commit {facts['commit']}; ceilings: copy "
+        f"{ceilings['copy_bytes_per_second'] / 1e9:.0f} GB/s (read and written), matrix products {rates}; "
+        f"{results['data']}; medians; from `{source}`."
+    )
+    return "\n".join([*level_table([{"device": kind, **row} for row in results["steps"]]), where])
 
 
 def main() -> None:

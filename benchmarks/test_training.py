@@ -1,26 +1,23 @@
-"""Loader, model step and whole pretraining step: images per second of each stage."""
+"""Loader, and whole training steps at every level: images per second, and the data path's share of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rotnet_fast.benchmarking.levels import LEVELS, Level
+from rotnet_fast.benchmarking.steps import Step, synthetic_dataset
+from rotnet_fast.benchmarking.timing import in_a_graph
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.split import Split
-from rotnet_fast.engine.precision import resolve_precision
-from rotnet_fast.engine.rotation_task import RotationTask
-from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.errors import ArgumentError
 
 STORED = 10_000
-
-
-def _split() -> Split:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (STORED, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    return Split(images, torch.arange(STORED) % 10)
+PARTS = ("whole step", "data", "step without data")
 
 
 def _wait(device: torch.device) -> None:
@@ -31,7 +28,7 @@ def _wait(device: torch.device) -> None:
 @pytest.mark.parametrize("batch", [128, 1024])
 def test_resident_loader(benchmark: Any, record: Any, device: torch.device, batch: int) -> None:
     """Order and index batches of one epoch."""
-    loader = ResidentLoader(_split(), device, batch, seed=0)
+    loader = ResidentLoader(synthetic_dataset(STORED).train, device, batch, seed=0)
 
     def epoch() -> int:
         seen = sum(len(batch) for batch in loader.epoch(0))
@@ -43,65 +40,80 @@ def test_resident_loader(benchmark: Any, record: Any, device: torch.device, batc
     record(what="loader", device=device.type, batch=batch, images=STORED)
 
 
-class _Step:
-    """A pretraining step in parts."""
+class Steps:
+    """The steps of one level at a time, made when asked for: they take memory, and time to compile."""
 
-    def __init__(self, device: torch.device, width: float, batch: int, precision: str) -> None:
-        self.device = device
-        self.precision = resolve_precision(precision, device)
-        torch.manual_seed(0)
-        network = NetworkInNetwork(num_classes=4, blocks=4, width=width).to(device)
-        split = _split()
-        self.loader = ResidentLoader(split, device, batch, seed=0)
-        self.task = RotationTask(
-            network,
-            Schedule(0.1, "step", (30, 60, 80), 0.2, 100),
-            self.loader,
-            rotations=(0, 90, 180, 270),
-            seed=0,
-            pad=4,
-            flip_prob=0.5,
-            mean=(0.49, 0.48, 0.45),
-            std=(0.25, 0.24, 0.26),
-            dtype=self.precision.dtype,
-        )
-        self.task.set_train_mode()
-        self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
-        self.batch = next(self.loader.epoch(0))
-        self.number = 0
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[bool, Step] = {}
+        self._key: object = None
+        self._number = 0
 
-    def data(self) -> None:
-        """The share of the data path: order, gather, augmentation, rotations."""
-        self.number += 1
-        self.task.views(self.batch, self.number)
-        _wait(self.device)
+    def get(self, level: Level, config: PretrainConfig, device: torch.device, is_fixed: bool) -> Step:
+        if self._key != (key := (level, config, device)):
+            self.close()
+            self._key = key
+        if is_fixed not in self._made:
+            self._number += 1
+            dataset = synthetic_dataset(STORED)
+            folder = self._folder / str(self._number)
+            self._made[is_fixed] = Step(level, config, dataset, device, folder, is_fixed)
+        return self._made[is_fixed]
 
-    def whole(self) -> None:
-        self.number += 1
-        with self.precision.autocast():
-            output = self.task.train_step(self.batch, self.number)
-        self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
-        self.optimizer.step()
-        _wait(self.device)
+    def close(self) -> None:
+        for step in self._made.values():
+            step.close()
+        self._made.clear()
+        torch.backends.cudnn.benchmark = False  # a level may have set it
 
 
-# On the CPU a full-width step of 128 images takes seconds; 32 tell the same.
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("width", "cpu_batch"), [(0.25, 32), (0.5, 32), (1.0, 32)])
-@pytest.mark.parametrize("part", ["data", "whole step"])
-def test_pretraining_step(
-    benchmark: Any,
-    record: Any,
-    device: torch.device,
-    part: str,
-    width: float,
-    cpu_batch: int,
-    precision: str,
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
+    made = Steps(tmp_path_factory.mktemp("runs"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("part", PARTS)  # varies first, so that each level is made once
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name.replace(", ", " "))
+@pytest.mark.parametrize("blocks", [3, 4, 5])
+def test_training_step(
+    benchmark: Any, record: Any, steps: Steps, device: torch.device, part: str, level: Level, blocks: Any
 ) -> None:
-    batch = cpu_batch if device.type == "cpu" else 128
-    step = _Step(device, width, batch, precision)
-    run = step.data if part == "data" else step.whole
-    benchmark.group = f"{device.type} NIN-4 x{width}, {batch} images, {precision}"
-    benchmark.pedantic(run, rounds=50 if part == "data" else 8, iterations=1, warmup_rounds=2)
-    record(what=part, device=device.type, batch=batch, width=width, precision=precision)
+    """128 images per step, at full width."""
+    is_cuda, is_trial = device.type == "cuda", benchmark.disabled
+    if device.type not in level.devices:
+        pytest.skip(f"{level.name} is for {' and '.join(level.devices)}")
+    if part == "step without data" and not is_cuda:
+        pytest.skip("nothing overlaps on a CPU, where the data path is timed alone")
+    if is_trial and level.is_compiled and (blocks != 3 or part != "whole step"):
+        pytest.skip("compiling takes half a minute: done once where nothing is measured")
+    batch, width = (8, 0.25) if is_trial else (128, 1.0)
+    config = PretrainConfig(blocks=blocks, width=width, batch_size=batch, lr=0.01)
+    try:
+        step = steps.get(level, config, device, part == "step without data")
+    except ArgumentError as error:
+        pytest.skip(str(error))
+    calls = 10 if is_cuda else 1
+    work: Callable[[], object] = step
+    if part == "data":
+        work = in_a_graph(step.data, device, calls) if is_cuda else step.data
+
+    def run() -> None:
+        for _ in range(1 if part == "data" else calls):
+            work()
+        _wait(device)
+
+    benchmark.group = f"{device.type} NIN-{blocks}, {batch} images, {part}"
+    benchmark.pedantic(run, rounds=1 if is_trial else 50 if part == "data" or is_cuda else 5, warmup_rounds=2)
+    record(
+        what="training step",
+        part=part,
+        device=device.type,
+        level=level.name,
+        precision=step.precision.name,
+        blocks=blocks,
+        batch=batch,
+        width=width,
+        steps=calls,
+    )

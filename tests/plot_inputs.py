@@ -124,6 +124,27 @@ def neighbours_result(shown: int = 3, columns: int = 8, channels: int = 3) -> di
     }
 
 
+def stage_rows(kinds: tuple[str, ...], per_kind: int, seconds: float = 1e-3) -> list[dict[str, Any]]:
+    """Stages of a step, many of them as close to each other as in a real one."""
+    rows = []
+    for number, kind in enumerate(kinds):
+        for place in range(per_kind):
+            flops = 10.0 ** (6 + 4 * (number == 0)) * (1 + place % 3)
+            for direction in ("update",) if kind == "optimiser" else ("forward", "backward"):
+                rows.append(
+                    {
+                        "stage": f"{kind} 192→{160 + place}, 32²",
+                        "kind": kind,
+                        "direction": direction,
+                        "count": 1 + place,
+                        "flops": flops,
+                        "bytes": 1e7,
+                        "seconds": seconds * (1 + 0.001 * place),
+                    }
+                )
+    return rows
+
+
 def texts(figure: Figure) -> list[Text]:
     """Everything written on a figure that can be seen, laid out as it is written to a file."""
     with style():

@@ -36,12 +36,14 @@ LAYERS = {
     "rotnet_fast.study": 3,
     "rotnet_fast.analysis": 3,
     "rotnet_fast.plots": 3,
+    "rotnet_fast.benchmarking": 3,
     "rotnet_fast.pretrain": 4,
     "rotnet_fast.evaluate": 4,
     "rotnet_fast.export": 4,
     "rotnet_fast.reproduce": 4,
     "rotnet_fast.visualize": 4,
     "rotnet_fast.doctor": 4,
+    "rotnet_fast.benchmark": 4,
 }
 
 SOURCES = {".py", ".h", ".cpp", ".cu", ".cuh"}
@@ -91,6 +93,8 @@ def test_a_module_imports_only_its_own_layer_and_those_below(module: str) -> Non
         ("data", "engine"),
         ("plots", "analysis"),
         ("analysis", "plots"),
+        ("plots", "benchmarking"),
+        ("benchmarking", "plots"),
     ],
 )
 def test_parts_that_must_not_know_each_other(one: str, other: str) -> None:

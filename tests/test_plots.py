@@ -16,6 +16,7 @@ from plot_inputs import (
     filters_result,
     neighbours_result,
     rotation_result,
+    stage_rows,
     texts,
 )
 
@@ -26,6 +27,7 @@ from rotnet_fast.plots.confusion import confusion
 from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters, mosaic
 from rotnet_fast.plots.neighbours import neighbours
+from rotnet_fast.plots.roofline import KINDS, roofline
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 
 FOUR, EIGHT, TWO = [0, 90, 180, 270], list(range(0, 360, 45)), [90, 270]
@@ -66,6 +68,15 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "embedding": lambda: embedding(embedding_result()),
     "embedding without t-SNE": lambda: embedding(embedding_result(tsne=False, images=4)),
     "embedding of many classes": lambda: embedding(embedding_result(classes=25)),
+    "roofline": lambda: roofline(
+        stage_rows(KINDS, 4),
+        copy_bytes_per_second=4e12,
+        matrix_flops_per_second={"fp32": 5e13, "bf16": 8e14, "tf32": 4e14},
+        title="Stages of a NIN-4 step of 128 images, bf16, NVIDIA Something with a Long Name 80GB HBM3",
+    ),
+    "roofline of one stage": lambda: roofline(
+        stage_rows(("optimiser",), 1), copy_bytes_per_second=5e10, matrix_flops_per_second={"fp32": 1e11}
+    ),
     "neighbours": lambda: neighbours(neighbours_result(shown=6)),
     "two neighbours of a grey image": lambda: neighbours(neighbours_result(1, columns=2, channels=1)),
 }
@@ -170,3 +181,23 @@ def test_an_image_of_two_channels_is_drawn_grey() -> None:
     result = rotation_result(TWO, shown=1)
     result["shown"]["views"] = encode_array(np.zeros((1, 2, 4, 4, 2), np.uint8))
     check_legible(rotations(result))
+
+
+def test_a_roofline_names_every_stage_in_its_panel_and_every_roof() -> None:
+    rows = stage_rows(("convolution", "BN + ReLU"), 2)
+    figure = roofline(rows, copy_bytes_per_second=1e12, matrix_flops_per_second={"bf16": 1e15})
+    written = [text.get_text() for text in texts(figure)]
+    assert written.count("convolution 192→160, 32²") == 2
+    assert written.count("BN + ReLU 192→161, 32² (2 times)") == 2
+    assert {"copy bandwidth", "matrix rate, bf16", "Forward", "FLOP per byte"} <= set(written)
+    with pytest.raises(ArgumentError, match="rows is empty"):
+        roofline([], copy_bytes_per_second=1e12, matrix_flops_per_second={"bf16": 1e15})
+
+
+def test_the_points_and_roofs_of_a_roofline_lie_where_their_numbers_say() -> None:
+    row = {**stage_rows(("pool",), 1)[0], "flops": 1e6}
+    figure = roofline([row], copy_bytes_per_second=1e10, matrix_flops_per_second={"fp32": 1e9})
+    lines = [line.get_xydata() for line in figure.axes[0].lines]
+    assert [[0.1, 1e9]] in [np.round(line, 6).tolist() for line in lines if len(line) == 1]
+    rising = next(line for line in lines if len(line) > 2)
+    np.testing.assert_allclose(rising[:, 1], 1e10 * rising[:, 0])

@@ -1,0 +1,238 @@
+"""Measure this machine: ``python -m rotnet_fast.benchmark --output FILE.json [flags]``.
+
+Ceilings of the hardware, the fused op, the stages of a training step (drawn as a roofline into FILE.png and
+FILE.svg) and whole steps from plain torch up to all that the package does, in one run, so that they can be
+compared. The images are synthetic.
+
+Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from rotnet_fast.command import run_command
+from rotnet_fast.config import PretrainConfig, check_device
+from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.engine.run_folder import environment, write_json
+from rotnet_fast.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rotnet_fast.benchmarking.timing import Effort
+
+PROGRAM = "python -m rotnet_fast.benchmark"
+
+Part = Literal["op", "stages", "steps"]
+PARTS: tuple[Part, ...] = ("op", "stages", "steps")
+
+STAGED_BLOCKS = 4
+"""Blocks of the network whose stages are measured: the paper's."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure the fused op and training steps on this machine, against what its hardware could do."""
+
+    output: Path
+    """JSON file to write; the roofline lies beside it, as .png and .svg."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    what: tuple[Part | Literal["all"], ...] = ("all",)
+    """op: the fused step from images to views. stages: those of a NIN-4 step, each alone.
+    steps: whole training steps at every level. The ceilings are always measured."""
+
+    quick: bool = False
+    """A trial of a few seconds, whose numbers mean nothing: small networks and batches, short windows, and
+    nothing compiled."""
+
+    full: bool = False
+    """128 images per step on a CPU, too, as in training. Takes minutes for each network."""
+
+    batch_size: int | None = None
+    """Images per step. None: 128; 16 on a CPU, unless --full; 8 with --quick."""
+
+    blocks: tuple[Literal[3, 4, 5], ...] = (3, 4, 5)
+    """Networks whose whole steps are measured, by their conv blocks."""
+
+    width: float | None = None
+    """Multiplies the number of channels. None: 1; 0.25 with --quick."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the stages. auto: bf16 where the device computes in it, else fp32."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+        """
+        if self.output.suffix != ".json":
+            raise ArgumentError(f"output is {self.output}; give a file whose name ends in .json")
+        for name in ("what", "blocks"):
+            if not getattr(self, name):
+                raise ArgumentError(f"{name} is empty; leave it out for everything")
+        if self.quick and self.full:
+            raise ArgumentError("quick and full are both given; choose one of them")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ArgumentError(f"batch-size is {self.batch_size}; it must be at least 1")
+        if self.width is not None and not 0 < self.width <= 16:
+            raise ArgumentError(f"width is {self.width:g}; it must lie in (0, 16]")
+        check_device(self.device)
+
+    def parts(self) -> list[Part]:
+        """What to measure, in order."""
+        return [part for part in PARTS if part in self.what or "all" in self.what]
+
+    def images_per_step(self, device: str) -> int:
+        """Images per training step on a kind of device."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return 8 if self.quick else 128 if self.full or device == "cuda" else 16
+
+    def channels(self) -> float:
+        """The width of the networks."""
+        return self.width if self.width is not None else 0.25 if self.quick else 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    def command() -> None:
+        benchmark(tyro.cli(BenchmarkConfig, prog=PROGRAM, args=arguments))
+
+    return run_command(command)
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure, print, and write the files.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        ArgumentError: a wrong setting, or a device that there is not.
+        CannotWriteError: a file cannot be written.
+    """
+    config.validate()
+    from rotnet_fast.benchmarking.ceilings import measure_ceilings
+    from rotnet_fast.benchmarking.summary import ceilings_lines, op_lines, stages_lines, steps_lines
+    from rotnet_fast.benchmarking.timing import Effort
+    from rotnet_fast.engine.device import resolve_device
+
+    device = resolve_device(config.device)
+    effort = Effort(3, 0.005) if config.quick else Effort(7, 0.1)
+    facts = environment(str(device))
+    results: dict[str, Any] = {
+        "what": "rotnet_fast benchmark",
+        "data": "synthetic images",
+        "commit": facts["commit"],
+        "environment": facts,
+        "settings": asdict(config),
+        "batch": config.images_per_step(device.type),
+        "width": config.channels(),
+        "rounds": effort.rounds,
+        "window_seconds": effort.window_seconds,
+    }
+
+    def finish(name: str, found: Any, lines: list[str]) -> None:
+        results[name] = found
+        print("\n".join([*lines, ""]), flush=True)
+        write_json(config.output, results)  # after each part: a long run that is stopped was not in vain
+
+    print(f"{facts['device']}, torch {facts['torch']}; synthetic images\n", flush=True)
+    try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(config.output, error) from error
+    write_json(config.output, results)  # before minutes of measuring: a wrong path is known now
+    ceilings = measure_ceilings(device, effort, config.quick)
+    finish("ceilings", ceilings, ceilings_lines(ceilings))
+    for part in config.parts():
+        if part == "op":
+            rows = _op(config, device, effort, ceilings)
+            finish(part, rows, op_lines(rows))
+        elif part == "stages":
+            rows = _stages(config, device, effort)
+            finish(part, rows, stages_lines(rows))
+            _draw(config, results)
+        else:
+            rows = _steps(config, device, effort, ceilings)
+            finish(part, rows, steps_lines(rows))
+    print(f"written: {config.output}")
+    return results
+
+
+def _op(
+    config: BenchmarkConfig, device: torch.device, effort: Effort, ceilings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    from rotnet_fast.benchmarking.op import measure_op, op_cases
+
+    if config.quick:
+        cases = op_cases(64, ((8, 32), (2, 224)))
+    else:
+        cases = op_cases(50_000 if device.type == "cuda" else 10_000)
+    return measure_op(cases, device, effort, ceilings["copy_bytes_per_second"])
+
+
+def _stages(config: BenchmarkConfig, device: torch.device, effort: Effort) -> list[dict[str, Any]]:
+    from rotnet_fast.benchmarking.stages import measure_stages
+    from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.models.nin import NetworkInNetwork
+
+    precision = resolve_precision(config.precision, device)
+    network = NetworkInNetwork(blocks=STAGED_BLOCKS, width=config.channels())
+    rows = measure_stages(network, config.images_per_step(device.type), 4, device, precision, effort)
+    return [{**row, "precision": precision.name} for row in rows]
+
+
+def _steps(
+    config: BenchmarkConfig, device: torch.device, effort: Effort, ceilings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    from rotnet_fast.benchmarking.levels import levels_of
+    from rotnet_fast.benchmarking.steps import measure_steps, synthetic_dataset
+
+    batch = config.images_per_step(device.type)
+    dataset = synthetic_dataset(50_000 if device.type == "cuda" and not config.quick else 8 * batch)
+    rows = []
+    for blocks in config.blocks:
+        chosen = PretrainConfig(blocks=blocks, width=config.channels(), batch_size=batch, lr=0.01)
+        levels = [level for level in levels_of(device) if not (config.quick and level.is_compiled)]
+        rows += measure_steps(levels, chosen, dataset, device, effort, ceilings["matrix_flops_per_second"])
+        rows += [
+            {"level": level.name, "blocks": blocks, "skipped": "not compiled with --quick"}
+            for level in levels_of(device)
+            if level not in levels
+        ]
+    return rows
+
+
+def _draw(config: BenchmarkConfig, results: dict[str, Any]) -> None:
+    from rotnet_fast.plots.roofline import roofline
+    from rotnet_fast.plots.style import save
+
+    figure = roofline(
+        results["stages"],
+        copy_bytes_per_second=results["ceilings"]["copy_bytes_per_second"],
+        matrix_flops_per_second=results["ceilings"]["matrix_flops_per_second"],
+        title=(
+            f"Stages of a NIN-{STAGED_BLOCKS} step of {results['batch']} images, "
+            f"{results['stages'][0]['precision']}, {results['environment']['device']}"
+        ),
+    )
+    for path in save(figure, config.output.with_suffix("")):
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

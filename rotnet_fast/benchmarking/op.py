@@ -1,0 +1,129 @@
+"""The fused step from stored images to rotated views, alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rotnet_fast.benchmarking.timing import Effort, Timing, Work, in_a_graph, measure
+from rotnet_fast.ops import rotate_batch
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHANNELS = 3
+CALLS_IN_A_GRAPH = 32
+
+_LARGEST_OUTPUTS = 2**29
+"""Bytes of views beyond which calls in a graph share buffers."""
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One way to call the op: crop, flip and K rotations of B images.
+
+    Attributes:
+        batch: images per call.
+        side: pixels.
+        rotations: degrees.
+        dtype: ``fp32`` or ``bf16``.
+        mode: ``epoch`` where one call makes all views of an epoch, else ``batch``.
+    """
+
+    batch: int
+    side: int
+    rotations: tuple[int, ...]
+    dtype: str
+    mode: str = "batch"
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes written per call, without labels."""
+        element = DTYPES[self.dtype].itemsize
+        return self.batch * len(self.rotations) * self.side**2 * CHANNELS * element
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that have to be read or written per call: images, indices, views and labels."""
+        return self.view_bytes + self.batch * (self.side**2 * CHANNELS + 8 + 8 * len(self.rotations))
+
+
+def op_cases(
+    epoch: int, batches: Sequence[tuple[int, int]] = ((128, 32), (1024, 32), (64, 224))
+) -> list[OpCase]:
+    """All cases to measure.
+
+    Args:
+        epoch: images that epoch mode turns in one call.
+        batches: (images, side) of the other calls.
+    """
+    found = []
+    for rotations, dtype in itertools.product((FOUR_ROTATIONS, EIGHT_ROTATIONS), DTYPES):
+        found += [OpCase(batch, side, rotations, dtype) for batch, side in batches]
+        found.append(OpCase(epoch, 32, rotations, dtype, "epoch"))
+    return found
+
+
+def measure_op(
+    cases: Sequence[OpCase], device: torch.device, effort: Effort, copy_rate: float
+) -> list[dict[str, Any]]:
+    """Images and bytes per second of each case.
+
+    Every call gathers other rows than the one before, as in an epoch. On a GPU, many calls are one captured
+    graph, so that the cost of launching, which a replayed training step does not have, is not counted.
+
+    Args:
+        copy_rate: bytes per second, read and written, that a copy reaches.
+    """
+    return [_row(case, _timing(case, device, effort), copy_rate, device) for case in cases]
+
+
+def op_calls(case: OpCase, device: torch.device, calls: int) -> list[Work]:
+    """So many calls with rows and, within reason, buffers of their own."""
+    stored = case.batch if case.mode == "epoch" else max(2 * case.batch, 2 * 10**7 // case.side**2)
+    shape = (stored, case.side, case.side, CHANNELS)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    key = torch.zeros(2, dtype=torch.int64, device=device)
+    dtype, rotations = DTYPES[case.dtype], case.rotations
+    outs = [
+        rotate_batch(images[: case.batch], rotations=rotations, dtype=dtype)[0]
+        for _ in range(
+            max(1, min(calls, _LARGEST_OUTPUTS // case.view_bytes)) if device.type == "cuda" else 1
+        )
+    ]
+
+    def make(number: int) -> Work:
+        rows = torch.randperm(stored, device=device)[: case.batch].clone()
+        out = outs[number % len(outs)]
+        return lambda: rotate_batch(images, rows, rotations=rotations, seed=key, dtype=dtype, out=out)
+
+    return [make(number) for number in range(calls)]
+
+
+def _timing(case: OpCase, device: torch.device, effort: Effort) -> Timing:
+    """Seconds per call."""
+    calls = 1 if case.mode == "epoch" else CALLS_IN_A_GRAPH
+    turn = itertools.cycle(op_calls(case, device, calls))
+    if device.type == "cuda":
+        return measure(in_a_graph(lambda: next(turn)(), device, calls), device, effort).divided(calls)
+    return measure(lambda: next(turn)(), device, effort)
+
+
+def _row(case: OpCase, timing: Timing, copy_rate: float, device: torch.device) -> dict[str, Any]:
+    rate = case.bytes_moved / timing.seconds
+    return {
+        "mode": case.mode,
+        "batch": case.batch,
+        "side": case.side,
+        "rotations": len(case.rotations),
+        "dtype": case.dtype,
+        "in_graph": device.type == "cuda",
+        "seconds": timing.seconds,
+        "spread": timing.spread,
+        "images_per_second": case.batch / timing.seconds,
+        "bytes_per_second": rate,
+        "share_of_copy": rate / copy_rate,
+    }
