@@ -59,7 +59,7 @@ def matmul_tiles(rows: int, contracted: int, columns: int, item_size: int, capab
         capability: major number of the device's compute capability; 0 in the interpreter.
     """
     block, width, warps = _block(columns, item_size, capability)
-    chunk = max(16, _divisor(contracted, 32))
+    chunk = max(16, _divisor(contracted, 32 if item_size == 2 else 16))
     return Tiles(block, width, chunk, *_groups(rows, block, _MATMUL_GROUPS), warps=warps, stages=2)
 
 
