@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from triton_interpreter import DEVICE
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.ops import triton_launch
 from rotnet_fast.ops.nin_block import fused_batchnorm_relu, fused_tail, runs_on
 
-DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 # Largest norm of a difference, relative to the norm. The reference rounds where the kernels round, so that
 # what remains is fp32 arithmetic, and here and there a number that it tips over to the next 16-bit one.
 BOUNDS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -32,32 +31,8 @@ CASES = [
     ((40, 96, 24), (4, 9, 5)),
     ((8, 8, 8), (1, 1, 2)),
 ]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _arithmetic_of_bf16() -> None:
-    """The interpreter holds bf16 as bits in uint16: it multiplies those, and cuts off where a GPU rounds."""
-    if DEVICE.type == "cuda":
-        return
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
-
-    multiply, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
-
-    def to_float(x: Any) -> Any:
-        return TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32)
-
-    def multiply_numbers(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        if a.dtype == tl.bfloat16:
-            a, b = to_float(a), to_float(b)
-        return multiply(self, a, b, *rest)
-
-    def cast_to_nearest(self: Any, x: Any, to: Any) -> Any:
-        if (x.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, x, to)
-        rounded = torch.tensor(x.data).to(torch.bfloat16).view(torch.uint16)
-        return TensorHandle(rounded.numpy(), tl.bfloat16)
-
-    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = multiply_numbers, cast_to_nearest
+if DEVICE.type == "cuda":
+    CASES += [((192, 160, 96), (8, 32, 32)), ((192, 192, 192), (16, 16, 16))]
 
 
 class _Rounded(torch.autograd.Function):
@@ -149,6 +124,12 @@ def test_tail_is_that_of_separate_layers(
     )
 
 
+@pytest.mark.parametrize("capability", [8, 9, 10])
+def test_tiles_of_every_generation_give_the_same(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch, "_capability", lambda device: capability)
+    test_tail_is_that_of_separate_layers((160, 136, 96), (1, 9, 11), torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_batchnorm_with_relu_is_that_of_separate_layers(dtype: torch.dtype) -> None:
     (norm,), _ = layers((40,))
@@ -237,6 +218,7 @@ def test_a_captured_graph_repeats_the_step(dtype: torch.dtype) -> None:
         return out
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()  # compiles the kernels
     torch.cuda.synchronize()

@@ -22,7 +22,8 @@ from rotnet_fast.ops.triton_tiles import Tiles, column_tiles, matmul_tiles, weig
 
 triton = pytest.importorskip("triton", reason="Triton is not installed on this machine")
 
-COMPARISON = Path(__file__).with_name("nin_block_comparison.py")
+ROOT = Path(__file__).parent.parent
+COMPARISONS = [f"tests/{name}_comparison.py" for name in ("nin_block", "triton_rotate")]
 ROWS = 512 * 32 * 32  # of block 1, at 128 images in four rotations
 # Shared memory that a program may have: CUDA C++ programming guide, technical specifications per capability.
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -32,9 +33,8 @@ def compare(interpreted: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     if interpreted:
         environment["TRITON_INTERPRET"] = "1"
-    environment["PYTHONPATH"] = os.pathsep.join([str(COMPARISON.parent.parent), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(COMPARISON)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *COMPARISONS]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
     assert passed is not None
@@ -167,6 +167,8 @@ def test_layers_that_the_kernels_would_compute_wrongly_are_refused() -> None:
     ):
         with pytest.raises(ArgumentError, match="1x1"):
             check_layers(good, [convolution])
+    with pytest.raises(ArgumentError, match="float64"):
+        check_layers(good, [nn.Conv2d(8, 8, 1, bias=False).double()])
 
 
 def test_a_network_refuses_kernels_that_do_not_fit_it() -> None:

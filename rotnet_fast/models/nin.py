@@ -163,8 +163,9 @@ class NetworkInNetwork(FeatureNetwork):
         if kernels not in KERNELS:
             raise ArgumentError(f"kernels is {kernels!r}; choose from {', '.join(KERNELS)}")
         if kernels != "torch":
-            from rotnet_fast.ops.nin_block import check_layers
+            from rotnet_fast.ops.nin_block import check_layers, check_triton
 
+            check_triton()
             for layer in self.layers:
                 parts = self._parts(layer)
                 check_layers([part.bn for part in parts], [part.conv for part in parts[1:]])

@@ -28,6 +28,7 @@ from rotnet_fast.ops.triton_tiles import MAX_CHANNELS
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # these kernels are compiled already
 def fused_tail(
     y0: torch.Tensor, norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv2d]
 ) -> torch.Tensor:
@@ -50,10 +51,12 @@ def fused_tail(
     _check_input(y0)
     weights = [convolution.weight for convolution in convolutions]
     affine = [weight for norm in norms for weight in (norm.weight, norm.bias)]
-    out: torch.Tensor = _Tail.apply(y0, tuple(norms), *weights, *affine)
+    with torch.cuda.device_of(y0):  # Triton launches on the current device
+        out: torch.Tensor = _Tail.apply(y0, tuple(norms), *weights, *affine)
     return out
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def fused_batchnorm_relu(y: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
     """relu(norm(y)) in training mode, reading and writing each number as seldom as separate layers can.
 
@@ -69,22 +72,37 @@ def fused_batchnorm_relu(y: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
     """
     check_layers([norm], [])
     _check_input(y)
-    out: torch.Tensor = _BatchNormRelu.apply(y, norm, norm.weight, norm.bias)
+    with torch.cuda.device_of(y):
+        out: torch.Tensor = _BatchNormRelu.apply(y, norm, norm.weight, norm.bias)
     return out
 
 
-def check_layers(norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv2d]) -> None:
-    """Refuse layers that the kernels would compute wrongly, and machines without Triton.
+def check_triton() -> None:
+    """Refuse a machine without Triton.
 
     Raises:
-        ArgumentError: Triton is not installed; a BatchNorm is of another class (over processes, say), lacks
-            weights, running statistics or a fixed momentum, or has a number of channels that is not a
-            multiple of 8 or is beyond 256; a convolution is not 1x1, or has a bias.
+        ArgumentError: Triton is not installed.
     """
     if importlib.util.find_spec("triton") is None:
         raise ArgumentError(
             "kernels is triton, but Triton is not installed: install it, or use kernels torch"
         )
+
+
+def check_layers(norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv2d]) -> None:
+    """Refuse layers that the kernels would compute wrongly.
+
+    Raises:
+        ArgumentError: a BatchNorm is of another class (over processes, say), lacks weights, running
+            statistics or a fixed momentum, or has a number of channels that is not a multiple of 8 or is
+            beyond 256; a convolution is not 1x1, or has a bias; a weight is not fp32.
+    """
+    for layer in (*norms, *convolutions):
+        if layer.weight is not None and layer.weight.dtype != torch.float32:
+            raise ArgumentError(
+                f"kernels is triton, but the weight of {layer} is {layer.weight.dtype}: these kernels take "
+                f"fp32 and round by themselves; keep the weights fp32, or use kernels torch"
+            )
     for norm in norms:
         if type(norm) is not nn.BatchNorm2d:
             raise ArgumentError(
