@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.split import Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.nin import KERNELS, NetworkInNetwork
 
 STORED = 10_000
 
@@ -105,3 +106,41 @@ def test_pretraining_step(
     benchmark.group = f"{device.type} NIN-4 x{width}, {batch} images, {precision}"
     benchmark.pedantic(run, rounds=50 if part == "data" else 8, iterations=1, warmup_rounds=2)
     record(what=part, device=device.type, batch=batch, width=width, precision=precision)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_forward_and_backward_in_a_graph(benchmark: Any, record: Any, kernels: str) -> None:
+    """512 views through NIN-4 and back, without the cost of launching: what its kernels take."""
+    if kernels != "torch":
+        pytest.importorskip("triton", reason="Triton is not installed on this machine")
+    torch.manual_seed(0)
+    network = NetworkInNetwork(num_classes=4, blocks=4).cuda()
+    network.use_kernels(kernels)
+    views = torch.randn(512, 3, 32, 32, device="cuda").to(torch.bfloat16, memory_format=torch.channels_last)
+    labels = torch.arange(4, device="cuda").repeat(128)
+
+    def step() -> None:
+        # Without autocast's cache, which would keep copies of weights from before the capture.
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            loss = functional.cross_entropy(network(views), labels)
+        loss.backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles the kernels, and lets cuDNN choose its own
+            step()
+    torch.cuda.synchronize()
+    network.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    benchmark.group = "cuda NIN-4, forward and backward of 512 views in a graph, bf16"
+    benchmark(replay)
+    record(what="forward and backward", device="cuda", views=512, kernels=kernels, precision="bf16")
