@@ -168,9 +168,8 @@ def weight_gradient(
         above = tl.load(g + above_place, mask=above_valid, other=0.0)
         tile = tl.load(y + above_place, mask=above_valid, other=0.0)
         dy = input_gradient(above, tile, state, slopes, outputs, known, OUTPUTS, MASK)
-        dy = tl.where(above_valid, dy, 0.0).to(
-            tile.dtype
-        )  # of a row that is not there it would be a constant
+        # Of a row that is not there it would be a constant.
+        dy = tl.where(above_valid, dy, 0.0).to(tile.dtype)
         below_place = row[:, None].to(tl.int64) * INPUTS + inputs[None, :]
         below = tl.load(x + below_place, mask=(row < last)[:, None] & inside[None, :], other=0.0)
         made = activation(below, state_below, inputs, inside, INPUTS).to(below.dtype)
