@@ -216,6 +216,13 @@ def torchvision_v2_affine(augment: bool, dtype: torch.dtype, device: torch.devic
     return run
 
 
+def triton_kernel(augment: bool, dtype: torch.dtype, device: torch.device) -> Peer:
+    """One Triton kernel; see `benchmarks.triton_rotate`."""
+    from benchmarks import triton_rotate
+
+    return triton_rotate.triton_kernel(augment, dtype, device)
+
+
 EIGHT_ROTATION_PEERS: dict[str, MakePeer] = {
     "torch grid_sample": grid_sample,
     "torch.compile, grid_sample": compiled(grid_sample),
@@ -227,7 +234,9 @@ PEERS: dict[str, MakePeer] = {
     "torch.compile, rot90": compiled(eager_uint8),
     "torch.compile, one gather": compiled(gather),
     "kornia": kornia,
+    "Triton, one kernel": triton_kernel,
     "torchvision v2 per image": torchvision_v2,
     "numpy per image": numpy_per_image,
 }
+CUDA_ONLY = ("Triton, one kernel",)
 PER_IMAGE = ("torchvision v2 per image", "numpy per image")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.peers import EIGHT_ROTATION_PEERS, PEERS, PER_IMAGE
+from benchmarks.peers import CUDA_ONLY, EIGHT_ROTATION_PEERS, PEERS, PER_IMAGE
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
@@ -65,6 +65,10 @@ def test_rotate_batch(
         pytest.skip("kornia is not installed")
     if benchmark.disabled and side == 224:
         batch = 4  # once, to see that it works
+    if name in CUDA_ONLY:
+        pytest.importorskip("triton", reason="Triton is not installed on this machine")
+        if device.type != "cuda":
+            pytest.skip("Triton compiles for GPUs alone")
     augment, rotations = WORKLOADS[workload]
     images = _images(side, device)
     # All stored images in turn, as in an epoch: a batch is not in the cache from the call before.

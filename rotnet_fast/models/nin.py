@@ -25,6 +25,7 @@ from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops.batch_norm import batch_norm_relu
 
 BLOCK_COUNTS = (3, 4, 5)
+KERNELS = ("torch", "triton-bn", "triton")
 
 
 def scaled_channels(channels: int, width: float) -> int:
@@ -113,6 +114,7 @@ class NetworkInNetwork(FeatureNetwork):
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             if count < 1:
                 raise ArgumentError(f"{name} is {count}; it must be at least 1")
+        self.kernels = "torch"
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
@@ -142,7 +144,7 @@ class NetworkInNetwork(FeatureNetwork):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
         for layer in self.layers:
-            x = self.get_submodule(layer)(x)
+            x = self._block(layer, x)
         logits: torch.Tensor = self.classifier(x.mean(dim=(2, 3)))
         return logits
 
@@ -162,10 +164,57 @@ class NetworkInNetwork(FeatureNetwork):
         self.check_layers(layers)
         maps = {}
         for layer in self.layers[: max(map(self.layers.index, layers)) + 1]:
-            x = self.get_submodule(layer)(x)
+            x = self._block(layer, x)
             if layer in layers:
                 maps[layer] = x
         return maps
+
+    def use_kernels(self, kernels: str) -> None:
+        """Choose what computes the blocks in training mode; parameters and their names stay.
+
+        Args:
+            kernels: ``torch``; ``triton-bn``, which fuses BatchNorm and ReLU; or ``triton``, which fuses them
+                into the 1x1 convolutions, too (`rotnet_fast.ops.nin_block`). Both Triton ways work on CUDA
+                devices; elsewhere, and in eval mode, torch computes.
+
+        Raises:
+            ArgumentError: an unknown name, layers that the kernels cannot compute, or no Triton.
+        """
+        if kernels not in KERNELS:
+            raise ArgumentError(f"kernels is {kernels!r}; choose from {', '.join(KERNELS)}")
+        if kernels != "torch":
+            from rotnet_fast.ops.nin_block import check_layers, check_triton
+
+            check_triton()
+            for layer in self.layers:
+                parts = self._parts(layer)
+                check_layers([part.bn for part in parts], [part.conv for part in parts[1:]])
+        self.kernels = kernels
+
+    def _parts(self, layer: str) -> list[ConvBnRelu]:
+        return [part for part in self.get_submodule(layer).children() if isinstance(part, ConvBnRelu)]
+
+    def _block(self, layer: str, x: torch.Tensor) -> torch.Tensor:
+        """One block, by the kernels that were chosen."""
+        block = self.get_submodule(layer)
+        if self.kernels == "torch" or not block.training:
+            y: torch.Tensor = block(x)
+            return y
+        from rotnet_fast.ops.nin_block import fused_batchnorm_relu, fused_tail, runs_on
+
+        if not runs_on(x.device):
+            y = block(x)
+            return y
+        first, *later = parts = self._parts(layer)
+        if self.kernels == "triton":
+            y = fused_tail(first.conv(x), [part.bn for part in parts], [part.conv for part in later])
+        else:
+            y = x
+            for part in parts:
+                y = fused_batchnorm_relu(part.conv(y), part.bn)
+        for pool in list(block.children())[len(parts) :]:
+            y = pool(y)
+        return y
 
     def feature_channels(self, layer: str) -> int:
         """Channels of a layer's feature map."""
