@@ -46,10 +46,12 @@ class Schedule:
             raise ValueError(f"factor is {self.factor}; it must be a positive number, such as 0.2")
         if self.kind in ("linear", "cosine") and self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; a {self.kind} schedule needs the length of the run")
-        if not 0 <= self.warmup < self.epochs and self.warmup != 0:
-            raise ValueError(f"warmup is {self.warmup}; it must be at least 0 and less than epochs")
-        if self.warmup and self.kind not in ("linear", "cosine"):
-            raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has none")
+        if self.warmup != 0 and self.kind not in ("linear", "cosine"):
+            raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has none: leave it 0")
+        if self.warmup != 0 and not 0 < self.warmup < self.epochs:
+            raise ValueError(
+                f"warmup is {self.warmup}; it must be at least 0 and less than the {self.epochs} epochs"
+            )
 
     def lr(self, epoch: int, fraction: float = 0.0) -> float:
         """Learning rate at a step.
