@@ -71,23 +71,25 @@ class Muon(torch.optim.SGD):
 
     @torch.no_grad()
     def _orthogonalise_gradients(self, parameters: list[torch.Tensor]) -> None:
-        by_shape: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                by_shape[parameter.shape[0], parameter[0].numel()].append(parameter)
-        for (rows, columns), equals in by_shape.items():
-            gradients = [parameter.grad for parameter in equals if parameter.grad is not None]
-            for parameter in equals:
-                if "momentum" not in self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-            momenta = [self.state[parameter]["momentum"] for parameter in equals]
-            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-            ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's momentum
-            matrices = orthogonalised(torch.stack([tensor.flatten(1) for tensor in ahead]))
+        trained = [parameter for parameter in parameters if parameter.grad is not None]
+        if not trained:
+            return
+        for parameter in trained:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        momenta = [self.state[parameter]["momentum"] for parameter in trained]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's momentum
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, gradient in enumerate(gradients):
+            by_shape[len(gradient), gradient[0].numel()].append(number)
+        for (rows, columns), numbers in by_shape.items():
+            matrices = orthogonalised(torch.stack([ahead[number].flatten(1) for number in numbers]))
             # A tall matrix has no more singular values than columns, which are shared by more rows.
             matrices *= max(1.0, rows / columns) ** 0.5
-            for gradient, matrix in zip(gradients, matrices, strict=True):
-                gradient.copy_(matrix.view_as(gradient))
+            for number, matrix in zip(numbers, matrices, strict=True):
+                gradients[number].copy_(matrix.view_as(gradients[number]))
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
@@ -106,7 +108,7 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     x = x.mT if is_tall else x  # the products are of the shorter side's size
     x = x.bfloat16() if x.is_cuda else x
     for _ in range(_STEPS):
-        square = x @ x.mT
+        square = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     result: torch.Tensor = (x.mT if is_tall else x).float()
     return result
