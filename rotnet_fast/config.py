@@ -146,7 +146,7 @@ class PretrainConfig:
     """Images per step, over all processes; each gives one view per rotation."""
 
     lr: float = 0.1
-    """Learning rate of the first step."""
+    """Learning rate of the first step, or at the end of a warm-up."""
 
     schedule: Literal["step", "linear", "cosine"] = "step"
     """step: times lr-factor at each milestone. linear, cosine: down to 0 at the end."""

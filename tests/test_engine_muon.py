@@ -142,6 +142,18 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     assert all(torch.equal(one, other) for one, other in zip(whole, cut, strict=True))
 
 
+def test_a_closure_makes_the_gradients_of_its_step() -> None:
+    called, plain = parameters(SHAPES), parameters(SHAPES)
+
+    def closure() -> float:
+        give_gradients(called, 0)
+        return 1.5
+
+    assert make(called, [], 0.1, 0.02).step(closure) == 1.5
+    take_steps(make(plain, [], 0.1, 0.02), plain, range(1))
+    assert all(torch.equal(one, other) for one, other in zip(called, plain, strict=True))
+
+
 def test_filters_without_a_gradient_are_left_as_they_are() -> None:
     filters = parameters(SHAPES)
     before = filters[0].detach().clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rotnet_fast import paper
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
@@ -188,6 +190,10 @@ def test_presets_have_their_lengths(
     assert tuple(entry.cells[0].settings["milestones"]) == milestones
     (entry,) = entries("table3/rotnet-conv", settings=settings)
     assert entry.cells[0].settings["epochs"] == heads
+
+
+def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
+    assert set(LENGTHS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
 
 
 @pytest.mark.parametrize("preset", LENGTHS)

@@ -63,10 +63,14 @@ class Muon(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update all parameters; the gradients of orthogonalised groups are overwritten."""
+        loss = None
+        if closure is not None:  # it makes the gradients
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if group["is_orthogonalised"]:
                 self._orthogonalise_gradients(group["params"])
-        loss: float | None = super().step(closure)
+        super().step()
         return loss
 
     @torch.no_grad()

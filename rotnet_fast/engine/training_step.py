@@ -19,7 +19,7 @@ from rotnet_fast.models.network import FeatureNetwork
 
 
 class TrainingStep:
-    """Views, forward, loss, backward, SGD and metric sums on one batch; replayed from a CUDA graph if wished.
+    """Views, forward, backward, update and metric sums on one batch; replayed from a CUDA graph if wished.
 
     Everything that changes from step to step lies on the device (learning rates, the epoch that draws
     depend on, sums), and nothing waits for it.
