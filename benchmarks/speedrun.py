@@ -221,10 +221,10 @@ def render(content: Mapping[str, Any]) -> str:
         lines.append(f"| `{recipe}` | {epochs} | {' | '.join(cells)} |")
     error = summary["standard_error"]
     spread = "" if error is None else f" (standard error over seeds {error:.2f})"
-    verdict = "within" if summary["is_within_margin"] else "not within"
+    verdict = "at most" if summary["is_within_margin"] else "more than"
     sentences = (
         f"speedrun takes {summary['speedup']:.1f} times less time than paper, and its conv head differs by "
-        f"{summary['difference']:+.2f} points{spread}: {verdict} {summary['margin']} of the paper's. "
+        f"{summary['difference']:+.2f} points{spread}: {verdict} {summary['margin']} are lost. "
         f"{content['reservation']}"
     )
     first = runs[0]
