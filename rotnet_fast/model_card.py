@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rotnet_fast
-from rotnet_fast.config import NIN
+from rotnet_fast.config import ADDED_LATER, NIN
 from rotnet_fast.report import Cell
 
 _METHODS = {
@@ -219,7 +219,9 @@ def _training(facts: CardFacts) -> str:
         milestones = ", ".join(map(str, recipe["milestones"]))
         rate += f", times {recipe['lr_factor']:g} after epochs {milestones}" if milestones else ", constant"
     else:
-        rate += f", falling to 0 ({recipe['schedule']})"
+        warmup = recipe.get("warmup", 0.0)
+        risen = f" after a warm-up of {warmup:g} epochs" if warmup else ""
+        rate += f"{risen}, falling to 0 ({recipe['schedule']})"
     views = recipe["batch_size"] * len(recipe["rotations"])
     done = f"{facts.epochs} of {recipe['epochs']}"
     if facts.steps:
@@ -234,10 +236,14 @@ def _training(facts: CardFacts) -> str:
     flip = f"left-right flip with probability {recipe['flip_prob']:g}" if recipe["flip_prob"] else "no flip"
     crop = f"random crop within a black border of {recipe['pad']} pixels" if recipe["pad"] else "no crop"
     nesterov = "Nesterov momentum" if recipe["nesterov"] else "momentum"
+    optimiser = f"SGD, {nesterov} 0.9"
+    if recipe.get("optimizer") == "muon":
+        muon_lr = recipe.get("muon_lr", ADDED_LATER["muon_lr"])
+        optimiser = f"Muon for filters, with learning rate {muon_lr:g} on the same schedule; else {optimiser}"
     items = {
         "data": data,
         "augmentation": f"{crop}, {flip}; then every rotation of each image",
-        "optimiser": f"SGD, {nesterov} 0.9, weight decay {recipe['weight_decay']:g}, batches of "
+        "optimiser": f"{optimiser}, weight decay {recipe['weight_decay']:g}, batches of "
         f"{recipe['batch_size']} images ({views} views)",
         "schedule": rate + (f"; preset `{facts.preset}`" if facts.preset else ""),
         "epochs": done,

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from rotnet_fast.command import program_as_started, run_command, said_once
-from rotnet_fast.config import PresetName, check_device
+from rotnet_fast.config import check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import StudyData, limit_at_scale, study_settings
+from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings
 from rotnet_fast.study.store import Results
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ PROGRAM = "python -m rotnet_fast.reproduce"
 class ReproduceConfig:
     """Reproduce every table and figure of the method, and write the report."""
 
-    preset: PresetName = "paper"
+    preset: StudyPreset = "paper"
     """Recipe of every training: slides, paper and official are the published ones; quickstart and cpu are
     for two cores."""
 

@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rotnet_fast.config import PresetName
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.plan import make_plan
-from rotnet_fast.study.settings import StudyData, StudySettings, study_settings
+from rotnet_fast.study.settings import StudyData, StudyPreset, StudySettings, study_settings
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -30,7 +29,7 @@ ENVIRONMENT = {
 
 
 def settings_of(
-    name: str = "cifar10", display_name: str = "CIFAR-10", preset: PresetName = "paper", scale: float = 1.0
+    name: str = "cifar10", display_name: str = "CIFAR-10", preset: StudyPreset = "paper", scale: float = 1.0
 ) -> StudySettings:
     """Settings of a study of ten classes, at full size."""
     size = 16 if name == "digits" else 32

@@ -54,15 +54,16 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         "--preset quickstart --dataset folder --data-dir d --dataset-name n --image-size 24 --limit-train 5 "
         "--limit-test 6 --blocks 5 --width 0.5 --uniform-gamma --rotations 90 270 --pad 3 "
         "--flip-prob 0.25 --epochs 9 --batch-size 10 "
-        "--lr 0.3 --schedule step --milestones 2 4 --lr-factor 0.1 --no-nesterov --weight-decay 0 --seed 8 "
+        "--lr 0.3 --schedule linear --milestones 2 4 --lr-factor 0.1 --warmup 1.5 --optimizer muon "
+        "--muon-lr 0.02 --no-nesterov --weight-decay 0 --seed 8 "
         "--device cuda:1 --precision fp16 --compile max --graph off --output o --resume auto --eval-every 2 "
         "--log-every 3 --checkpoint-every-steps 4 --checkpoint-every-seconds None --no-tensorboard"
     )
     assert parse(shlex.split(flags)) == PretrainConfig(
         preset="quickstart", dataset="folder", data_dir=Path("d"), dataset_name="n", image_size=24,
         limit_train=5, limit_test=6, blocks=5, width=0.5, uniform_gamma=True, rotations=(90, 270),
-        pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="step", milestones=(2, 4),
-        lr_factor=0.1, nesterov=False,
+        pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="linear", milestones=(2, 4),
+        lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, nesterov=False,
         weight_decay=0.0, seed=8, device="cuda:1", precision="fp16", compile="max", graph="off",
         output=Path("o"), resume="auto", eval_every=2, log_every=3, checkpoint_every_steps=4,
         checkpoint_every_seconds=None, tensorboard=False,
@@ -96,6 +97,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lr": 0.0}, "lr is 0"),
     ({"lr": math.inf}, "lr is inf"),
     ({"lr_factor": 0.0}, "lr-factor is 0"),
+    ({"muon_lr": 0.0}, "muon-lr is 0"),
+    ({"warmup": 1.0}, "warmup is 1.0; it must be 0 or, with schedule linear or cosine,"),
+    ({"schedule": "linear", "warmup": -1.0}, "warmup is -1.0"),
+    ({"schedule": "linear", "warmup": math.nan}, "warmup is nan"),
+    ({"schedule": "cosine", "epochs": 2, "warmup": 2.0}, "warmup is 2.0"),
     ({"weight_decay": -1.0}, "weight-decay is -1"),
     ({"milestones": (60, 30)}, "milestones is"),
     ({"seed": -1}, "seed is -1"),
@@ -139,6 +145,31 @@ def test_a_recipe_names_a_network_only_where_it_is_not_that_of_older_versions() 
     nin, other = parse([]).recipe(), parse(["--model", "resnet18"]).recipe()
     assert other == {**nin, "model": "resnet18"}
     assert "model" not in nin
+
+
+def test_a_recipe_tells_optimiser_and_warm_up_only_where_they_are_not_those_of_older_versions() -> None:
+    older = parse([]).recipe()
+    assert not older.keys() & {"warmup", "optimizer", "muon_lr"}
+    newer = parse(
+        ["--schedule", "linear", "--warmup", "2", "--optimizer", "muon", "--muon-lr", "0.03"]
+    ).recipe()
+    assert newer == {**older, "schedule": "linear", "warmup": 2.0, "optimizer": "muon", "muon_lr": 0.03}
+
+
+def test_speedrun_changes_the_training_but_neither_the_network_nor_the_data() -> None:
+    fast, paper = PRESETS["speedrun"]().recipe(), PRESETS["paper"]().recipe()
+    changed = {name for name in fast.keys() | paper.keys() if fast.get(name) != paper.get(name)}
+    assert changed <= {
+        "epochs",
+        "batch_size",
+        "schedule",
+        "milestones",
+        "warmup",
+        "lr",
+        "optimizer",
+        "muon_lr",
+    }
+    assert fast["epochs"] < paper["epochs"]
 
 
 def test_a_named_run_is_resumed_in_its_own_folder(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,11 @@ def parameters_after(config: PretrainConfig, spoil: bool) -> dict[str, Any]:
             }
 
 
-def test_an_overflow_in_one_process_makes_all_skip_the_step(tmp_path: Path) -> None:
-    spoilt = on_ranks(2, parameters_after, config_in(tmp_path / "spoilt"), True)
-    whole = on_ranks(2, parameters_after, config_in(tmp_path / "whole"), False)
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_an_overflow_in_one_process_makes_all_skip_the_step(optimizer: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path / "spoilt", optimizer=optimizer)
+    spoilt = on_ranks(2, parameters_after, config, True)
+    whole = on_ranks(2, parameters_after, replace(config, output=tmp_path / "whole"), False)
     assert [one["scaler"]["scale"] for one in spoilt] == [512.0, 512.0]
     assert [one["scaler"]["scale"] for one in whole] == [1024.0, 1024.0]
     for runs in (spoilt, whole):

@@ -54,6 +54,17 @@ def test_replayed_steps_train_as_ordinary_ones(
     assert found[0] == found[1]
 
 
+def test_replayed_steps_of_muon_train_as_ordinary_ones(dataset: Dataset, tmp_path: Path) -> None:
+    schedule = Schedule(0.05, "linear", epochs=8, warmup=1.0)
+    hashes = []
+    for capture in (None, record):
+        with RunFolder(tmp_path / str(capture is None)) as run:
+            trainer = make_trainer(dataset, run, CPU, schedule, epochs=8, capture=capture, muon=schedule)
+            trainer.fit()
+            hashes.append(trainer.state_hash())
+    assert hashes[0] == hashes[1]
+
+
 class EpochOfTheHost(RotationTask):
     """Its augmentation depends on a number of the host, which a graph does not see change."""
 
@@ -160,12 +171,15 @@ def test_auto_takes_graphs_for_the_papers_network_on_a_gpu() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_cuda_graph_trains_as_ordinary_steps(dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("muon", [None, Schedule(0.01)], ids=["sgd", "muon"])
+def test_a_cuda_graph_trains_as_ordinary_steps(
+    muon: Schedule | None, dataset: Dataset, tmp_path: Path
+) -> None:
     device = torch.device("cuda")
     losses = []
     for graph in ("off", "on"):
         with RunFolder(tmp_path / graph) as run:
-            trainer = make_trainer(dataset, run, device, Schedule(0.01), epochs=8, graph=graph)
+            trainer = make_trainer(dataset, run, device, Schedule(0.01), epochs=8, graph=graph, muon=muon)
             trainer.fit()
             losses.append(trainer.progress.metrics["train"]["loss"])
             assert trainer.training_step.is_replayed == (graph == "on")

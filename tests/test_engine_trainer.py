@@ -49,6 +49,7 @@ def make_trainer(
     compile: str = "none",
     task_class: type[RotationTask] = RotationTask,
     capture: Capture | None = None,
+    muon: Schedule | None = None,
     **settings: Any,
 ) -> Trainer:
     loader = ResidentLoader(dataset.train, device, batch_size=16, seed=5)
@@ -65,6 +66,7 @@ def make_trainer(
         std=dataset.std,
         dtype=resolved.dtype,
         compile=compile,
+        muon=muon,
     )
     defaults: dict[str, Any] = {"epochs": 3, "progress": False, "tensorboard": False, "log_every": 1}
     resolved_settings = TrainerSettings(precision=resolved, **{**defaults, **settings})

@@ -254,6 +254,14 @@ def test_the_data_set_is_called_as_in_pretraining(tmp_path: Path) -> None:
     assert '- name: "RotNet, NIN-3, Digits: \\"a\\" copy"' in text
 
 
+def test_the_card_names_the_optimiser_and_the_warm_up(tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "run", epochs=1, optimizer="muon", warmup=0.5))
+    assert export(tmp_path / "run") == 0
+    text = card(tmp_path / "run" / "export")
+    assert "Muon for filters, with learning rate 0.05 on the same schedule; else SGD, Nesterov" in text
+    assert "learning rate 0.05 after a warm-up of 0.5 epochs, falling to 0 (linear)" in text
+
+
 def test_files_of_others_are_not_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "README.md").write_text("mine")
     assert export(run, "--output", str(run)) == 2

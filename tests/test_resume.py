@@ -203,6 +203,8 @@ def test_a_named_checkpoint_starts_a_new_folder(undisturbed: dict[str, Any], tmp
         {"flip_prob": 0.1},
         {"precision": "bf16"},
         {"uniform_gamma": True},
+        {"optimizer": "muon"},
+        {"warmup": 0.5},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -247,6 +249,16 @@ def test_bf16_resumes_exactly_too(tmp_path: Path) -> None:
     whole = pretrain(tiny_config(tmp_path / "whole", precision="bf16"))
     config = tiny_config(tmp_path / "cut", precision="bf16", resume="auto")
     pretrain_until_killed(config, 4)
+    assert pretrain(config)["state_hash"] == whole["state_hash"]
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_muon_and_a_warm_up_resume_exactly_too(step: int, tmp_path: Path) -> None:
+    # Killed within the warm-up of four steps, and after it.
+    recipe: dict[str, Any] = {"optimizer": "muon", "warmup": 4 / 3}
+    whole = pretrain(tiny_config(tmp_path / "whole", **recipe))
+    config = tiny_config(tmp_path / "cut", resume="auto", **recipe)
+    pretrain_until_killed(config, step)
     assert pretrain(config)["state_hash"] == whole["state_hash"]
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from study_tools import CPU, cifar10_data
 
 from rotnet_fast import paper
-from rotnet_fast.config import PresetName
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import LENGTHS, StudySettings, limit_at_scale, study_settings
+from rotnet_fast.study.settings import LENGTHS, StudyPreset, StudySettings, limit_at_scale, study_settings
 
 PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
 
@@ -191,8 +192,12 @@ def test_presets_have_their_lengths(
     assert entry.cells[0].settings["epochs"] == heads
 
 
+def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
+    assert set(LENGTHS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
+
+
 @pytest.mark.parametrize("preset", LENGTHS)
-def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: PresetName) -> None:
+def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: StudyPreset) -> None:
     settings = study_settings(preset, 1.0, cifar10_data(), "bf16")
     (ablated,), (faithful,) = (
         entries(f"ablations/{name}", settings=settings) for name in ("lr-halved", "faithful")

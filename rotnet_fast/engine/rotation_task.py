@@ -51,7 +51,7 @@ class RotationTask:
 
     Args:
         module: network with K outputs, on the device of the images.
-        schedule: learning rate of all its parameters.
+        schedule: learning rate of all its parameters, but for those that ``muon`` is about.
         test_loader: all test images once, on the device.
         rotations: K whole degrees, counter-clockwise; output k stands for ``rotations[k]``.
         seed: of the augmentation.
@@ -62,6 +62,7 @@ class RotationTask:
             compiled.
         processes: that share the batches of training and testing.
         group: of the processes' devices; every training step averages the gradients over it.
+        muon: learning rate of the filters of convolutions, which follow Muon then; None for SGD throughout.
 
     Source: Gidaris et al., ICLR 2018, section 3.
     """
@@ -82,9 +83,11 @@ class RotationTask:
         compile: str = "none",
         processes: Processes = ALONE,
         group: ProcessGroup | None = None,
+        muon: Schedule | None = None,
     ) -> None:
         self.module = module
         self.schedule = schedule
+        self.muon = muon
         self.test_loader = test_loader
         self.rotations = tuple(rotations)
         self.key = torch.tensor([seed, 0], device=test_loader.device)  # (seed, epoch), where steps read it
@@ -114,8 +117,16 @@ class RotationTask:
         self._buffers: dict[int, torch.Tensor] = {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters on one schedule."""
-        return [ParameterGroup("network", list(self.module.parameters()), self.schedule)]
+        """All parameters on one schedule, or filters on one of their own."""
+        parameters = list(self.module.parameters())
+        if self.muon is None:
+            return [ParameterGroup("network", parameters, self.schedule)]
+        rest = [parameter for parameter in parameters if parameter.ndim != 4]
+        filters = [parameter for parameter in parameters if parameter.ndim == 4]
+        return [
+            ParameterGroup("rest", rest, self.schedule),
+            ParameterGroup("filters", filters, self.muon, is_orthogonalised=True),
+        ]
 
     def begin_epoch(self, epoch: int) -> None:
         """Train mode (BatchNorm normalises with the batch's statistics), and the draws of this epoch."""

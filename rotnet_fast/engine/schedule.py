@@ -14,13 +14,15 @@ class Schedule:
     """Learning rate over a run. There is no state, so a resumed run has nothing to restore.
 
     Attributes:
-        base_lr: learning rate of the first step.
+        base_lr: learning rate of the first step, or at the end of the warm-up.
         kind: ``constant``; ``step``, times ``factor`` from each milestone on; ``linear``, falling to
             0 at the end of ``epochs``; ``cosine``, the same with half a cosine.
         milestones: increasing epoch counts after which ``step`` multiplies by ``factor``. 30 means
             that the first 30 epochs, counted 0 to 29, are trained with the rate before.
         factor: what ``step`` multiplies by.
         epochs: length of the run, needed by ``linear`` and ``cosine``.
+        warmup: epochs, whole or not, in which these two rise linearly from 0 to ``base_lr`` before they fall.
+            The very first step has a rate of 0 then.
 
     Raises:
         ValueError: a value that describes no schedule.
@@ -31,6 +33,7 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     factor: float = 0.2
     epochs: int = 0
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.base_lr) and self.base_lr >= 0):
@@ -43,6 +46,12 @@ class Schedule:
             raise ValueError(f"factor is {self.factor}; it must be a positive number, such as 0.2")
         if self.kind in ("linear", "cosine") and self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; a {self.kind} schedule needs the length of the run")
+        if self.warmup != 0 and self.kind not in ("linear", "cosine"):
+            raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has none: leave it 0")
+        if self.warmup != 0 and not 0 < self.warmup < self.epochs:
+            raise ValueError(
+                f"warmup is {self.warmup}; it must be at least 0 and less than the {self.epochs} epochs"
+            )
 
     def lr(self, epoch: int, fraction: float = 0.0) -> float:
         """Learning rate at a step.
@@ -56,7 +65,10 @@ class Schedule:
             return self.base_lr * self.factor**passed
         if self.kind == "constant":
             return self.base_lr
-        progress = min((epoch + fraction) / self.epochs, 1.0)
+        position = epoch + fraction
+        if position < self.warmup:
+            return self.base_lr * position / self.warmup
+        progress = min((position - self.warmup) / (self.epochs - self.warmup), 1.0)
         if self.kind == "linear":
             return self.base_lr * (1.0 - progress)
         return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -18,11 +18,16 @@ from rotnet_fast.engine.schedule import Schedule
 
 @dataclass
 class ParameterGroup:
-    """Parameters that share a learning-rate schedule."""
+    """Parameters that share a learning-rate schedule.
+
+    Attributes:
+        is_orthogonalised: whether they follow Muon, see `rotnet_fast.engine.muon`, instead of SGD.
+    """
 
     name: str
     parameters: list[torch.nn.Parameter]
     schedule: Schedule
+    is_orthogonalised: bool = False
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.metrics import MetricSums
+from rotnet_fast.engine.optimizers import make_optimizer
 from rotnet_fast.engine.replay import Capture, ReplayedStep, cuda_capture, use_graph
 from rotnet_fast.engine.task import StepOutput, Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
@@ -18,7 +19,7 @@ from rotnet_fast.models.network import FeatureNetwork
 
 
 class TrainingStep:
-    """Views, forward, loss, backward, SGD and metric sums on one batch; replayed from a CUDA graph if wished.
+    """Views, forward, backward, update and metric sums on one batch; replayed from a CUDA graph if wished.
 
     Everything that changes from step to step lies on the device (learning rates, the epoch that draws
     depend on, sums), and nothing waits for it.
@@ -56,17 +57,7 @@ class TrainingStep:
         self._groups = task.parameter_groups()
         self.lrs = [0.0] * len(self._groups)  # set from the schedules before every step
         self._device_lrs = [torch.zeros((), device=device) for _ in self._groups]
-        # One kernel for all parameters, with the same bits on the CPU as torch's others.
-        self._optimizer = torch.optim.SGD(
-            [
-                {"params": group.parameters, "name": group.name, "lr": lr}
-                for group, lr in zip(self._groups, self._device_lrs, strict=True)
-            ],
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self._optimizer = make_optimizer(self._groups, self._device_lrs, settings)
         self._scaler = settings.precision.grad_scaler()
         self.sums = MetricSums(processes)
         parts = task.module.modules()

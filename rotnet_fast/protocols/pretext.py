@@ -105,9 +105,15 @@ def pretraining(
         from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 
         processes.everywhere(lambda: synchronise_batchnorm(network, group))
+
+    def schedule(lr: float) -> Schedule:
+        return Schedule(
+            lr, config.schedule, config.milestones, config.lr_factor, config.epochs, config.warmup
+        )
+
     task = task_type(
         network,
-        Schedule(config.lr, config.schedule, config.milestones, config.lr_factor, config.epochs),
+        schedule(config.lr),
         test_loader,
         rotations=config.rotations,
         seed=config.seed,
@@ -119,6 +125,7 @@ def pretraining(
         compile=config.compile,
         processes=processes,
         group=group,
+        muon=schedule(config.muon_lr) if config.optimizer == "muon" else None,
     )
     settings = TrainerSettings(
         epochs=config.epochs,

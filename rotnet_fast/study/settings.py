@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from rotnet_fast.config import PresetName, PretrainConfig
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
 SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
+
+StudyPreset = Literal["quickstart", "cpu", "slides", "paper", "official"]
+"""Presets that are recipes of everything that a study trains; speedrun is one of pretraining alone."""
 
 MINIMUM_EPOCHS = 6
 """A pretraining has at least one epoch for each of the six points of Figure 5a."""
@@ -32,7 +35,7 @@ class Lengths:
     batch_size: int
 
 
-LENGTHS: dict[PresetName, Lengths] = {
+LENGTHS: dict[StudyPreset, Lengths] = {
     "quickstart": Lengths(8, 8, 10, 32),
     # Ours: six pretext epochs instead of the two of the preset, so that Figure 5a has its points.
     "cpu": Lengths(6, 6, 6, 32),
@@ -83,7 +86,7 @@ class StudySettings:
         batch_size: images per step of everything but the pretraining.
     """
 
-    preset: PresetName
+    preset: StudyPreset
     scale: float
     data: StudyData
     precision: str
@@ -126,7 +129,7 @@ class StudySettings:
         return cls(**{**values, "pretext": config, "data": StudyData(**data)})
 
 
-def study_settings(preset: PresetName, scale: float, data: StudyData, precision: str) -> StudySettings:
+def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
     """Settings of a study at a scale.
 
     Args:

@@ -1,0 +1,45 @@
+"""The optimiser of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from rotnet_fast.engine.muon import Muon
+from rotnet_fast.engine.task import ParameterGroup
+from rotnet_fast.engine.trainer_settings import TrainerSettings
+
+
+def make_optimizer(
+    groups: Sequence[ParameterGroup], lrs: Sequence[torch.Tensor], settings: TrainerSettings
+) -> torch.optim.SGD:
+    """SGD, or Muon where a group asks for it.
+
+    Args:
+        groups: what to train.
+        lrs: learning rate of each group, 0-dimensional, on the device: steps read it anew each time.
+        settings: momentum and weight decay.
+    """
+    options: list[dict[str, Any]] = [
+        {"params": group.parameters, "name": group.name, "lr": lr}
+        for group, lr in zip(groups, lrs, strict=True)
+    ]
+    if any(group.is_orthogonalised for group in groups):
+        for group, values in zip(groups, options, strict=True):
+            values["is_orthogonalised"] = group.is_orthogonalised
+        return Muon(
+            options,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+    # One kernel for all parameters, with the same bits on the CPU as torch's others.
+    return torch.optim.SGD(
+        options,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
