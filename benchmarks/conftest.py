@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import sys
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read 
 
 import torch
 
+from rotnet_fast.engine.memory import reuse_freed_memory
 from rotnet_fast.engine.run_folder import environment
 
 DEVICES = [
@@ -41,11 +40,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="session", autouse=True)
 def _reused_memory() -> None:
     """Keep freed memory in the process, so that no peer pays for fresh pages at each call."""
-    if sys.platform.startswith("linux"):
-        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+    reuse_freed_memory()
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
+from rotnet_fast.engine.memory import reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError
 
@@ -36,6 +37,7 @@ def run_command(command: Callable[[], object]) -> int:
     # By default, OpenMP's threads spin while they wait for each other. Beside one other busy process,
     # that made a training step of two threads five times slower; sleeping costs microseconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    reuse_freed_memory()
     try:
         command()
     except ElsewhereError as error:

@@ -19,7 +19,7 @@ PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedr
 NIN = "nin"
 """Name of the paper's network, the Network in Network."""
 
-_OF_NIN_ALONE = ("blocks", "width", "uniform_gamma")
+_OF_NIN_ALONE = ("blocks", "width", "uniform_gamma", "kernels")
 """Settings that no other network has."""
 
 _NOT_PART_OF_THE_RECIPE = (
@@ -30,6 +30,7 @@ _NOT_PART_OF_THE_RECIPE = (
     "device",
     "compile",
     "graph",
+    "kernels",
     "output",
     "resume",
     "eval_every",
@@ -194,6 +195,11 @@ class PretrainConfig:
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, so that a fast GPU need not wait for the host.
     auto: on for nin on a GPU in bf16 or fp32, with one process."""
+
+    kernels: Literal["torch", "triton-bn", "triton"] = "torch"
+    """What computes the blocks of the Network in Network in training on a GPU.
+    torch: separate layers. triton-bn: BatchNorm with ReLU as one. triton: those inside the 1x1 convolutions,
+    too, so that normalised activations are never written. Neither of these two has run on a GPU yet."""
 
     output: Path | None = None
     """Run folder. None: runs/<preset>-<dataset>-seed<seed>, with the model before the seed unless it is nin,

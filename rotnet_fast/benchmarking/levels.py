@@ -121,6 +121,10 @@ LEVELS = (
     Level(
         "bf16, max-autotune, graph", ("cuda",), {**_BF16, **_GRAPH, "compile": "max"}, cudnn_benchmark=True
     ),
+    Level(
+        "bf16, triton-bn, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton-bn"}, cudnn_benchmark=True
+    ),
+    Level("bf16, triton, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton"}, cudnn_benchmark=True),
     Level(DEFAULT, BOTH),  # whatever the package chooses by itself
 )
 """From plain torch upwards."""

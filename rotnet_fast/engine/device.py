@@ -33,4 +33,5 @@ def resolve_device(name: str) -> torch.device:
                 f"cpu, or see python -m rotnet_fast.doctor"
             )
         device = torch.device("cuda", index)
+        torch.backends.cudnn.benchmark = True  # sizes repeat: let it time its algorithms once
     return device

@@ -25,6 +25,7 @@ from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.nin import NetworkInNetwork
 
 
 def streaming_of(
@@ -101,10 +102,18 @@ def pretraining(
 
     loader, test_loader, network = processes.everywhere(build)
     group = processes.tensor_group(device)
-    if group is not None and config.sync_batchnorm:
-        from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 
-        processes.everywhere(lambda: synchronise_batchnorm(network, group))
+    def prepare() -> None:
+        if group is not None and config.sync_batchnorm:
+            from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
+
+            synchronise_batchnorm(network, group)
+        if isinstance(network, NetworkInNetwork):
+            if config.kernels != "torch" and device.type != "cuda":
+                raise ArgumentError(f"kernels is {config.kernels}, which needs a GPU; this run uses {device}")
+            network.use_kernels(config.kernels)
+
+    processes.everywhere(prepare)
 
     def schedule(lr: float) -> Schedule:
         return Schedule(

@@ -1,0 +1,22 @@
+"""How the process treats memory that it has freed. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+def reuse_freed_memory() -> None:
+    """Let the C library keep what is freed for the next allocation, instead of giving it back to the system.
+
+    A training step on a CPU frees and allocates hundreds of megabytes, and the system hands out every page
+    anew and zeroed: a fifth of the step's time. Nothing happens where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
