@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,25 @@ def test_no_more_threads_are_used_than_the_process_has_cores(monkeypatch: pytest
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other C libraries are left as they are")
+def test_freed_memory_stays_in_the_process_once_that_was_asked_for() -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rotnet_fast.engine.memory import reuse_freed_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+def left(): block = bytearray(b"1") * (200 * 2**20); del block; return resident()
+before = left()
+reuse_freed_memory()
+print(before, left())
+"""
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    assert before < 100
+    assert after > 200
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -149,6 +149,10 @@ def test_a_run_that_failed_before_training_does_not_occupy_its_folder(output: Pa
     assert main([*TINY, "--output", str(output)]) == 0
 
 
+def test_kernels_for_a_gpu_are_refused_on_a_cpu(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fail([*TINY, "--output", str(output), "--kernels", "triton"], 2, "needs a GPU; this run uses cpu", capsys)
+
+
 def test_damaged_checkpoints_are_exit_code_4(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", str(output)]) == 0
     for path in (output / "checkpoints").iterdir():

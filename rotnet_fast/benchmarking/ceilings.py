@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from rotnet_fast.benchmarking.timing import Effort, measure
 
@@ -27,7 +28,7 @@ def measure_ceilings(device: torch.device, effort: Effort, is_quick: bool = Fals
 
     Returns:
         ``copy_bytes_per_second``: bytes read and written. ``matrix_flops_per_second``: by number format; on a
-        GPU ``tf32`` is what fp32 convolutions use there. ``streaming_store_bytes_per_second``: by MiB of the
+        CPU the better of a product and a convolution; on a GPU ``tf32`` is what fp32 convolutions use there. ``streaming_store_bytes_per_second``: by MiB of the
         buffer, on the CPU alone; empty where the compiled core was not built.
     """
     kind = device.type
@@ -74,7 +75,20 @@ def _matrix_rate(device: torch.device, effort: Effort, sides: tuple[int, ...], d
             return torch.mm(one, other, out=product)
 
         best = max(best, 2 * side**3 / measure(multiply, device, effort).best)
+    if device.type == "cpu":
+        # Products and convolutions are different libraries there, of which the second may be faster.
+        best = max(best, _convolution_rate(device, effort, sides[0] // 4, dtype))
     return best
+
+
+def _convolution_rate(device: torch.device, effort: Effort, channels: int, dtype: torch.dtype) -> float:
+    """The rate of a 3x3 convolution on 32 maps of 32x32, channels_last."""
+    maps, weight = (
+        torch.randn(size, device=device).to(dtype, memory_format=torch.channels_last)
+        for size in ((32, channels, 32, 32), (channels, channels, 3, 3))
+    )
+    work = 2 * 32 * 32**2 * 9 * channels**2
+    return work / measure(lambda: functional.conv2d(maps, weight, padding=1), device, effort).best
 
 
 def _store_rates(megabytes: tuple[int, ...]) -> dict[str, float]:
