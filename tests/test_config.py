@@ -57,7 +57,8 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         "--lr 0.3 --schedule linear --milestones 2 4 --lr-factor 0.1 --warmup 1.5 --optimizer muon "
         "--muon-lr 0.02 --no-nesterov --weight-decay 0 --seed 8 "
         "--device cuda:1 --precision fp16 --compile max --graph off --kernels triton "
-        "--output o --resume auto --eval-every 2 --log-every 3 --checkpoint-every-steps 4 --checkpoint-every-seconds None --no-tensorboard"
+        "--output o --resume auto --eval-every 2 --log-every 3 --checkpoint-every-steps 4 "
+        "--checkpoint-every-seconds None --no-tensorboard"
     )
     assert parse(shlex.split(flags)) == PretrainConfig(
         preset="quickstart", dataset="folder", data_dir=Path("d"), dataset_name="n", image_size=24,
@@ -65,8 +66,8 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="linear", milestones=(2, 4),
         lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, nesterov=False,
         weight_decay=0.0, seed=8, device="cuda:1", precision="fp16", compile="max", graph="off",
-        kernels="triton", output=Path("o"), resume="auto", eval_every=2, log_every=3, checkpoint_every_steps=4,
-        checkpoint_every_seconds=None, tensorboard=False,
+        kernels="triton", output=Path("o"), resume="auto", eval_every=2, log_every=3,
+        checkpoint_every_steps=4, checkpoint_every_seconds=None, tensorboard=False,
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_the_example_of_the_features_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert names["network"].layers == ("conv1", "conv2", "conv3", "conv4")
 
 
-@pytest.mark.parametrize("table", ["benchmarks", "loaders", "accuracy"])
+@pytest.mark.parametrize("table", ["benchmarks", "steps", "loaders", "accuracy"])
 def test_the_tables_are_filled_in(table: str) -> None:
     text = README.partition(f"<!-- {table}: begin -->")[2].partition(f"<!-- {table}: end -->")[0]
     assert len([line for line in text.splitlines() if line.startswith("|")]) >= 5

@@ -28,8 +28,9 @@ def measure_ceilings(device: torch.device, effort: Effort, is_quick: bool = Fals
 
     Returns:
         ``copy_bytes_per_second``: bytes read and written. ``matrix_flops_per_second``: by number format; on a
-        CPU the better of a product and a convolution; on a GPU ``tf32`` is what fp32 convolutions use there. ``streaming_store_bytes_per_second``: by MiB of the
-        buffer, on the CPU alone; empty where the compiled core was not built.
+        CPU the better of a product and a convolution; on a GPU ``tf32`` is what fp32 convolutions use there.
+        ``streaming_store_bytes_per_second``: by MiB of the buffer, on the CPU alone; empty where the compiled
+        core was not built.
     """
     kind = device.type
     sides = (256,) if is_quick else MATRIX_SIDES[kind]
