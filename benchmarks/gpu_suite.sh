@@ -42,6 +42,7 @@ STEPS=(
   "bench-nin3|530|pytest benchmarks: steps of NIN-3"
   "bench-nin5|530|pytest benchmarks: steps of NIN-5"
   "pretrain|530|100 epochs of the paper's recipe, in slices"
+  "speedrun|530|preset speedrun against preset paper, three seeds, in slices"
   "study|530|every table and figure, in slices"
 )
 
@@ -100,10 +101,19 @@ bench() {
 
 step_pretrain() {
   with_data || return
-  timeout -s INT 470 "$PYTHON" -m rotnet_fast.pretrain --preset paper "${DATA_FLAGS[@]}" \
-    --output "$RESULTS/pretrain" --resume auto
+  slice "$PYTHON" -m rotnet_fast.pretrain --preset paper "${DATA_FLAGS[@]}" --output "$RESULTS/pretrain" --resume auto
+}
+
+step_speedrun() {
+  DATASET_NAME='' with_data || return
+  slice "$PYTHON" -m benchmarks.speedrun "${DATA_FLAGS[@]}" --output "$RESULTS/speedrun"
+}
+
+# Some minutes of a command that goes on where it was stopped.
+slice() {
+  timeout -s INT 470 "$@"
   local status=$?
-  # Interrupted by the clock (124) or as pretraining says so itself (130): it has saved, and goes on next time.
+  # Interrupted by the clock (124) or as the program says so itself (130): it has saved, and goes on next time.
   case $status in 124 | 130) return "$UNFINISHED" ;; *) return "$status" ;; esac
 }
 
