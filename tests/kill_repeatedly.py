@@ -13,11 +13,13 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
 from tiny import tiny_config
+from tqdm import tqdm
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import atomic
@@ -78,6 +80,10 @@ def killed_at_random(folder: Path, choices: random.Random, seconds: float) -> st
 
 def main() -> None:
     torch.set_num_threads(1)
+    # By default, a progress bar's lock is shared with forked processes: one that is killed while it holds it
+    # would stop all after it for good. Nor may a thread of the bars hold it at the moment of a fork.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     folder = Path(sys.argv[1])
     outcome = {"undisturbed": pretrain(tiny_config(folder / "undisturbed"))["state_hash"]}
     began = time.monotonic()
