@@ -111,7 +111,7 @@ step_speedrun() {
 
 # Some minutes of a command that goes on where it was stopped.
 slice() {
-  timeout -s INT 470 "$@"
+  timeout --kill-after=30 -s INT 470 "$@"
   local status=$?
   # Interrupted by the clock (124) or as the program says so itself (130): it has saved, and goes on next time.
   case $status in 124 | 130) return "$UNFINISHED" ;; *) return "$status" ;; esac

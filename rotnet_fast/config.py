@@ -257,6 +257,8 @@ class PretrainConfig:
         _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
         _require("lr", self.lr, 0 < self.lr < math.inf, "must be a number above 0")
         _require("muon_lr", self.muon_lr, 0 < self.muon_lr < math.inf, "must be a number above 0")
+        is_used = self.optimizer == "muon" or self.muon_lr == self.__dataclass_fields__["muon_lr"].default
+        _require("muon_lr", self.muon_lr, is_used, "is of --optimizer muon alone: leave it out")
         is_possible = self.warmup == 0 or (self.schedule != "step" and 0 < self.warmup < self.epochs)
         _require(
             "warmup",

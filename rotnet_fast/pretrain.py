@@ -163,7 +163,11 @@ def how(trainer: Trainer) -> str:
     )
     graph = "on" if trainer.training_step.is_replayed else "off"
     precision = trainer.settings.precision.name
-    return f"training on {device} ({name}): precision {precision}, compile {task.compile}, graph {graph}"
+    kernels = getattr(task.module, "kernels", "torch")
+    return (
+        f"training on {device} ({name}): precision {precision}, compile {task.compile}, graph {graph}, "
+        f"kernels {kernels}"
+    )
 
 
 def has_checkpoint(run: Path) -> bool:

@@ -82,7 +82,7 @@ def test_the_steps_are_listed_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].split()[:5] == ["doctor", "120", "s", "not", "run"]
-    assert [line.split()[0] for line in lines[-2:]] == ["pretrain", "study"]
+    assert [line.split()[0] for line in lines[-3:]] == ["pretrain", "speedrun", "study"]
     assert not (tmp_path / "out").exists()
 
 

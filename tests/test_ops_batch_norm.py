@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from rotnet_fast.models.nin import ConvBnRelu
+from rotnet_fast.models.nin import ConvBnRelu, NetworkInNetwork
 from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 from rotnet_fast.ops import batch_norm
 from rotnet_fast.ops.batch_norm import batch_norm_relu
@@ -376,3 +376,16 @@ def test_a_layer_compiles_to_one_graph() -> None:
     block = layer()
     compiled = torch.compile(copy.deepcopy(block), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images()), block(images()))
+
+
+def test_traces_and_transforms_see_torchs_own_ops() -> None:
+    torch.manual_seed(0)
+    network = NetworkInNetwork(blocks=3, width=0.05).eval()
+    x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    expected = network(x)
+    torch.testing.assert_close(torch.jit.trace(network, x)(x), expected)
+    tangent = torch.randn_like(x)
+    _, moved = torch.func.jvp(network, (x,), (tangent,))
+    torch.testing.assert_close(moved, torch.autograd.functional.jvp(network, x, tangent)[1])
+    each = torch.func.vmap(lambda image: network(image[None])[0])(x)
+    torch.testing.assert_close(each, expected)

@@ -90,7 +90,9 @@ def candidates(run: Path) -> list[Path]:
     """Checkpoints in a run folder, the newest first.
 
     ``checkpoints/last.pt`` is the newest; ``checkpoints/epoch-0012.pt`` was written after 12 epochs;
-    ``checkpoints/best.pt``, after the epoch that tested best, may be older than all of them.
+    ``checkpoints/best.pt``, after the epoch that tested best, may be older than all of them. After an epoch,
+    several of these are names of one file, so that damage to it is damage to all of them; the epochs before
+    are files of their own.
     """
     folder = run / "checkpoints"
     of_epochs = sorted(folder.glob("epoch-*.pt"), reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -12,9 +13,11 @@ def reuse_freed_memory() -> None:
     """Let the C library keep what is freed for the next allocation, instead of giving it back to the system.
 
     A training step on a CPU frees and allocates hundreds of megabytes, and the system hands out every page
-    anew and zeroed: a fifth of the step's time. Nothing happens where the C library is not glibc.
+    anew and zeroed: a fifth of the step's time. The process then keeps the most memory that it ever needed.
+    Nothing happens where the C library is not glibc, or where the user has set it up already.
     """
-    if not sys.platform.startswith("linux"):
+    is_set_up = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if is_set_up or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -187,11 +187,12 @@ class Trainer:
         if is_kept:
             snapshot = self.snapshot()
             self.processes.on_main(lambda: checkpoint.save(self.run.snapshot(done), snapshot))
-        names = [f"epoch-{done:04d}.pt", "last.pt"]
+        names = [f"epoch-{done:04d}.pt"]
         if (score := mean_accuracy(metrics.get("test", {}))) > progress.best:
             progress.best = score
             names.append("best.pt")
-        self.save_checkpoint(*names)
+        # What a resume begins with comes last: whatever ends the program before, best.pt is made again.
+        self.save_checkpoint(*names, "last.pt")
         if self.processes.is_main:
             for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
                 old.unlink()
@@ -341,7 +342,7 @@ class Trainer:
             log["seconds"],
             log.get("waited", 0.0),  # not known of older checkpoints
             dict(state["metrics"]),
-            log.get("best", -1.0),  # nor is this
+            log.get("best", mean_accuracy(state["metrics"].get("test", {}))),  # nor is that of epochs before
         )
         self.run.truncate_metrics(log["metrics_position"])
 

@@ -29,8 +29,8 @@ def batch_norm_relu(
     through compiled kernels: two passes forward (sums, then y), two backward (sums, then the gradient of x),
     where torch makes four and three. Sums are float32 over short blocks of pixels and float64 over
     blocks, in an order that does not depend on the number of threads: the result always has the same bits.
-    Everything else, compiled graphs and gradients of gradients included, is computed by torch's own
-    `batch_norm` and `relu`.
+    Everything else is computed by torch's own `batch_norm` and `relu`, compiled and traced graphs, gradients
+    of gradients, forward-mode gradients and the transforms of `torch.func` included.
 
     Args:
         x: [B,C,H,W].
@@ -51,8 +51,13 @@ def batch_norm_relu(
     deviations of more than about 1e18 from the mean, whose squares float32 cannot hold, give NaN.
     """
     arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
-    # A compiler fuses better what it can see.
-    if torch.compiler.is_compiling() or not _has_kernel(*arguments[:6]):
+    # A compiler fuses better what it can see, and a trace keeps torch's ops alone.
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or _is_transformed(x, weight, bias)
+        or not _has_kernel(*arguments[:6])
+    ):
         return _plain(*arguments)
     y: torch.Tensor
     y, _, _ = _BatchNormReLU.apply(*arguments)
@@ -73,6 +78,18 @@ def _plain(
     y = functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     # In place: no gradient needs what batch_norm returned; that of relu is worked out from its own result.
     return functional.relu(y, inplace=True)
+
+
+def _is_transformed(*tensors: torch.Tensor | None) -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation looks at any of them."""
+    return any(
+        tensor is not None
+        and (
+            torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+        )
+        for tensor in tensors
+    )
 
 
 def _has_kernel(
