@@ -125,7 +125,7 @@ LEVELS = (
         "bf16, triton-bn, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton-bn"}, cudnn_benchmark=True
     ),
     Level("bf16, triton, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton"}, cudnn_benchmark=True),
-    Level(DEFAULT, BOTH),  # whatever the package chooses by itself
+    Level(DEFAULT, BOTH, cudnn_benchmark=True),  # whatever the package chooses by itself
 )
 """From plain torch upwards."""
 
