@@ -94,9 +94,9 @@ def assert_right(call: Call) -> None:
     assert_near(grad_weight, weight.grad, 4 * FP32, blur.flatten() * (total + shares))
 
     assert_near(running_mean, 0.1 * mean, FP32, FP32 * 0.1 * variance.sqrt() + 1e-30)
-    # Small beside the mean or not, the variance is right.
+    # Small beside the mean or not, the variance is right; squares are added up in float32 within a block.
     expected = 0.9 + 0.1 * variance * count / (count - 1)
-    assert_near(running_var, expected, 2 * FP32, torch.zeros(()))
+    assert_near(running_var, expected, 16 * FP32, torch.zeros(()))
 
 
 @needs_kernels
