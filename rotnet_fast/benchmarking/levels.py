@@ -81,14 +81,14 @@ class Level:
         name: in tables.
         devices: kinds of devices that it is for.
         settings: of pretraining, where they differ from the defaults.
-        cudnn_benchmark: let cuDNN try its algorithms; None: what the package chooses.
+        cudnn_benchmark: let cuDNN try its algorithms, as the package does.
         task: what is trained.
     """
 
     name: str
     devices: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    cudnn_benchmark: bool | None = None
+    cudnn_benchmark: bool = True
     task: type[RotationTask] = RotationTask
 
     @property
@@ -108,24 +108,20 @@ _EAGER = {"compile": "none", "graph": "off"}
 _FP32 = {"precision": "fp32", **_EAGER}
 _BF16 = {"precision": "bf16", **_EAGER}
 _COMPILED = {**_BF16, "compile": "default"}
-_GRAPH = {"graph": "on"}
+_GRAPH = {**_BF16, "graph": "on"}
 
 LEVELS = (
     Level(BASELINE, BOTH, _FP32, cudnn_benchmark=False, task=PlainTask),
     Level("fp32 channels_last, eager", BOTH, _FP32, cudnn_benchmark=False),
     Level("bf16 channels_last, eager", BOTH, _BF16, cudnn_benchmark=False),
-    Level("bf16, cudnn.benchmark", ("cuda",), _BF16, cudnn_benchmark=True),
-    Level("bf16, cudnn.benchmark, graph", ("cuda",), {**_BF16, **_GRAPH}, cudnn_benchmark=True),
-    Level("bf16, compiled", BOTH, _COMPILED, cudnn_benchmark=True),
-    Level("bf16, compiled, graph", ("cuda",), {**_COMPILED, **_GRAPH}, cudnn_benchmark=True),
-    Level(
-        "bf16, max-autotune, graph", ("cuda",), {**_BF16, **_GRAPH, "compile": "max"}, cudnn_benchmark=True
-    ),
-    Level(
-        "bf16, triton-bn, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton-bn"}, cudnn_benchmark=True
-    ),
-    Level("bf16, triton, graph", ("cuda",), {**_BF16, **_GRAPH, "kernels": "triton"}, cudnn_benchmark=True),
-    Level(DEFAULT, BOTH, cudnn_benchmark=True),  # whatever the package chooses by itself
+    Level("bf16, cudnn.benchmark", ("cuda",), _BF16),
+    Level("bf16, cudnn.benchmark, graph", ("cuda",), _GRAPH),
+    Level("bf16, compiled", BOTH, _COMPILED),
+    Level("bf16, compiled, graph", ("cuda",), {**_GRAPH, "compile": "default"}),
+    Level("bf16, max-autotune, graph", ("cuda",), {**_GRAPH, "compile": "max"}),
+    Level("bf16, triton-bn, graph", ("cuda",), {**_GRAPH, "kernels": "triton-bn"}),
+    Level("bf16, triton, graph", ("cuda",), {**_GRAPH, "kernels": "triton"}),
+    Level(DEFAULT, BOTH),  # whatever the package chooses by itself
 )
 """From plain torch upwards."""
 

@@ -81,8 +81,7 @@ class Step:
 
     def __call__(self) -> None:
         """Train on the next batch, as in training."""
-        if self._cudnn_benchmark is not None:
-            torch.backends.cudnn.benchmark = self._cudnn_benchmark
+        torch.backends.cudnn.benchmark = self._cudnn_benchmark
         self.trainer.progress.step = 0  # the schedule has no more than one epoch
         self.trainer.train_step(next(self._batches))
 

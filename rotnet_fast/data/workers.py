@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-import joblib
 import numpy as np
 from tqdm import tqdm
 
@@ -75,6 +74,8 @@ def in_chunks(
 
 def available_cores() -> int:
     """Cores this process may use: in a container, under taskset or with a quota, not all of the machine's."""
+    import joblib  # not when a worker process starts, which does not ask
+
     cores: int = joblib.cpu_count()
     return cores
 

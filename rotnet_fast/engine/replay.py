@@ -15,7 +15,7 @@ from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.network import FeatureNetwork, may_draw
 from rotnet_fast.models.nin import NetworkInNetwork
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -112,6 +112,6 @@ def _obstacle(
         return f"{processes.world} processes train together, whose messages cannot be captured"
     if precision.name == "fp16":
         return "the precision is fp16, whose loss scaling is decided on the host"
-    if any(isinstance(part, FeatureNetwork) and part.may_draw for part in module.modules()):
+    if may_draw(module):
         return "this network draws random numbers as it trains, which the host seeds at every step"
     return None

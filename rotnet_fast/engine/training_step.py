@@ -15,7 +15,7 @@ from rotnet_fast.engine.optimizers import make_optimizer
 from rotnet_fast.engine.replay import Capture, ReplayedStep, cuda_capture, use_graph
 from rotnet_fast.engine.task import StepOutput, Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
-from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.network import may_draw
 
 
 class TrainingStep:
@@ -60,8 +60,7 @@ class TrainingStep:
         self._optimizer = make_optimizer(self._groups, self._device_lrs, settings)
         self._scaler = settings.precision.grad_scaler()
         self.sums = MetricSums(processes)
-        parts = task.module.modules()
-        self._may_draw = any(isinstance(part, FeatureNetwork) and part.may_draw for part in parts)
+        self._may_draw = may_draw(task.module)
         self._is_warm = processes.world == 1
         if capture is None and use_graph(settings.graph, device, settings.precision, task.module, processes):
             capture = cuda_capture(device)

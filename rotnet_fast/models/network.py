@@ -67,3 +67,8 @@ class FeatureNetwork(nn.Module, ABC):
     @abstractmethod
     def check_image_size(self, height: int, width: int) -> None:
         """Raise an ArgumentError unless the network takes images of that many pixels."""
+
+
+def may_draw(module: nn.Module) -> bool:
+    """Whether any network in a module may draw random numbers in a training step, as dropout does."""
+    return any(isinstance(part, FeatureNetwork) and part.may_draw for part in module.modules())
