@@ -110,7 +110,9 @@ def pretraining(
             synchronise_batchnorm(network, group)
         if isinstance(network, NetworkInNetwork):
             if config.kernels != "torch" and device.type != "cuda":
-                raise ArgumentError(f"kernels is {config.kernels}, which needs a GPU; this run uses {device}")
+                raise ArgumentError(
+                    f"kernels is {config.kernels}, which needs a GPU; this run uses {device}: leave --kernels out"
+                )
             network.use_kernels(config.kernels)
 
     processes.everywhere(prepare)
