@@ -111,7 +111,8 @@ def pretraining(
         if isinstance(network, NetworkInNetwork):
             if config.kernels != "torch" and device.type != "cuda":
                 raise ArgumentError(
-                    f"kernels is {config.kernels}, which needs a GPU; this run uses {device}: leave --kernels out"
+                    f"kernels is {config.kernels}, which needs a GPU; this run uses {device}: "
+                    f"leave --kernels out"
                 )
             network.use_kernels(config.kernels)
 
