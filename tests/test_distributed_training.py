@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 from ranks import on_ranks
-from tiny import tiny_config
+from tiny import EPOCHS, tiny_config
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import Shard, epoch_order
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import join
@@ -254,3 +255,33 @@ def test_the_class_of_the_task_is_what_trains(tmp_path: Path) -> None:
     with trainer_of(config_in(tmp_path / "run")) as trainer:
         assert type(trainer.task) is RotationTask
         assert trainer.task._train_forward is trainer.task.module  # no wrapper around a single process
+
+
+def fit_with_an_infinite_loss(folder: Path) -> tuple[dict[str, int], str, list[dict[str, Any]]]:
+    """Train where the loss of the process that has image 7 is infinite, but its gradients are not."""
+    train_step = RotationTask.train_step
+
+    def poisoned(self: RotationTask, batch: Batch) -> StepOutput:
+        output = train_step(self, batch)
+        output.loss = output.loss + torch.where((batch.indices == 7).any(), float("inf"), 0.0)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch, trainer_of(config_in(folder)) as trainer:
+        patch.setattr(RotationTask, "train_step", poisoned)
+        trainer.fit()
+        weights = checkpoint.state_hash(dict(trainer.task.module.named_parameters()))
+        if not trainer.processes.is_main:
+            return trainer.training_step.guard.state_dict(), weights, []
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return trainer.training_step.guard.state_dict(), weights, lines
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_loss_that_is_infinite_in_one_process_skips_the_step_in_all(world: int, tmp_path: Path) -> None:
+    found = on_ranks(world, fit_with_an_infinite_loss, tmp_path / "run")
+    guards, weights, lines = zip(*found, strict=True)
+    assert all(guard == guards[0] for guard in guards)
+    assert guards[0]["skipped"] == EPOCHS
+    assert len(set(weights)) == 1
+    assert sum(line.get("skipped_steps", 0) for line in lines[0] if line["kind"] == "train") == EPOCHS
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines[0] if "loss" in line)

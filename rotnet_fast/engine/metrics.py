@@ -27,12 +27,16 @@ class MetricSums:
         self._sums: dict[str, torch.Tensor] = {}
         self._marked: dict[str, float] = {}
 
-    def add(self, sums: Mapping[str, torch.Tensor]) -> None:
-        """Add the scalars of one step."""
+    def add(self, sums: Mapping[str, torch.Tensor], skipped: torch.Tensor) -> None:
+        """Add the scalars of one step, unless it was not applied.
+
+        Args:
+            skipped: fp32 [], 1 where it was not, else 0.
+        """
         for name, value in sums.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
-            self._sums[name].add_(value.detach())
+            self._sums[name].add_(torch.where(skipped.bool(), 0, value.detach()))
 
     def reset(self) -> None:
         """Begin anew, in the same memory: captured steps add to it."""
@@ -70,8 +74,10 @@ class MetricSums:
 def means(sums: Mapping[str, float]) -> dict[str, float]:
     """Each sum divided by ``sums["count"]``, which is left out; accuracies in percent.
 
-    A name that ends in ``accuracy`` is the sum of correct views.
+    A name that ends in ``accuracy`` is the sum of correct views. Sums over nothing have no means.
     """
+    if sums.get("count", 1) == 0:
+        return {}
     return {
         name: value / sums["count"] * (100.0 if name.endswith("accuracy") else 1.0)
         for name, value in sums.items()

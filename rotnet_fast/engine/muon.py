@@ -34,6 +34,9 @@ class Muon(torch.optim.SGD):
         momentum, nesterov, weight_decay: see SGD; the first two do not apply to orthogonalised groups, which
             have Nesterov's momentum ``MOMENTUM``.
 
+    Attributes:
+        found_inf: fp32 [], 1 where the next step must change nothing; None is 0.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
     https://kellerjordan.github.io/posts/muon/. torch.optim.Muon takes matrices alone.
     """
@@ -52,6 +55,11 @@ class Muon(torch.optim.SGD):
             weight_decay=weight_decay,
             fused=True,
         )
+        for group in self.param_groups:
+            if group["is_orthogonalised"]:
+                for parameter in group["params"]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        self.found_inf: torch.Tensor | None = None
         # torch's fused SGD divides gradients by the loss scale itself; here they are needed before that.
         self._step_supports_amp_scaling = False
 
@@ -78,11 +86,13 @@ class Muon(torch.optim.SGD):
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         if not trained:
             return
-        for parameter in trained:
-            if "momentum" not in self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        places = [parameter.grad for parameter in trained if parameter.grad is not None]
         momenta = [self.state[parameter]["momentum"] for parameter in trained]
+        gradients = places
+        if self.found_inf is not None:
+            # A momentum moved towards itself stays what it is, where a step must not be applied.
+            pairs = zip(momenta, places, strict=True)
+            gradients = [torch.where(self.found_inf.bool(), momentum, place) for momentum, place in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's momentum
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -93,7 +103,7 @@ class Muon(torch.optim.SGD):
             # A tall matrix has no more singular values than columns, which are shared by more rows.
             matrices *= max(1.0, rows / columns) ** 0.5
             for number, matrix in zip(numbers, matrices, strict=True):
-                gradients[number].copy_(matrix.view_as(gradients[number]))
+                places[number].copy_(matrix.view_as(places[number]))
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:

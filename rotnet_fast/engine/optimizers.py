@@ -26,20 +26,23 @@ def make_optimizer(
         {"params": group.parameters, "name": group.name, "lr": lr}
         for group, lr in zip(groups, lrs, strict=True)
     ]
+    common: dict[str, Any] = {
+        "momentum": settings.momentum,
+        "nesterov": settings.nesterov,
+        "weight_decay": settings.weight_decay,
+    }
+    optimizer: torch.optim.SGD
     if any(group.is_orthogonalised for group in groups):
         for group, values in zip(groups, options, strict=True):
             values["is_orthogonalised"] = group.is_orthogonalised
-        return Muon(
-            options,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-        )
-    # One kernel for all parameters, with the same bits on the CPU as torch's others.
-    return torch.optim.SGD(
-        options,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+        optimizer = Muon(options, **common)
+    else:
+        # One kernel for all parameters, with the same bits on the CPU as torch's others.
+        optimizer = torch.optim.SGD(options, **common, fused=True)
+    for values in optimizer.param_groups:
+        if values["momentum"] != 0:
+            # torch would make it in the first step, uninitialised, and it would stay so if that step were
+            # not applied.
+            for parameter in values["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

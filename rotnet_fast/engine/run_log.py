@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,6 +88,10 @@ class RunLog:
         if self._print:
             parts = [f"{kind} {describe(values)}" for kind, values in metrics.items()]
             tqdm.write(f"epoch {epoch + 1}/{epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
+
+    def warn(self, sentence: str) -> None:
+        """Say something that the user should know of, whatever else is shown."""
+        tqdm.write(f"WARNING: {sentence}", file=sys.stderr)
 
     def _record(self, kind: str, epoch: int, step: int, steps_done: int, values: Mapping[str, float]) -> None:
         self._run.append_metrics({"kind": kind, "epoch": epoch, "step": step, **values})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.atomic import link_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.engine.guard import MOST_IN_A_ROW
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder
@@ -24,6 +24,7 @@ from rotnet_fast.engine.training_step import TrainingStep
 from rotnet_fast.errors import NonFiniteError
 
 KEPT_EPOCH_CHECKPOINTS = 3
+_TOO_MANY = "the loss or its gradients were NaN or infinite in {} steps in a row"
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Progress:
         waited: part of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
         best: highest mean of test accuracies so far, in percent; -1 before the first test.
+        skipped: steps that were not applied, as they were not finite, up to the last report.
     """
 
     epoch: int = 0
@@ -48,6 +50,7 @@ class Progress:
     waited: float = 0.0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     best: float = -1.0
+    skipped: int = 0
 
     @property
     def images_per_second(self) -> float:
@@ -109,7 +112,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step was saved.
-            NonFiniteError: the loss or a weight is no longer finite; the last good checkpoint is kept.
+            NonFiniteError: steps in a row, or a weight, were not finite; the last good checkpoint is kept.
             CannotWriteError: a file of the run folder could not be written.
         """
         progress, settings = self.progress, self.settings
@@ -145,6 +148,8 @@ class Trainer:
                 metrics = self._read_metrics()  # waits for the device
             progress.seconds += time.perf_counter() - clock
             if metrics is not None:
+                if "skipped_steps" in metrics:
+                    self._warn_of_skipped(log, int(metrics["skipped_steps"]), progress.step - reported.step)
                 metrics["lr"] = self.training_step.lrs[0]
                 images, seconds = progress.images - reported.images, progress.seconds - reported.seconds
                 metrics["data_wait"] = (progress.waited - reported.waited) / seconds
@@ -231,15 +236,29 @@ class Trainer:
         return signal_number, is_due or bool(age_matters)
 
     def _read_metrics(self) -> dict[str, float]:
-        """Means since the last report.
+        """Means over the steps since the last report, but for those that were not applied.
 
         Raises:
-            NonFiniteError: the loss is NaN or infinite.
+            NonFiniteError: too many of them came in a row.
         """
+        progress = self.progress
+        skipped, in_a_row = self.processes.maximum(*self.training_step.guard.read())
+        if in_a_row >= MOST_IN_A_ROW:
+            raise self.processes.shared(self._non_finite(_TOO_MANY.format(in_a_row)))
         metrics = means(self.sums.read_interval())
-        if not math.isfinite(metrics["loss"]):
-            raise self.processes.shared(self._non_finite(f"the loss became {metrics['loss']}"))
+        if skipped > progress.skipped:
+            metrics["skipped_steps"] = skipped - progress.skipped
+        progress.skipped = skipped
         return metrics
+
+    def _warn_of_skipped(self, log: RunLog, skipped: int, steps: int) -> None:
+        """Tell of steps that changed nothing, unless it is loss scaling that skips steps on its search."""
+        if self.processes.is_main and self.settings.precision.name != "fp16":
+            log.warn(
+                f"{skipped} of the last {steps} steps changed nothing, as their loss or gradients were NaN "
+                f"or infinite (epoch {self.progress.epoch + 1}, up to step {self.progress.step}); "
+                f"{MOST_IN_A_ROW} in a row stop a run"
+            )
 
     def _non_finite(self, finding: str) -> NonFiniteError:
         rates = ", ".join(f"{lr:g}" for lr in self.training_step.lrs)
@@ -270,6 +289,7 @@ class Trainer:
                 "seconds": progress.seconds,
                 "waited": progress.waited,
                 "best": progress.best,
+                "skipped": progress.skipped,
                 "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
@@ -290,12 +310,15 @@ class Trainer:
         """Save under each name in the folder of checkpoints.
 
         Raises:
-            NonFiniteError: a weight or statistic is NaN or infinite; nothing is overwritten then.
+            NonFiniteError: a weight or statistic is NaN or infinite, or too many steps in a row were not
+                finite; nothing is overwritten then.
             CannotWriteError: the file could not be written; an older one is intact.
         """
         state = self.state()
 
         def save() -> None:
+            if (in_a_row := state["guard"]["most_in_a_row"]) >= MOST_IN_A_ROW:
+                raise self._non_finite(_TOO_MANY.format(in_a_row))
             if not checkpoint.all_finite([state["module"], state["optimizer"]]):
                 raise self._non_finite("a weight, momentum or BatchNorm statistic became NaN or infinite")
             first, *others = (self.run.checkpoints / name for name in names)
@@ -343,6 +366,7 @@ class Trainer:
             log.get("waited", 0.0),  # not known of older checkpoints
             dict(state["metrics"]),
             log.get("best", mean_accuracy(state["metrics"].get("test", {}))),  # nor is that of epochs before
+            log.get("skipped", 0),
         )
         self.run.truncate_metrics(log["metrics_position"])
 

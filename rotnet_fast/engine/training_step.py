@@ -10,6 +10,7 @@ import torch
 
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
+from rotnet_fast.engine.guard import StepGuard
 from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.optimizers import make_optimizer
 from rotnet_fast.engine.replay import Capture, ReplayedStep, cuda_capture, use_graph
@@ -22,7 +23,8 @@ class TrainingStep:
     """Views, forward, backward, update and metric sums on one batch; replayed from a CUDA graph if wished.
 
     Everything that changes from step to step lies on the device (learning rates, the epoch that draws
-    depend on, sums), and nothing waits for it.
+    depend on, sums), and nothing waits for it. A step whose loss or gradients are not finite changes nothing
+    but the guard's counts.
 
     Args:
         task: what to train; its module lies on the device.
@@ -36,6 +38,7 @@ class TrainingStep:
         lrs: learning rate of each parameter group in the last step.
         is_replayed: whether steps are captured and replayed.
         sums: of the metrics, on the device.
+        guard: counts the steps that were not finite.
 
     Raises:
         ArgumentError: ``settings.graph`` is ``on`` where steps cannot be captured.
@@ -60,6 +63,7 @@ class TrainingStep:
         self._optimizer = make_optimizer(self._groups, self._device_lrs, settings)
         self._scaler = settings.precision.grad_scaler()
         self.sums = MetricSums(processes)
+        self.guard = StepGuard(task.module, device, is_scaled=self._scaler.is_enabled())
         self._may_draw = may_draw(task.module)
         self._is_warm = processes.world == 1
         if capture is None and use_graph(settings.graph, device, settings.precision, task.module, processes):
@@ -89,10 +93,19 @@ class TrainingStep:
     def _step(self, batch: Batch) -> None:
         """What is captured: nothing in it may depend on the host's state."""
         self._optimizer.zero_grad(set_to_none=True)
+        self.guard.remember()
         output = self._backward(batch)
-        self._scaler.step(self._optimizer)
+        self._scaler.unscale_(self._optimizer)
+        parameters = [parameter for group in self._groups for parameter in group.parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        found = self.guard.judge(gradients)
+        if not self._scaler.is_enabled():
+            # torch's fused kernels leave all as it is where this is 1.
+            self._optimizer.found_inf = found  # type: ignore[attr-defined]
+        self._scaler.step(self._optimizer)  # sets found_inf itself, where it is enabled
         self._scaler.update()
-        self.sums.add(output.sums)
+        self.guard.put_back(found)
+        self.sums.add(output.sums, found)
 
     def _backward(self, batch: Batch) -> StepOutput:
         """Forward and backward; gradients are those of the mean loss over the images of all processes."""
@@ -103,7 +116,7 @@ class TrainingStep:
             # Gradients are averaged over processes, whose parts of the batch may differ by an image. The mean
             # loss of an empty part is NaN, but its gradient is that of no image: zero.
             loss = loss * (len(batch) * self._processes.world / batch.global_size)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(self.guard.watched(loss, len(batch))).backward()
         return output
 
     def _warm_up(self, batch: Batch) -> None:
@@ -121,7 +134,7 @@ class TrainingStep:
         self._is_warm = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Momentum, loss scale and metric sums; to be asked for by all processes together."""
+        """Momentum, loss scale, sums and the guard's counts; to be asked for by all processes together."""
         optimizer = self._optimizer.state_dict()
         for group, lr in zip(optimizer["param_groups"], self.lrs, strict=True):
             group["lr"] = lr
@@ -129,6 +142,7 @@ class TrainingStep:
             "optimizer": optimizer,
             "scaler": self._scaler.state_dict(),
             "sums": self.sums.state_dict(),
+            "guard": self.guard.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -140,6 +154,8 @@ class TrainingStep:
             group["fused"] = True  # older checkpoints were written by another implementation
         self._scaler.load_state_dict(state["scaler"])
         self.sums.load_state_dict(state["sums"], device)
+        if "guard" in state:  # older checkpoints were written where the first bad step ended a run
+            self.guard.load_state_dict(state["guard"])
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:

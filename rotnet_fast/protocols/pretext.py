@@ -201,6 +201,7 @@ def pretrain_with(
         },
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
+        "skipped_steps": trainer.progress.skipped,
         "data_wait": trainer.progress.data_wait,
         "dataset": dataset.display_name,
         "train_images": len(dataset.train),
