@@ -41,13 +41,14 @@ class Poisoned(RotationTask):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.is_bad = torch.zeros((), dtype=torch.bool)
+        self.is_bad = torch.zeros((), dtype=torch.bool, device=self.key.device)
+        self.poisonous = torch.tensor(self.images, dtype=torch.int64, device=self.key.device)
         if self.poison == "one gradient":
             parameter = list(self.module.parameters())[-1]
             parameter.register_hook(lambda gradient: torch.where(self.is_bad, INF, gradient))
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        self.is_bad = torch.isin(batch.indices, torch.tensor(self.images)).any()
+        self.is_bad = torch.isin(batch.indices, self.poisonous).any()
         views, labels = super().views(batch)
         if self.poison == "one pixel":
             views[0, 0, 0, 0] = torch.where(self.is_bad, NAN, views[0, 0, 0, 0])
@@ -138,6 +139,37 @@ def test_captured_steps_that_are_not_finite_change_nothing_either(
     assert [line.get("loss") for line in lines[0]] == [line.get("loss") for line in lines[1]]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize(
+    ("precision", "graph"), [("fp32", "on"), ("bf16", "on"), ("bf16", "off"), ("fp16", "off")]
+)
+@pytest.mark.parametrize("poison", POISONS)
+def test_steps_of_a_gpu_that_are_not_finite_change_nothing(
+    poison: str, precision: str, graph: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(
+            dataset,
+            run,
+            torch.device("cuda"),
+            Schedule(0.05),
+            precision,
+            task_class=poisoned(poison, 7),
+            graph=graph,
+        )
+        seen = 0
+        for epoch in range(8):
+            trainer.task.begin_epoch(epoch)
+            trainer.progress.epoch, trainer.progress.step = epoch, 0
+            for batch in trainer.loader.epoch(epoch):
+                before, is_bad = learned(trainer), 7 in batch.indices.tolist()
+                trainer.train_step(batch)
+                assert is_bad == (learned(trainer) == before)
+                seen += is_bad
+        assert trainer.training_step.is_replayed == (graph == "on")
+        assert (seen, trainer.training_step.guard.read().skipped) == (8, 8)
+
+
 @pytest.mark.parametrize("log_every", [1, 2, 3])
 def test_a_skipped_step_is_told_and_is_in_no_mean(
     log_every: int, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -155,22 +187,23 @@ def test_a_skipped_step_is_told_and_is_in_no_mean(
     assert capsys.readouterr().err.count("WARNING: 1 of the last") == 2
 
 
-@pytest.mark.parametrize("poison", POISONS)
+class PoisonedLater(Poisoned):
+    """All images are poisonous from the second epoch on."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.poisonous = torch.arange(40 if epoch > 0 else 0)
+
+
+@pytest.mark.parametrize("poison", [poison for poison in POISONS if poison != "one gradient"])
 def test_three_in_a_row_stop_a_run_and_the_last_good_checkpoint_is_kept(
     poison: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     with RunFolder(tmp_path) as run:
-        task = type("FromThenOn", (Poisoned,), {"poison": poison, "images": tuple(range(40))})
-        begin_epoch = task.begin_epoch
-
-        def from_the_second_epoch_on(self: Poisoned, epoch: int) -> None:
-            begin_epoch(self, epoch)
-            self.images = tuple(range(40)) if epoch > 0 else ()
-
-        task.begin_epoch = from_the_second_epoch_on  # type: ignore[method-assign]
         trainer = make_trainer(
-            dataset, run, CPU, Schedule(0.01), task_class=task, checkpoint_every_steps=1, epochs=4
+            dataset, run, CPU, Schedule(0.01), task_class=PoisonedLater, checkpoint_every_steps=1, epochs=4
         )
+        trainer.task.poison = poison  # type: ignore[attr-defined]
         message = r"3 steps in a row in epoch 2, at or before step 3, .* rate 0\.01.*lower --lr.*last\.pt"
         with pytest.raises(NonFiniteError, match=message):
             trainer.fit()
