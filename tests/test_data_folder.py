@@ -15,10 +15,10 @@ from image_files import Pixels, pixels, save
 from rotnet_fast.data import cache, folder
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.decode import decode_images
-from rotnet_fast.data.files import replacing
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.files import replacing
 
 CACHE_FILES = ["8px.json", "8px.npy", "scan.json", "scan.npy"]
 

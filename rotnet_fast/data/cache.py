@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rotnet_fast.data.files import replacing
+from rotnet_fast.files import followed, make_folder, replacing
 
 FOLDER_NAME = ".rotnet_fast_cache"
 _CHUNK_BYTES = 1 << 22
@@ -34,7 +34,7 @@ def cache_places(data_dir: Path) -> list[Path]:
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     user_cache = configured if configured.is_absolute() else Path.home() / ".cache"
     key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
-    return [data_dir / FOLDER_NAME, user_cache / "rotnet_fast" / f"{resolved.name}-{key}"]
+    return [followed(data_dir) / FOLDER_NAME, followed(user_cache / "rotnet_fast") / f"{resolved.name}-{key}"]
 
 
 def read_cache(places: list[Path], name: str, listing: str) -> npt.NDArray[Any] | None:
@@ -60,10 +60,11 @@ def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[
     for place in places:
         data, manifest = _names(place, name)
         try:
-            with replacing(data) as file:
+            make_folder(place)
+            with replacing(data, is_shared=True) as file:
                 np.save(file, array, allow_pickle=False)
             # Written last: a crash in between leaves a manifest whose hash does not match.
-            with replacing(manifest) as file:
+            with replacing(manifest, is_shared=True) as file:
                 file.write(json.dumps({"listing": listing, "sha256": _file_sha256(data)}).encode())
             return
         except OSError as error:
