@@ -58,9 +58,7 @@ def _note_changes(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event in ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate"):
         _changed.append(str(arguments[1 if event in ("os.rename", "os.link", "os.symlink") else 0]))
-    is_path = event == "open" and not isinstance(
-        arguments[0], int
-    )  # or a descriptor, which was opened before
+    is_path = event == "open" and not isinstance(arguments[0], int)  # or a descriptor, opened before
     if is_path and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         _changed.append(os.fsdecode(arguments[0]))
 

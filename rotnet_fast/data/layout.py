@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.data.cache import cache_places
-from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_file, index_shards
+from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.errors import DataError
 
@@ -185,10 +185,7 @@ def _list_files(root: str, classes: tuple[str, ...], by_class: list[list[list[st
 def _list_shards(root: str, train: list[str], test: list[str], progress: bool) -> Listing:
     """From the places of the shards of both halves; without test shards, images are not yet divided."""
     shards = train + test
-    indices = [index_file(shard) for shard in shards]
-    digest, _ = _digest(
-        root, shards + [index for index in indices if os.path.exists(os.path.join(root, index))]
-    )
+    digest, _ = _digest(root, shards)
     paths = [os.path.join(root, shard) for shard in shards]
     source, labels = index_shards(root, paths, digest, cache_places(Path(root)), progress)
     classes = () if labels is None else tuple(str(label) for label in range(int(labels.max()) + 1))
