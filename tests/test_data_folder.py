@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -213,7 +214,7 @@ def test_a_cache_with_pickled_objects_is_not_unpickled(pets: Path, decodings: li
     place = pets / ".rotnet_fast_cache"
     np.save(place / "8px.npy", np.array([{"any": "object"}], dtype=object), allow_pickle=True)
     manifest = json.loads((place / "8px.json").read_text())
-    manifest["sha256"] = cache._file_sha256(place / "8px.npy")
+    manifest["sha256"] = hashlib.sha256((place / "8px.npy").read_bytes()).hexdigest()
     (place / "8px.json").write_text(json.dumps(manifest))
     assert load(pets).train.images.shape == (6, 8, 8, 3)
     assert len(decodings) == 2

@@ -34,7 +34,12 @@ _NO_LABEL = -1
 
 
 def index_shards(
-    root: str, shards: Sequence[str], digest: str, places: list[Path], progress: bool
+    root: str,
+    shards: Sequence[str],
+    digest: str,
+    places: list[Path],
+    progress: bool,
+    times: Sequence[int] | None = None,
 ) -> tuple[TarSource, npt.NDArray[np.int64] | None]:
     """All images of some shards, shard after shard, in file order, and their labels.
 
@@ -44,6 +49,7 @@ def index_shards(
         digest: of the shards' listing.
         places: for the result, see :mod:`rotnet_fast.data.cache`.
         progress: show a progress bar.
+        times: when the shards were changed last, see :class:`rotnet_fast.data.source.TarSource`.
 
     Returns:
         The images, and labels int64 [N], or None where no sample has one.
@@ -53,10 +59,11 @@ def index_shards(
             or none while others have one.
     """
     key = f"{_FORMAT}-{digest}"
-    table, packed = read_cache(places, "index", key), read_cache(places, "index-names", key)
-    if table is None or packed is None:
+    table = read_cache(places, "index", key, np.int64, (None, 4))
+    names = _names(read_cache(places, "index-names", key, np.uint8, (None,)))
+    if table is None or len(names) != len(table) or not _is_index(table, len(shards)):
         rows: list[tuple[int, int, int, int]] = []
-        names: list[str] = []
+        names = []
         for number, shard in enumerate(tqdm(shards, unit="shard", desc="indexing", disable=not progress)):
             for image, label in _read_shard(shard):
                 rows.append((number, image.offset, image.size, label))
@@ -67,8 +74,6 @@ def index_shards(
         packed = np.frombuffer(json.dumps(names).encode(), dtype=np.uint8)
         write_cache(places, "index", key, table, "the index of the shards")
         write_cache(places, "index-names", key, packed, "the index of the shards")
-    else:
-        names = json.loads(packed.tobytes())
     numbers, offsets, sizes, labels = table.T
     full_names = [f"{shards[number]}/{name}" for number, name in zip(numbers.tolist(), names, strict=True)]
     without = np.flatnonzero(labels == _NO_LABEL)
@@ -77,8 +82,24 @@ def index_shards(
             f"{full_names[without[0]]} has no label (.cls), but other samples have one; give all samples "
             f"of all shards a label, or none"
         )
-    source = TarSource(root, full_names, sizes.copy(), shards, numbers.copy(), offsets.copy())
+    source = TarSource(root, full_names, sizes.copy(), shards, numbers.copy(), offsets.copy(), times)
     return source, labels.copy() if len(without) == 0 else None
+
+
+def _names(packed: npt.NDArray[np.uint8] | None) -> list[str]:
+    """Names of images from the cache; none where that holds something else."""
+    try:
+        names = [] if packed is None else json.loads(packed.tobytes())
+    except (ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
+def _is_index(table: npt.NDArray[np.int64], shards: int) -> bool:
+    """Whether the rows of a table can be places in so many shards, and labels."""
+    return len(table) > 0 and bool(
+        ((table >= (0, 0, 0, _NO_LABEL)) & (table < (shards, 2**62, 2**62, _MOST_CLASSES))).all()
+    )
 
 
 def _read_shard(shard: str) -> Iterator[tuple[Member, int]]:
