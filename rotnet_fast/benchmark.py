@@ -19,9 +19,10 @@ import tyro
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig, check_device
-from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.run_folder import environment, write_json
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.files import followed
 
 if TYPE_CHECKING:
     import torch
@@ -145,17 +146,16 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "window_seconds": effort.window_seconds,
     }
 
+    output = followed(config.output)
+
     def finish(name: str, found: Any, lines: list[str]) -> None:
         results[name] = found
         print("\n".join([*lines, ""]), flush=True)
-        write_json(config.output, results)  # after each part: a long run that is stopped was not in vain
+        write_json(output, results)  # after each part: a long run that is stopped was not in vain
 
     print(f"{facts['device']}, torch {facts['torch']}; synthetic images\n", flush=True)
-    try:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(config.output, error) from error
-    write_json(config.output, results)  # before minutes of measuring: a wrong path is known now
+    ensure_folder(output.parent)
+    write_json(output, results)  # before minutes of measuring: a wrong path is known now
     ceilings = measure_ceilings(device, effort, config.quick)
     finish("ceilings", ceilings, ceilings_lines(ceilings))
     for part in config.parts():
@@ -169,7 +169,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         else:
             rows = _steps(config, device, effort, ceilings)
             finish(part, rows, steps_lines(rows))
-    print(f"written: {config.output}")
+    print(f"written: {output}")
     return results
 
 
@@ -230,7 +230,7 @@ def _draw(config: BenchmarkConfig, results: dict[str, Any]) -> None:
             f"{results['stages'][0]['precision']}, {results['environment']['device']}"
         ),
     )
-    for path in save(figure, config.output.with_suffix("")):
+    for path in save(figure, followed(config.output).with_suffix("")):
         print(f"written: {path}")
 
 

@@ -19,7 +19,7 @@ from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError
+from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError, printable
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
@@ -98,5 +98,5 @@ def program_as_started(program: str) -> str:
 
 
 def _fail(error: RotnetError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return error.exit_code

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import followed
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedrun"]
@@ -317,12 +318,12 @@ class PretrainConfig:
     def output_folder(self) -> Path:
         """Where the run is kept."""
         if self.output is not None:
-            return self.output
+            return followed(self.output)
         if self.resume is not None and self.resume != "auto":
             path = Path(self.resume)
-            return path.parent.parent if path.suffix == ".pt" else path
+            return followed(path.parent.parent if path.suffix == ".pt" else path)
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
-        return Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}"
+        return followed(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
 
 
 def check_device(name: str) -> None:

@@ -7,6 +7,14 @@ Library code raises these; the command-line entry points print the message and l
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text with its control characters escaped, so that no name from a data set steers a terminal."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 class RotnetError(Exception):
     """Base of all errors that a user can act on."""
 

@@ -34,6 +34,7 @@ from rotnet_fast.engine.run_folder import (
 )
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import followed
 from rotnet_fast.report import render
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ class EvaluateConfig:
     def output_folder(self) -> Path:
         """Where this evaluation is kept."""
         if self.output is not None:
-            return self.output
-        run = run_of(self.checkpoint)
+            return followed(self.output)
+        run = followed(run_of(self.checkpoint))
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
             if is_restart() and was_begun_by_this_job(run / f"evaluate-{number:03d}"):

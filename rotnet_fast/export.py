@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from rotnet_fast.command import run_command
-from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.atomic import ensure_folder, write_atomically
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import followed
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.report import load_results
 
@@ -70,9 +71,9 @@ class ExportConfig:
     def output_folder(self) -> Path:
         """Where the export goes."""
         if self.output is not None:
-            return self.output
+            return followed(self.output)
         suffix = "" if self.checkpoint.is_dir() else f"-{self.checkpoint.stem}"
-        return run_of(self.checkpoint) / f"export{suffix}"
+        return followed(run_of(self.checkpoint)) / f"export{suffix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,10 +138,7 @@ def export(config: ExportConfig) -> Path:
     if state["epoch"] == recipe["epochs"] and (run.parent.parent / "study.json").exists():
         facts = replace(facts, evaluations=[(f"study {run.parent.parent.name}", study_results(run))])
     card = render_card(facts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    ensure_folder(folder)
     write_atomically(folder / MODEL_FILE, content)
     write_atomically(folder / CARD_FILE, card.encode())
     return folder

@@ -30,6 +30,7 @@ from rotnet_fast.config import check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
+from rotnet_fast.files import followed
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
@@ -123,9 +124,9 @@ class ReproduceConfig:
     def output_folder(self) -> Path:
         """Where the study is kept."""
         if self.output is not None:
-            return self.output
+            return followed(self.output)
         scale = "" if self.scale == 1 else f"-scale{self.scale:g}"
-        return Path("studies") / f"{self.preset}-{self.dataset}{scale}"
+        return followed(Path("studies") / f"{self.preset}-{self.dataset}{scale}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

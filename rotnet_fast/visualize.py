@@ -20,6 +20,7 @@ from rotnet_fast.command import run_command
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import followed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ class VisualizeConfig:
 
     def output_folder(self) -> Path:
         """Where the pictures are kept."""
-        return run_of(self.checkpoint) / "figures" if self.output is None else self.output
+        return followed(run_of(self.checkpoint)) / "figures" if self.output is None else followed(self.output)
 
 
 class Analyses:

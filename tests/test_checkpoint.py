@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import link_atomically, temporary_path, write_atomically
+from rotnet_fast.engine.atomic import link_atomically, write_atomically
 from rotnet_fast.errors import CannotWriteError, CheckpointError
+from rotnet_fast.files import temporary_path
 
 
 def make_state() -> dict[str, Any]:
@@ -167,7 +168,7 @@ def test_a_second_name_is_the_same_content_and_replaces_what_had_it(tmp_path: Pa
 def test_a_second_name_is_a_copy_where_the_file_system_has_no_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(source: Path, target: Path) -> None:
+    def refuse(*names: str, **options: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     source = tmp_path / "epoch-0001.pt"

@@ -134,7 +134,9 @@ def scan_with(bad: list[int], count: int) -> tuple[FileSource, Scan]:
     verdicts[bad] = REASONS.index("is empty")
     names = [f"data/{number}.jpg" for number in range(count)]
     source = FileSource("data", names, np.ones(count, np.int64))
-    return source, Scan(np.ones((count, 2), np.int32), np.zeros(count, np.bool_), verdicts)
+    return source, Scan(
+        np.ones((count, 2), np.int32), np.zeros(count, np.bool_), verdicts, np.zeros((count, 4), np.int32)
+    )
 
 
 def test_bad_images_are_an_error_that_names_them_and_the_way_out() -> None:

@@ -10,6 +10,7 @@ import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,9 @@ from image_files import encoded, pixels, write_tar
 
 from rotnet_fast.data import shards, workers
 from rotnet_fast.data.layout import list_folder
-from rotnet_fast.data.shards import index_file, index_shards
+from rotnet_fast.data.shards import index_shards
 from rotnet_fast.data.source import TarSource
+from rotnet_fast.data.tar import Member
 from rotnet_fast.errors import DataError
 
 Members = dict[str, bytes]
@@ -113,75 +115,24 @@ def test_whatever_is_put_into_a_shard_comes_out_again(
         assert labels == list(range(len(names)))
 
 
-def write_nvidia_index(shard: Path) -> Path:
-    """As NVIDIA's tool writes it."""
-    path = Path(index_file(str(shard)))
-    wds2idx = pytest.importorskip("wds2idx", reason="it comes with DALI, which is not installed")
-    with wds2idx.IndexCreator(str(shard), str(path), verbose=False) as creator:
-        creator.create_index()
-    return path
-
-
 @pytest.fixture
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards whose headers are read one after another."""
     walked: list[str] = []
-    walk = shards._walk
+    walk = shards.list_members
 
-    def counted(file: io.BufferedReader) -> list[shards._Member]:
+    def counted(file: BinaryIO) -> list[Member]:
         walked.append(os.path.basename(file.name))
         return walk(file)
 
-    monkeypatch.setattr(shards, "_walk", counted)
+    monkeypatch.setattr(shards, "list_members", counted)
     return walked
 
 
-def test_the_index_of_nvidias_tool_saves_reading_the_headers(tmp_path: Path, walks: list[str]) -> None:
-    write_tar(tmp_path / "x.tar", {**SAMPLES, "long/" * 30 + "3.jpg": b"x", "long/" * 30 + "3.cls": b"4"})
-    without, labels = index(tmp_path, "x.tar")
-    expected = contents(without)
-    assert walks == ["x.tar"]
-    (tmp_path / "cache" / "index.json").unlink()
-    write_nvidia_index(tmp_path / "x.tar")
-    source, from_index = index(tmp_path, "x.tar")
-    assert contents(source) == expected
-    assert from_index == labels == [3, 0, 11, 4]
-    assert walks == ["x.tar"]
-
-
-def test_an_index_is_looked_for_where_nvidias_tool_puts_it() -> None:
-    assert index_file("data.set/train/x-000.part.tar") == "data.set/train/x-000.idx"
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(lambda text: "", id="empty"),
-        pytest.param(lambda text: text.replace("v1.2", "v1.1"), id="another version"),
-        pytest.param(lambda text: text.replace("v1.2 3", "v1.2 4"), id="another count"),
-        pytest.param(lambda text: text[: text.rindex("\n", 0, -1) + 1], id="last line missing"),
-        pytest.param(lambda text: text.replace("v1.2 3", "v1.2 2")[: text.rindex("\njpeg") + 1], id="stale"),
-        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 512 12"), id="another size"),
-        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 1024 11"), id="another offset"),
-        pytest.param(lambda text: text.replace("jpg 512 11", "jpg 0 11"), id="offset before the header"),
-        pytest.param(lambda text: text.replace("jpg 512", "jpg " + "9" * 30), id="offset beyond all files"),
-        pytest.param(lambda text: text.replace("jpg 512 11", "jpg x 11"), id="no number"),
-        pytest.param(lambda text: text.replace("a/0.jpg", "a/9.jpg"), id="another name"),
-        pytest.param(lambda text: text.replace("a/0.jpg", "a/0 0.jpg"), id="a blank in a name"),
-    ],
-)
-def test_an_index_that_does_not_fit_is_reported_and_not_used(
-    tmp_path: Path, walks: list[str], spoil: Callable[[str], str]
-) -> None:
+def test_an_index_that_lacks_images_hides_none(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", SAMPLES)
-    path = write_nvidia_index(tmp_path / "x.tar")
-    assert spoil(path.read_text()) != path.read_text()
-    path.write_text(spoil(path.read_text()))
-    with pytest.warns(UserWarning, match=r"x\.idx does not fit its shard \(.*Make it anew with wds2idx"):
-        source, _ = index_shards(str(tmp_path), [str(tmp_path / "x.tar")], "listing", [tmp_path / "c"], False)
-    assert source.names[0] == str(tmp_path / "x.tar/a/0.jpg")
-    assert len(source) == 3
-    assert walks == ["x.tar"]
+    (tmp_path / "x.idx").write_text("v1.2 1\njpg 512 11 a/0.jpg cls 1536 1 a/0.cls\n")
+    assert len(index(tmp_path, "x.tar")[0]) == 3
 
 
 def test_the_index_is_kept(tmp_path: Path, walks: list[str]) -> None:

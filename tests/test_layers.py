@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rotnet_fast"
 LAYERS = {
     "rotnet_fast": 4,  # names of the layers below, each imported when it is first asked for
     "rotnet_fast.errors": 0,
+    "rotnet_fast.files": 0,
     "rotnet_fast.arrays": 0,
     "rotnet_fast.rotations": 0,
     "rotnet_fast.philox": 0,

@@ -23,6 +23,7 @@ from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.files import followed
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.pretext import pretraining
 
@@ -126,7 +127,7 @@ def measure_steps(
         try:
             for number, level in enumerate(levels):
                 try:
-                    made = _works(level, config, dataset, device, Path(folder) / str(number), stack)
+                    made = _works(level, config, dataset, device, followed(Path(folder)) / str(number), stack)
                 except (ArgumentError, RuntimeError) as error:  # refused, does not compile, out of memory
                     skipped[level.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
                     continue

@@ -2,26 +2,30 @@
 
 Two files: ``<name>.npy``, an array, and ``<name>.json``, what it was made from (a hash of the folder's
 listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used but made
-again, so that neither an altered folder nor a damaged file goes unnoticed. The names: ``<size>px``, the
-decoded images; ``scan``, what their headers say; ``index`` and ``index-names``, where they lie in tar shards.
+again, so that neither an altered folder nor a damaged file goes unnoticed. Nor is one whose array has another
+type or shape than is asked for, whatever its hash, as data folders come from anywhere; no object is ever made
+of one. The names: ``<size>px``, the decoded images; ``scan``, what their headers say; ``index`` and
+``index-names``, where they lie in tar shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from rotnet_fast.data.files import replacing
+from rotnet_fast.files import followed, make_folder, open_plain, replacing
 
 FOLDER_NAME = ".rotnet_fast_cache"
 _CHUNK_BYTES = 1 << 22
+_MANIFEST_BYTES = 1 << 12
 
 
 def cache_places(data_dir: Path) -> list[Path]:
@@ -34,21 +38,48 @@ def cache_places(data_dir: Path) -> list[Path]:
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     user_cache = configured if configured.is_absolute() else Path.home() / ".cache"
     key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
-    return [data_dir / FOLDER_NAME, user_cache / "rotnet_fast" / f"{resolved.name}-{key}"]
+    return [followed(data_dir) / FOLDER_NAME, followed(user_cache / "rotnet_fast") / f"{resolved.name}-{key}"]
 
 
-def read_cache(places: list[Path], name: str, listing: str) -> npt.NDArray[Any] | None:
-    """The array of this name, made from this very listing and undamaged, or None."""
+def read_cache(
+    places: list[Path], name: str, listing: str, dtype: npt.DTypeLike, shape: tuple[int | None, ...]
+) -> npt.NDArray[Any] | None:
+    """The array of this name, made from this very listing and undamaged, or None.
+
+    Args:
+        dtype, shape: that it must have; None stands for any length.
+    """
     for place in places:
         data, manifest = _names(place, name)
         try:
-            known = json.loads(manifest.read_text(encoding="utf-8"))
-            if known["listing"] == listing and known["sha256"] == _file_sha256(data):
-                array: npt.NDArray[Any] = np.load(data, allow_pickle=False)
-                return array
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # absent, unreadable, or a manifest that is not one: as good as no cache
+            with open(manifest, "rb", opener=_open_plain) as file:
+                known = json.loads(file.read(_MANIFEST_BYTES))
+            if known["listing"] != listing:
+                continue
+            with open(data, "rb", opener=_open_plain) as file:
+                if known["sha256"] == _sha256(file):
+                    file.seek(0)
+                    return _read_array(file, np.dtype(dtype), shape)
+        except (OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError):
+            continue  # absent, unreadable, or not what it should be: as good as no cache
     return None
+
+
+def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """What np.save wrote; not with np.load, which makes whatever the file says that it holds.
+
+    Raises:
+        ValueError: it is another array, or none.
+    """
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("of another version")
+    found, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+    fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
+    count = math.prod(found)
+    size = os.fstat(file.fileno()).st_size - file.tell()
+    if is_fortran or kind != dtype or not fits or size != count * dtype.itemsize:
+        raise ValueError("another array")
+    return np.fromfile(file, dtype, count).reshape(found)
 
 
 def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[Any], what: str) -> None:
@@ -60,11 +91,12 @@ def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[
     for place in places:
         data, manifest = _names(place, name)
         try:
-            with replacing(data) as file:
+            make_folder(place)
+            with replacing(data, is_shared=True) as file:
                 np.save(file, array, allow_pickle=False)
             # Written last: a crash in between leaves a manifest whose hash does not match.
-            with replacing(manifest) as file:
-                file.write(json.dumps({"listing": listing, "sha256": _file_sha256(data)}).encode())
+            with open(data, "rb") as written, replacing(manifest, is_shared=True) as file:
+                file.write(json.dumps({"listing": listing, "sha256": _sha256(written)}).encode())
             return
         except OSError as error:
             problem = error
@@ -75,9 +107,12 @@ def _names(place: Path, name: str) -> tuple[Path, Path]:
     return place / f"{name}.npy", place / f"{name}.json"
 
 
-def _file_sha256(path: Path) -> str:
+def _open_plain(path: str, _: int) -> int:
+    return open_plain(path)
+
+
+def _sha256(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()

@@ -14,14 +14,15 @@ import os
 import tarfile
 import urllib.request
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from rotnet_fast.data.files import replacing
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.files import followed, make_folder, replacing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
@@ -154,24 +155,11 @@ def download(archive: Path, progress: bool) -> None:
     Raises:
         DataError: no connection, a broken transfer, other bytes than the official ones, or no room.
     """
+    place = followed(archive)
     try:
-        with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response, replacing(archive) as file:
-            digest = hashlib.sha256()
-            received = 0
-            with tqdm(
-                total=ARCHIVE_BYTES, unit="B", unit_scale=True, desc=ARCHIVE_NAME, disable=not progress
-            ) as bar:
-                # One byte too many is enough to know; a server cannot fill the disk.
-                while received <= ARCHIVE_BYTES and (chunk := response.read(_CHUNK_BYTES)):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    bar.update(len(chunk))
-            if digest.hexdigest() != ARCHIVE_SHA256:
-                raise DataError(
-                    f"what came from {URL} is not the official archive ({received} bytes of {ARCHIVE_BYTES}, "
-                    f"SHA-256 {digest.hexdigest()}): try again, or put {ARCHIVE_NAME} into {archive.parent}"
-                )
+        with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
+            make_folder(place.parent)
+            _receive(response, place, progress)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"CIFAR-10 is not in {archive.parent} and could not be downloaded from {URL} ({error}). "
@@ -179,6 +167,26 @@ def download(archive: Path, progress: bool) -> None:
             f"pickles, which can run any code), name its folder with --data-dir, or use --dataset digits, "
             f"which needs no network"
         ) from error
+
+
+def _receive(response: BinaryIO, archive: Path, progress: bool) -> None:
+    with (
+        replacing(archive, is_shared=True) as file,
+        tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True, desc=ARCHIVE_NAME, disable=not progress) as bar,
+    ):
+        digest = hashlib.sha256()
+        received = 0
+        # One byte too many is enough to know; a server cannot fill the disk.
+        while received <= ARCHIVE_BYTES and (chunk := response.read(_CHUNK_BYTES)):
+            file.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            bar.update(len(chunk))
+        if digest.hexdigest() != ARCHIVE_SHA256:
+            raise DataError(
+                f"what came from {URL} is not the official archive ({received} bytes of {ARCHIVE_BYTES}, "
+                f"SHA-256 {digest.hexdigest()}): try again, or put {ARCHIVE_NAME} into {archive.parent}"
+            )
 
 
 def _check_size(what: str, found: int) -> None:

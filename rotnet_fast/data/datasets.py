@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
 
+import numpy as np
 import torch
 
 from rotnet_fast.data import cifar10, digits, folder
@@ -48,6 +49,7 @@ class Dataset(Generic[Half]):
         train, test: the two halves, after the limits: in memory, or encoded files.
         fingerprint: of both halves, see :func:`fingerprint`. A checkpoint carries it, so that a run is not
             resumed on other data.
+        contents: of both halves where they are encoded, see :func:`contents_digest`; carried likewise.
         mean, std: per channel, for pixel values in [0, 1].
         skipped: names, relative to the data folder, of damaged images that were left out.
         crop: encoded images are shown as crops of random size; None: whole.
@@ -60,11 +62,17 @@ class Dataset(Generic[Half]):
     train: Half
     test: Half
     fingerprint: str
+    contents: str | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     skipped: tuple[str, ...] = ()
     crop: RandomResizedCrop | None = None
     decoder: Decoder = "auto"
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint says of the data, by name."""
+        known = {"data_fingerprint": self.fingerprint}
+        return known if self.contents is None else {**known, "data_contents": self.contents}
 
 
 @overload
@@ -150,6 +158,7 @@ def load_dataset(
         train=train,
         test=test,
         fingerprint=fingerprint(train, test),
+        contents=contents_digest(train, test),
         skipped=raw.skipped,
     )
 
@@ -207,6 +216,7 @@ def take(split: SplitT, rows: torch.Tensor) -> SplitT:
             labels=split.labels[rows],
             sizes=split.sizes[kept],
             convert=split.convert[kept],
+            contents=None if split.contents is None else split.contents[kept],
         )
     return replace(split, images=split.images[rows], labels=split.labels[rows])
 
@@ -232,3 +242,17 @@ def fingerprint(train: AnySplit, test: AnySplit) -> str:
             digest.update(split.images.numpy().data)
         digest.update(split.labels.numpy().astype("<i8", copy=False).data)
     return prefix + digest.hexdigest()
+
+
+def contents_digest(train: AnySplit, test: AnySplit) -> str | None:
+    """SHA-256 (hexadecimal) over what encoded images hold, as it was when all of them were looked at.
+
+    Apart from the fingerprint, by which studies and older checkpoints know their data. None where it is not
+    known, and in memory, where the fingerprint is over the pixels.
+    """
+    digest = hashlib.sha256()
+    for split in (train, test):
+        if not isinstance(split, EncodedSplit) or split.contents is None:
+            return None
+        digest.update(np.ascontiguousarray(split.contents, dtype="<i4").data)
+    return digest.hexdigest()

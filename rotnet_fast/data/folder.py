@@ -13,7 +13,7 @@ import torch
 
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import decode_images
-from rotnet_fast.data.layout import Listing, list_folder
+from rotnet_fast.data.layout import Listing, list_folder, readable
 from rotnet_fast.data.scan import Scan, check_images, scan_images
 from rotnet_fast.data.split import EncodedSplit, RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
@@ -41,7 +41,8 @@ def load(
     checked = _check(data_dir, progress, bad_images)
     source = checked.listing.source.take(checked.kept)
     name = f"{image_size}px"
-    array = read_cache(checked.places, name, checked.digest)
+    shape = (len(source), image_size, image_size, 3)
+    array = read_cache(checked.places, name, checked.digest, np.uint8, shape)
     if array is None:
         array = decode_images(source, image_size, progress)
         write_cache(checked.places, name, checked.digest, array, "the decoded images")
@@ -72,6 +73,7 @@ def open_encoded(
             sizes=checked.scan.sizes[kept],
             convert=checked.scan.convert[kept],
             image_size=image_size,
+            contents=checked.scan.contents[kept],
         )
 
     count = checked.train_count
@@ -124,7 +126,7 @@ def _check(data_dir: Path | None, progress: bool, bad_images: str) -> _Checked:
     if skipped:
         digest = hashlib.sha256(os.fsencode("\0".join((digest, *skipped)))).hexdigest()
     return _Checked(
-        display_name=f"folder {data_dir.resolve().name}",
+        display_name=f"folder {readable(data_dir.resolve().name)}",
         listing=listing,
         scan=scan,
         kept=kept,

@@ -11,8 +11,9 @@ files or *.tar in DATA_DIR itself     as above; the first and then every 20th im
 
 Instead of test/ the second half may be called val/ or validation/ (the first of the three that exists is
 taken). Folders and files whose name starts with a dot are passed over, and so are other files, folders
-within class folders and, where there is train/, whatever else lies in DATA_DIR. Links are followed. Files
-are sorted by name, by code point, so that 10.jpg comes before 2.jpg.
+within class folders and, where there is train/, whatever else lies in DATA_DIR. Links are followed; what is
+named like an image or a shard and is a broken link, a FIFO or a device is an error. Files are sorted by name,
+by code point, so that 10.jpg comes before 2.jpg.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.data.cache import cache_places
-from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_file, index_shards
+from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.errors import DataError
 
@@ -107,10 +108,10 @@ def _look(root: str, place: str) -> _Folder:
             lower = entry.name.lower()
             if entry.is_dir():
                 folder.folders.append(entry.name)
-            elif lower.endswith(IMAGE_SUFFIXES) and entry.is_file():
-                folder.images.append(entry.name)
-            elif lower.endswith(".tar") and entry.is_file():
-                folder.shards.append(entry.name)
+            elif lower.endswith((*IMAGE_SUFFIXES, ".tar")):
+                if not entry.is_file():  # of which the system knows without opening it
+                    raise DataError(f"{entry.path} is a broken link or no plain file; repair or remove it")
+                (folder.shards if lower.endswith(".tar") else folder.images).append(entry.name)
     for names in (folder.folders, folder.images, folder.shards):
         names.sort()
     return folder
@@ -169,13 +170,13 @@ def _class_files(root: str, place: str) -> list[str]:
 def _list_files(root: str, classes: tuple[str, ...], by_class: list[list[list[str]]]) -> Listing:
     """From the places of the files of each class of each half."""
     places = [place for half in by_class for files in half for place in files]
-    digest, sizes = _digest(root, places)
+    digest, sizes, times = _digest(root, places)
     labels = np.concatenate(
         [np.repeat(np.arange(len(half)), [len(files) for files in half]) for half in by_class]
     )
     return Listing(
-        classes=classes,
-        source=FileSource(root, [os.path.join(root, place) for place in places], sizes),
+        classes=tuple(map(readable, classes)),
+        source=FileSource(root, [os.path.join(root, place) for place in places], sizes, times),
         labels=labels,
         train_count=sum(len(files) for files in by_class[0]),
         digest=digest,
@@ -185,12 +186,9 @@ def _list_files(root: str, classes: tuple[str, ...], by_class: list[list[list[st
 def _list_shards(root: str, train: list[str], test: list[str], progress: bool) -> Listing:
     """From the places of the shards of both halves; without test shards, images are not yet divided."""
     shards = train + test
-    indices = [index_file(shard) for shard in shards]
-    digest, _ = _digest(
-        root, shards + [index for index in indices if os.path.exists(os.path.join(root, index))]
-    )
+    digest, _, times = _digest(root, shards)
     paths = [os.path.join(root, shard) for shard in shards]
-    source, labels = index_shards(root, paths, digest, cache_places(Path(root)), progress)
+    source, labels = index_shards(root, paths, digest, cache_places(Path(root)), progress, times.tolist())
     classes = () if labels is None else tuple(str(label) for label in range(int(labels.max()) + 1))
     return Listing(
         classes=classes,
@@ -221,13 +219,18 @@ def _list_undivided(root: str, top: _Folder, progress: bool) -> Listing:
     )
 
 
-def _digest(root: str, places: list[str]) -> tuple[str, npt.NDArray[np.int64]]:
-    """SHA-256 over places, sizes and times of change, and the sizes."""
+def readable(name: str) -> str:
+    """A name from the disk as text that can be printed: bytes that are no UTF-8 are replaced."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
+def _digest(root: str, places: list[str]) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """SHA-256 over places, sizes and times of change, the sizes, and the times."""
     digest = hashlib.sha256(_FORMAT.encode())
-    sizes = np.empty(len(places), dtype=np.int64)
+    sizes, times = np.empty((2, len(places)), dtype=np.int64)
     for number, place in enumerate(places):
         found = os.stat(os.path.join(root, place))
-        sizes[number] = found.st_size
+        sizes[number], times[number] = found.st_size, found.st_mtime_ns
         # A zero byte ends the name: no file name can hold one.
         digest.update(os.fsencode(f"{place}\0{found.st_size} {found.st_mtime_ns}\n"))
-    return digest.hexdigest(), sizes
+    return digest.hexdigest(), sizes, times

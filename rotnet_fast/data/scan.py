@@ -9,6 +9,7 @@ Worker processes import this module, so it stays free of torch, which takes seco
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 import zlib
@@ -27,14 +28,15 @@ from rotnet_fast.data.cache import read_cache, write_cache
 from rotnet_fast.data.decode import DEEP_GREY, MODES
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.workers import in_chunks
-from rotnet_fast.errors import DataError
+from rotnet_fast.errors import DataError, printable
 
-_FORMAT = "2"  # raise it when the same images would get other values
+_FORMAT = "3"  # raise it when the same images would get other values
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
 _LONGEST_SIDE = 2**15 - 1
 _MOST_PIXELS = 2 * 89_478_485  # from here on Pillow refuses to decode, too
 _SHOWN = 5
+_COLUMNS = 8
 
 GOOD = 0
 _UNREADABLE = 1
@@ -64,11 +66,13 @@ class Scan:
             :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, CMYK,
             an orientation in a PNG, and one that stands only in XMP.
         verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``.
+        contents: int32 [N,4], first 128 bits of the SHA-256 of each encoded image; 0 for an unreadable one.
     """
 
     sizes: npt.NDArray[np.int32]
     convert: npt.NDArray[np.bool_]
     verdicts: npt.NDArray[np.int32]
+    contents: npt.NDArray[np.int32]
 
 
 def scan_images(source: ImageSource, digest: str, places: list[Path], progress: bool) -> Scan:
@@ -83,16 +87,17 @@ def scan_images(source: ImageSource, digest: str, places: list[Path], progress: 
         DataError: see :func:`rotnet_fast.data.workers.in_chunks`.
     """
     key = f"{_FORMAT}-{digest}"
-    found = read_cache(places, "scan", key)
-    if found is None:
-        found = np.empty((len(source), 4), dtype=np.int32)
+    shape = (len(source), _COLUMNS)
+    found = read_cache(places, "scan", key, np.int32, shape)
+    if found is None or not _is_scan(found):
+        found = np.empty(shape, dtype=np.int32)
         for place, part in in_chunks(_examine_chunk, source, "checking", progress):
             found[place] = part
         # What cannot be read now (no permission, a network that is down) may be readable next time, and
         # nothing in the listing would tell.
         if not (found[:, 3] == _UNREADABLE).any():
             write_cache(places, "scan", key, found, "the results of checking the images")
-    return Scan(sizes=found[:, :2], convert=found[:, 2] != 0, verdicts=found[:, 3])
+    return Scan(sizes=found[:, :2], convert=found[:, 2] != 0, verdicts=found[:, 3], contents=found[:, 4:])
 
 
 def check_images(source: ImageSource, scan: Scan, bad_images: str) -> npt.NDArray[np.int64]:
@@ -121,7 +126,7 @@ def check_images(source: ImageSource, scan: Scan, bad_images: str) -> npt.NDArra
                 f"{count}, and --bad-images skip leaves out {allowed} at most, one in a thousand: {shown}. "
                 f"Repair or remove them"
             )
-        print(f"WARNING: {count} and are left out:", *lines, sep="\n  ", file=sys.stderr)
+        print(f"WARNING: {count} and are left out:", *map(printable, lines), sep="\n  ", file=sys.stderr)
     return np.flatnonzero(scan.verdicts == GOOD)
 
 
@@ -129,10 +134,17 @@ def _examine_chunk(source: ImageSource) -> npt.NDArray[np.int32]:
     rows = []
     for index in range(len(source)):
         try:
-            rows.append(examine(source.read(index)))
+            content = source.read(index)
         except DataError:
-            rows.append((0, 0, 0, _UNREADABLE))
-    return np.array(rows, dtype=np.int32).reshape(-1, 4)
+            rows.append((0, 0, 0, _UNREADABLE, 0, 0, 0, 0))
+        else:
+            rows.append((*examine(content), *struct.unpack("<4i", hashlib.sha256(content).digest()[:16])))
+    return np.array(rows, dtype=np.int32).reshape(-1, _COLUMNS)
+
+
+def _is_scan(table: npt.NDArray[np.int32]) -> bool:
+    """Whether the rows of a table can be what :func:`_examine_chunk` gives."""
+    return bool(((table[:, :4] >= 0) & (table[:, :4] <= (_LONGEST_SIDE, _LONGEST_SIDE, 1, _DEEP_GREY))).all())
 
 
 def examine(content: bytes) -> tuple[int, int, int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.errors import DataError
+from rotnet_fast.files import open_plain
 
 _OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set has more shards than that
 
@@ -28,6 +29,9 @@ class ImageSource(ABC):
         root: the data folder; every name is a path that begins with it.
         names: what errors and reports call each image: its path, or SHARD.tar/member.
         byte_sizes: int64 [N], lengths of the encoded images.
+
+    Files that change while they are in use (a copy still runs, somebody repairs one) are refused, as their
+    length or their time of change tells.
     """
 
     def __init__(self, root: str, names: Sequence[str], byte_sizes: npt.NDArray[np.int64]) -> None:
@@ -56,18 +60,35 @@ class ImageSource(ABC):
 
 
 class FileSource(ImageSource):
-    """One image per file; ``names`` are the paths."""
+    """One image per file; ``names`` are the paths.
+
+    Args:
+        times: int64 [N], when the files were changed last, in ns; None: that is not looked at.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        names: Sequence[str],
+        byte_sizes: npt.NDArray[np.int64],
+        times: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        super().__init__(root, names, byte_sizes)
+        self.times = times
 
     def read(self, index: int) -> bytes:
         path, size = self.names[index], int(self.byte_sizes[index])
         try:
-            # Not open(): its objects cost as much as reading a small image.
-            descriptor = os.open(path, os.O_RDONLY)
+            # Not open(): its objects cost as much as reading a small image. And what has become a FIFO
+            # must not be waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 # One byte more than there should be: a file that has grown is noticed, too.
                 content = os.pread(descriptor, size + 1, 0)
                 if len(content) < size:
                     content = _pread(descriptor, size, 0)
+                if self.times is not None:
+                    _check_time(descriptor, int(self.times[index]), path)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -75,7 +96,9 @@ class FileSource(ImageSource):
         return _of_size(content, size, path)
 
     def take(self, indices: npt.NDArray[np.int64]) -> FileSource:
-        return FileSource(self.root, [self.names[i] for i in indices.tolist()], self.byte_sizes[indices])
+        times = None if self.times is None else self.times[indices]
+        names = [self.names[i] for i in indices.tolist()]
+        return FileSource(self.root, names, self.byte_sizes[indices], times)
 
 
 class TarSource(ImageSource):
@@ -85,6 +108,7 @@ class TarSource(ImageSource):
         shards: paths of the tar files.
         shard_numbers: int64 [N], positions in ``shards``.
         offsets: int64 [N], where an image's first byte lies in its shard.
+        shard_times: when the shards were changed last, in ns; None: that is not looked at.
     """
 
     def __init__(
@@ -95,24 +119,28 @@ class TarSource(ImageSource):
         shards: Sequence[str],
         shard_numbers: npt.NDArray[np.int64],
         offsets: npt.NDArray[np.int64],
+        shard_times: Sequence[int] | None = None,
     ) -> None:
         super().__init__(root, names, byte_sizes)
         self.shards = shards
         self.shard_numbers = shard_numbers
         self.offsets = offsets
+        self.shard_times = shard_times
         # One descriptor per shard serves all threads, as pread has no position. One that is pushed out of
         # the cache is closed when the last thread has let go of it.
         self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
 
     def __reduce__(self) -> tuple[object, ...]:
-        arguments = (self.names, self.byte_sizes, self.shards, self.shard_numbers, self.offsets)
-        return TarSource, (self.root, *arguments)
+        places = (self.shards, self.shard_numbers, self.offsets, self.shard_times)
+        return TarSource, (self.root, self.names, self.byte_sizes, *places)
 
     def read(self, index: int) -> bytes:
-        size = int(self.byte_sizes[index])
+        size, shard = int(self.byte_sizes[index]), int(self.shard_numbers[index])
         try:
-            descriptor = self._open(self.shards[self.shard_numbers[index]])
+            descriptor = self._open(self.shards[shard])
             content = _pread(descriptor.number, size, int(self.offsets[index]))
+            if self.shard_times is not None:
+                _check_time(descriptor.number, self.shard_times[shard], self.names[index])
         except OSError as error:
             raise DataError(f"{self.names[index]} cannot be read ({error}); repair the shard") from error
         return _of_size(content, size, self.names[index])
@@ -126,6 +154,7 @@ class TarSource(ImageSource):
             [self.shards[i] for i in used.tolist()],
             shard_numbers.astype(np.int64),
             self.offsets[indices],
+            None if self.shard_times is None else [self.shard_times[i] for i in used.tolist()],
         )
 
 
@@ -134,7 +163,7 @@ class _Descriptor:
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = open_plain(path)
 
     def __del__(self) -> None:
         if self.number >= 0:
@@ -149,6 +178,12 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
     ):
         content += more
     return content
+
+
+def _check_time(descriptor: int, time: int, name: str) -> None:
+    """After reading, so that a change while it went on is noticed, too."""
+    if os.fstat(descriptor).st_mtime_ns != time:
+        raise DataError(f"{name} was written to after the folder had been listed; start again")
 
 
 def _of_size(content: bytes, size: int, name: str) -> bytes:

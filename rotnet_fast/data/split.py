@@ -49,6 +49,7 @@ class EncodedSplit:
         convert: bool [N], images that only :func:`rotnet_fast.data.decode.decode_rgb` decodes as it should
             be (see :mod:`rotnet_fast.data.scan`).
         image_size: H = W that the images are brought to by whoever decodes them.
+        contents: int32 [N,4], digests of the images (see `rotnet_fast.data.scan.Scan`); None: not known.
     """
 
     source: ImageSource
@@ -56,6 +57,7 @@ class EncodedSplit:
     sizes: npt.NDArray[np.int32]
     convert: npt.NDArray[np.bool_]
     image_size: int
+    contents: npt.NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from pathlib import Path
 
 from rotnet_fast.errors import CannotWriteError
+from rotnet_fast.files import link_file, make_folder, open_to_append, replacing
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace the file at ``path``.
-
-    The content goes to a temporary file in the same folder, is flushed to the disk and renamed over
-    ``path``; then the folder is flushed too, so that the rename survives a loss of power. The
-    temporary name is fixed, so that what a killed process left behind is overwritten by the next
-    write. There must be one writer at a time (a run folder is locked).
+    """Replace the file at ``path``; see `rotnet_fast.files.replacing`. There must be one writer at a time.
 
     Raises:
         CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
     """
-    temporary = temporary_path(path)
     try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _flush_folder(path.parent)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -46,37 +32,72 @@ def link_atomically(source: Path, path: Path) -> None:
     Raises:
         CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
     """
-    temporary = temporary_path(path)
     try:
-        temporary.unlink(missing_ok=True)
         try:
-            os.link(source, temporary)
+            link_file(source.name, path)
         except OSError:
             write_atomically(path, source.read_bytes())
-            return
-        temporary.replace(path)
-        temporary.unlink(missing_ok=True)  # where both were the same file already, replacing does nothing
-        _flush_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def _flush_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
+def ensure_folder(path: Path) -> None:
+    """Make a folder, those above it included, where it is missing; see `rotnet_fast.files.make_folder`.
+
+    Raises:
+        CannotWriteError: it cannot be made, or a symbolic link is in the way.
+    """
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        make_folder(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
-def temporary_path(path: Path) -> Path:
-    """Where the content of ``path`` is written before it is renamed."""
-    return path.with_name(f".{path.name}.tmp")
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made where it is missing.
+
+    Raises:
+        CannotWriteError: the disk is full, a symbolic link is in the way, ...
+    """
+    try:
+        with os.fdopen(open_to_append(path), "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def flush_length(path: Path) -> int:
+    """Length in bytes of a file that is appended to, all of which are on the disk when this returns.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cut_off(path: Path, length: int) -> None:
+    """Drop what a file holds behind ``length`` bytes, where it is longer.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            if os.fstat(file.fileno()).st_size > length:
+                file.truncate(length)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
     """The one sentence that a failed write is reported with."""
     reason = error.strerror or str(error)
-    return CannotWriteError(
-        f"cannot write {path}: {reason}; free some space or choose another folder with --output"
-    )
+    remedy = "free some space"
+    if error.errno == errno.ELOOP:
+        remedy = "put a file or folder of its own in its place"
+    return CannotWriteError(f"cannot write {path}: {reason}; {remedy} or choose another folder with --output")

@@ -136,6 +136,8 @@ def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path)
     """
     for name in sorted(saved.keys() | identity.keys()):
         old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, identity))
+        if name == "data_contents" and None in (old, new):
+            continue  # older checkpoints do not say it, nor do those of images in memory
         if old != new:
             loaders = ["dali" if str(value).startswith("files:") else "resident" for value in (old, new)]
             if name == "data_fingerprint" and loaders[0] != loaders[1]:
@@ -143,6 +145,11 @@ def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path)
                     f"the checkpoint {origin} is one of --loader {loaders[0]}, and this run uses "
                     f"{loaders[1]}; leave --loader out to go on with it, or start a new run with another "
                     f"--output"
+                )
+            if name == "data_contents":
+                return CheckpointError(
+                    f"the checkpoint {origin} is of a run on other images: files of the same names and "
+                    f"lengths now hold something else; restore them, or start a new run with another --output"
                 )
             return CheckpointError(
                 f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; use "

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.files import open_to_append
 
 
 class FileLock:
@@ -19,15 +20,17 @@ class FileLock:
     and NFS 4 do).
 
     Args:
-        path: file to make where it is missing; it names its holder's process while it is held.
+        path: file to make where it is missing; it names its holder's process while it is held. A symbolic
+            link there is refused.
 
     Raises:
         CannotWriteError: the file cannot be made.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = path.open("a+")
+            self._file = os.fdopen(open_to_append(path), "a+")
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -42,7 +45,7 @@ class FileLock:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise cannot_write(self._file.name, error) from error
+            raise cannot_write(self._path, error) from error
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import rotnet_fast
-from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.atomic import append_line, cut_off, ensure_folder, flush_length, write_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import ArgumentError
@@ -34,7 +33,7 @@ class RunFolder:
     """Exclusive access to a run folder; a context manager that gives it back.
 
     Args:
-        path: folder to make, parents included.
+        path: folder to make, parents included; without symbolic links (see `rotnet_fast.files.followed`).
         resume: accept a folder that already holds a run.
 
     Raises:
@@ -47,10 +46,8 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics_path = path / "metrics.jsonl"
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        for folder in (path, self.checkpoints):
+            ensure_folder(folder)
         self._lock = FileLock(path / "lock")
         try:
             if not self._lock.take():
@@ -80,10 +77,7 @@ class RunFolder:
     def snapshot(self, epoch: int) -> Path:
         """File for what is kept of the network after ``epoch`` epochs."""
         path = snapshot_path(self.path, epoch)
-        try:
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(path.parent, error) from error
+        ensure_folder(path.parent)
         return path
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -96,25 +90,15 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        try:
-            with self._metrics_path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise cannot_write(self._metrics_path, error) from error
+        append_line(self._metrics_path, json.dumps(record))
 
     def metrics_position(self) -> int:
         """Length of metrics.jsonl in bytes, all of which are on the disk when this returns."""
-        try:
-            with self._metrics_path.open("a") as file:
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            raise cannot_write(self._metrics_path, error) from error
+        return flush_length(self._metrics_path)
 
     def truncate_metrics(self, position: int) -> None:
         """Drop the lines written after a checkpoint, which a resumed run writes again."""
-        if self._metrics_path.exists() and self._metrics_path.stat().st_size > position:
-            os.truncate(self._metrics_path, position)
+        cut_off(self._metrics_path, position)
 
 
 class RunFolderElsewhere(RunFolder):

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.run_folder import RunFolder
 
 
@@ -49,6 +50,7 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+            ensure_folder(run.path / "tensorboard")
             # Events that a killed run wrote after its last checkpoint are hidden.
             self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=steps_done + 1)
 

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.atomic import ensure_folder, write_atomically
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000",
@@ -130,10 +130,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         with style():
             figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
         target = path.with_name(path.name + suffix)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(target, error) from error
+        ensure_folder(target.parent)
         content = buffer.getvalue()
         write_atomically(target, numbered_clips(content) if suffix == ".svg" else content)
         written.append(target)

@@ -205,7 +205,7 @@ class EvaluationSetup:
             **({} if self.model == NIN else network),
             "task": f"evaluate {name}",
             "backbone": checkpoint.state_hash(self.pretrained),
-            "data_fingerprint": self.dataset.fingerprint,
+            **self.dataset.identity(),
             "classifiers": [group.name for group in task.parameter_groups()],
             "epochs": self.epochs,
             "lr": self.lr,

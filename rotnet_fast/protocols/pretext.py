@@ -158,7 +158,7 @@ def pretraining(
         **config.recipe(),
         "precision": precision.name,
         "in_channels": channels,
-        "data_fingerprint": dataset.fingerprint,
+        **dataset.identity(),
     }
     if task_type is not RotationTask:
         identity["ablation"] = task_type.__name__

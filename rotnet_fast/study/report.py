@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rotnet_fast.engine.atomic import cannot_write, write_atomically
+from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.files import followed
 from rotnet_fast.study import overview, sections, sections_beyond, sections_pictures
 from rotnet_fast.study.document import Document, plain
 from rotnet_fast.study.figures import draw_figures
@@ -33,15 +34,13 @@ def write_report(folder: Path) -> list[Path]:
         ArgumentError, DataError: see `rotnet_fast.study.summary.load_study`.
         CannotWriteError: disk full, read-only, ...
     """
+    folder = followed(folder)
     with Results(folder).waiting_lock("report"):  # one writer at a time
         return _write(load_study(folder), folder)
 
 
 def _write(study: Study, folder: Path) -> list[Path]:
-    try:
-        drawn = draw_figures(study, folder / "figures")
-    except OSError as error:
-        raise cannot_write(folder / "figures", error) from error
+    drawn = draw_figures(study, folder / "figures")
     document = make_document(study, frozenset(drawn))
     pictures = {name: data_uri(svg.read_bytes(), png.read_bytes()) for name, (png, svg) in drawn.items()}
     texts = {
@@ -138,4 +137,4 @@ def update_readme(folder: Path, readme: Path) -> None:
     inside = folder.resolve().is_relative_to(readme.resolve().parent)
     source = folder.resolve().relative_to(readme.resolve().parent).as_posix() if inside else folder.name
     block = readme_block(load_study(folder), source)
-    write_atomically(readme, f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
+    write_atomically(followed(readme), f"{before}{BEGIN}\n{block}\n{END}{after}".encode())

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.run_folder import snapshot_path, write_json
 from rotnet_fast.errors import ArgumentError, DataError
@@ -57,10 +57,7 @@ class Results:
             CannotWriteError: it cannot be written.
         """
         for folder in ("cells", "locks", "runs", "work"):
-            try:
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(self.path, error) from error
+            ensure_folder(self.path / folder)
         with self.waiting_lock("study"):
             known = self.check(settings)
             seeds = max(seeds, known or 0)
@@ -180,10 +177,7 @@ class Results:
     def waiting_lock(self, name: str) -> Iterator[None]:
         """Context that holds a lock which nobody holds for long."""
         folder = self.path / "locks"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        ensure_folder(folder)
         lock = FileLock(folder / name)
         try:
             while not lock.take():
@@ -216,10 +210,7 @@ class Results:
         except (OSError, ValueError, TypeError):
             pass  # nothing begun
         shutil.rmtree(folder, ignore_errors=True)
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        ensure_folder(folder)
         write_json(note, [cell.key for cell in cells])
         return cells, folder, False
 

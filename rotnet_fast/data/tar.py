@@ -1,0 +1,192 @@
+"""Where the plain files of an uncompressed tar archive lie, from its headers alone.
+
+Not read with Python's tarfile, which believes what a header claims: it reads a name of gigabytes into memory,
+calls itself for every header that extends the next one, and takes what it cannot read for the end. Here each
+step goes forward by a block at least and reads little, and what is not understood is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from rotnet_fast.errors import DataError
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_ENCODING = ("utf-8", "surrogateescape")
+_MOST_EXTENSIONS = 8  # tar writes at most three headers before that of a file
+_LONGEST_EXTENSION = 1 << 20  # names of files have 4096 bytes at most; their attributes are longer
+_LONGEST_PADDING = 1 << 24  # tar fills its last record, of 10240 bytes unless told otherwise
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSIONS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive: its name and where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class _Extension:
+    """What the headers before that of a file say of it, and how many they are."""
+
+    name: str | None = None
+    size: int | None = None
+    count: int = 0
+
+
+class _DamageError(ValueError):
+    """A header says what no header of a whole archive says."""
+
+
+def list_members(file: BinaryIO) -> list[Member]:
+    """Every plain file of an archive, in order; links, folders and the like are left out.
+
+    Memory and time are in proportion to the number of headers, whatever these say.
+
+    Raises:
+        DataError: the archive is damaged, cut off, compressed, holds sparse files, or more follows its end.
+    """
+    members: list[Member] = []
+    length = os.fstat(file.fileno()).st_size
+    extension = _Extension()
+    position = 0
+    try:
+        while (header := _header_at(file, position)) is not None:
+            start = position + _BLOCK
+            if header.type in _EXTENSIONS:
+                size = header.size
+                _extend(extension, header.type, _extension_data(file, header, start))
+            else:
+                name = header.name if extension.name is None else extension.name
+                size = header.size if extension.size is None else extension.size
+                if header.type == tarfile.GNUTYPE_SPARSE:
+                    raise _sparse(file, name)
+                if header.type in _WITHOUT_DATA:
+                    size = 0
+                if not 0 <= size <= length - start:
+                    raise _DamageError(f"{name} has {size} bytes, of {length - start} that are left")
+                if header.type in _PLAIN:
+                    members.append(Member(name, start, size))
+                extension = _Extension()
+            position = start + _whole_blocks(size)
+        if extension.count:
+            raise _DamageError("the last header stands before no file")
+    except _SparseError as error:
+        raise _sparse(file, str(error)) from None
+    except (tarfile.HeaderError, _DamageError) as error:
+        if position == 0:
+            raise DataError(
+                f"{file.name} cannot be read as a tar shard ({error}); make or fetch it anew, or remove it"
+            ) from error
+        raise DataError(
+            f"{file.name} is damaged or cut off: behind {members[-1].name if members else 'its start'} comes "
+            f"neither a file nor the end of the archive ({error}); make or fetch it anew, or remove it"
+        ) from error
+    _check_end(file, position)
+    return members
+
+
+def _header_at(file: BinaryIO, position: int) -> tarfile.TarInfo | None:
+    """The header at a position, its checksum checked; None for a block of zeros, the archive's end."""
+    block = os.pread(file.fileno(), _BLOCK, position)
+    return None if block == _ZEROS else tarfile.TarInfo.frombuf(block, *_ENCODING)
+
+
+def _check_end(file: BinaryIO, position: int) -> None:
+    """Make sure that nothing but zeros follows an archive's end, as it would be lost without a word."""
+    rest = os.pread(file.fileno(), _LONGEST_PADDING + 1, position)
+    if len(rest) > _LONGEST_PADDING or rest.count(0) != len(rest):
+        raise DataError(
+            f"{file.name} goes on behind the end of its archive, at byte {position}: tar files that were "
+            f"joined with cat are read up to there alone. Keep them as shards of their own, or join them "
+            f"with tar --concatenate"
+        )
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _extension_data(file: BinaryIO, header: tarfile.TarInfo, start: int) -> bytes:
+    if not 0 <= header.size <= _LONGEST_EXTENSION:
+        raise _DamageError(f"a header claims a name or attributes of {header.size} bytes")
+    return os.pread(file.fileno(), header.size, start)
+
+
+def _extend(extension: _Extension, kind: bytes, data: bytes) -> None:
+    extension.count += kind != tarfile.XGLTYPE  # which is about no one file
+    if extension.count > _MOST_EXTENSIONS:
+        raise _DamageError(f"more than {_MOST_EXTENSIONS} headers stand before one file")
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        _set_name(extension, data.partition(b"\0")[0])
+    elif kind in _PAX:
+        for key, value in _pax_records(data):
+            if key.startswith(b"GNU.sparse."):
+                raise _SparseError(_text(value) if key == b"GNU.sparse.name" else "a file")
+            if key not in (b"path", b"size"):
+                continue
+            if kind == tarfile.XGLTYPE:
+                raise _DamageError(f"a header gives all files the same {key.decode()}")
+            if key == b"path":
+                _set_name(extension, value)
+            else:
+                extension.size = _number(value)
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values of ``LENGTH KEY=VALUE\\n`` records, where LENGTH counts the whole record."""
+    position = 0
+    while position < len(data):
+        digits = data[position : position + 9].partition(b" ")[0]
+        end = position + _number(digits)
+        key, _, value = data[position + len(digits) + 1 : end].partition(b"=")
+        if end > len(data) or not value.endswith(b"\n"):
+            raise _DamageError("a header has a damaged list of attributes")
+        yield key, value[:-1]
+        position = end
+
+
+def _set_name(extension: _Extension, name: bytes) -> None:
+    text = _text(name)
+    if b"\0" in name or extension.name not in (None, text):  # programs differ in which of two they take
+        raise _DamageError("a header has two names, or a zero byte in one")
+    extension.name = text
+
+
+def _text(name: bytes) -> str:
+    return name.decode(*_ENCODING)
+
+
+def _number(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > 18:
+        raise _DamageError(f"a header has {digits[:20]!r} for a number")
+    return int(digits)
+
+
+class _SparseError(ValueError):
+    """The name of a sparse file."""
+
+
+def _sparse(file: BinaryIO, name: str) -> DataError:
+    return DataError(
+        f"{file.name}: {name} is stored as a sparse file, whose bytes do not lie in one piece; make the "
+        f"shard without this option of tar"
+    )

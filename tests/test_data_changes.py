@@ -1,0 +1,178 @@
+"""Images that change between runs or while one is running are noticed by name, and nothing is trained on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_files import encoded, pixels, save, write_tar
+from tiny import tiny_config
+
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.layout import list_folder
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.errors import CheckpointError, DataError
+from rotnet_fast.pretrain import pretrain
+
+
+@pytest.fixture(autouse=True)
+def _user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for half, count in (("train", 40), ("test", 4)):
+        for number in range(count):
+            save(tmp_path / "images" / half / f"{number:02d}.png", pixels(number, 16, 16))
+    return tmp_path / "images"
+
+
+def streamed(output: Path, data_dir: Path, **changes: Any) -> PretrainConfig:
+    return tiny_config(
+        output,
+        dataset="folder",
+        data_dir=data_dir,
+        limit_train=None,
+        limit_test=None,
+        loader="dali",
+        **changes,
+    )
+
+
+def alter(path: Path) -> None:
+    """Other bytes, as many as before: a change inside the compressed pixels, with a right checksum."""
+    for seed in range(1000, 2000):
+        content = encoded(pixels(seed, 16, 16))
+        if len(content) == path.stat().st_size:
+            path.write_bytes(content)
+            return
+    raise AssertionError("no image of the same length was found")
+
+
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(lambda path: os.truncate(path, 100), "no longer has the", id="truncated"),
+        pytest.param(lambda path: os.truncate(path, 0), "no longer has the", id="emptied"),
+        pytest.param(lambda path: path.unlink(), "cannot be read .*No such file", id="removed"),
+        pytest.param(alter, "was written to after the folder had been listed", id="replaced"),
+        pytest.param(replace_by_fifo, "cannot be read", id="a FIFO"),
+    ],
+)
+def test_a_file_that_changes_in_the_middle_of_a_run_ends_it_with_its_name(
+    change: Callable[[Path], None],
+    said: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    victim = images / "train" / "07.png"
+    before, times = victim.read_bytes(), victim.stat()
+    steps, train_step = 0, RotationTask.train_step
+
+    def changes_before_the_second_step(self: RotationTask, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            change(victim)
+        return train_step(self, *arguments)
+
+    config = streamed(tmp_path / "run", images)
+    with monkeypatch.context() as patch:
+        patch.setattr(RotationTask, "train_step", changes_before_the_second_step)
+        with pytest.raises(DataError, match=rf"train/07\.png {said}") as caught:
+            pretrain(config)
+    assert caught.value.exit_code == 3
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 0)  # nothing of the epoch with the altered image
+    # What was kept is worth keeping: with the image put back the run goes on.
+    victim.unlink(missing_ok=True)
+    victim.write_bytes(before)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    resumed = pretrain(streamed(tmp_path / "run", images, resume="auto"))
+    assert resumed["state_hash"] == pretrain(streamed(tmp_path / "whole", images))["state_hash"]
+
+
+def test_a_streamed_run_is_not_gone_on_with_on_files_of_other_contents(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    pretrain(streamed(tmp_path / "run", images, epochs=1))
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved, copy_function=shutil.copy)  # other times, the same images
+    pretrain(streamed(tmp_path / "run", moved, epochs=1, resume="auto"))
+    alter(moved / "test" / "01.png")
+    with pytest.raises(CheckpointError, match="files of the same names and lengths now hold something else"):
+        pretrain(streamed(tmp_path / "run", moved, epochs=1, resume="auto"))
+
+
+def test_a_checkpoint_that_does_not_know_the_contents_is_not_a_stranger() -> None:
+    known = {"data_fingerprint": "files:0", "data_contents": "1"}
+    older = {"data_fingerprint": "files:0"}
+    assert checkpoint.refusal(older, known, Path("last.pt")) is None
+    assert checkpoint.refusal(known, known, Path("last.pt")) is None
+    assert checkpoint.refusal({**known, "data_contents": "2"}, known, Path("last.pt")) is not None
+    assert checkpoint.refusal({"data_fingerprint": "files:9"}, known, Path("last.pt")) is not None
+
+
+def encoded_dataset(folder: Path) -> Dataset[Any]:
+    return load_dataset("folder", folder, 8, limit_train=2, progress=False, encoded=True)
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_the_contents_tell_what_the_fingerprint_of_files_does_not(kind: str, tmp_path: Path) -> None:
+    images = [np.kron(pixels(seed, 2, 2), np.ones((4, 4, 1), np.uint8)) for seed in range(5)]
+    members = {f"{number}.png": encoded(image, compress_level=0) for number, image in enumerate(images)}
+
+    def write(members: dict[str, bytes]) -> None:
+        for half in ("train", "test"):
+            if kind == "shards":
+                write_tar(tmp_path / half / "0.tar", members)
+            for name, content in members.items() if kind == "files" else ():
+                (tmp_path / half).mkdir(exist_ok=True)
+                (tmp_path / half / name).write_bytes(content)
+
+    write(members)
+    first = encoded_dataset(tmp_path)
+    again = encoded_dataset(tmp_path)  # from the cache
+    assert first.contents == again.contents is not None
+    for name, tells in (("1.png", True), ("4.png", False)):  # within the limit, and beyond it
+        other = {**members, name: encoded(255 - images[0], compress_level=0)}
+        assert [len(content) for content in other.values()] == [len(content) for content in members.values()]
+        write(other)
+        test = load_dataset("folder", tmp_path, 8, limit_train=2, limit_test=1, progress=False, encoded=True)
+        assert test.fingerprint != first.fingerprint  # another limit
+        found = encoded_dataset(tmp_path)
+        assert found.fingerprint == first.fingerprint
+        assert found.contents != first.contents
+        assert (found.train.contents[1] != first.train.contents[1]).any() == tells
+    assert load_dataset("folder", tmp_path, 8, progress=False).contents is None
+
+
+@pytest.mark.parametrize("take", [False, True])
+def test_a_shard_that_is_written_to_or_replaced_while_it_is_in_use_is_noticed(
+    take: bool, tmp_path: Path
+) -> None:
+    for half in ("train", "test"):
+        write_tar(tmp_path / half / "0.tar", {"0.png": encoded(pixels(0)), "1.png": encoded(pixels(1))})
+    source = list_folder(tmp_path).source
+    source = source.take(np.array([1, 3])) if take else source
+    assert source.read(0)
+    shard = tmp_path / "train" / "0.tar"
+    with shard.open("r+b") as file:
+        file.write(file.read(1))  # the same bytes and length
+    with pytest.raises(DataError, match=r"train/0\.tar/\d\.png was written to after the folder"):
+        source.read(0)
+    assert source.read(1) if take else source.read(2)
