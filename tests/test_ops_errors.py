@@ -124,12 +124,12 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "rotation as text": (TypeError, "whole degrees", lambda: rotate_batch(IMAGES, rotations=("0",))),
     "rotation not listed": (TypeError, "rotations must be", lambda: rotate_batch(IMAGES, rotations=90)),
-    "too many rotations": (ValueError, "at most 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
+    "too many rotations": (ValueError, "more than 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
     "seed not whole": (TypeError, "seed must be a whole number", lambda: rotate_batch(IMAGES, seed=0.5)),
     "seed too large": (ValueError, "seed is", lambda: rotate_batch(IMAGES, seed=2**63)),
     "seed tensor of one": (
-        TypeError,
-        r"int64 of shape \[2\]",
+        ValueError,
+        r"seed as a tensor must have shape \[2\]",
         lambda: rotate_batch(IMAGES, seed=torch.tensor([1])),
     ),
     "seed tensor elsewhere": (
@@ -181,7 +181,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "channels_last",
         lambda: rotate_batch(IMAGES, out=torch.empty(1, 3, 8, 8).expand(16, 3, 8, 8)),
     ),
-    "out over images": (RuntimeError, "shares memory", out_over_images),
+    "out over images": (ValueError, "^out shares memory with images", out_over_images),
     "more than 2**31 elements": (
         ValueError,
         r"2\*\*31 - 1",
