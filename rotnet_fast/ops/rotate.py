@@ -298,7 +298,13 @@ def _check_out(
         raise ValueError(f"out is on {out.device}, images on {images.device}: move one of them")
     if out.requires_grad:
         raise ValueError("out requires grad; pass a buffer that does not (views are data, not parameters)")
-    buffer = out.permute(0, 2, 3, 1)
+    try:
+        buffer = out.permute(0, 2, 3, 1)
+    except RuntimeError:
+        # All else that a permutation asks for is checked above; of other tensors the op looks at the storage.
+        raise ValueError(
+            "out has less memory than it needs: pass a tensor whose storage was not resized"
+        ) from None
     if not buffer.is_contiguous():
         raise ValueError(
             "out must be dense in channels_last memory format; "
