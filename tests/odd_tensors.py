@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from hypothesis import strategies as st
 
 GUARD = 0xA5
 """Every byte around a tensor that `placed` made."""
@@ -44,6 +45,25 @@ def negated(tensor: torch.Tensor) -> torch.Tensor:
 def nested(tensor: torch.Tensor) -> torch.Tensor:
     rows = list(tensor) if tensor.dim() else [tensor]
     return torch.nested.nested_tensor(rows, layout=torch.jagged) if rows and tensor.dim() > 1 else tensor
+
+
+def shifts(one: torch.Tensor, other: torch.Tensor) -> st.SearchStrategy[int]:
+    """Distances in bytes from one tensor to another: where they overlap, and where they just do not touch."""
+    step = max(one.element_size(), other.element_size())
+    low, high = -(other.nbytes // step), -(-one.nbytes // step)
+    edges = st.sampled_from([low, low + 1, high - 1, high])
+    return st.one_of(edges, st.integers(low, high)).map(lambda steps: steps * step)
+
+
+def side_by_side(one: torch.Tensor, other: torch.Tensor, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies in one memory, ``shift`` bytes from each other."""
+    start = 8 * (other.nbytes // 8 + 2)
+    memory = torch.full((start + one.nbytes + other.nbytes + 64,), GUARD, dtype=torch.uint8)
+    pieces = []
+    for tensor, at in ((one, start), (other, start + shift)):
+        pieces.append(memory[at : at + tensor.nbytes].view(tensor.dtype).view(tensor.shape))
+        pieces[-1].copy_(tensor)
+    return pieces[0], pieces[1]
 
 
 ODDITIES: dict[str, Callable[[torch.Tensor], object]] = {

@@ -19,8 +19,8 @@ import numpy as np
 import odd_tensors
 import torch
 from hypothesis import strategies as st
-from odd_tensors import ODDITIES, describe, is_plain, is_stored, placed, stored_bytes
-from op_rules import MOST_ELEMENTS, VIEW_TYPES, is_warped, views_shape, violations
+from odd_tensors import ODDITIES, describe, is_plain, is_stored, placed, shifts, side_by_side, stored_bytes
+from op_rules import MOST_ELEMENTS, VIEW_TYPES, Violation, is_warped, views_shape, violations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rotnet_fast.ops import rotate_batch
@@ -226,7 +226,8 @@ def draw_out(draw: st.DrawFn, arguments: dict[str, Any], odd: set[str]) -> Any:
             and is_stored(value)
             and value.is_contiguous()
         ):
-            buffer, arguments[target] = side_by_side(draw, buffer, value)
+            shift = draw(shifts(buffer, value))
+            buffer, arguments[target] = side_by_side(buffer, value, shift)
     elif "out" in odd:
         kind = draw(
             st.sampled_from([*ODDITIES, "with gradient", "of a graph", "channels first", "of inference"])
@@ -249,23 +250,6 @@ def draw_out(draw: st.DrawFn, arguments: dict[str, Any], odd: set[str]) -> Any:
     else:
         buffer = placed(buffer)
     return buffer.permute(0, 3, 1, 2)
-
-
-def side_by_side(
-    draw: st.DrawFn, buffer: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both in one memory: one upon the other, or so that they just do not touch."""
-    sizes = [t.numel() * t.element_size() for t in (buffer, value)]
-    step = value.element_size()
-    low, high = -(sizes[1] // step), -(-sizes[0] // step)
-    shift = step * draw(st.one_of(st.integers(low, high), st.sampled_from([low, low + 1, high - 1, high])))
-    start = 8 * (sizes[1] // 8 + 2)
-    memory = torch.full((start + sizes[0] + sizes[1] + 64,), odd_tensors.GUARD, dtype=torch.uint8)
-    pieces = []
-    for tensor, at, size in ((buffer, start, sizes[0]), (value, start + shift, sizes[1])):
-        pieces.append(memory[at : at + size].view(tensor.dtype).view(tensor.shape))
-        pieces[-1].copy_(tensor)
-    return pieces[0], pieces[1]
 
 
 class Allocations(TorchDispatchMode):
@@ -302,8 +286,8 @@ def expected(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     return views.permute(0, 3, 1, 2), labels
 
 
-def check(call: Call, tally: Counter[str]) -> None:
-    """Make a call, demand what must become of it, and count it."""
+def check(call: Call, tally: Counter[str], reasons: Counter[Violation]) -> None:
+    """Make a call, demand what must become of it, and count it, and the rules that it broke."""
     arguments = call.arguments
     broken = violations(arguments)
     before = {name: stored_bytes(value) for name, value in arguments.items()}
@@ -328,8 +312,7 @@ def check(call: Call, tally: Counter[str]) -> None:
             f"{described}\nis none of {broken}"
         )
         assert allocated < MOST_ELEMENTS, "views were allocated before they were refused"
-        for v in broken:
-            tally[f"{v.error.__name__} for {v.name}"] += 1
+        reasons.update(broken)
     for name, value in arguments.items():
         after = stored_bytes(value)
         assert after is None or torch.equal(after, before[name]), f"memory of {name} was written to"

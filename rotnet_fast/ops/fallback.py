@@ -68,8 +68,9 @@ def _run(
     if inside is not None:
         # As the CUDA kernels mark what the host did not check.
         made = torch.where(inside.repeat_interleave(len(rotations))[:, None, None, None], made, torch.nan)
-    views.copy_(made)
-    labels.copy_(made_labels)
+    with torch.inference_mode():  # whose buffers may be written to there alone; compiled kernels may anywhere
+        views.copy_(made)
+        labels.copy_(made_labels)
 
 
 def _require(is_allowed: bool, rule: str, op: str = "rotate_batch_out") -> None:
