@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <vector>
 
 #include "cpu/batch_norm_cpu.h"
 #include "cpu/rotate_cpu.h"
+#include "memory.h"
 
 namespace rotnet {
 namespace {
@@ -37,6 +39,25 @@ float* channel_data(const Tensor& tensor, const RowPlan& plan) {
                       tensor.is_contiguous() && tensor.size(0) == plan.channels,
                   "batch_norm_relu: what is given per channel must be a contiguous float32 CPU tensor [C]");
   return static_cast<float*>(tensor.data_ptr());
+}
+
+// An argument by name, for check_memory; optional ones may be missing.
+struct Argument {
+  const char* name;
+  const Tensor* tensor;
+};
+
+const Tensor* if_given(const std::optional<Tensor>& tensor) { return tensor.has_value() ? &*tensor : nullptr; }
+
+void check_memory(std::initializer_list<Argument> written, std::initializer_list<Argument> read) {
+  const auto memories = [](std::initializer_list<Argument> arguments) {
+    std::vector<Memory> found;
+    for (const Argument& argument : arguments) {
+      if (argument.tensor != nullptr) found.push_back(memory_of("batch_norm_relu", argument.name, *argument.tensor));
+    }
+    return found;
+  };
+  check_apart("batch_norm_relu", memories(written), memories(read));
 }
 
 RowPlan plan_for(const Tensor& x) { return cpu::plan_rows(x.numel() / x.size(3), x.size(3)); }
@@ -75,6 +96,12 @@ void batch_norm_relu_train_out(const Tensor& y, const Tensor& mean, const Tensor
   float* running_means = running_mean.has_value() ? channel_data(*running_mean, plan) : nullptr;
   float* running_vars = running_var.has_value() ? channel_data(*running_var, plan) : nullptr;
   const cpu::ChannelStatistics channels{channel_data(weight, plan), channel_data(bias, plan), means, inverse_stds};
+  check_memory({{"y", &y},
+                {"mean", &mean},
+                {"inverse_std", &inverse_std},
+                {"running_mean", if_given(running_mean)},
+                {"running_var", if_given(running_var)}},
+               {{"x", &x}, {"weight", &weight}, {"bias", &bias}});
 
   const cpu::BatchNormKernel& kernel = kernel_for(x);
   std::vector<double> sums(plan.chunks * 2 * plan.channels), moments(2 * plan.channels);
@@ -109,11 +136,18 @@ void batch_norm_relu_eval_out(const Tensor& y, const Tensor& mean, const Tensor&
   float* inverse_stds = channel_data(inverse_std, plan);
   const float* running_means = channel_data(running_mean, plan);
   const float* running_vars = channel_data(running_var, plan);
+  const cpu::ChannelStatistics channels{channel_data(weight, plan), channel_data(bias, plan), means, inverse_stds};
+  check_memory({{"y", &y}, {"mean", &mean}, {"inverse_std", &inverse_std}},
+               {{"running_mean", &running_mean},
+                {"running_var", &running_var},
+                {"x", &x},
+                {"weight", &weight},
+                {"bias", &bias}});
   std::copy(running_means, running_means + plan.channels, means);
   for (int64_t c = 0; c < plan.channels; ++c) {
     inverse_stds[c] = static_cast<float>(1 / std::sqrt(running_vars[c] + eps));
   }
-  normalise(y, x, plan, {channel_data(weight, plan), channel_data(bias, plan), means, inverse_stds});
+  normalise(y, x, plan, channels);
 }
 
 void batch_norm_relu_backward_out(const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_bias,
@@ -125,6 +159,13 @@ void batch_norm_relu_backward_out(const Tensor& grad_x, const Tensor& grad_weigh
                                         channel_data(mean, plan), channel_data(inverse_std, plan)};
   float* grad_weights = channel_data(grad_weight, plan);
   float* grad_biases = channel_data(grad_bias, plan);
+  check_memory({{"grad_x", &grad_x}, {"grad_weight", &grad_weight}, {"grad_bias", &grad_bias}},
+               {{"grad_y", &grad_y},
+                {"x", &x},
+                {"weight", &weight},
+                {"bias", &bias},
+                {"mean", &mean},
+                {"inverse_std", &inverse_std}});
 
   const cpu::BatchNormKernel& kernel = kernel_for(x);
   cpu::LineCoefficients line = cpu::forward_coefficients(plan, channels);

@@ -35,6 +35,7 @@ void warp_batch_out_cpu(const Tensor& views, const Tensor& labels, const Tensor&
                                              degrees.size(), pad, flip_prob, mean, std),
                                     degrees);
   check_indices(job);
+  if (job.batch == 0) return;  // what all images share is W x W numbers for each angle
   const cpu::WarpRange run = cpu::selected_kernel().warp;
   const cpu::WarpPlan plan = cpu::plan_warp(job);
   torch::stable::parallel_for(0, job.batch, cpu::images_per_thread(job),

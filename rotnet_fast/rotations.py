@@ -16,27 +16,34 @@ EIGHT_ROTATIONS: tuple[int, ...] = (0, 45, 90, 135, 180, 225, 270, 315)
 """The multiples of 45 degrees; all of their views are warped (see `rotnet_fast.rotate_batch`)."""
 
 
+MAX_ROTATIONS = 64
+"""The most rotations of a set: what the kernels have room for."""
+
+
 def check_rotations(rotations: Sequence[int]) -> list[int]:
     """Check a set of rotations and take each modulo 360.
 
     Args:
-        rotations: non-empty sequence of whole degrees, counter-clockwise; negative angles and angles
-            of 360 or more are allowed.
+        rotations: sequence of 1 to 64 whole degrees, counter-clockwise; negative angles and angles of
+            360 or more are allowed.
 
     Returns:
         Degrees in 0..359, one per rotation, in the order given.
 
     Raises:
-        ValueError: empty.
+        ValueError: empty, or more than 64.
         TypeError: not a sequence of whole numbers.
     """
     if isinstance(rotations, (str, bytes)) or not isinstance(rotations, Sequence):
         raise TypeError(
             f"rotations must be a sequence of whole degrees such as (0, 90, 180, 270), got {rotations!r}"
         )
-    if len(rotations) == 0:
+    if not rotations:
         raise ValueError("rotations is empty; give at least one angle, such as (0, 90, 180, 270)")
-    for angle in rotations:
+    for position, angle in enumerate(rotations):
+        # Counted as they come: a range can be longer than anything that has a length.
+        if position == MAX_ROTATIONS:
+            raise ValueError(f"rotations has more than {MAX_ROTATIONS} angles; so many are supported")
         if isinstance(angle, bool) or not isinstance(angle, int):
             raise TypeError(f"rotations must hold whole degrees, found {angle!r}; write for example (0, 90)")
     return [angle % 360 for angle in rotations]
@@ -52,7 +59,7 @@ def quarter_turns(rotations: Sequence[int]) -> list[int]:
         One count per rotation, in the order given.
 
     Raises:
-        ValueError: empty, or an angle that is not a whole multiple of 90.
+        ValueError: empty, more than 64, or an angle that is not a whole multiple of 90.
         TypeError: not a sequence of whole numbers.
     """
     degrees = check_rotations(rotations)

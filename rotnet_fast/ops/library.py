@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from rotnet_fast.ops.reference import rotate_batch_reference, warp_batch_reference
+from rotnet_fast.ops.fallback import FALLBACKS
 
 SCHEMAS = {
     "rotate_batch_out": (
@@ -76,51 +74,11 @@ def _selected_kernel(path: Path) -> str:
     return str(name().decode())
 
 
-def _plain_torch(
-    reference: Callable[..., tuple[torch.Tensor, torch.Tensor]],
-    views: torch.Tensor,
-    labels: torch.Tensor,
-    images: torch.Tensor,
-    indices: torch.Tensor | None,
-    sample_ids: torch.Tensor | None,
-    key: torch.Tensor | None,
-    seed: int,
-    epoch: int,
-    rotations: list[int],
-    pad: int,
-    flip_prob: float,
-    mean: list[float],
-    std: list[float],
-) -> None:
-    inside = None
-    rows = indices
-    if indices is not None:
-        inside = (indices >= 0) & (indices < images.shape[0])
-        if images.device.type == "cpu" and not inside.all():
-            position = int((~inside).nonzero()[0])
-            raise RuntimeError(
-                f"indices[{position}] is {int(indices[position])}, outside [0, {images.shape[0]}): "
-                f"pass rows that images has"
-            )
-        rows = torch.where(inside, indices, 0)
-    made, made_labels = reference(
-        images,
-        rows,
-        indices if sample_ids is None else sample_ids,
-        seed if key is None else key[0],
-        epoch if key is None else key[1],
-        rotations,
-        pad,
-        flip_prob,
-        tuple(mean),
-        tuple(std),
-        views.dtype,
-    )
-    if inside is not None:
-        # As the CUDA kernels mark what the host did not check.
-        made = torch.where(inside.repeat_interleave(len(rotations))[:, None, None, None], made, torch.nan)
-    views.copy_(made)
-    labels.copy_(made_labels)
+def _shape_only(*arguments: object) -> None:
+    """Stands for an op where tensors have no memory. A real tensor among them would be left as it was."""
+    devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
 def _register() -> dict[str, KernelLibrary]:
@@ -133,10 +91,9 @@ def _register() -> dict[str, KernelLibrary]:
         for schema in SCHEMAS.values():
             _definitions.define(schema)
     missing = [library for library in libraries.values() if not library.loaded]
-    references = {"rotate_batch_out": rotate_batch_reference, "warp_batch_out": warp_batch_reference}
     for library in missing:
-        for name, reference in references.items():
-            _definitions.impl(name, partial(_plain_torch, reference), library.device.upper())
+        for name, fallback in FALLBACKS.items():
+            _definitions.impl(name, fallback, library.device.upper())
     for library in missing:
         if library.device == "cpu" or torch.cuda.is_available():
             _log.warning(
@@ -150,7 +107,7 @@ def _register() -> dict[str, KernelLibrary]:
                 f"the compiled kernels ({libraries['cpu'].path}) are older than this code: they have no "
                 f"{name}; install again (pip install -e .)"
             )
-        torch.library.register_fake(f"rotnet_fast::{name}", lambda *arguments: None)
+        torch.library.register_fake(f"rotnet_fast::{name}", _shape_only)
     return libraries
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
+from numbers import Real
 
 import torch
 
@@ -15,7 +17,7 @@ CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 _MAX_ELEMENTS = 2**31 - 1
 _MAX_PAD = 32767
 _MAX_SIDE = 32767
-_MAX_VIEWS = 64
+_NUMBERS = (float, int, Real)  # the last alone would do, at ten times the cost
 
 
 def rotate_batch(
@@ -67,8 +69,9 @@ def rotate_batch(
             channels than values is not allowed: give C of each. Means beyond 1e5 (1e3 where views are
             warped) would not be subtracted exactly and are refused.
         dtype: torch.float32, torch.bfloat16 or torch.float16.
-        out: views of an earlier call to overwrite: ``dtype`` [B*K,C,H,W], channels_last, dense.
-            Reusing it spares the page faults of a fresh allocation, which cost more than the work.
+        out: views of an earlier call to overwrite: ``dtype`` [B*K,C,H,W], channels_last, dense, and in
+            memory of its own. Reusing it spares the page faults of a fresh allocation, which cost more
+            than the work. A refused call has not written to it.
 
     Returns:
         ``(views, rotation_labels)``: ``dtype`` [B*K,C,H,W] in channels_last memory format,
@@ -77,20 +80,22 @@ def rotate_batch(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape, layout, device or range; more than 2**31 - 1 output elements.
-        IndexError: an index outside [0, N), for images on the CPU (RuntimeError from a graph that
-            torch.compile made). On a CUDA device, where checking would force a synchronisation, every
-            element of such an image's views is NaN.
+        ValueError: a wrong shape, layout, device or range; more than 2**31 - 1 output elements; ``out``
+            that shares memory with an input; a tensor whose storage is too short or not aligned to its
+            elements.
+        IndexError: an index outside [0, N), for images on the CPU. On a CUDA device, where checking would
+            force a synchronisation, every element of such an image's views is NaN.
+        RuntimeError: instead of the latter two, from a graph that torch.compile made, which cannot look
+            at addresses and indices beforehand.
 
     Random draws: Philox4x32-10 keyed by ``seed`` with counter (sample id, epoch): a pure function,
     equal on every device, independent of batch size, order and threads.
     Source: protocol of Gidaris et al. (ICLR 2018), crop and flip before rotation, one per image.
     """
     degrees = check_rotations(rotations)
-    if len(degrees) > _MAX_VIEWS:
-        raise ValueError(f"rotations has {len(degrees)} angles; at most {_MAX_VIEWS} are supported")
     warped = any(angle % 90 for angle in degrees)
-    mean, std = _check_settings(images, pad, flip_prob, mean, std, dtype, warped)
+    _check_settings(images, pad, flip_prob, dtype)
+    mean, std = _check_normalisation(mean, std, images.shape[3], warped)
     key, seed_number = _split_seed(seed, epoch, images)
     batch = _check_images(images, indices, sample_ids, degrees)
     _, height, width, channels = images.shape
@@ -106,19 +111,38 @@ def rotate_batch(
         views = _check_out(out, shape, dtype, images)
     labels = torch.empty(shape[0], dtype=torch.int64, device=images.device)
     source = (images, indices, sample_ids, key, seed_number, epoch)
-    settings = (pad, flip_prob, mean, std)
+    settings = (pad, float(flip_prob), mean, std)
     try:
         if warped:
             torch.ops.rotnet_fast.warp_batch_out(views, labels, *source, degrees, *settings)
         else:
             torch.ops.rotnet_fast.rotate_batch_out(views, labels, *source, quarter_turns(degrees), *settings)
     except RuntimeError as error:
-        # Kernels on the stable ABI can raise only RuntimeError.
-        if "outside [0, " in str(error):
-            sentence = str(error).split("\n", 1)[0]
-            raise IndexError(sentence[sentence.index("indices[") :]) from None
-        raise
+        raise _documented(error) from None
+    if out is not None and not (torch.compiler.is_compiling() or out.is_inference()):
+        # Autograd would not notice, and use the new views for gradients that belong to the old ones.
+        torch.autograd.graph.increment_version(out)
     return views.permute(0, 3, 1, 2), labels
+
+
+def _documented(error: RuntimeError) -> Exception:
+    """What the kernels found, as its documented class: on the stable ABI they raise RuntimeError alone."""
+    sentence = str(error).split("\n", 1)[0]
+    if "outside [0, " in sentence:
+        return IndexError(sentence[sentence.index("indices[") :])
+    _, is_ours, ours = sentence.partition("rotate_batch: ")
+    return ValueError(ours) if is_ours else error
+
+
+def _check_memory(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what has no shape, or whose elements do not lie in memory as they are."""
+    kind = "nested" if tensor.is_nested else "" if tensor.layout is torch.strided else str(tensor.layout)
+    if not torch.compiler.is_compiling() and tensor.is_neg():
+        kind = "negated"
+    if kind:
+        raise ValueError(
+            f"{name} must be a dense tensor in memory, got a {kind} one: make it one before the call"
+        )
 
 
 def _split_seed(
@@ -126,38 +150,38 @@ def _split_seed(
 ) -> tuple[torch.Tensor | None, int]:
     """Check seed and epoch; return (device tensor or None, seed number)."""
     if isinstance(seed, torch.Tensor):
-        if seed.dtype != torch.int64 or seed.shape != (2,):
-            raise TypeError(
-                f"seed as a tensor must be int64 of shape [2] holding (seed, epoch), "
-                f"got {seed.dtype} of shape {list(seed.shape)}"
+        _check_memory("seed", seed)
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed as a tensor must be int64 and hold (seed, epoch), got {seed.dtype}")
+        if seed.shape != (2,):
+            raise ValueError(
+                f"seed as a tensor must have shape [2] and hold (seed, epoch), got {list(seed.shape)}"
             )
         if seed.device != images.device or not seed.is_contiguous():
             raise ValueError(
                 f"seed must be a contiguous tensor on the device of images ({images.device}), "
-                f"got one on {seed.device}"
+                f"got one on {seed.device} with strides {seed.stride()}"
             )
+        _check_whole("epoch", epoch, 0, 2**32)
         if epoch != 0:
             raise ValueError(f"epoch is {epoch}, but the seed tensor already holds it: leave epoch at 0")
         return seed, 0
-    for name, value, low, high in (("seed", seed, -(2**63), 2**63), ("epoch", epoch, 0, 2**32)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")
-        if not low <= value < high:
-            raise ValueError(f"{name} is {value}; it must lie in [{low}, {high})")
+    _check_whole("seed", seed, -(2**63), 2**63)
+    _check_whole("epoch", epoch, 0, 2**32)
     return None, seed
 
 
-def _check_settings(
-    images: torch.Tensor,
-    pad: int,
-    flip_prob: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    warped: bool,
-) -> tuple[list[float], list[float]]:
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if not low <= value < high:
+        raise ValueError(f"{name} is {value}; it must lie in [{low}, {high})")
+
+
+def _check_settings(images: torch.Tensor, pad: int, flip_prob: float, dtype: torch.dtype) -> None:
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"images must be a uint8 tensor [N,H,W,C], got {type(images).__name__}")
+    _check_memory("images", images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 with values 0..255, got {images.dtype}")
     if images.dim() != 4:
@@ -172,31 +196,46 @@ def _check_settings(
         raise TypeError(f"pad must be a whole number of pixels, got {pad!r}")
     if not 0 <= pad <= _MAX_PAD:
         raise ValueError(f"pad is {pad}; it must lie in [0, {_MAX_PAD}]")
+    if isinstance(flip_prob, bool) or not isinstance(flip_prob, _NUMBERS):
+        raise TypeError(f"flip_prob must be a number, got {flip_prob!r}")
     if not 0.0 <= flip_prob <= 1.0:
         raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-    for name, values in (("mean", mean), ("std", std)):
-        if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Sequence):
-            raise TypeError(f"{name} must be a sequence of one number per channel, got {values!r}")
-    mean, std = [float(value) for value in mean], [float(value) for value in std]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"mean and std need one value per channel: images has {channels} channels, "
-            f"mean has {len(mean)} values and std {len(std)}"
-        )
+
+
+def _check_normalisation(
+    mean: Sequence[float], std: Sequence[float], channels: int, warped: bool
+) -> tuple[list[float], list[float]]:
     # Inside these bounds v * scale + shift is exact in float64, so that every backend rounds the same
     # number to float32 (see normalisation_coefficients).
     limit, where = (1e3, " for rotations that are not all multiples of 90") if warped else (1e5, "")
-    for value in mean:
+    means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    for value in means:
         if not (value == 0 or 1e-8 <= abs(value) <= limit):
             raise ValueError(
                 f"mean holds {value}; each value must be 0 or of magnitude in [1e-8, {limit:g}]{where}"
             )
-    for value in std:
+    for value in stds:
         if not 1e-6 <= value <= 1e6:
             raise ValueError(f"std holds {value}; each value must be in [1e-6, 1e6]")
-    return mean, std
+    # Converted last: whole numbers may be larger than any float.
+    return [float(value) for value in means], [float(value) for value in stds]
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
+    if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of one number per channel, got {values!r}")
+    found = list(islice(values, channels + 1))
+    if len(found) != channels:
+        raise ValueError(
+            f"{name} needs one value per channel: images has {channels} channels, {name} has "
+            f"{len(found) if len(found) < channels else 'more'} values"
+        )
+    for value in found:
+        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+            raise TypeError(f"{name} must hold plain numbers, found {value!r}; of a tensor, take .tolist()")
+    return found
 
 
 def _check_images(
@@ -230,6 +269,7 @@ def _check_images(
             raise TypeError(
                 f"{name} must be an int64 tensor, got {type(tensor).__name__}: use torch.tensor(...)"
             )
+        _check_memory(name, tensor)
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}")
         if tensor.dim() != 1 or (name == "sample_ids" and tensor.shape[0] != batch):
@@ -250,6 +290,7 @@ def _check_out(
     if not isinstance(out, torch.Tensor) or out.dtype != dtype:
         found = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
         raise TypeError(f"out must be a tensor of dtype {dtype}, got {found}")
+    _check_memory("out", out)
     views, height, width, channels = shape
     if out.shape != (views, channels, height, width):
         raise ValueError(f"out must have shape {[views, channels, height, width]}, got {list(out.shape)}")
@@ -257,7 +298,13 @@ def _check_out(
         raise ValueError(f"out is on {out.device}, images on {images.device}: move one of them")
     if out.requires_grad:
         raise ValueError("out requires grad; pass a buffer that does not (views are data, not parameters)")
-    buffer = out.permute(0, 2, 3, 1)
+    try:
+        buffer = out.permute(0, 2, 3, 1)
+    except RuntimeError:
+        # All else that a permutation asks for is checked above; of other tensors the op looks at the storage.
+        raise ValueError(
+            "out has less memory than it needs: pass a tensor whose storage was not resized"
+        ) from None
     if not buffer.is_contiguous():
         raise ValueError(
             "out must be dense in channels_last memory format; "
