@@ -77,6 +77,7 @@ def test_a_run_killed_before_any_step_resumes_to_the_same_state(
     assert pretrain(config)["state_hash"] == undisturbed["state_hash"]
 
 
+@pytest.mark.faults
 def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path) -> None:
     # Twenty kills at random moments, and one at every other flush to the disk: before, between and after
     # the steps of replacing a file.
