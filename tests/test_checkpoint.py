@@ -152,6 +152,14 @@ def test_what_a_killed_process_left_behind_is_overwritten(tmp_path: Path) -> Non
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("results.json", b"whole")]
 
 
+def test_a_name_that_a_killed_process_was_about_to_give_a_file_does_not_cost_the_file(tmp_path: Path) -> None:
+    source, name = tmp_path / "epoch-0001.pt", tmp_path / "last.pt"
+    source.write_bytes(b"whole")
+    temporary_path(name).hardlink_to(source)  # killed there, `link_atomically` would have renamed it next
+    write_atomically(name, b"newer")
+    assert (source.read_bytes(), name.read_bytes()) == (b"whole", b"newer")
+
+
 def test_a_second_name_is_the_same_content_and_replaces_what_had_it(tmp_path: Path) -> None:
     source, name = tmp_path / "epoch-0001.pt", tmp_path / "last.pt"
     source.write_bytes(b"new")

@@ -14,7 +14,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
     The content goes to a temporary file in the same folder, is flushed to the disk and renamed over
     ``path``; then the folder is flushed too, so that the rename survives a loss of power. The
-    temporary name is fixed, so that what a killed process left behind is overwritten by the next
+    temporary name is fixed, so that what a killed process left behind is removed by the next
     write. There must be one writer at a time (a run folder is locked).
 
     Raises:
@@ -22,8 +22,10 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """
     temporary = temporary_path(path)
     try:
+        # Not overwritten: a process killed in `link_atomically` leaves another name of a whole file there.
+        temporary.unlink(missing_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
