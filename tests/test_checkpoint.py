@@ -115,6 +115,22 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["python", "torch"],
+)
+def test_a_lack_of_memory_is_not_taken_for_damage(
+    error: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", starve)
+    with pytest.raises(type(error)):
+        checkpoint.load(saved)
+
+
 def test_another_format_version_is_named(tmp_path: Path) -> None:
     path = tmp_path / "future.pt"
     path.write_bytes(with_trailer(b"anything", version=2))
