@@ -3,9 +3,9 @@
     python tests/kill_repeatedly.py FOLDER --kills 300
 
 kills 300 times at random moments, in fp32 and bf16, with images in memory and from DALI, with SGD and Muon in
-turn, and then once before every operation on a file of the first of these runs. After every kill all
-checkpoints have to be readable; every run has to end with the hash, the metrics and the files of one that was
-never disturbed. The exit code is 1 where one did not. A test does the same with fewer kills.
+turn, and once at every operation on a file of the first of these runs. After every kill all checkpoints have
+to be readable; every run has to end with the hash, the metrics and the files of one that was never disturbed.
+The exit code is 1 where one did not. A test does the same with fewer kills.
 
 A script of its own, because every run is a forked child: one import of torch serves them all, and a
 single thread, set before torch computes anything, makes forking safe.
@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -45,7 +46,7 @@ from rotnet_fast.pretrain import pretrain
 SETTINGS = [
     " ".join(words) for words in itertools.product(("fp32", "bf16"), ("resident", "dali"), ("sgd", "muon"))
 ]
-FILE_EVENTS = {"os.rename", "os.link", "os.remove", "os.truncate"}
+FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.truncate"}
 
 
 def make_images(folder: Path) -> Path:
@@ -82,24 +83,32 @@ def start(config: PretrainConfig, prepare: Callable[[], None] = lambda: None) ->
         os._exit(1)
 
 
-def die_before_operation(folder: Path, number: int) -> None:
-    """Die just before the n-th time that a file in the folder is opened for writing, flushed, renamed, ..."""
+def die_at_operation(folder: Path, number: int) -> None:
+    """Die at the n-th operation on a file of the folder: before it is flushed, renamed, removed and so on, or
+    after it was opened, with ten bytes of the new ones written."""
     fsync, count = os.fsync, itertools.count(1)
-
-    def notice() -> None:
-        if next(count) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # what comes to a file that is longer than allowed
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if (event in FILE_EVENTS or writes) and str(arguments[0]).startswith(str(folder)):
-            notice()
+        if event not in FILE_EVENTS or not str(arguments[0]).startswith(str(folder)):
+            return
+        if event != "open":
+            die_if(next(count) == number)
+        elif set(str(arguments[1])) & set("wax") and next(count) == number:
+            path = Path(arguments[0])
+            length = path.stat().st_size if "a" in arguments[1] and path.exists() else 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (length + 10, resource.RLIM_INFINITY))
 
-    def noticed_fsync(descriptor: int) -> None:
-        notice()
+    def die_if(is_time: bool) -> None:
+        if is_time:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def deadly_fsync(descriptor: int) -> None:
+        die_if(next(count) == number)
         fsync(descriptor)
 
-    os.fsync = noticed_fsync
+    os.fsync = deadly_fsync
     sys.addaudithook(audit)
 
 
@@ -132,7 +141,7 @@ class Victim:
 
     Attributes:
         counts: random ``kills`` hit a run between its first write and its last; ``early`` and ``late`` ones
-            did not. ``operations`` are kills before an operation on a file. ``resumes`` is how often a killed
+            did not. ``operations`` are kills at an operation on a file. ``resumes`` is how often a killed
             run was gone on with, ``unreadable`` how many checkpoints were damaged after a kill, ``finished``
             how many runs came to their end, and ``different`` how many of these to another one than the
             undisturbed run.
@@ -161,11 +170,11 @@ class Victim:
                 config = self._next()
         self._finish(config)
 
-    def kill_before_operations(self, every: int) -> None:
-        """Kill a new run before its first operation on a file, the next before another one, and so on."""
+    def kill_at_operations(self, every: int) -> None:
+        """Kill a new run at its first operation on a file, the next at another one, and so on."""
         for number in itertools.count(1, every):
             config = self._next()
-            if self._survives(config, lambda: die_before_operation(folder_of(config), number)):  # noqa: B023
+            if self._survives(config, lambda: die_at_operation(folder_of(config), number)):  # noqa: B023
                 return
             self._finish(config)
 
@@ -184,15 +193,14 @@ class Victim:
             time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
         code = end_of(child)
-        assert code in (0, -signal.SIGKILL)
         for path in checkpoint.candidates(run):
             try:
                 checkpoint.load(path)
             except CheckpointError as error:
                 print(error)
                 self.counts["unreadable"] += 1
-        if code == 0:
-            self._compare(run)
+        if code not in (-signal.SIGKILL, -signal.SIGXFSZ):
+            self._compare(run, code)
             return True
         # Whoever begins or goes on replaces config.json, and writes results.json at the end.
         is_late = (run / "results.json").exists()
@@ -203,11 +211,11 @@ class Victim:
         return False
 
     def _finish(self, config: PretrainConfig) -> None:
-        assert end_of(start(config)) == 0
-        self._compare(folder_of(config))
+        self._compare(folder_of(config), end_of(start(config)))
 
-    def _compare(self, run: Path) -> None:
-        found = outcome(run)
+    def _compare(self, run: Path, code: int) -> None:
+        """Count a run that has ended."""
+        found = outcome(run) if code == 0 else (f"exit code {code}",)
         self.hashes.add(found[0])
         self.counts["finished"] += 1
         self.counts["different"] += found != self._expected
@@ -243,7 +251,7 @@ def main() -> int:
         before, after = (arguments.kills * n // len(arguments.settings) for n in (number, number + 1))
         victim.kill_at_random(after - before, choices)
         if number == 0:
-            victim.kill_before_operations(arguments.every)
+            victim.kill_at_operations(arguments.every)
         counts = {"distinct hashes": len(victim.hashes), **victim.counts}
         totals.update({"settings": 1, **counts})
         print(f"{settings}: {json.dumps(counts)}", flush=True)

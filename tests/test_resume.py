@@ -96,7 +96,7 @@ def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path, fau
     lost = counts["unreadable"] + counts["different"] + counts["distinct hashes"] - counts["settings"]
     print(script.stdout)
     fault_log("SIGKILL at a random moment", counts["kills"], counts["kills"] - lost)
-    fault_log("SIGKILL before an operation on a file", counts["operations"], counts["operations"] - lost)
+    fault_log("SIGKILL at an operation on a file", counts["operations"], counts["operations"] - lost)
     assert script.returncode == 0
 
 
