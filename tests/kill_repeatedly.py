@@ -28,14 +28,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from image_files import encoded
-from tiny import tiny_config
+from image_files import write_jpegs
+from tiny import folder_config
 from tqdm import tqdm
 
 from rotnet_fast.config import PretrainConfig
@@ -47,25 +45,6 @@ SETTINGS = [
     " ".join(words) for words in itertools.product(("fp32", "bf16"), ("resident", "dali"), ("sgd", "muon"))
 ]
 FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.truncate"}
-
-
-def make_images(folder: Path) -> Path:
-    """A folder data set of 40 training and 12 test JPEGs."""
-    draws = np.random.default_rng(0)
-    for half, count in (("train", 20), ("test", 6)):
-        for label, number in itertools.product(("dark", "light"), range(count)):
-            path = folder / half / label / f"{number:02d}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            low = 120 if label == "light" else 0
-            path.write_bytes(encoded(draws.integers(low, low + 130, (16, 16, 3), np.uint8), "JPEG"))
-    return folder
-
-
-def config_of(settings: str, images: Path, output: Path) -> PretrainConfig:
-    precision, loader, optimizer = settings.split()
-    changes: dict[str, Any] = {"precision": precision, "loader": loader, "optimizer": optimizer}
-    config = tiny_config(output, dataset="folder", data_dir=images, resume="auto", **changes)
-    return replace(config, limit_train=None, limit_test=None, log_every=1)
 
 
 def start(config: PretrainConfig, prepare: Callable[[], None] = lambda: None) -> int:
@@ -180,7 +159,7 @@ class Victim:
 
     def _next(self) -> PretrainConfig:
         self._number += 1
-        return config_of(self._settings, self._images, self._folder / str(self._number))
+        return folder_config(self._folder / str(self._number), self._images, self._settings)
 
     def _survives(
         self, config: PretrainConfig, prepare: Callable[[], None] = lambda: None, seconds: float | None = None
@@ -238,12 +217,12 @@ def main() -> int:
     # would stop all after it for good. Nor may a thread of the bars hold it at the moment of a fork.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
-    images = make_images(arguments.folder / "images")
+    images = write_jpegs(arguments.folder / "images")
     # What a run imports is imported once for all children. DALI's threads would not live on in them.
     for name in ("nvidia.dali.fn", "nvidia.dali.types", "nvidia.dali.pipeline"):
         importlib.import_module(name)
     with contextlib.redirect_stdout(io.StringIO()):
-        pretrain(config_of("bf16 resident muon", images, arguments.folder / "imports"))
+        pretrain(folder_config(arguments.folder / "imports", images, "bf16 resident muon"))
     choices = random.Random(0)
     totals = Counter(dict.fromkeys(("settings", *COUNTED), 0))
     for number, settings in enumerate(arguments.settings):
