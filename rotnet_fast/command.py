@@ -17,15 +17,12 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
-from rotnet_fast.engine.memory import reuse_freed_memory
+from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError, printable
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
-
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch's RuntimeErrors say, on CUDA devices and on the CPU."""
 
 
 def run_command(command: Callable[[], object]) -> int:
@@ -57,7 +54,7 @@ def run_command(command: Callable[[], object]) -> int:
             raise
         return _fail(cannot_write(error.filename or "to the run folder", error))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         return _fail(OutOfMemoryError("the device ran out of memory; use a smaller --batch-size or --width"))
     return 0

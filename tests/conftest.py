@@ -1,9 +1,16 @@
-"""Shared by all tests: the devices that this machine has, and threads that do not spin."""
+"""Shared by all tests: the devices that this machine has, threads that do not spin, and the table of faults.
+
+A test that breaks something on purpose is marked ``@pytest.mark.faults("what is broken")`` and counts once
+under that name, or takes the fixture ``fault_log`` and says how often it broke what.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Generator
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -20,18 +27,52 @@ DEVICES = [
 ]
 
 
+class Fault(NamedTuple):
+    """What a test broke, how often, and how often nothing was lost by it."""
+
+    name: str
+    tried: int
+    survived: int
+
+
+class FaultLog(Protocol):
+    def __call__(self, name: str, tried: int, survived: int) -> None: ...
+
+
+BROKEN_BY_TEST = pytest.StashKey[list[Fault]]()
+BROKEN = pytest.StashKey[list[Fault]]()
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device of this machine in turn."""
     return torch.device(request.param)
 
 
+@pytest.fixture
+def fault_log(request: pytest.FixtureRequest) -> FaultLog:
+    """Enter a fault into the table at the end of the run; the test fails where one was not survived."""
+    faults = request.node.stash[BROKEN_BY_TEST]
+
+    def log(name: str, tried: int, survived: int) -> None:
+        faults.append(Fault(name, tried, survived))
+        assert 0 < tried == survived, f"{name}: survived {survived} of {tried}"
+
+    return log
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only-cuda", action="store_true", help="run only the tests that need a CUDA device")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BROKEN] = []
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--only-cuda``, keep the tests that would be skipped without a GPU, as their marks say."""
+    for item in items:
+        item.stash[BROKEN_BY_TEST] = []
     if not config.getoption("only_cuda"):
         return
     reasons = {
@@ -41,3 +82,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if re.search("CUDA|GPU|on the CPU", reasons[item])]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count what a marked test broke: what it logged, or itself; a failure is never left out."""
+    report = yield
+    mark, faults = item.get_closest_marker("faults"), item.stash[BROKEN_BY_TEST]
+    if mark is None:
+        return report
+    known = any(fault.survived < fault.tried for fault in faults)
+    if (report.failed and not known) or (report.when == "call" and report.passed and not faults):
+        faults.append(Fault(mark.args[0] if mark.args else item.name, 1, int(report.passed)))
+    if report.when == "teardown":
+        item.config.stash[BROKEN].extend(faults)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table of faults, where any was tried."""
+    tried, survived = Counter[str](), Counter[str]()
+    for fault in config.stash[BROKEN]:
+        tried[fault.name] += fault.tried
+        survived[fault.name] += fault.survived
+    if not tried:
+        return
+    width = max(map(len, tried))
+    terminalreporter.section("what was broken on purpose")
+    terminalreporter.line(f"{'fault':{width}} | tried | survived | lost")
+    for name in tried:
+        lost = tried[name] - survived[name]
+        terminalreporter.line(f"{name:{width}} | {tried[name]:5} | {survived[name]:8} | {lost:4}")

@@ -1,108 +1,243 @@
-"""Trains the tiny run once undisturbed and several times under SIGKILL; prints all final hashes as JSON.
+"""Kills a tiny run again and again with SIGKILL, and counts what was lost by it: nothing, hopefully.
+
+    python tests/kill_repeatedly.py FOLDER --kills 300
+
+kills 300 times at random moments, in fp32 and bf16, with images in memory and from DALI, with SGD and Muon in
+turn, and once at every operation on a file of the first of these runs. After every kill all checkpoints have
+to be readable; every run has to end with the hash, the metrics and the files of one that was never disturbed.
+The exit code is 1 where one did not. A test does the same with fewer kills.
 
 A script of its own, because every run is a forked child: one import of torch serves them all, and a
 single thread, set before torch computes anything, makes forking safe.
-
-    python kill_repeatedly.py FOLDER
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import importlib
+import io
+import itertools
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from tiny import tiny_config
+from image_files import write_jpegs
+from tiny import folder_config
 from tqdm import tqdm
 
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine import atomic
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.errors import CheckpointError
 from rotnet_fast.pretrain import pretrain
 
-KILLED = -signal.SIGKILL
+SETTINGS = [
+    " ".join(words) for words in itertools.product(("fp32", "bf16"), ("resident", "dali"), ("sgd", "muon"))
+]
+FILE_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.truncate"}
 
 
-def start(config: PretrainConfig, kill_at_fsync: int | None = None) -> int:
-    """Fork a child that runs ``config`` and, if asked to, kills itself at its n-th flush to the disk."""
+def start(config: PretrainConfig, prepare: Callable[[], None] = lambda: None) -> int:
+    """Fork a child that runs ``config``."""
     sys.stdout.flush()
     child = os.fork()
     if child:
         return child
     try:
-        if kill_at_fsync is not None:
-            die_at(kill_at_fsync)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what it prints is no part of the report
+        prepare()
         pretrain(config)
         os._exit(0)
     finally:
         os._exit(1)
 
 
-def die_at(number: int) -> None:
-    """Die at the n-th fsync: a temporary file is written and not yet renamed, or renamed a moment ago."""
-    fsync, calls = os.fsync, 0
+def die_at_operation(folder: Path, number: int) -> None:
+    """Die at the n-th operation on a file of the folder: before it is flushed, renamed, removed and so on, or
+    after it was opened, with ten bytes of the new ones written."""
+    fsync, count = os.fsync, itertools.count(1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # what comes to a file that is longer than allowed
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not str(arguments[0]).startswith(str(folder)):
+            return
+        if event != "open":
+            die_if(next(count) == number)
+        elif set(str(arguments[1])) & set("wax") and next(count) == number:
+            path = Path(arguments[0])
+            length = path.stat().st_size if "a" in arguments[1] and path.exists() else 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (length + 10, resource.RLIM_INFINITY))
+
+    def die_if(is_time: bool) -> None:
+        if is_time:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def deadly_fsync(descriptor: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_if(next(count) == number)
         fsync(descriptor)
 
-    atomic.os.fsync = deadly_fsync  # type: ignore[attr-defined]
+    os.fsync = deadly_fsync
+    sys.addaudithook(audit)
 
 
 def end_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def final_hash(config: PretrainConfig) -> str:
+def outcome(run: Path) -> tuple[Any, ...]:
+    """What must not depend on kills: the final state, the metrics, all files, and what checkpoints hold."""
+    state_hash = json.loads((run / "results.json").read_text())["state_hash"]
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in metrics:
+        for timing in ("images_per_second", "data_wait"):
+            line.pop(timing, None)
+    names = sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+    states = [checkpoint.load(run / name) for name in names if name.endswith(".pt")]
+    return state_hash, metrics, names, [checkpoint.state_hash({**state, "log": None}) for state in states]
+
+
+def folder_of(config: PretrainConfig) -> Path:
     assert config.output is not None
-    return str(json.loads((config.output / "results.json").read_text())["state_hash"])
+    return config.output
 
 
-def killed_at_random(folder: Path, choices: random.Random, seconds: float) -> str:
-    """Kill ten times, each time a random while after the start, then let the run end; its hash."""
-    config = tiny_config(folder, resume="auto")
-    for _ in range(10):
-        child = start(config)
-        time.sleep(choices.uniform(0, seconds))
-        os.kill(child, signal.SIGKILL)
-        assert end_of(child) in (KILLED, 0)
-    assert end_of(start(config)) == 0
-    return final_hash(config)
+COUNTED = ("kills", "early", "late", "operations", "resumes", "finished", "unreadable", "different")
 
 
-def main() -> None:
+class Victim:
+    """Runs with the same settings, which are killed, and what came of it.
+
+    Attributes:
+        counts: random ``kills`` hit a run between its first write and its last; ``early`` and ``late`` ones
+            did not. ``operations`` are kills at an operation on a file. ``resumes`` is how often a killed
+            run was gone on with, ``unreadable`` how many checkpoints were damaged after a kill, ``finished``
+            how many runs came to their end, and ``different`` how many of these to another one than the
+            undisturbed run.
+        hashes: of final states, that of the undisturbed run among them.
+    """
+
+    def __init__(self, settings: str, images: Path, folder: Path) -> None:
+        self._settings = settings
+        self._images = images
+        self._folder = folder
+        self._number = 0
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        undisturbed = self._next()
+        assert end_of(start(undisturbed)) == 0
+        self._expected = outcome(folder_of(undisturbed))
+        self.hashes = {self._expected[0]}
+        began = time.monotonic()
+        self._finish(self._next())
+        self._seconds = time.monotonic() - began  # the first one made the cache of the images, too
+
+    def kill_at_random(self, kills: int, choices: random.Random) -> None:
+        """Kill so many times, wherever the runs are; those that come to their end are followed by others."""
+        config = self._next()
+        while self.counts["kills"] < kills:
+            if self._survives(config, seconds=choices.uniform(0, self._seconds)):
+                config = self._next()
+        self._finish(config)
+
+    def kill_at_operations(self, every: int) -> None:
+        """Kill a new run at its first operation on a file, the next at another one, and so on."""
+        for number in itertools.count(1, every):
+            config = self._next()
+            if self._survives(config, lambda: die_at_operation(folder_of(config), number)):  # noqa: B023
+                return
+            self._finish(config)
+
+    def _next(self) -> PretrainConfig:
+        self._number += 1
+        return folder_config(self._folder / str(self._number), self._images, self._settings)
+
+    def _survives(
+        self, config: PretrainConfig, prepare: Callable[[], None] = lambda: None, seconds: float | None = None
+    ) -> bool:
+        """Run or go on, be killed after some time or by oneself; whether the end came before that."""
+        run = folder_of(config)
+        before = version(run / "config.json")
+        child = start(config, prepare)
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+        code = end_of(child)
+        for path in checkpoint.candidates(run):
+            try:
+                checkpoint.load(path)
+            except CheckpointError as error:
+                print(error)
+                self.counts["unreadable"] += 1
+        if code not in (-signal.SIGKILL, -signal.SIGXFSZ):
+            self._compare(run, code)
+            return True
+        # Whoever begins or goes on replaces config.json, and writes results.json at the end.
+        is_late = (run / "results.json").exists()
+        is_early = version(run / "config.json") == before
+        when = "late" if is_late else "early" if is_early else "kills"
+        self.counts["operations" if seconds is None else when] += 1
+        self.counts["resumes"] += 1  # whoever calls this goes on
+        return False
+
+    def _finish(self, config: PretrainConfig) -> None:
+        self._compare(folder_of(config), end_of(start(config)))
+
+    def _compare(self, run: Path, code: int) -> None:
+        """Count a run that has ended."""
+        found = outcome(run) if code == 0 else (f"exit code {code}",)
+        self.hashes.add(found[0])
+        self.counts["finished"] += 1
+        self.counts["different"] += found != self._expected
+
+
+def version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="for the runs; new or empty")
+    parser.add_argument("--kills", type=int, default=300, help="in all, at random moments")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, help="in turn")
+    parser.add_argument("--every", type=int, default=1, help="n for every n-th operation on a file")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     # By default, a progress bar's lock is shared with forked processes: one that is killed while it holds it
     # would stop all after it for good. Nor may a thread of the bars hold it at the moment of a fork.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
-    folder = Path(sys.argv[1])
-    outcome = {"undisturbed": pretrain(tiny_config(folder / "undisturbed"))["state_hash"]}
-    began = time.monotonic()
-    outcome["again"] = pretrain(tiny_config(folder / "again"))["state_hash"]
-    seconds = time.monotonic() - began  # without the imports of the first run
-
+    images = write_jpegs(arguments.folder / "images")
+    # What a run imports is imported once for all children. DALI's threads would not live on in them.
+    for name in ("nvidia.dali.fn", "nvidia.dali.types", "nvidia.dali.pipeline"):
+        importlib.import_module(name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        pretrain(folder_config(arguments.folder / "imports", images, "bf16 resident muon"))
     choices = random.Random(0)
-    for number in range(2):
-        outcome[f"random-{number}"] = killed_at_random(folder / f"random-{number}", choices, seconds)
-    number, died = 1, True
-    while died:
-        config = tiny_config(folder / f"fsync-{number}", resume="auto")
-        died = end_of(start(config, kill_at_fsync=number)) == KILLED
-        if died:
-            assert end_of(start(config)) == 0
-            outcome[f"fsync-{number}"] = final_hash(config)
-        number += 2  # every other one: half the time, and all kinds still
-    print(json.dumps(outcome))
+    totals = Counter(dict.fromkeys(("settings", *COUNTED), 0))
+    for number, settings in enumerate(arguments.settings):
+        victim = Victim(settings, images, arguments.folder / settings.replace(" ", "-"))
+        before, after = (arguments.kills * n // len(arguments.settings) for n in (number, number + 1))
+        victim.kill_at_random(after - before, choices)
+        if number == 0:
+            victim.kill_at_operations(arguments.every)
+        counts = {"distinct hashes": len(victim.hashes), **victim.counts}
+        totals.update({"settings": 1, **counts})
+        print(f"{settings}: {json.dumps(counts)}", flush=True)
+    print(json.dumps(totals))
+    is_same = totals["distinct hashes"] == totals["settings"] and totals["different"] == 0
+    return 0 if is_same and totals["unreadable"] == 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 # torch._dynamo is imported by DistributedDataParallel, and takes three seconds.
-_FORKS.set_forkserver_preload(
+FORKS.set_forkserver_preload(
     ["pytest", "sklearn.datasets", "torch._dynamo", "torch.distributed", "rotnet_fast.study.run"]
 )
 
@@ -33,9 +33,9 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes = [_FORKS.Pipe(duplex=False) for _ in range(world)]
+    pipes = [FORKS.Pipe(duplex=False) for _ in range(world)]
     processes = [
-        _FORKS.Process(target=_call, args=(rank, world, port, sender, function, arguments), daemon=True)
+        FORKS.Process(target=_call, args=(rank, world, port, sender, function, arguments), daemon=True)
         for rank, (_, sender) in enumerate(pipes)
     ]
     for process in processes:

@@ -116,6 +116,22 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["python", "torch"],
+)
+def test_a_lack_of_memory_is_not_taken_for_damage(
+    error: Exception, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", starve)
+    with pytest.raises(type(error)):
+        checkpoint.load(saved)
+
+
 def test_another_format_version_is_named(tmp_path: Path) -> None:
     path = tmp_path / "future.pt"
     path.write_bytes(with_trailer(b"anything", version=2))
@@ -151,6 +167,14 @@ def test_what_a_killed_process_left_behind_is_overwritten(tmp_path: Path) -> Non
     temporary_path(path).write_bytes(b"half a fi")
     write_atomically(path, b"whole")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("results.json", b"whole")]
+
+
+def test_a_name_that_a_killed_process_was_about_to_give_a_file_does_not_cost_the_file(tmp_path: Path) -> None:
+    source, name = tmp_path / "epoch-0001.pt", tmp_path / "last.pt"
+    source.write_bytes(b"whole")
+    temporary_path(name).hardlink_to(source)  # killed there, `link_atomically` would have renamed it next
+    write_atomically(name, b"newer")
+    assert (source.read_bytes(), name.read_bytes()) == (b"whole", b"newer")
 
 
 def test_a_second_name_is_the_same_content_and_replaces_what_had_it(tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def tiny_config(output: Path, **changes: Any) -> PretrainConfig:
     return replace(_TINY, output=output, **changes)
 
 
+def folder_config(output: Path, images: Path, settings: str, **changes: Any) -> PretrainConfig:
+    """The tiny pretraining on a folder of images; ``settings`` are its precision, loader and optimiser."""
+    precision, loader, optimizer = settings.split()
+    kinds: dict[str, Any] = {"precision": precision, "loader": loader, "optimizer": optimizer}
+    data: dict[str, Any] = {"dataset": "folder", "data_dir": images, "limit_train": None, "limit_test": None}
+    return tiny_config(output, **{**data, **kinds, "log_every": 1, "resume": "auto", **changes})
+
+
 @contextmanager
 def read_digits_once() -> Iterator[None]:
     """Context in which the digits are made once, which takes longer than a tiny training."""

@@ -21,6 +21,7 @@ import torch
 
 from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.engine.atomic import write_atomically
+from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.errors import CheckpointError
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
@@ -54,6 +55,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: missing, unreadable, damaged, or not a checkpoint of this program.
+        MemoryError, RuntimeError: there is not enough memory for it, which says nothing about the file.
     """
     try:
         content = path.read_bytes()
@@ -80,6 +82,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"the checkpoint {path} holds something other than tensors and plain values"
         ) from error

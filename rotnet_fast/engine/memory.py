@@ -1,4 +1,7 @@
-"""How the process treats memory that it has freed. Importing this module does not import torch."""
+"""How the process treats memory that it has freed, and how it tells that there is none left.
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,15 @@ import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch's RuntimeErrors say, on CUDA devices and on the CPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host or the device has no memory left."""
+    is_torchs = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return is_torchs or isinstance(error, MemoryError)
 
 
 def reuse_freed_memory() -> None:

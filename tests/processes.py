@@ -1,0 +1,110 @@
+"""The pretraining command in processes of their own, which may be starved, signalled and killed.
+
+They are forked from a server that has imported what is slow to import, see `ranks.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from ranks import FORKS
+
+TINY = shlex.split(
+    "--preset quickstart --image-size 16 --limit-train 40 --limit-test 20 --blocks 3 --width 0.05 --epochs 2 "
+    "--batch-size 16 --lr 0.05 --device cpu --precision fp32 --no-tensorboard --checkpoint-every-steps 1 "
+    "--log-every 1"
+)
+"""Six steps in two epochs, each of which is saved and reported."""
+
+Prepare = Callable[[pytest.MonkeyPatch], None]
+
+
+class Ended(NamedTuple):
+    """Exit code of a command, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_command(arguments: list[str], *prepare: Prepare) -> Ended:
+    """Run the command in this process, after the functions that prepare it."""
+    from rotnet_fast import pretrain
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for function in prepare:
+            function(patch)
+        code = pretrain.main(arguments)
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+class Command:
+    """A pretraining that has been started.
+
+    Args:
+        arguments: of the command.
+        prepare: functions of a test module (or partials of them) that are called first in the new process.
+    """
+
+    def __init__(self, arguments: list[str], *prepare: Prepare) -> None:
+        self._pipe, sender = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=_call, args=(sender, arguments, prepare), daemon=True)
+        self.process.start()
+        sender.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def end(self, timeout: float = 60) -> Ended:
+        """Wait for the end. A process that dies, instead of ending, has printed nothing."""
+        printed: tuple[str, str] = ("", "")
+        try:
+            if self._pipe.poll(timeout):
+                with contextlib.suppress(EOFError):
+                    printed = self._pipe.recv()
+            self.process.join(timeout)
+            assert self.process.exitcode is not None, "the command hangs"
+        finally:
+            self.process.kill()
+        return Ended(self.process.exitcode, *printed)
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        """Wait for the command to get somewhere, but not for ever."""
+        deadline = time.monotonic() + 60
+        while not is_so():
+            assert self.process.is_alive(), "the command has ended"
+            assert time.monotonic() < deadline, "the command hangs"
+            time.sleep(0.01)
+
+
+def in_a_process(arguments: list[str], *prepare: Prepare) -> Ended:
+    """Run the command in a process of its own."""
+    return Command(arguments, *prepare).end()
+
+
+def _call(sender: Any, arguments: list[str], prepare: tuple[Prepare, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    ended = run_command(arguments, *prepare)
+    sender.send((ended.out, ended.err))
+    sys.exit(ended.code)
+
+
+def lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
