@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig, check_device
 from rotnet_fast.engine.atomic import ensure_folder
+from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
+from rotnet_fast.flags import parse_flags
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        benchmark(tyro.cli(BenchmarkConfig, prog=PROGRAM, args=arguments))
+        benchmark(parse_flags(BenchmarkConfig, PROGRAM, arguments))
 
     return run_command(command)
 
@@ -126,12 +126,14 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         CannotWriteError: a file cannot be written.
     """
     config.validate()
-    from rotnet_fast.benchmarking.ceilings import measure_ceilings
-    from rotnet_fast.benchmarking.summary import ceilings_lines, op_lines, stages_lines, steps_lines
-    from rotnet_fast.benchmarking.timing import Effort
+    check_output(config.output.parent)
     from rotnet_fast.engine.device import resolve_device
 
     device = resolve_device(config.device)
+    from rotnet_fast.benchmarking.ceilings import measure_ceilings
+    from rotnet_fast.benchmarking.summary import ceilings_lines, op_lines, stages_lines, steps_lines
+    from rotnet_fast.benchmarking.timing import Effort
+
     effort = Effort(3, 0.005) if config.quick else Effort(7, 0.1)
     facts = environment(str(device))
     results: dict[str, Any] = {

@@ -10,6 +10,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def run_command(command: Callable[[], object]) -> int:
     # By default, OpenMP's threads spin while they wait for each other. Beside one other busy process,
     # that made a training step of two threads five times slower; sleeping costs microseconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be any bytes
     reuse_freed_memory()
     try:
         command()

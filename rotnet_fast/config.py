@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rotnet_fast.checks import check_image_size, check_images, check_precision, check_streaming
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
@@ -231,7 +232,8 @@ class PretrainConfig:
 
         Raises:
             ArgumentError: one sentence with the setting, the value found and what is allowed.
-            CheckpointError: ``resume`` names a path that does not exist.
+            DataError: ``data_dir`` is no folder where one is needed.
+            CheckpointError: ``resume`` names a path that does not exist, or a file that is in no run folder.
         """
         _require(
             "rotations",
@@ -239,7 +241,7 @@ class PretrainConfig:
             _is_rotation_set(self.rotations),
             "must be two to 64 different whole degrees, such as 0 90 180 270",
         )
-        for name in ("image_size", "epochs", "batch_size", "eval_every"):
+        for name in ("epochs", "batch_size", "eval_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         for name in ("limit_train", "limit_test", "log_every", "checkpoint_every_steps"):
             value = getattr(self, name)
@@ -269,8 +271,8 @@ class PretrainConfig:
         )
         _require("lr_factor", self.lr_factor, 0 < self.lr_factor < math.inf, "must be a number above 0")
         _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "must be at least 0")
-        increasing = list(self.milestones) == sorted(set(self.milestones))
-        _require("milestones", self.milestones, increasing, "must increase, such as 30 60 80")
+        increasing = [0, *self.milestones] == sorted({0, *self.milestones})
+        _require("milestones", self.milestones, increasing, "must increase from above 0, such as 30 60 80")
         low, high = self.crop_scale
         _require(
             "crop_scale", self.crop_scale, 0 < low <= high <= 1, "must be two numbers in (0, 1], ascending"
@@ -284,11 +286,28 @@ class PretrainConfig:
         )
         _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
         check_device(self.device)
-        if self.dataset == "folder" and self.data_dir is None:
-            raise ArgumentError("dataset folder needs --data-dir, the folder that holds the images")
-        if self.resume not in (None, "auto") and not Path(self.resume).exists():
+        check_precision(self.precision, self.device)
+        check_image_size(self.dataset, self.image_size)
+        check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
+        check_streaming(self.dataset, self.loader, self.is_cropped)
+        for name, value in (
+            ("decoder", "gpu"),
+            ("graph", "on"),
+            ("kernels", "triton"),
+            ("kernels", "triton-bn"),
+        ):
+            is_possible = self.device != "cpu" or getattr(self, name) != value
+            _require(name, value, is_possible, "needs a GPU, and device is cpu: leave one of the two out")
+        if self.resume not in (None, "auto"):
+            self._check_resume(Path(self.resume))
+
+    def _check_resume(self, path: Path) -> None:
+        if not path.exists():
+            raise CheckpointError(f"resume is {path}, which does not exist; give auto, or a run folder")
+        if path.is_file() and path.parent.name != "checkpoints" and self.output is None:
             raise CheckpointError(
-                f"resume is {self.resume}, which does not exist; give auto, or a run folder"
+                f"resume is {path}, which is no file in the checkpoints/ of a run folder; give one, or the "
+                f"run folder itself, or say with --output where the run is to go on"
             )
 
     def recipe(self) -> dict[str, Any]:
@@ -321,7 +340,7 @@ class PretrainConfig:
             return followed(self.output)
         if self.resume is not None and self.resume != "auto":
             path = Path(self.resume)
-            return followed(path.parent.parent if path.suffix == ".pt" else path)
+            return followed(path.parent.parent if path.is_file() else path)
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
         return followed(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
 

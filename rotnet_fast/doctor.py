@@ -7,6 +7,12 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
+
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.flags import Parser
+
+PROGRAM = "python -m rotnet_fast.doctor"
 
 
 def _report() -> tuple[list[str], list[str]]:
@@ -70,7 +76,6 @@ def _dali() -> tuple[str, list[str]]:
     import torch
 
     from rotnet_fast.data.dali import require_dali
-    from rotnet_fast.errors import ArgumentError
 
     try:
         require_dali(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -117,8 +122,15 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def main() -> int:
-    """Print the report; 0 where nothing is left to do."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; 0 where nothing is left to do, 2 where there are arguments."""
+    try:
+        Parser(PROGRAM, description="What is installed and in use, and what to do about it.").parse_args(
+            arguments
+        )
+    except ArgumentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     facts, advice = _report()
     print("\n".join(facts))
     if advice:

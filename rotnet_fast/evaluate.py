@@ -20,21 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from rotnet_fast.checks import check_images, check_precision, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
-from rotnet_fast.engine.run_folder import (
-    environment,
-    open_run_folder,
-    read_settings,
-    run_of,
-    was_begun_by_this_job,
-)
+from rotnet_fast.engine.output import check_output, claimed
+from rotnet_fast.engine.run_folder import environment, read_settings, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
+from rotnet_fast.flags import parse_flags
 from rotnet_fast.report import render
 
 if TYPE_CHECKING:
@@ -145,6 +140,7 @@ class EvaluateConfig:
 
         Raises:
             ArgumentError: a setting with a value that cannot be used.
+            DataError: the data folder is not there.
             CheckpointError: the checkpoint's path does not exist.
         """
         for name in ("epochs", "batch_size", "images_per_class", "limit_train", "limit_test"):
@@ -160,6 +156,10 @@ class EvaluateConfig:
         if not 0 <= self.seed < 2**63:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
         check_device(self.device)
+        check_precision(self.precision, self.device)
+        if self.dataset is not None:
+            check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
+            check_streaming(self.dataset, self.loader, is_cropped=False)
         for name, values in (("layers", self.layers), ("heads", self.heads)):
             if values is not None and not 0 < len(values) == len(set(values)):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         with said_once():
-            config = tyro.cli(EvaluateConfig, prog=PROGRAM, args=arguments)
+            config = parse_flags(EvaluateConfig, PROGRAM, arguments)
             config.validate()
         with join() as processes:
             folder = processes.from_main(config.output_folder)
@@ -227,20 +227,25 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
+    settings = asdict(config)
+
+    def begun() -> dict[str, Any] | None:
+        check_output(folder)
+        previous = read_settings(folder)
+        of = None if previous is None else Path(previous.get("checkpoint", "")).resolve()
+        if of not in (None, config.checkpoint.resolve()):
+            raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
+        return previous
+
+    previous = processes.from_main(begun)  # before torch is imported, let alone data and network read
     from rotnet_fast.engine import checkpoint
     from rotnet_fast.protocols import PROTOCOLS
 
-    settings = asdict(config)
-
-    def prepare() -> tuple[dict[str, Any] | None, EvaluationSetup]:
-        previous = read_settings(folder)
-        begun = None if previous is None else Path(previous.get("checkpoint", "")).resolve()
-        if begun not in (None, config.checkpoint.resolve()):
-            raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
+    def prepare() -> EvaluationSetup:
         with printed_if(processes.is_main):
-            return previous, load_setup(config, folder, processes)
+            return load_setup(config, folder, processes)
 
-    previous, setup = processes.local_main_first(prepare)
+    setup = processes.local_main_first(prepare)
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
@@ -267,7 +272,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     }
     units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
-    with open_run_folder(folder, True, processes) as run:
+    with claimed(folder, True, processes) as run:
         written = {"settings": settings, "environment": results["environment"], "job": job()}
 
         def write() -> None:
@@ -310,7 +315,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     """
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
-    from rotnet_fast.protocols.evaluation import EvaluationSetup
+    from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
     from rotnet_fast.protocols.pretrained import load_pretrained
 
     device = processes.device(config.device)
@@ -331,13 +336,14 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         progress=processes.local_rank == 0,
     )
     check_has_classes(dataset)
+    if config.images_per_class is not None:
+        first_of_each_class(dataset.train, config.images_per_class)
     network.check_image_size(*dataset.train.image_shape[:2])
     flattens = network.name != NIN or "nonlinear" in config.heads
     if flattens and len(dataset.train) % config.batch_size == 1:
         raise ArgumentError(
             f"batch-size is {config.batch_size}, and {len(dataset.train)} training images leave a last batch "
-            f"of one, on which BatchNorm cannot train; use another --batch-size, or --limit-train "
-            f"{len(dataset.train) - 1}"
+            f"of one, on which BatchNorm cannot train; use another --batch-size, or more or fewer images"
         )
     return EvaluationSetup(
         pretrained=pretrained.module,

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from rotnet_fast.command import run_command
 from rotnet_fast.engine.atomic import ensure_folder, write_atomically
+from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
+from rotnet_fast.flags import parse_flags
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.report import load_results
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        config = tyro.cli(ExportConfig, prog=PROGRAM, args=arguments)
+        config = parse_flags(ExportConfig, PROGRAM, arguments)
         folder = export(config)
         print(f"model and card: {folder}")
         print(f"next: rotnet_fast.load_backbone({str(folder)!r}).features(images)")
@@ -103,6 +103,7 @@ def export(config: ExportConfig) -> Path:
     config.validate()
     folder = config.output_folder()
     check_output(folder)
+    check_replaceable(folder)
     from rotnet_fast.backbone import MODEL_FILE, build, describe
     from rotnet_fast.engine import checkpoint, weights
 
@@ -144,7 +145,7 @@ def export(config: ExportConfig) -> Path:
     return folder
 
 
-def check_output(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Refuse to replace what is not an earlier export.
 
     Raises:

@@ -8,7 +8,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,19 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
-from rotnet_fast.engine.run_folder import RunFolder, loader_of, open_run_folder, run_of, was_begun_by_this_job
+from rotnet_fast.engine.output import claimed
+from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.flags import Parser, parse_flags
+from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS
 
 if TYPE_CHECKING:
     import torch
 
+    from rotnet_fast.engine.precision import Precision
     from rotnet_fast.engine.trainer import Trainer
 
 PROGRAM = "python -m rotnet_fast.pretrain"
@@ -58,9 +59,9 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
 
     Raises:
         ArgumentError: a value that cannot be used.
-        SystemExit: with code 2 for an unknown flag or unreadable value, with 0 after ``--help``.
+        SystemExit: with 0, after ``--help``.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(PROGRAM, add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--model", default=NIN)
     known = parser.parse_known_args(arguments)[0]
@@ -68,8 +69,9 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
         raise ArgumentError(f"preset is {known.preset!r}; choose from {', '.join(PRESETS)}")
     # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
     default = PRESETS[known.preset]().with_model(known.model)
-    config = tyro.cli(PretrainConfig, prog=PROGRAM, default=default, args=arguments)
+    config = parse_flags(PretrainConfig, PROGRAM, arguments, default)
     config.validate()
+    check_model_name(config.model)
     return config
 
 
@@ -93,7 +95,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             config = replace(config, resume="auto", output=folder)
         if processes.is_main:
             warn_of_late_milestones(config)
-        with open_run_folder(folder, is_again or config.resume is not None, processes) as run:
+        with claimed(folder, is_again or config.resume is not None, processes) as run:
             return _pretrain(config, run, processes)
 
 
@@ -102,15 +104,17 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     from rotnet_fast.data.datasets import Dataset
     from rotnet_fast.data.loaders import free_memory, open_dataset
     from rotnet_fast.data.split import AnySplit
-    from rotnet_fast.engine.precision import Precision, resolve_precision
+    from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
-    from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
+    from rotnet_fast.protocols.pretext import check_device_fits, pretrain_with, pretraining, streaming_of
 
+    # All that can be known before a data set is read or downloaded.
     def check() -> tuple[torch.device, Precision]:
         device = processes.device(config.device)
         precision = resolve_precision(config.precision, device)
+        check_device_fits(config, device)
         if config.model != NIN:
-            make_network(len(config.rotations), model=config.model)  # before a data set is read or downloaded
+            make_network(len(config.rotations), model=config.model)
         return device, precision
 
     def begun() -> str | None:
@@ -119,6 +123,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         return loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
 
     device, precision = processes.everywhere(check)
+    found = processes.from_main(lambda: checkpoint_to_resume(config, run.path, precision))
     # All take the same loader: that of the run, or what suits the process with the least memory.
     least = -processes.maximum(-free_memory(device))[0]
     streaming = streaming_of(config, device, processes.from_main(begun), least)
@@ -143,9 +148,11 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         print(how(trainer))
 
     def load(trainer: Trainer) -> None:
-        if config.resume is not None:
-            is_auto = config.resume == "auto"
-            go_on(trainer, run.path if is_auto else Path(config.resume), is_auto)
+        if found is not None:
+            path, state = found
+            trainer.load_state(state, path)
+            if processes.is_main:
+                print(f"going on from {path}: {state['epoch']} epochs and {state['step']} steps done")
 
     return pretrain_with(trainer, config, dataset, load)
 
@@ -188,35 +195,49 @@ def warn_of_late_milestones(config: PretrainConfig) -> None:
         )
 
 
-def go_on(trainer: Trainer, path: Path, may_start: bool) -> None:
-    """Load a checkpoint file, or the newest whole one of a run folder, and say which.
+def checkpoint_to_resume(
+    config: PretrainConfig, run: Path, precision: Precision
+) -> tuple[Path, dict[str, Any]] | None:
+    """Path and state of the checkpoint to go on from; None to start from the beginning.
 
     Args:
-        may_start: leave the trainer at the beginning where the folder has no checkpoint at all.
+        config: says which: a file, or the newest whole one of a run folder.
+        run: folder of this run; ``--resume auto`` starts from the beginning where it has no checkpoint.
+        precision: in use.
+
+    Raises:
+        CheckpointError: no whole checkpoint of a pretraining, or one with other settings. Whether the data
+            are the same is known later.
     """
     from rotnet_fast.engine import checkpoint
 
-    def read() -> tuple[Path, dict[str, Any]] | None:
-        if may_start and not checkpoint.candidates(path):
-            print(f"{path} has no checkpoint yet: starting from the beginning")
-            return None
-        found, state, skipped = checkpoint.load_newest(path)
-        for error in skipped:
-            print(f"WARNING: {error}; trying an older one", file=sys.stderr)
-        return found, state
-
-    read_by_main = trainer.processes.from_main(read)
-    if read_by_main is None:
-        return
-    found, state = read_by_main
-    trainer.load_state(state, found)
-    if trainer.processes.is_main:
-        print(f"going on from {found}: {state['epoch']} epochs and {state['step']} steps done")
+    if config.resume is None:
+        return None
+    is_auto = config.resume == "auto"
+    path = run if is_auto else Path(config.resume)
+    if is_auto and not checkpoint.candidates(path):
+        print(f"{path} has no checkpoint yet: starting from the beginning")
+        return None
+    found, state, skipped = checkpoint.load_newest(path)
+    for error in skipped:
+        print(f"WARNING: {error}; trying an older one", file=sys.stderr)
+    saved = state.get("config", {})
+    if saved.get("task") != "pretrain" or "optimizer" not in state:
+        raise CheckpointError(
+            f"the checkpoint {found} is not one that a pretraining can go on from; give a run folder of "
+            f"{PROGRAM}, or a file in its checkpoints/"
+        )
+    settings = {**config.recipe(), "precision": precision.name}
+    others = ("task", "in_channels", "data_fingerprint")
+    refusal = checkpoint.refusal({k: v for k, v in saved.items() if k not in others}, settings, found)
+    if refusal is not None:
+        raise refusal
+    return found, state
 
 
 def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
     """The command that goes on with a run started with these arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--resume")
     others = parser.parse_known_args(list(arguments))[1]
     program = program_as_started(PROGRAM)

@@ -7,7 +7,6 @@ puts the study's main numbers into that file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from rotnet_fast import paper
 from rotnet_fast.command import run_command
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.study.summary import is_study
+from rotnet_fast.flags import Parser
+from rotnet_fast.study.summary import is_study, load_study
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
         DataError: a study's result is damaged.
         CannotWriteError: a report cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m rotnet_fast.report",
         description="Tables and reports from the JSON of finished runs; nothing is trained.",
     )
@@ -167,6 +167,8 @@ def main(arguments: Sequence[str]) -> None:
     studies = [folder for folder in options.folders if is_study(folder)]
     if options.readme is not None and (len(studies), len(options.folders)) != (1, 1):
         raise ArgumentError("readme takes the numbers of one study; give one folder of rotnet_fast.reproduce")
+    for folder in studies:
+        load_study(folder)  # first: one that is refused stays as it was
     texts = []
     for folder in options.folders:
         if folder in studies:

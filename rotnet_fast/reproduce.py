@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from rotnet_fast.checks import check_images, check_precision
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, join
+from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import followed
+from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
@@ -101,6 +102,7 @@ class ReproduceConfig:
 
         Raises:
             ArgumentError: a setting with a value that cannot be used.
+            DataError: the data folder is not there.
         """
         if not 0 < self.scale <= 1:
             raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
@@ -118,8 +120,8 @@ class ReproduceConfig:
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
         check_device(self.device)
-        if self.dataset == "folder" and self.data_dir is None:
-            raise ArgumentError("dataset folder needs --data-dir, the folder that holds train/ and test/")
+        check_precision(self.precision, self.device)
+        check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
 
     def output_folder(self) -> Path:
         """Where the study is kept."""
@@ -135,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         with said_once():
-            config = tyro.cli(ReproduceConfig, prog=PROGRAM, args=arguments)
+            config = parse_flags(ReproduceConfig, PROGRAM, arguments)
             config.validate()
         again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])
         with join() as processes:
@@ -162,6 +164,7 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
             were computed.
         Interrupted: stopped by a signal, with everything saved.
     """
+    processes.on_main(lambda: check_study_folder(config.output_folder()))
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = processes.local_main_first(lambda: make_context(config, processes))
@@ -177,7 +180,12 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
 
         processes.on_main(show)
         return
-    processes.on_main(lambda: context.results.begin(context.settings, config.seeds))
+
+    def begin() -> None:
+        context.results.check(context.settings)  # a folder that is refused stays as it was
+        context.results.begin(context.settings, config.seeds)
+
+    processes.on_main(begin)
     progress = Progress()
     start = time.monotonic()
     is_in_time = True
@@ -211,6 +219,19 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
             print(f"FAILED: {label}: {error}", file=sys.stderr)
     for error in failures.values():
         raise processes.shared(error if isinstance(error, RotnetError) else ArgumentError(str(error)))
+
+
+def check_study_folder(folder: Path) -> None:
+    """Check, before the data are read, that a study can be kept in a folder.
+
+    Raises:
+        ArgumentError: it holds a run of another command.
+        CannotWriteError: see `check_output`.
+        DataError: it holds a study that cannot be read.
+    """
+    check_output(folder)
+    if Results(folder).read_settings() is None and (folder / "config.json").exists():
+        raise ArgumentError(f"output {folder} holds a run, not a study; choose another folder with --output")
 
 
 def report(results: Results) -> None:

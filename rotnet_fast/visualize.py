@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from rotnet_fast.checks import check_precision
 from rotnet_fast.command import run_command
 from rotnet_fast.config import check_device
+from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
+from rotnet_fast.flags import parse_flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +37,9 @@ Picture = Literal[
 
 IMAGES_WITH_ATTENTION = 4
 """More do not fit into the width of a page."""
+
+MOST_IMAGES = 100
+"""Rows of a picture; the time and memory of drawing them grow with their number."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ class VisualizeConfig:
                 raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        if self.images > MOST_IMAGES:
+            raise ArgumentError(f"images is {self.images}; it must be at most {MOST_IMAGES}, one row each")
         check_device(self.device)
+        check_precision(self.precision, self.device)
         if not self.what:
             raise ArgumentError(f"what is empty; choose from all, {', '.join(PICTURES)}")
         if not self.checkpoint.exists():
@@ -283,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        visualize(tyro.cli(VisualizeConfig, prog=PROGRAM, args=arguments))
+        visualize(parse_flags(VisualizeConfig, PROGRAM, arguments))
 
     return run_command(command)
 
@@ -298,10 +305,11 @@ def visualize(config: VisualizeConfig) -> list[Path]:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
     """
     config.validate()
+    folder = config.output_folder()
+    check_output(folder)  # before data and network are read
+    analyses = Analyses(config)
     from rotnet_fast.plots.style import save
 
-    analyses = Analyses(config)
-    folder = config.output_folder()
     pictures = config.pictures()
     if not analyses.has_classes and (left_out := [name for name in pictures if name in PICTURES_OF_CLASSES]):
         print(f"WARNING: the images have no classes: leaving out {', '.join(left_out)}", file=sys.stderr)

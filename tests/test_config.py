@@ -51,7 +51,7 @@ def test_flags_override_the_preset_wherever_they_stand() -> None:
 
 def test_every_setting_can_be_given_as_a_flag() -> None:
     flags = (
-        "--preset quickstart --dataset folder --data-dir d --dataset-name n --image-size 24 --limit-train 5 "
+        "--preset quickstart --dataset folder --data-dir . --dataset-name n --image-size 24 --limit-train 5 "
         "--limit-test 6 --blocks 5 --width 0.5 --uniform-gamma --rotations 90 270 --pad 3 "
         "--flip-prob 0.25 --epochs 9 --batch-size 10 "
         "--lr 0.3 --schedule linear --milestones 2 4 --lr-factor 0.1 --warmup 1.5 --optimizer muon "
@@ -61,7 +61,7 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         "--checkpoint-every-seconds None --no-tensorboard"
     )
     assert parse(shlex.split(flags)) == PretrainConfig(
-        preset="quickstart", dataset="folder", data_dir=Path("d"), dataset_name="n", image_size=24,
+        preset="quickstart", dataset="folder", data_dir=Path("."), dataset_name="n", image_size=24,
         limit_train=5, limit_test=6, blocks=5, width=0.5, uniform_gamma=True, rotations=(90, 270),
         pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="linear", milestones=(2, 4),
         lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, nesterov=False,

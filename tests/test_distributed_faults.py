@@ -213,7 +213,7 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
         ("--batch-size 1", (), (2, 2), ("batch-size is 1, fewer images than the 2 processes", "")),
         ("--lr 1e30", (), (5, 5), ("start again with a lower --lr", "")),
         ("--output /dev/null/run", (), (7, 7), ("cannot write /dev/null/run", "")),
-        ("--limit-train 100000", (), (2, 2), ("limit_train is 100000", "")),
+        ("--limit-train 100000", (), (2, 2), ("limit-train is 100000", "")),
         ("", (full_disk,), (7, 7), ("No space left on device", "")),
         ("", (no_data_for_the_last,), (3, 3), ("", "the digits are gone")),
         ("", (other_data_for_the_last,), (2, 2), ("", "data_fingerprint is")),

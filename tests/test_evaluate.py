@@ -171,7 +171,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--lr nan", 2, "lr is nan; it must be a number above 0"),
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
         ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),
-        ("--limit-train 100000", 2, "limit_train is 100000"),
+        ("--limit-train 100000", 2, "limit-train is 100000"),
         ("--limit-train 33 --batch-size 16", 2, "33 training images leave a last batch of one"),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
         ("--device cuda:99", 2, "device is cuda:99"),

@@ -67,7 +67,7 @@ def test_a_run_of_one_network_is_no_run_of_another(run: Path) -> None:
 
 
 def test_a_model_that_there_is_not_is_named_before_data_are_read(tmp_path: Path) -> None:
-    config = replace(config_of(tmp_path), model="resnet", dataset="folder", data_dir=tmp_path / "nowhere")
+    config = replace(config_of(tmp_path), model="resnet", dataset="folder", data_dir=tmp_path)
     with pytest.raises(ArgumentError, match=r"did you mean .*resnet18"):
         pretrain(config)
 
@@ -128,8 +128,10 @@ def test_heads_go_on_any_named_module(run: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_unknown_layers_are_named_before_data_are_read(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--layers conv2 --dataset folder --data-dir nowhere --device cpu"
+def test_unknown_layers_are_named_before_data_are_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = f"--layers conv2 --dataset folder --data-dir {tmp_path} --device cpu"  # empty
     assert evaluate.main(["--checkpoint", str(run), *shlex.split(flags)]) == 2
     assert f"'conv2', which is no feature map of {MODEL}; choose from features.0, " in capsys.readouterr().err
 

@@ -143,7 +143,7 @@ def test_damaged_checkpoint_is_passed_over_for_an_older_one(
         ("--images 0", 2, "images is 0; it must be at least 1"),
         ("--batch-size 0", 2, "batch-size is 0; it must be at least 1"),
         ("--limit-test -1", 2, "limit-test is -1; it must be at least 1"),
-        ("--limit-test 100000", 2, "limit_test is 100000"),
+        ("--limit-test 100000", 2, "limit-test is 100000"),
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
         ("--device cuda:99", 2, "device is cuda:99"),

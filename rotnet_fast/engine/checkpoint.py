@@ -28,6 +28,8 @@ _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
 _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
 _TRAILER_BYTES = len(_TRAILER.format(digest="0" * 64))
 
+_GIVE_A_RUN = "give a run folder of python -m rotnet_fast.pretrain, or a file of its checkpoints/"
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically.
@@ -64,15 +66,21 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     trailer = _TRAILER_PATTERN.fullmatch(content[-_TRAILER_BYTES:])
+    if trailer is None and content[8:10] == b'{"':  # as a safetensors file has it
+        raise CheckpointError(
+            f"the checkpoint {path} holds exported weights, which rotnet_fast.load_backbone takes; "
+            f"{_GIVE_A_RUN}"
+        )
     if trailer is None:
         raise CheckpointError(
             f"the checkpoint {path} is cut short, damaged or not one of rotnet_fast's: its last line, with "
-            f"the SHA-256 digest, is missing"
+            f"the SHA-256 digest, is missing; {_GIVE_A_RUN}"
         )
     body = memoryview(content)[:-_TRAILER_BYTES]
     if hashlib.sha256(body).hexdigest().encode() != trailer[2]:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content"
+            f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content; take an older "
+            f"one of the same folder"
         )
     if trailer[1] != b"1":
         raise CheckpointError(
@@ -85,7 +93,7 @@ def load(path: Path) -> dict[str, Any]:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(
-            f"the checkpoint {path} holds something other than tensors and plain values"
+            f"the checkpoint {path} holds something other than tensors and plain values; {_GIVE_A_RUN}"
         ) from error
     return state
 
@@ -125,10 +133,10 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
             skipped.append(error)
     if skipped:
         raise CheckpointError(
-            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: {skipped[0]}; start again "
-            f"with another --output"
+            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: "
+            f"{str(skipped[0]).removesuffix(f'; {_GIVE_A_RUN}')}; start again with another --output"
         )
-    raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}")
+    raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}; {_GIVE_A_RUN}")
 
 
 def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path) -> CheckpointError | None:

@@ -37,6 +37,8 @@ class FileLock:
     def take(self) -> bool:
         """Whether the lock is ours now; does not wait for another holder.
 
+        A file that its last holder has removed, with the folder that it lay in, is not a lock any more.
+
         Raises:
             CannotWriteError: the file system has no locks.
         """
@@ -46,6 +48,8 @@ class FileLock:
             return False
         except OSError as error:
             raise cannot_write(self._path, error) from error
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            return False
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")
         self._file.flush()

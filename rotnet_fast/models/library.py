@@ -9,7 +9,6 @@ does not import at all beside a torch that it was not built for.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -20,10 +19,8 @@ from torch import nn
 
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.names import TIMM, unknown_model
 from rotnet_fast.models.network import FeatureNetwork
-
-TIMM = "timm/"
-"""What the names of timm's networks begin with."""
 
 PROBE = 96
 """Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
@@ -221,14 +218,14 @@ def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
     if name.startswith(TIMM):
         timm = _import("timm", "timm", name)
         if not timm.is_model(name.removeprefix(TIMM)):
-            raise _unknown(name, [TIMM + other for other in timm.list_models()])
+            raise unknown_model(name, [TIMM + other for other in timm.list_models()])
         arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
         from_timm: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False, **arguments)
         return from_timm
     models = _import("torchvision.models", "torchvision", name)
     names = models.list_models(module=models)  # classification alone; detection and others have their modules
     if name not in names:
-        raise _unknown(name, [NIN, *names])
+        raise unknown_model(name, names)
     if in_channels != 3:
         raise ArgumentError(
             f"model {name} takes images of 3 channels, and these have {in_channels}; choose {NIN} or a "
@@ -248,16 +245,6 @@ def _import(module: str, package: str, model: str) -> Any:
             f"model {model} needs {package}, which does not import beside torch {torch.__version__} "
             f"({error}); install one that fits: pip install {package}"
         ) from error
-
-
-def _unknown(name: str, names: list[str]) -> ArgumentError:
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    return ArgumentError(
-        f"model is {name!r}, which there is not; "
-        + (f"did you mean {', '.join(near)}? " if near else "")
-        + f"Choose {NIN}, a classification network of torchvision, such as resnet18, or one of timm, such as "
-        f"{TIMM}resnet18"
-    )
 
 
 def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ...]:

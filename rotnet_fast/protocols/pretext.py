@@ -40,6 +40,22 @@ def streaming_of(
     return Streaming(device, config.loader, crop, config.decoder, begun, free)
 
 
+def check_device_fits(config: PretrainConfig, device: torch.device) -> None:
+    """Check the settings that need a GPU.
+
+    Raises:
+        ArgumentError: one of them, for a run on the CPU.
+    """
+    if device.type == "cuda":
+        return
+    for name, is_wanted in (("kernels", config.kernels != "torch"), ("graph", config.graph == "on")):
+        if is_wanted:
+            raise ArgumentError(
+                f"{name} is {getattr(config, name)}, which needs a GPU; this run uses {device}: "
+                f"leave --{name} out"
+            )
+
+
 def pretraining(
     config: PretrainConfig,
     dataset: Dataset[AnySplit],
@@ -72,6 +88,7 @@ def pretraining(
             f"fewer with --nproc-per-node, or use a larger batch"
         )
         raise processes.shared(ArgumentError(message))
+    processes.everywhere(lambda: check_device_fits(config, device))
     shard = Shard(processes.rank, processes.world)
     channels = dataset.train.image_shape[-1]
 
@@ -109,11 +126,6 @@ def pretraining(
 
             synchronise_batchnorm(network, group)
         if isinstance(network, NetworkInNetwork):
-            if config.kernels != "torch" and device.type != "cuda":
-                raise ArgumentError(
-                    f"kernels is {config.kernels}, which needs a GPU; this run uses {device}: "
-                    f"leave --kernels out"
-                )
             network.use_kernels(config.kernels)
 
     processes.everywhere(prepare)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.checks import CIFAR10_SIDE, check_images
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
@@ -127,8 +128,15 @@ class Pretrained:
                 display_name = settings.get("dataset_name")
             limit_train = limit_train or recipe["limit_train"]
             limit_test = limit_test or recipe["limit_test"]
+        name = name or recipe["dataset"]
+        check_images(name, data_dir, limit_train, limit_test)
+        if name == "cifar10" and recipe["image_size"] != CIFAR10_SIDE:
+            raise ArgumentError(
+                f"dataset is cifar10, whose images have {CIFAR10_SIDE} pixels, and the checkpoint is of a "
+                f"network for {recipe['image_size']}; give another --dataset, or another --checkpoint"
+            )
         return {
-            "name": name or recipe["dataset"],
+            "name": name,
             "data_dir": data_dir,
             "image_size": recipe["image_size"],
             "limit_train": limit_train,

@@ -1,0 +1,171 @@
+"""Wrong uses of the commands, and how soon each is answered: ``python -m benchmarks.wrong_uses [WORDS]``.
+
+Every case of ``CASES`` is run as a user would, in a process of its own, and its seconds are printed. Each
+answer shall come within three seconds on an otherwise idle machine; ``tests/test_wrong_uses.py`` checks what the
+answers say. With words, only the cases that contain one of them are run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+LATIN1 = os.fsdecode(b"caf\xe9")
+"""A name that is not UTF-8."""
+
+
+@dataclass(frozen=True)
+class WrongUse:
+    """A command line that cannot work.
+
+    Attributes:
+        line: command and options; paths are those of :func:`make_world`.
+        code: the documented exit code, see `rotnet_fast.command`.
+        says: what the sentence must contain: the argument, the value found, the remedy.
+    """
+
+    line: str
+    code: int
+    says: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """What stands behind ``python``."""
+        new = f"new-{zlib.crc32(self.line.encode())}"  # cases that run at once must not meet
+        command, *options = shlex.split(self.line.replace("LATIN1", LATIN1).replace("NEW", new))
+        return ["-m", f"rotnet_fast.{command}", *options]
+
+
+QUICK = "pretrain --preset quickstart --output NEW"
+
+CASES = [
+    # Arguments: 2
+    WrongUse("pretrain --preset papier", 2, ("preset is 'papier'", "choose from quickstart, cpu,")),
+    WrongUse(f"{QUICK} --epoch 5", 2, ("--epoch 5 is no option", "did you mean --epochs?")),
+    WrongUse(f"{QUICK} --epochs 0", 2, ("epochs is 0", "must be at least 1")),
+    WrongUse(f"{QUICK} --epochs many", 2, ("epochs is many", "must be a whole number")),
+    WrongUse(f"{QUICK} --lr nan", 2, ("lr is nan", "must be a number above 0")),
+    WrongUse(f"{QUICK} --batch-size -8", 2, ("batch-size is -8", "must be at least 1")),
+    WrongUse(f"{QUICK} --blocks 6", 2, ("blocks is '6'", "choose from 3, 4, 5")),
+    WrongUse(f"{QUICK} --blocks 5 --model resnet18", 2, ("blocks is 5", "leave it out for resnet18")),
+    WrongUse(f"{QUICK} --model resnet19", 2, ("model is 'resnet19'", "did you mean resnet18")),
+    WrongUse(f"{QUICK} --rotations 0 90 90", 2, ("rotations is (0, 90, 90)", "such as 0 90 180 270")),
+    WrongUse(f"{QUICK} --device cuda:99", 2, ("device is cuda:99", "use --device cpu")),
+    WrongUse(f"{QUICK} --device cpu --precision fp16", 2, ("precision is fp16", "use --precision bf16")),
+    WrongUse(f"{QUICK} --device cpu --graph on", 2, ("graph is on", "leave one of the two out")),
+    WrongUse(f"{QUICK} --loader dali", 2, ("loader is dali", "leave --loader out")),
+    WrongUse(f"{QUICK} --image-size 100000", 2, ("image-size is 100000", "must lie in [1, 256]")),
+    WrongUse(f"{QUICK} --limit-train 100000", 2, ("limit-train is 100000", "give 1 to 1437, or no limit")),
+    WrongUse("pretrain --image-size 64 --output NEW", 2, ("image-size is 64", "use --dataset folder")),
+    WrongUse("pretrain --dataset folder --output NEW", 2, ("dataset folder", "needs --data-dir")),
+    WrongUse("pretrain --preset quickstart --output run", 2, ("output run already holds", "--resume auto")),
+    WrongUse("pretrain --preset quickstart --output busy", 2, ("output busy is in use", "with --output")),
+    WrongUse("pretrain --preset quickstart --output LATIN1", 2, (r"output is b'caf\xe9'", "choose another")),
+    WrongUse("evaluate --checkpoint run --layers conv9", 2, ("layers holds 'conv9'", "choose from conv1")),
+    WrongUse("evaluate --checkpoint run --dataset cifar10", 2, ("dataset is cifar10", "another --dataset")),
+    WrongUse("evaluate --checkpoint run --no-frozen", 2, ("--no-frozen", "add --random-init")),
+    WrongUse("evaluate --checkpoint broken", 2, ("broken/config.json cannot be read", "restore or remove")),
+    WrongUse("visualize --checkpoint run --images 1000", 2, ("images is 1000", "must be at most 100")),
+    WrongUse("report run", 2, ("run/results.json holds no evaluation", "give a folder")),
+    WrongUse("report study", 2, ("study/study.json has format 0", "run the study again")),
+    WrongUse("reproduce --only table9 --output NEW", 2, ("only holds 'table9'", "choose from table3")),
+    WrongUse("benchmark --output NEW.txt", 2, ("output is new-", "ends in .json")),
+    WrongUse("doctor --fix", 2, ("--fix", "--help")),
+    # Data: 3
+    WrongUse("pretrain --dataset folder --data-dir nowhere", 3, ("data-dir is nowhere", "give the folder")),
+    WrongUse("pretrain --dataset folder --data-dir half", 3, ("half has train/ but no test/", "must hold")),
+    WrongUse("reproduce --dataset digits --output study", 3, ("study/study.json", "another --output")),
+    # Checkpoints: 4
+    WrongUse(f"{QUICK} --resume nowhere", 4, ("resume is nowhere", "give auto, or a run folder")),
+    WrongUse(f"{QUICK} --resume run", 4, ("last.pt belongs to another run", "another --output")),
+    WrongUse(f"{QUICK} --resume other.pt", 4, ("other.pt is not one", "give a run folder")),
+    WrongUse("evaluate --checkpoint empty", 4, ("no checkpoint in empty/checkpoints", "give a run folder")),
+    WrongUse(
+        "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is cut short", "give a run folder")
+    ),
+    WrongUse("visualize --checkpoint pickle.pt", 4, ("the checkpoint pickle.pt is cut", "give a run folder")),
+    WrongUse("export --checkpoint weights.pt", 4, ("weights.pt holds exported weights", "give a run folder")),
+    # Outputs: 7
+    WrongUse("pretrain --preset quickstart --output a-file", 7, ("a-file: it is a file", "with --output")),
+    WrongUse("evaluate --checkpoint run --output a-file/x", 7, ("cannot write a-file/x", "with --output")),
+    WrongUse("export --checkpoint run --output a-file", 7, ("a-file: it is a file", "with --output")),
+    WrongUse("benchmark --output a-file/x.json", 7, ("cannot write a-file", "with --output")),
+]
+
+
+@contextmanager
+def make_world(world: Path) -> Iterator[None]:
+    """Context with what the cases name, in a folder: runs, files that are no checkpoints, a folder in use."""
+    import torch
+
+    from rotnet_fast.config import PretrainConfig
+    from rotnet_fast.engine import checkpoint
+    from rotnet_fast.export import ExportConfig, export
+    from rotnet_fast.pretrain import pretrain
+
+    run = world / "run"
+    tiny = PretrainConfig(preset="quickstart", dataset="digits", image_size=8, limit_train=20, limit_test=10)
+    sizes = {"blocks": 3, "width": 0.05, "epochs": 1, "milestones": (), "batch_size": 20}
+    pretrain(PretrainConfig(**{**vars(tiny), **sizes, "output": run, "device": "cpu", "tensorboard": False}))
+    shutil.copytree(run, world / "broken")
+    (world / "broken" / "config.json").write_text('{"settings": ')
+    export(ExportConfig(run, world / "exported"))
+    shutil.copy(world / "exported" / "model.safetensors", world / "weights.pt")
+    torch.save({"weight": torch.zeros(3)}, world / "pickle.pt")
+    checkpoint.save(world / "other.pt", {"weight": torch.zeros(3)})
+    (world / "text.pt").write_text("to be trained\n")
+    (world / "a-file").write_text("")
+    (world / "empty").mkdir()
+    (world / "half" / "train" / "class").mkdir(parents=True)
+    (world / "study").mkdir()
+    (world / "study" / "study.json").write_text(json.dumps({"format": 0, "settings": {}, "seeds": 1}))
+    (world / "busy" / "checkpoints").mkdir(parents=True)
+    with (world / "busy" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ask(case: WrongUse, world: Path) -> subprocess.CompletedProcess[str]:
+    """Run a case in a process of its own, in the folder that :func:`make_world` has filled."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "60"}
+    return subprocess.run(
+        [sys.executable, *case.arguments()],
+        cwd=world,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def main(words: list[str]) -> None:
+    """Print the seconds of each case, the slowest last."""
+    cases = [case for case in CASES if not words or any(word in case.line for word in words)]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, make_world(Path(folder)):
+        for case in cases:
+            seconds = []
+            for _ in range(2):  # the first may have to read files from the disk
+                start = time.perf_counter()
+                ask(case, Path(folder))
+                seconds.append(time.perf_counter() - start)
+            rows.append((min(seconds), case))
+    for taken, case in sorted(rows, key=lambda row: row[0]):
+        print(f"{taken:5.2f} s  {case.code}  {case.line}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,91 @@
+"""Checks of settings that the commands share and that need neither torch nor the images.
+
+They come first, so that a wrong option is answered at once, and not after a download or the scan of a large
+folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rotnet_fast.errors import ArgumentError, DataError
+
+SIZES = {"cifar10": (50_000, 10_000), "digits": (1_437, 360)}
+"""Training and test images of the data sets that are the same everywhere."""
+
+CIFAR10_SIDE = 32
+LARGEST_SIDE = {"cifar10": CIFAR10_SIDE, "digits": 256, "folder": 4096}
+"""Pixels; digits are 8x8 by nature, and all of them are kept in memory."""
+
+
+def check_images(
+    dataset: str, data_dir: Path | None, limit_train: int | None, limit_test: int | None
+) -> None:
+    """Check where a data set lies and how much of it is used.
+
+    Raises:
+        ArgumentError: a folder of images that is not named, or a limit beyond the images that there are.
+        DataError: a folder of images that is not there.
+    """
+    if dataset == "folder":
+        remedy = "the folder that holds train/ and test/"
+        if data_dir is None:
+            raise ArgumentError(f"dataset folder needs --data-dir, {remedy}")
+        if not data_dir.is_dir():
+            state = "is no folder" if data_dir.exists() else "does not exist"
+            raise DataError(f"data-dir is {data_dir}, which {state}; give {remedy}")
+    limits = (("limit-train", limit_train), ("limit-test", limit_test))
+    for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):
+        if limit is not None and limit > count:
+            raise ArgumentError(
+                f"{name} is {limit}; data set {dataset} has {count} such images: give 1 to {count}, or no "
+                f"limit"
+            )
+
+
+def check_image_size(dataset: str, image_size: int) -> None:
+    """Check the side of a data set's images, in pixels.
+
+    Raises:
+        ArgumentError: a size that the data set does not have.
+    """
+    if dataset == "cifar10" and image_size != CIFAR10_SIDE:
+        raise ArgumentError(
+            f"image-size is {image_size}; cifar10 has images of {CIFAR10_SIDE} pixels only: give "
+            f"--image-size {CIFAR10_SIDE}, or use --dataset folder for other sizes"
+        )
+    largest = LARGEST_SIDE[dataset]
+    if not 1 <= image_size <= largest:
+        raise ArgumentError(f"image-size is {image_size}; it must lie in [1, {largest}] for {dataset}")
+
+
+def check_streaming(dataset: str, loader: str | None, is_cropped: bool) -> None:
+    """Check that images can be loaded in the way asked for.
+
+    Raises:
+        ArgumentError: streams or crops of images that are always in memory, or crops of such as are kept.
+    """
+    for argument, value, is_made_of_files in (
+        ("loader", loader, loader == "dali"),
+        ("crop", "resized", is_cropped),
+    ):
+        if is_made_of_files and dataset != "folder":
+            raise ArgumentError(
+                f"{argument} is {value}, which is made from the files of a folder; data set {dataset} is "
+                f"always in memory: leave --{argument} out"
+            )
+    if is_cropped and loader == "resident":
+        raise ArgumentError(
+            "loader is resident, which keeps whole images of one size; crops of random size are made from "
+            "the files: use --loader dali, or --crop pad"
+        )
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Check a number format for a device that is named; of ``auto`` it is known once torch is loaded.
+
+    Raises:
+        ArgumentError: fp16 on the CPU.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise ArgumentError("precision is fp16, which needs a CUDA device; use --precision bf16 or fp32")

@@ -1,0 +1,85 @@
+"""Where a command writes: checked before anything else is done, and left as it was where nothing comes of it.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rotnet_fast.engine.atomic import cannot_write
+from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.engine.run_folder import RunFolder, open_run_folder
+from rotnet_fast.errors import ArgumentError
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before work is done for it; none is left behind.
+
+    Raises:
+        ArgumentError: a name that is not UTF-8.
+        CannotWriteError: a file, a folder on a read-only disk, ...
+    """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(
+            f"output is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name it; "
+            f"choose another folder with --output"
+        ) from None
+    made = _missing(folder)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        _remove(made)
+
+
+@contextmanager
+def claimed(path: Path, resume: bool, processes: Processes = ALONE) -> Iterator[RunFolder]:
+    """Together: context with the run folder of processes, see `open_run_folder`.
+
+    Where no run was begun in it when the context ends, as an argument or the data turned out to be wrong,
+    what was made for it is removed.
+
+    Raises:
+        ArgumentError, CannotWriteError, ElsewhereError: see :func:`check_output` and `open_run_folder`.
+    """
+    processes.on_main(lambda: check_output(path))
+    made = [*_missing(path / "checkpoints"), *_missing(path / "lock")[:1]]
+    with open_run_folder(path, resume, processes) as run:
+        try:
+            if processes.is_main:
+                # A command that failed may have removed it before we had the lock.
+                run.checkpoints.mkdir(exist_ok=True)
+            yield run
+        finally:
+            # Still under the lock: whoever has opened its file by now finds that it is not in its place.
+            if processes.is_main and not (path / "config.json").exists():
+                _remove(made)
+
+
+def _missing(path: Path) -> list[Path]:
+    """A path and those above it, as far as they do not exist."""
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove a file and the folders around it, from the inside; a folder that holds anything else stays."""
+    for place in sorted(made, key=lambda place: -len(place.parts)):
+        try:
+            if place.is_dir():
+                place.rmdir()
+            else:
+                place.unlink(missing_ok=True)
+        except OSError:
+            return
