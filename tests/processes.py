@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import resource
 import shlex
 import sys
 import time
@@ -49,6 +51,34 @@ def run_command(arguments: list[str], *prepare: Prepare) -> Ended:
             function(patch)
         code = pretrain.main(arguments)
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+def before_step(patch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """Call ``action`` at the beginning of training step ``number`` (from 0) of the next run."""
+    from rotnet_fast.engine.rotation_task import RotationTask
+
+    train_step, calls = RotationTask.train_step, 0
+
+    def counting(self: RotationTask, *batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number + 1:
+            action()
+        return train_step(self, *batch)
+
+    patch.setattr(RotationTask, "train_step", counting)
+
+
+def limit_memory(megabytes: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the process take so much more memory than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def stop_before(step: int, number: int, patch: pytest.MonkeyPatch) -> None:
+    """Send the process a signal at the beginning of a training step."""
+    before_step(patch, step, lambda: os.kill(os.getpid(), number))
 
 
 class Command:

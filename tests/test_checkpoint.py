@@ -116,6 +116,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.faults("out of memory")
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
@@ -144,6 +145,7 @@ def test_a_missing_checkpoint_is_a_plain_sentence(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "no.pt")
 
 
+@pytest.mark.faults("disk full")
 def test_a_full_disk_keeps_the_old_checkpoint(saved: Path) -> None:
     before = saved.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -169,6 +171,7 @@ def test_what_a_killed_process_left_behind_is_overwritten(tmp_path: Path) -> Non
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("results.json", b"whole")]
 
 
+@pytest.mark.faults("killed while a file gets a second name")
 def test_a_name_that_a_killed_process_was_about_to_give_a_file_does_not_cost_the_file(tmp_path: Path) -> None:
     source, name = tmp_path / "epoch-0001.pt", tmp_path / "last.pt"
     source.write_bytes(b"whole")
@@ -215,6 +218,7 @@ def test_the_newest_whole_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
     assert (path.name, state["epoch"], skipped) == ("last.pt", 11, [])
 
 
+@pytest.mark.faults("damaged newest checkpoint")
 def test_damaged_checkpoints_are_passed_over_and_reported(tmp_path: Path) -> None:
     fill_run(tmp_path)
     for name in ("last.pt", "epoch-0010.pt"):

@@ -251,6 +251,7 @@ def test_a_damaged_image_ahead_of_an_unfinished_epoch_does_not_spoil_the_next(tm
     assert [len(batch) for batch in loader.epoch(0)] == [2] * 4
 
 
+@pytest.mark.faults("data altered during a run")
 def test_a_damaged_image_is_named_and_no_batch_is_lost(tmp_path: Path) -> None:
     files = jpegs(12)
     split = encoded(tmp_path, files)
@@ -268,6 +269,7 @@ def test_a_damaged_image_is_named_and_no_batch_is_lost(tmp_path: Path) -> None:
             next(batches)
 
 
+@pytest.mark.faults("data altered during a run")
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"short")])
 def test_a_file_that_changed_under_the_loader_is_named(
     tmp_path: Path, change: Callable[[Path], object]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shlex
@@ -15,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_command
 from ranks import on_ranks, torchrun
 from tiny import EPOCHS, STEPS_PER_EPOCH, tiny_config
 
-from rotnet_fast import pretrain as command
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import datasets, digits
 from rotnet_fast.engine import checkpoint, trainer
@@ -70,6 +68,7 @@ def pretrain_until_killed(config: PretrainConfig, step: int) -> None:
             pretrain(config)
 
 
+@pytest.mark.faults("several processes killed before a step")
 @pytest.mark.parametrize(("world", "steps"), [(2, [1, 4]), (3, [0, 2, 3, 5])], ids=["2", "3"])
 def test_processes_killed_before_any_step_resume_to_the_same_state(
     world: int, steps: Sequence[int], tmp_path: Path
@@ -89,25 +88,12 @@ def test_the_number_of_processes_may_change_when_a_run_goes_on(tmp_path: Path) -
     assert checkpoint.load_newest(tmp_path / "run")[1]["epoch"] == EPOCHS
 
 
-def run_command(arguments: list[str], *prepare: Callable[[pytest.MonkeyPatch], None]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of this process's command."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for function in prepare:
-            function(patch)
-        code = command.main(arguments)
-    return code, out.getvalue(), err.getvalue()
-
-
 def signal_the_last(patch: pytest.MonkeyPatch) -> None:
     if my_rank() == 1:
         before_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
+@pytest.mark.faults("signal to one of several processes")
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     arguments = [*FLAGS, "--output", str(tmp_path / "run")]
     whole = on_ranks(2, pretrain, parse([*FLAGS, "--output", str(tmp_path / "whole")]))[0]
@@ -206,6 +192,7 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(atomic.os, "fsync", refuse)
 
 
+@pytest.mark.faults("fault of one of several processes")
 @pytest.mark.parametrize(
     ("flags", "prepare", "codes", "sentences"),
     [
@@ -238,6 +225,7 @@ def test_a_failure_is_told_once_by_the_process_that_met_it(
         assert len(told) == (1 if sentence else 0)
 
 
+@pytest.mark.faults("second run in a folder")
 def test_a_folder_in_use_is_refused_once(tmp_path: Path) -> None:
     arguments = [*FLAGS, "--output", str(tmp_path / "run")]
     assert [code for code, _, _ in on_ranks(2, run_command, arguments)] == [0, 0]
@@ -276,6 +264,7 @@ def wait_for_lines(job: subprocess.Popen[str], log: Path, lines: int) -> None:
     wait_until(job, lambda: log.exists() and log.read_text().count("\n") >= lines)
 
 
+@pytest.mark.faults("torchrun and its workers killed and stopped")
 def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     log = folder / "metrics.jsonl"

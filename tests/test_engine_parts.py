@@ -161,6 +161,7 @@ print(before, left())
     assert after > 200
 
 
+@pytest.mark.faults("second run in a folder")
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     with (
         RunFolder(tmp_path / "run"),

@@ -153,6 +153,7 @@ def test_kernels_for_a_gpu_are_refused_on_a_cpu(output: Path, capsys: pytest.Cap
     fail([*TINY, "--output", str(output), "--kernels", "triton"], 2, "needs a GPU", capsys)
 
 
+@pytest.mark.faults("all checkpoints damaged")
 def test_damaged_checkpoints_are_exit_code_4(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "--output", str(output)]) == 0
     for path in (output / "checkpoints").iterdir():
@@ -164,6 +165,7 @@ def test_divergence_is_exit_code_5(output: Path, capsys: pytest.CaptureFixture[s
     fail([*TINY, "--output", str(output), "--lr", "1e30"], 5, "start again with a lower --lr", capsys)
 
 
+@pytest.mark.faults("out of memory")
 @pytest.mark.parametrize(
     "error",
     [
@@ -191,6 +193,7 @@ def test_an_unwritable_folder_is_exit_code_7(capsys: pytest.CaptureFixture[str])
     fail([*TINY, "--output", "/dev/null/run"], 7, "cannot write /dev/null/run", capsys)
 
 
+@pytest.mark.faults("disk full")
 def test_a_full_disk_under_a_library_is_exit_code_7(
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_full_disk_under_a_library_is_exit_code_7(
     fail([*TINY, "--output", str(output)], 7, "No space left on device", capsys)
 
 
+@pytest.mark.faults("signal at any step")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_printed_command_goes_on(
     number: int,

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import FaultLog
+from processes import before_step
 from tiny import EPOCHS, STEPS_PER_EPOCH, read_digits_once, tiny_config
 
 from rotnet_fast.config import PretrainConfig
@@ -38,20 +39,6 @@ class Killed(BaseException):
     """Ends a run in this process as abruptly as an exception can."""
 
 
-def before_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
-    """Call ``action`` at the beginning of training step ``number`` of the next run (from 0)."""
-    train_step, calls = RotationTask.train_step, 0
-
-    def counting(self: RotationTask, *batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number + 1:
-            action()
-        return train_step(self, *batch)
-
-    monkeypatch.setattr(RotationTask, "train_step", counting)
-
-
 def die() -> None:
     raise Killed
 
@@ -69,6 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return pretrain(tiny_config(tmp_path_factory.mktemp("undisturbed") / "run"))
 
 
+@pytest.mark.faults("killed before any step")
 @pytest.mark.parametrize(("step", "every"), [*((step, 1) for step in range(STEPS)), (4, 2), (5, None)])
 def test_a_run_killed_before_any_step_resumes_to_the_same_state(
     step: int, every: int | None, undisturbed: dict[str, Any], tmp_path: Path
@@ -100,6 +88,7 @@ def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path, fau
     assert script.returncode == 0
 
 
+@pytest.mark.faults("signal at any step")
 @pytest.mark.parametrize("step", [0, 1, STEPS_PER_EPOCH - 1, STEPS - 1])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
@@ -121,6 +110,7 @@ def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
     assert resumed["state_hash"] == undisturbed["state_hash"]
 
 
+@pytest.mark.faults("signal during an evaluation")
 def test_a_signal_during_an_evaluation_stops_it_and_the_evaluation_is_repeated(
     undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +141,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in timings} for line in lines]
 
 
+@pytest.mark.faults("killed with metrics that no checkpoint knows of")
 @pytest.mark.parametrize("step", [2, 5])
 def test_metrics_of_a_resumed_run_have_every_line_once(step: int, tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "whole", log_every=1))
@@ -163,6 +154,7 @@ def test_metrics_of_a_resumed_run_have_every_line_once(step: int, tmp_path: Path
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.faults("damaged newest checkpoint")
 def test_a_damaged_last_checkpoint_costs_steps_but_not_exactness(
     undisturbed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +168,7 @@ def test_a_damaged_last_checkpoint_costs_steps_but_not_exactness(
     assert "epoch-0001.pt" in captured.out
 
 
+@pytest.mark.faults("all checkpoints damaged")
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_silently_begun_again(tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "run"))
     for path in (tmp_path / "run" / "checkpoints").iterdir():
@@ -232,6 +225,7 @@ def test_automatic_precision_is_kept_as_the_one_it_stood_for(tmp_path: Path) -> 
     assert again["precision"] == chosen
 
 
+@pytest.mark.faults("data altered between runs")
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(tiny_config(tmp_path / "run"))
 
@@ -254,6 +248,7 @@ def test_settings_outside_the_recipe_may_change_on_resume(
     assert resumed["rotation_accuracy"] == undisturbed["rotation_accuracy"]
 
 
+@pytest.mark.faults("killed before any step")
 def test_bf16_resumes_exactly_too(tmp_path: Path) -> None:
     whole = pretrain(tiny_config(tmp_path / "whole", precision="bf16"))
     config = tiny_config(tmp_path / "cut", precision="bf16", resume="auto")
@@ -261,6 +256,7 @@ def test_bf16_resumes_exactly_too(tmp_path: Path) -> None:
     assert pretrain(config)["state_hash"] == whole["state_hash"]
 
 
+@pytest.mark.faults("killed before any step")
 @pytest.mark.parametrize("step", [1, 4])
 def test_muon_and_a_warm_up_resume_exactly_too(step: int, tmp_path: Path) -> None:
     # Killed within the warm-up of four steps, and after it.

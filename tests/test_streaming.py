@@ -108,6 +108,7 @@ class Killed(BaseException):
     """Ends a run as abruptly as an exception can."""
 
 
+@pytest.mark.faults("killed before any step")
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_a_run_killed_in_mid_epoch_goes_on_exactly(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: str
