@@ -70,13 +70,16 @@ def die_at_operation(folder: Path, number: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in FILE_EVENTS or not str(arguments[0]).startswith(str(folder)):
+        # A name without a folder is one inside a folder that was opened before, as run folders are.
+        if event not in FILE_EVENTS or not (folder / str(arguments[0])).is_relative_to(folder):
             return
         if event != "open":
             die_if(next(count) == number)
-        elif set(str(arguments[1])) & set("wax") and next(count) == number:
-            path = Path(arguments[0])
-            length = path.stat().st_size if "a" in arguments[1] and path.exists() else 0
+            return
+        path, (mode, flags) = folder / str(arguments[0]), arguments[1:]
+        writes = set(mode) & set("wax") if mode else flags & (os.O_WRONLY | os.O_RDWR)
+        if writes and next(count) == number:
+            length = path.stat().st_size if path.exists() else 0
             resource.setrlimit(resource.RLIMIT_FSIZE, (length + 10, resource.RLIM_INFINITY))
 
     def die_if(is_time: bool) -> None:
