@@ -53,7 +53,7 @@ class Dataset(Generic[Half]):
         skipped: names, relative to the data folder, of damaged images that were left out.
         crop: encoded images are shown as crops of random size; None: whole.
         decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
-        contents: digest of what encoded halves hold, see :func:`contents_digest`; carried like the fingerprint.
+        contents: of encoded halves, see :func:`contents_digest`; carried like the fingerprint.
     """
 
     name: str
