@@ -71,9 +71,12 @@ def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int | None, .
     Raises:
         ValueError: it is another array, or none.
     """
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("of another version")
-    found, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("of another version")
+        found, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # numpy raises many types on damaged headers
+        raise ValueError("no array") from error
     fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
     count = math.prod(found)
     size = os.fstat(file.fileno()).st_size - file.tell()

@@ -49,11 +49,11 @@ class Dataset(Generic[Half]):
         train, test: the two halves, after the limits: in memory, or encoded files.
         fingerprint: of both halves, see :func:`fingerprint`. A checkpoint carries it, so that a run is not
             resumed on other data.
-        contents: of both halves where they are encoded, see :func:`contents_digest`; carried likewise.
         mean, std: per channel, for pixel values in [0, 1].
         skipped: names, relative to the data folder, of damaged images that were left out.
         crop: encoded images are shown as crops of random size; None: whole.
         decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
+        contents: of encoded halves, see :func:`contents_digest`; carried like the fingerprint.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Dataset(Generic[Half]):
     train: Half
     test: Half
     fingerprint: str
-    contents: str | None = None
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     skipped: tuple[str, ...] = ()
     crop: RandomResizedCrop | None = None
     decoder: Decoder = "auto"
+    contents: str | None = None
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint says of the data, by name."""
