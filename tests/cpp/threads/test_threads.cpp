@@ -145,8 +145,12 @@ Activations run(const cpu::BatchNormKernel& kernel, const cpu::RowPlan& plan, in
   const void *x = found.x.data(), *grad_y = found.grad_y.data();
   over_chunks([&](int64_t a, int64_t b) { kernel.moments(plan, x, found.sums.data(), a, b); });
   over_chunks([&](int64_t a, int64_t b) { kernel.normalise(plan, line, x, found.y.data(), a, b); });
-  over_chunks([&](int64_t a, int64_t b) { kernel.gradient_sums(plan, line, x, grad_y, found.products.data(), a, b); });
-  over_chunks([&](int64_t a, int64_t b) { kernel.input_gradient(plan, line, x, grad_y, found.grad_x.data(), a, b); });
+  over_chunks([&](int64_t a, int64_t b) {
+    kernel.gradient_sums(plan, line, x, grad_y, found.products.data(), a, b);
+  });
+  over_chunks([&](int64_t a, int64_t b) {
+    kernel.input_gradient(plan, line, x, grad_y, found.grad_x.data(), a, b);
+  });
   return found;
 }
 
