@@ -128,9 +128,9 @@ def run_tests(kernel: str, examples: int) -> Outcome:
     report = FOLDER / f"{kernel}.xml"
     report.unlink(missing_ok=True)
     tests = [str(Path(__file__).with_name(name)) for name in TESTS]
-    # Its handlers would get the signals that are the sanitizers' to explain.
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-o", f"pythonpath={FOLDER}"]
-    options += ["-o", "junit_family=xunit1", f"--junitxml={report}"]  # the format that holds properties
+    # A report ends the process: pytest must neither hold back its text nor take its signal.
+    options = ["-q", "--capture=sys", "-pno:faulthandler", "-pno:cacheprovider", f"-opythonpath={FOLDER}"]
+    options += ["-ojunit_family=xunit1", f"--junitxml={report}"]  # the format that holds properties
     result = run(
         f"import pytest; sys.exit(pytest.main({[*options, *tests]!r}))",
         ROTNET_CPU_KERNEL=kernel,
