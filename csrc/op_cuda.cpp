@@ -22,7 +22,8 @@ void on_current_stream(const Tensor& images, const Start& start) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const cudaError_t error = start(static_cast<cudaStream_t>(stream));
-  STD_TORCH_CHECK(error == cudaSuccess, "rotate_batch_out: the CUDA kernel did not start: ", cudaGetErrorString(error));
+  STD_TORCH_CHECK(error == cudaSuccess,
+                  "rotate_batch_out: the CUDA kernel did not start: ", cudaGetErrorString(error));
 }
 
 }  // namespace

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
+import cpp_build
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which("c++") or shutil.which("g++")
-FLAGS = [
-    *("-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-D_GLIBCXX_ASSERTIONS"),
-    # gcc's own AVX-512 headers trip this one when a sanitizer is on.
-    "-Wno-maybe-uninitialized",
-    "-Wno-unknown-pragmas",  # the CUDA code's unroll
-    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"),
-]
+SOURCES = (*sorted((cpp_build.ROOT / "tests" / "cpp").glob("*.cpp")), *cpp_build.KERNELS)
 
 
 @pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if COMPILER is None:
-        pytest.skip("no C++ compiler on this machine")
-    folder = tmp_path_factory.mktemp("cpp")
-    probe = folder / "probe.cpp"
-    probe.write_text("int main() {}")
-    if subprocess.run([COMPILER, *FLAGS, probe, "-o", folder / "probe"], check=False).returncode != 0:
-        pytest.skip("this compiler has no sanitizers")
-    sources = [
-        *sorted((ROOT / "tests" / "cpp").glob("*.cpp")),
-        *sorted((ROOT / "csrc" / "cpu").glob("*.cpp")),
-    ]
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    jobs = [
-        subprocess.Popen([COMPILER, *FLAGS, "-c", source, "-o", target], stderr=subprocess.PIPE, text=True)
-        for source, target in zip(sources, objects, strict=True)
-    ]
-    for job in jobs:
-        _, errors = job.communicate()
-        assert job.returncode == 0, errors
-    subprocess.run([COMPILER, *FLAGS, *objects, "-o", folder / "test_core"], check=True)
-    return folder / "test_core"
+def binary() -> Path:
+    try:
+        return cpp_build.link(cpp_build.BUILD / "test_core", SOURCES, cpp_build.ADDRESS)
+    except cpp_build.NoSanitizersError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

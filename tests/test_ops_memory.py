@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import odd_tensors
 import pytest
@@ -63,6 +66,14 @@ def test_an_input_that_is_not_there_as_it_seems_is_refused(
         call(**{name: damage(sound)})
 
 
+@pytest.mark.parametrize("row", [3, -1, 2**62, -(2**63)])
+def test_a_row_that_is_not_there_is_refused_before_anything_is_written(row: int) -> None:
+    out = buffer()
+    with pytest.raises(IndexError, match=rf"^indices\[1\] is {row}, outside \[0, 3\): pass rows"):
+        call(indices=torch.tensor([0, row, 1]), out=out.permute(0, 3, 1, 2))
+    assert torch.equal(out, buffer())
+
+
 def test_nested_images_are_refused() -> None:
     for layout in (torch.strided, torch.jagged):
         images = torch.nested.nested_tensor(list(some_images()), layout=layout)
@@ -102,10 +113,24 @@ def test_a_buffer_that_shares_a_single_byte_with_an_input_is_refused(name: str) 
         assert torch.equal(views, call(**{name: sound})[0])
 
 
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """Limit what this process may allocate beyond what it has, in bytes, so that a fault harms nobody."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by what Linux offers")
 def test_an_empty_batch_of_the_largest_images_needs_no_memory() -> None:
     images = torch.empty(0, 32767, 32767, 1, dtype=torch.uint8)
     for rotations in ((0, 90), (10, 20, 30, 40)):
-        views, _ = rotate_batch(images, rotations=rotations, mean=(0.5,), std=(0.5,))
+        with at_most(2**30):
+            views, _ = rotate_batch(images, rotations=rotations, mean=(0.5,), std=(0.5,))
         assert views.shape == (0, 1, 32767, 32767)
 
 
