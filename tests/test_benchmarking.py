@@ -167,7 +167,7 @@ def test_a_level_that_is_refused_is_skipped_with_the_reason_and_the_others_are_m
     levels = [Level("impossible", ("cpu",), {"graph": "on"}), LEVELS[0]]
     rows = measure_steps(levels, CONFIG, synthetic_dataset(8), CPU, Effort(1, 0.0), {"fp32": 1e12})
     assert rows[0].keys() == {"level", "blocks", "skipped"}
-    assert rows[0]["skipped"].startswith("graph is on, but the device is cpu")
+    assert rows[0]["skipped"].startswith("graph is on, which needs a GPU")
     assert (rows[1]["level"], rows[1]["times_baseline"]) == (BASELINE, 1.0)
     assert (rows[1]["compile"], rows[1]["graph"], rows[1]["precision"]) == ("none", False, "fp32")
 

@@ -91,6 +91,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.faults("step that is not finite")
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("poison", POISONS)
@@ -196,6 +197,7 @@ class PoisonedLater(Poisoned):
         self.poisonous = torch.arange(40 if epoch > 0 else 0)
 
 
+@pytest.mark.faults("three steps in a row that are not finite")
 @pytest.mark.parametrize("poison", [poison for poison in POISONS if poison != "one gradient"])
 def test_three_in_a_row_stop_a_run_and_the_last_good_checkpoint_is_kept(
     poison: str, dataset: Dataset, tmp_path: Path
