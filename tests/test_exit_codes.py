@@ -65,7 +65,7 @@ def end(code: int, folder: Path) -> Ended:
 SENTENCES = {
     0: "",
     2: "error: epochs is 0; it must be at least 1",
-    3: "error: .*nowhere cannot be read as a folder of images",
+    3: "error: data-dir is .*nowhere, which does not exist",
     4: "error: all 4 checkpoints in .* are unusable",
     5: "error: .* start again with a lower --lr",
     6: "error: the device ran out of memory; use a smaller --batch-size or --width",

@@ -146,7 +146,8 @@ def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path)
         saved, identity: settings that make a run what it is, of the checkpoint and of the run.
         origin: where the checkpoint was read from.
     """
-    for name in sorted(saved.keys() | identity.keys()):
+    # Where the files themselves are others, their contents are, too.
+    for name in sorted(saved.keys() | identity.keys(), key=lambda name: (name == "data_contents", name)):
         old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, identity))
         if name == "data_contents" and None in (old, new):
             continue  # older checkpoints do not say it, nor do those of images in memory
