@@ -6,6 +6,7 @@ folder.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rotnet_fast.errors import ArgumentError, DataError
@@ -31,7 +32,8 @@ def check_images(
         remedy = "the folder that holds train/ and test/"
         if data_dir is None:
             raise ArgumentError(f"dataset folder needs --data-dir, {remedy}")
-        if not data_dir.is_dir():
+        # One of several machines may lack the folder: reading it says so, where all processes hear of it.
+        if "RANK" not in os.environ and not data_dir.is_dir():
             state = "is no folder" if data_dir.exists() else "does not exist"
             raise DataError(f"data-dir is {data_dir}, which {state}; give {remedy}")
     limits = (("limit-train", limit_train), ("limit-test", limit_test))

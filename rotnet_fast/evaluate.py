@@ -228,6 +228,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     """
     config.validate()
     settings = asdict(config)
+    folder = followed(folder)
 
     def begun() -> dict[str, Any] | None:
         check_output(folder)

@@ -3,7 +3,7 @@
 A command writes into folders that the user named, and nowhere else. Those may be links, or lie behind some:
 :func:`followed` gives their real names once, where a path enters the program. Whatever is made below them
 is reached from the root folder on by names that are no links, so that one which somebody put into a run
-folder never leads a write, or a deletion, to another place. The check cannot be outrun: each folder is
+folder never leads a write to another place. The check cannot be outrun: each folder is
 opened by its name inside the one that is open already, and the file by its name inside the last.
 
 Importing this module does not import torch.
@@ -42,6 +42,10 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or a symbolic link is on the way or in its place.
     """
+    for _ in range(10):
+        # Another command may remove an empty folder above it, which it made for nothing, at this very moment.
+        with suppress(FileNotFoundError), _entered(path, make=True):
+            return
     with _entered(path, make=True):
         pass
 

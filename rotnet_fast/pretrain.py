@@ -148,9 +148,11 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         print(how(trainer))
 
     def load(trainer: Trainer) -> None:
+        nonlocal found
         if found is not None:
             path, state = found
             trainer.load_state(state, path)
+            found = None  # a copy of weights and momentum, which would be kept until the run ends
             if processes.is_main:
                 print(f"going on from {path}: {state['epoch']} epochs and {state['step']} steps done")
 

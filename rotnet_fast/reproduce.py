@@ -164,7 +164,8 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
             were computed.
         Interrupted: stopped by a signal, with everything saved.
     """
-    processes.on_main(lambda: check_study_folder(config.output_folder()))
+    if not config.dry_run:  # which writes nothing
+        processes.on_main(lambda: check_study_folder(config.output_folder()))
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = processes.local_main_first(lambda: make_context(config, processes))

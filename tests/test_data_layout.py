@@ -199,3 +199,14 @@ def test_caches_of_class_folders_made_by_earlier_versions_stay_valid(tmp_path: P
 def test_beside_train_other_things_are_passed_over(tmp_path: Path) -> None:
     make(tmp_path, ["train/0.jpg", "test/1.jpg", "montage.png", "old.tar", "scripts/x.py"])
     assert halves(list_folder(tmp_path)) == (["train/0.jpg"], ["test/1.jpg"])
+
+
+def test_what_cannot_be_read_matters_only_where_it_would_be_used(tmp_path: Path) -> None:
+    for half in ("train", "test"):
+        for name in "ab":
+            save(tmp_path / half / name / "0.png", pixels(0, 4, 4))
+    (tmp_path / "old.tar").symlink_to(tmp_path / "nowhere")
+    assert list_folder(tmp_path).train_count == 2
+    (tmp_path / "train" / "a" / "1.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"train/a/1\.png is a broken link"):
+        list_folder(tmp_path)

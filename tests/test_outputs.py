@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ import pytest
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.output import check_output, claimed
 from rotnet_fast.errors import ArgumentError, CannotWriteError
+from rotnet_fast.files import make_folder
+from rotnet_fast.study.store import Results
 
 
 def content(folder: Path) -> list[str]:
@@ -55,3 +61,47 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotWriteError, match="Not a directory"):
         check_output(tmp_path / "file" / "run")
     assert content(tmp_path) == ["file"]
+
+
+def test_a_folder_behind_one_that_may_not_be_entered_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exists(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(CannotWriteError, match="Permission denied"):
+        check_output(tmp_path / "locked" / "run")
+
+
+def test_a_folder_is_made_although_another_command_removes_an_empty_one_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, removed = os.mkdir, []
+
+    def mkdir_too_late(name: str, *, dir_fd: int) -> None:
+        if name == "run" and not removed:
+            removed.append(name)
+            (tmp_path / "runs").rmdir()
+        mkdir(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_too_late)
+    make_folder(tmp_path / "runs" / "run")
+    assert removed
+    assert (tmp_path / "runs" / "run").is_dir()
+
+
+def test_who_waits_for_a_lock_of_a_study_that_is_removed_gets_a_new_one(tmp_path: Path) -> None:
+    results, entered = Results(tmp_path / "study"), threading.Event()
+
+    def wait() -> None:
+        with Results(tmp_path / "study").waiting_lock("report"):
+            entered.set()
+
+    with results.waiting_lock("report"):
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        time.sleep(0.2)
+        shutil.rmtree(tmp_path / "study")
+    assert entered.wait(timeout=20)
+    waiting.join()

@@ -76,6 +76,7 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
         if "train" not in top.folders and not top.images and not top.shards:
             raise DataError(f"{root} has no train/: {EXPECTED}. Found: {_found(top)}")
         if "train" not in top.folders:
+            _check_readable(top)
             return _list_undivided(root, top, progress)
         second = next((name for name in TEST_NAMES if name in top.folders), None)
         if second is None:
@@ -87,12 +88,16 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
 
 @dataclass
 class _Folder:
-    """What lies in one folder: its place below the data folder ("" for itself), and sorted names."""
+    """What lies in one folder: its place below the data folder ("" for itself), and sorted names.
+
+    ``unreadable`` are paths of what is named like an image or a shard but is a broken link or no plain file.
+    """
 
     place: str
     folders: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     def within(self, names: Sequence[str]) -> list[str]:
         """Places of these files."""
@@ -110,15 +115,21 @@ def _look(root: str, place: str) -> _Folder:
                 folder.folders.append(entry.name)
             elif lower.endswith((*IMAGE_SUFFIXES, ".tar")):
                 if not entry.is_file():  # of which the system knows without opening it
-                    raise DataError(f"{entry.path} is a broken link or no plain file; repair or remove it")
+                    folder.unreadable.append(entry.path)
                 (folder.shards if lower.endswith(".tar") else folder.images).append(entry.name)
     for names in (folder.folders, folder.images, folder.shards):
         names.sort()
     return folder
 
 
+def _check_readable(folder: _Folder) -> None:
+    for path in sorted(folder.unreadable):
+        raise DataError(f"{path} is a broken link or no plain file; repair or remove it")
+
+
 def _form(root: str, folder: _Folder) -> str:
     """``classes``, ``images`` or ``shards``: the one kind of thing that the folder holds."""
+    _check_readable(folder)
     kinds = {"classes": folder.folders, "images": folder.images, "shards": folder.shards}
     present = [kind for kind, names in kinds.items() if names]
     if len(present) == 1:
@@ -160,6 +171,7 @@ def _list_halves(root: str, train: _Folder, test: _Folder, progress: bool) -> Li
 
 def _class_files(root: str, place: str) -> list[str]:
     folder = _look(root, place)
+    _check_readable(folder)
     if not folder.images:
         raise DataError(
             f"{os.path.join(root, place)} holds no .jpg, .jpeg or .png files; add some or remove the folder"

@@ -48,7 +48,11 @@ class FileLock:
             return False
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        if os.fstat(self._file.fileno()).st_nlink == 0:
+        try:
+            is_in_place = os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self._path))
+        except FileNotFoundError:
+            is_in_place = False
+        if not is_in_place:
             return False
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")

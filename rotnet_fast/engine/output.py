@@ -18,7 +18,7 @@ from rotnet_fast.errors import ArgumentError
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before work is done for it; none is left behind.
+    """Refuse a folder that cannot be made or written to, before work is done for it.
 
     Raises:
         ArgumentError: a name that is not UTF-8.
@@ -31,17 +31,16 @@ def check_output(folder: Path) -> None:
             f"output is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name it; "
             f"choose another folder with --output"
         ) from None
-    made = _missing(folder)
     try:
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
+        # Nothing is made to find out: other commands may be at work in the same place.
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            finding = "it is a file, not a folder" if there == folder else os.strerror(errno.ENOTDIR)
+            raise NotADirectoryError(errno.ENOTDIR, finding)
+        if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise cannot_write(folder, error) from error
-    finally:
-        _remove(made)
 
 
 @contextmanager

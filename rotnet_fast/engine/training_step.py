@@ -135,6 +135,7 @@ class TrainingStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Momentum, loss scale, sums and the guard's counts; to be asked for by all processes together."""
+        counts = self.guard.state_dict()
         optimizer = self._optimizer.state_dict()
         for group, lr in zip(optimizer["param_groups"], self.lrs, strict=True):
             group["lr"] = lr
@@ -142,7 +143,7 @@ class TrainingStep:
             "optimizer": optimizer,
             "scaler": self._scaler.state_dict(),
             "sums": self.sums.state_dict(),
-            "guard": self.guard.state_dict(),
+            "guard": dict(zip(counts, self._processes.maximum(*counts.values()), strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

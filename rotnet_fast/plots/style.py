@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rotnet_fast.engine.atomic import ensure_folder, write_atomically
+from rotnet_fast.files import followed
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000",
@@ -124,6 +125,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     Raises:
         CannotWriteError: the disk is full, the folder is read-only, ...
     """
+    path = followed(path.parent) / path.name
     written = []
     for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
         buffer = io.BytesIO()

@@ -181,7 +181,10 @@ class Results:
         lock = FileLock(folder / name)
         try:
             while not lock.take():
+                lock.close()  # its file may have been removed, and would not be the folder's lock any more
                 time.sleep(0.05)
+                ensure_folder(folder)
+                lock = FileLock(folder / name)
             yield
         finally:
             lock.close()
