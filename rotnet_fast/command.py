@@ -59,7 +59,11 @@ def run_command(command: Callable[[], object]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _fail(OutOfMemoryError("the device ran out of memory; use a smaller --batch-size or --width"))
+        said = str(error).partition("\n")[0]  # how much was asked for, or by what library
+        said = f" ({said})" if said else ""
+        return _fail(
+            OutOfMemoryError(f"the device ran out of memory{said}; use a smaller --batch-size or --width")
+        )
     return 0
 
 

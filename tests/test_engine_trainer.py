@@ -196,3 +196,15 @@ def test_evaluation_happens_when_asked_for_and_after_the_last_epoch(dataset: Dat
         make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=5, eval_every=2).fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["kind"] == "test_epoch"] == [1, 3, 4]
+
+
+def test_what_was_reported_before_the_first_checkpoint_is_not_reported_twice(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "epoch": 0, "step": 1}\n')
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=1)
+        trainer.go_on()
+        trainer.fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3]

@@ -68,7 +68,7 @@ SENTENCES = {
     3: "error: data-dir is .*nowhere, which does not exist",
     4: "error: all 4 checkpoints in .* are unusable",
     5: "error: .* start again with a lower --lr",
-    6: "error: the device ran out of memory; use a smaller --batch-size or --width",
+    6: "error: the device ran out of memory.*; use a smaller --batch-size or --width",
     7: "error: cannot write /dev/null/run: Not a directory; free some space or choose another folder",
     8: "error: process 0 lost contact with another process of this job",
     130: "stopped by SIGINT",

@@ -171,9 +171,10 @@ def test_divergence_is_exit_code_5(output: Path, capsys: pytest.CaptureFixture[s
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        RuntimeError("could not create a primitive"),
         MemoryError(),
     ],
-    ids=["cuda", "cpu", "python"],
+    ids=["cuda", "cpu", "onednn", "python"],
 )
 def test_running_out_of_memory_is_exit_code_6(
     error: BaseException, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -182,7 +183,14 @@ def test_running_out_of_memory_is_exit_code_6(
     fail([*TINY, "--output", str(output)], 6, "--batch-size", capsys)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        RuntimeError("could not create a primitive descriptor for a convolution"),
+        OSError(5, "Input/output error"),
+    ],
+)
 def test_a_bug_shows_its_traceback(error: Exception, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RotationTask, "train_step", fails_in_training(error))
     with pytest.raises(type(error), match=str(error.args[-1])):

@@ -14,11 +14,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch's RuntimeErrors say, on CUDA devices and on the CPU."""
 
+_OUT_OF_MEMORY_IN_ONEDNN = "could not create a primitive"
+"""All that oneDNN says where it gets no memory for a convolution. Longer messages are of something else."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the host or the device has no memory left."""
-    is_torchs = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    return is_torchs or isinstance(error, MemoryError)
+    said = str(error)
+    is_said = said == _OUT_OF_MEMORY_IN_ONEDNN or any(text in said for text in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_said)
 
 
 def reuse_freed_memory() -> None:

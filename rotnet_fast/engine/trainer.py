@@ -339,7 +339,9 @@ class Trainer:
         found = self.processes.from_main(
             lambda: checkpoint.load_newest(path)[:2] if checkpoint.candidates(path) else None
         )
-        if found is not None:
+        if found is None:
+            self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
+        else:
             self.load_state(found[1], found[0])
 
     def load_state(self, state: Mapping[str, Any], origin: Path) -> None:
