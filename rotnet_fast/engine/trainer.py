@@ -116,6 +116,8 @@ class Trainer:
             CannotWriteError: a file of the run folder could not be written.
         """
         progress, settings = self.progress, self.settings
+        if progress.images == 0:
+            self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
         log = RunLog(
             self.run,
             total_images=settings.epochs * self.loader.epoch_size,
@@ -339,9 +341,7 @@ class Trainer:
         found = self.processes.from_main(
             lambda: checkpoint.load_newest(path)[:2] if checkpoint.candidates(path) else None
         )
-        if found is None:
-            self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
-        else:
+        if found is not None:
             self.load_state(found[1], found[0])
 
     def load_state(self, state: Mapping[str, Any], origin: Path) -> None:

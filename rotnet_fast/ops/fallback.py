@@ -12,13 +12,9 @@ from functools import partial
 
 import torch
 
+from rotnet_fast.ops.limits import MAX_ELEMENTS, MAX_PAD, MAX_SIDE, VIEW_TYPES
 from rotnet_fast.ops.reference import rotate_batch_reference, warp_batch_reference
 from rotnet_fast.rotations import MAX_ROTATIONS
-
-_MAX_ELEMENTS = 2**31 - 1
-_MAX_SIDE = 32767
-_MAX_PAD = 32767
-_VIEW_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _run(
@@ -93,10 +89,10 @@ def _check_numbers(
     )
     _, height, width, channels = images.shape
     _require(
-        1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE and 1 <= channels <= 4,
-        f"images must have 1 to {_MAX_SIDE} rows and columns and 1 to 4 channels",
+        1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and 1 <= channels <= 4,
+        f"images must have 1 to {MAX_SIDE} rows and columns and 1 to 4 channels",
     )
-    _require(0 <= pad <= _MAX_PAD, f"pad must lie in [0, {_MAX_PAD}]")
+    _require(0 <= pad <= MAX_PAD, f"pad must lie in [0, {MAX_PAD}]")
     _require(0 <= flip_prob <= 1, "flip_prob must lie in [0, 1]")
     _require(len(mean) == len(std) == channels, "mean and std need one value per channel")
     number = len(rotations)
@@ -136,12 +132,12 @@ def _check_tensors(
             )
             read[name] = ids
     per_image = number * math.prod(pixels)
-    _require(batch * per_image <= _MAX_ELEMENTS, "at most 2**31 - 1 output elements are supported")
+    _require(batch * per_image <= MAX_ELEMENTS, "at most 2**31 - 1 output elements are supported")
     _require(
         views.shape == (batch * number, *pixels) and views.is_contiguous(),
         "views must be a contiguous tensor [B*K,H,W,C]",
     )
-    _require(views.dtype in _VIEW_TYPES, "views must be float32, bfloat16 or float16")
+    _require(views.dtype in VIEW_TYPES, "views must be float32, bfloat16 or float16")
     _require(
         labels.shape == (batch * number,) and labels.dtype == torch.int64 and labels.is_contiguous(),
         "labels must be a contiguous int64 tensor [B*K]",

@@ -9,14 +9,12 @@ from numbers import Real
 import torch
 
 from rotnet_fast.ops import library as library  # registers the op
+from rotnet_fast.ops.limits import MAX_ELEMENTS, MAX_PAD, MAX_SIDE, VIEW_TYPES
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations, quarter_turns
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
-_MAX_ELEMENTS = 2**31 - 1
-_MAX_PAD = 32767
-_MAX_SIDE = 32767
 _NUMBERS = (float, int, Real)  # the last alone would do, at ten times the cost
 
 
@@ -100,7 +98,7 @@ def rotate_batch(
     batch = _check_images(images, indices, sample_ids, degrees)
     _, height, width, channels = images.shape
     shape = (batch * len(degrees), height, width, channels)
-    if batch * len(degrees) * height * width * channels > _MAX_ELEMENTS:
+    if batch * len(degrees) * height * width * channels > MAX_ELEMENTS:
         raise ValueError(
             f"the views would have {batch} x {len(degrees)} x {height} x {width} x {channels} elements; "
             f"at most 2**31 - 1 are supported: pass fewer indices per call"
@@ -194,13 +192,13 @@ def _check_settings(images: torch.Tensor, pad: int, flip_prob: float, dtype: tor
         )
     if isinstance(pad, bool) or not isinstance(pad, int):
         raise TypeError(f"pad must be a whole number of pixels, got {pad!r}")
-    if not 0 <= pad <= _MAX_PAD:
-        raise ValueError(f"pad is {pad}; it must lie in [0, {_MAX_PAD}]")
+    if not 0 <= pad <= MAX_PAD:
+        raise ValueError(f"pad is {pad}; it must lie in [0, {MAX_PAD}]")
     if isinstance(flip_prob, bool) or not isinstance(flip_prob, _NUMBERS):
         raise TypeError(f"flip_prob must be a number, got {flip_prob!r}")
     if not 0.0 <= flip_prob <= 1.0:
         raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in VIEW_TYPES:
         raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
 
 
@@ -248,8 +246,8 @@ def _check_images(
     number, height, width, _ = images.shape
     if height < 1 or width < 1:
         raise ValueError(f"images must have at least one row and column, got shape {list(images.shape)}")
-    if height > _MAX_SIDE or width > _MAX_SIDE:
-        raise ValueError(f"images are {height} x {width}; at most {_MAX_SIDE} rows and columns are supported")
+    if height > MAX_SIDE or width > MAX_SIDE:
+        raise ValueError(f"images are {height} x {width}; at most {MAX_SIDE} rows and columns are supported")
     if height != width and any(angle % 180 for angle in degrees):
         raise ValueError(
             f"images are {height} x {width}, not square: they can only be turned by 0 and 180 degrees; "

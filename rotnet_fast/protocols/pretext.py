@@ -201,8 +201,6 @@ def pretrain_with(
     where = {**environment(str(trainer.loader.device)), "processes": trainer.processes.world}
     if load is not None:
         load(trainer)
-    if trainer.progress.images == 0:
-        run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
     # Only now: a refused checkpoint leaves the folder's settings as they were.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
     written = {"settings": asdict(config), "environment": where, "loader": loader, "job": job()}
