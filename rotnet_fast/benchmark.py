@@ -10,7 +10,7 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from rotnet_fast.flags import parse_flags
 if TYPE_CHECKING:
     import torch
 
+    from rotnet_fast.benchmarking.levels import Level
     from rotnet_fast.benchmarking.timing import Effort
 
 PROGRAM = "python -m rotnet_fast.benchmark"
@@ -68,6 +69,12 @@ class BenchmarkConfig:
     width: float | None = None
     """Multiplies the number of channels. None: 1; 0.25 with --quick."""
 
+    levels: tuple[str, ...] | None = None
+    """Ways to run whole steps that are measured, in this order. None: all of the device."""
+
+    level_limit: float = 600.0
+    """Seconds after which a level is given up on a GPU, where each has a process of its own."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the stages. auto: bf16 where the device computes in it, else fp32."""
 
@@ -79,8 +86,8 @@ class BenchmarkConfig:
         """
         if self.output.suffix != ".json":
             raise ArgumentError(f"output is {self.output}; give a file whose name ends in .json")
-        for name in ("what", "blocks"):
-            if not getattr(self, name):
+        for name in ("what", "blocks", "levels"):
+            if getattr(self, name) == ():
                 raise ArgumentError(f"{name} is empty; leave it out for everything")
         if self.quick and self.full:
             raise ArgumentError("quick and full are both given; choose one of them")
@@ -88,6 +95,8 @@ class BenchmarkConfig:
             raise ArgumentError(f"batch-size is {self.batch_size}; it must be at least 1")
         if self.width is not None and not 0 < self.width <= 16:
             raise ArgumentError(f"width is {self.width:g}; it must lie in (0, 16]")
+        if not self.level_limit > 0:
+            raise ArgumentError(f"level-limit is {self.level_limit:g}; it must be above 0 seconds")
         check_device(self.device)
 
     def parts(self) -> list[Part]:
@@ -134,6 +143,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     from rotnet_fast.benchmarking.summary import ceilings_lines, op_lines, stages_lines, steps_lines
     from rotnet_fast.benchmarking.timing import Effort
 
+    chosen_levels(config.levels, device)  # before minutes of measuring
     effort = Effort(3, 0.005) if config.quick else Effort(7, 0.1)
     facts = environment(str(device))
     results: dict[str, Any] = {
@@ -155,6 +165,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         print("\n".join([*lines, ""]), flush=True)
         write_json(output, results)  # after each part: a long run that is stopped was not in vain
 
+    def keep(rows: list[dict[str, Any]]) -> None:
+        results["steps"] = rows
+        write_json(output, results)
+
     print(f"{facts['device']}, torch {facts['torch']}; synthetic images\n", flush=True)
     ensure_folder(output.parent)
     write_json(output, results)  # before minutes of measuring: a wrong path is known now
@@ -169,7 +183,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
             finish(part, rows, stages_lines(rows))
             _draw(config, results)
         else:
-            rows = _steps(config, device, effort, ceilings)
+            rows = _steps(config, device, effort, ceilings, keep)
             finish(part, rows, steps_lines(rows))
     print(f"written: {output}")
     return results
@@ -182,8 +196,10 @@ def _op(
 
     if config.quick:
         cases = op_cases(64, ((8, 32), (2, 224)))
+    elif device.type == "cuda":
+        cases = op_cases(50_000, ((128, 32), (1024, 32), (16_384, 32), (64, 224)))
     else:
-        cases = op_cases(50_000 if device.type == "cuda" else 10_000)
+        cases = op_cases(10_000, ((128, 32), (1024, 32), (64, 224)))
     return measure_op(cases, device, effort, ceilings["copy_bytes_per_second"])
 
 
@@ -199,24 +215,54 @@ def _stages(config: BenchmarkConfig, device: torch.device, effort: Effort) -> li
 
 
 def _steps(
-    config: BenchmarkConfig, device: torch.device, effort: Effort, ceilings: dict[str, Any]
+    config: BenchmarkConfig,
+    device: torch.device,
+    effort: Effort,
+    ceilings: dict[str, Any],
+    report: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    from rotnet_fast.benchmarking.levels import levels_of
-    from rotnet_fast.benchmarking.steps import measure_steps, synthetic_dataset
+    from rotnet_fast.benchmarking.steps import measure_steps
 
     batch = config.images_per_step(device.type)
-    dataset = synthetic_dataset(50_000 if device.type == "cuda" and not config.quick else 8 * batch)
-    rows = []
+    images = 50_000 if device.type == "cuda" and not config.quick else 8 * batch
+    rows: list[dict[str, Any]] = []
     for blocks in config.blocks:
+        before = list(rows)
         chosen = PretrainConfig(blocks=blocks, width=config.channels(), batch_size=batch, lr=0.01)
-        levels = [level for level in levels_of(device) if not (config.quick and level.is_compiled)]
-        rows += measure_steps(levels, chosen, dataset, device, effort, ceilings["matrix_flops_per_second"])
+        wanted = chosen_levels(config.levels, device)
+        levels = [level for level in wanted if not (config.quick and level.is_compiled)]
+        rows = before + measure_steps(
+            levels,
+            chosen,
+            images,
+            device,
+            effort,
+            ceilings["matrix_flops_per_second"],
+            level_limit=config.level_limit,
+            report=lambda found, before=before: report(before + found),  # type: ignore[misc]
+        )
         rows += [
             {"level": level.name, "blocks": blocks, "skipped": "not compiled with --quick"}
-            for level in levels_of(device)
+            for level in wanted
             if level not in levels
         ]
     return rows
+
+
+def chosen_levels(names: tuple[str, ...] | None, device: torch.device) -> list[Level]:
+    """The levels of a kind of device, or those with such names, in their order.
+
+    Raises:
+        ArgumentError: a name that no level of this kind of device has.
+    """
+    from rotnet_fast.benchmarking.levels import levels_of
+
+    levels = {level.name: level for level in levels_of(device)}
+    for name in names or ():
+        if name not in levels:
+            known = ", ".join(f"'{level}'" for level in levels)
+            raise ArgumentError(f"levels holds '{name}'; choose from {known}")
+    return list(levels.values()) if names is None else [levels[name] for name in names]
 
 
 def _draw(config: BenchmarkConfig, results: dict[str, Any]) -> None:

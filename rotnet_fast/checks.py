@@ -91,3 +91,18 @@ def check_precision(precision: str, device: str) -> None:
     """
     if precision == "fp16" and device == "cpu":
         raise ArgumentError("precision is fp16, which needs a CUDA device; use --precision bf16 or fp32")
+
+
+def check_needs_gpu(argument: str, value: str, needs_gpu: bool, device: str) -> None:
+    """Check a setting that works on GPUs alone.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; what ``auto`` means is known once torch is loaded.
+
+    Raises:
+        ArgumentError: such a setting for the CPU.
+    """
+    if needs_gpu and device == "cpu":
+        raise ArgumentError(
+            f"{argument} is {value}, which needs a GPU; this run uses the CPU: leave --{argument} out"
+        )

@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rotnet_fast.checks import check_image_size, check_images, check_precision, check_streaming
+from rotnet_fast.checks import (
+    check_image_size,
+    check_images,
+    check_needs_gpu,
+    check_precision,
+    check_streaming,
+)
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
@@ -290,16 +296,22 @@ class PretrainConfig:
         check_image_size(self.dataset, self.image_size)
         check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
         check_streaming(self.dataset, self.loader, self.is_cropped)
-        for name, value in (
-            ("decoder", "gpu"),
-            ("graph", "on"),
-            ("kernels", "triton"),
-            ("kernels", "triton-bn"),
-        ):
-            is_possible = self.device != "cpu" or getattr(self, name) != value
-            _require(name, value, is_possible, "needs a GPU, and device is cpu: leave one of the two out")
+        self.check_needs_gpu(self.device)
         if self.resume not in (None, "auto"):
             self._check_resume(Path(self.resume))
+
+    def check_needs_gpu(self, device: str) -> None:
+        """Check the settings that need a GPU.
+
+        Args:
+            device: see `rotnet_fast.checks.check_needs_gpu`.
+
+        Raises:
+            ArgumentError: one of them, for a run on the CPU.
+        """
+        check_needs_gpu("decoder", self.decoder, self.decoder == "gpu", device)
+        check_needs_gpu("graph", self.graph, self.graph == "on", device)
+        check_needs_gpu("kernels", self.kernels, self.kernels != "torch", device)
 
     def _check_resume(self, path: Path) -> None:
         if not path.exists():

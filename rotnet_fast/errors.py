@@ -27,6 +27,10 @@ class ArgumentError(RotnetError, ValueError):
     exit_code = 2
 
 
+class CaptureError(ArgumentError):
+    """A training step could not be captured in a CUDA graph; this process cannot rely on the GPU any more."""
+
+
 class DataError(RotnetError):
     """A data set is missing, incomplete or damaged."""
 

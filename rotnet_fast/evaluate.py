@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotnet_fast.checks import check_images, check_precision, check_streaming
+from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
@@ -118,6 +118,9 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format. auto: bf16 where the device computes in it, else fp32."""
 
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
+
     output: Path | None = None
     """Folder of this evaluation. None: a new one in the run folder, evaluate-001 and so on."""
 
@@ -157,6 +160,7 @@ class EvaluateConfig:
             raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
         check_device(self.device)
         check_precision(self.precision, self.device)
+        check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
         if self.dataset is not None:
             check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
             check_streaming(self.dataset, self.loader, is_cropped=False)
@@ -320,6 +324,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     from rotnet_fast.protocols.pretrained import load_pretrained
 
     device = processes.device(config.device)
+    check_needs_gpu("graph", config.graph, config.graph == "on", device.type)
     precision = resolve_precision(config.precision, device)
     pretrained = load_pretrained(config.checkpoint)
     recipe = pretrained.recipe
@@ -365,6 +370,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         seed=config.seed,
         device=device,
         precision=precision,
+        graph=config.graph,
         folder=folder,
         model=network.name,
         progress=processes.is_main,

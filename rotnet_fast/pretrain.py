@@ -106,13 +106,13 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
-    from rotnet_fast.protocols.pretext import check_device_fits, pretrain_with, pretraining, streaming_of
+    from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
     # All that can be known before a data set is read or downloaded.
     def check() -> tuple[torch.device, Precision]:
         device = processes.device(config.device)
         precision = resolve_precision(config.precision, device)
-        check_device_fits(config, device)
+        config.check_needs_gpu(device.type)
         if config.model != NIN:
             make_network(len(config.rotations), model=config.model)
         return device, precision

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rotnet_fast.checks import check_images, check_precision
+from rotnet_fast.checks import check_images, check_needs_gpu, check_precision
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.distributed import ALONE, Processes, join
@@ -97,6 +97,9 @@ class ReproduceConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format. auto: bf16 where the device computes in it, else fp32."""
 
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
+
     def validate(self) -> None:
         """Check what the types alone do not.
 
@@ -121,6 +124,7 @@ class ReproduceConfig:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
         check_device(self.device)
         check_precision(self.precision, self.device)
+        check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
         check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
 
     def output_folder(self) -> Path:
@@ -333,6 +337,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         precision,
         config.data_dir,
         config.dataset_name,
+        graph=config.graph,
         progress=processes.is_main,
     )
 

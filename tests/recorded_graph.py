@@ -6,7 +6,8 @@ Python, sizes, branches, and which tensors outside the work were read and writte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ class _Recorder(TorchDispatchMode):
             raise AssertionError("the work reads a number off the device, which a CUDA graph cannot")
         self.calls.append((func, args, kwargs or {}, result))
         return result
+
+
+class RecordingCapture:
+    """How training steps are captured, with the recorder instead of a CUDA graph."""
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        yield
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        return record(work)
 
 
 def record(work: Callable[[], None]) -> Callable[[], None]:

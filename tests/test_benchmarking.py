@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +19,16 @@ from rotnet_fast.benchmarking.stages import BnRelu, Loss, Stage, StageWork, conv
 from rotnet_fast.benchmarking.steps import Step, average_power, measure_steps, synthetic_dataset
 from rotnet_fast.benchmarking.timing import Effort, Timing, in_a_graph, interleaved
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.precision import resolve_precision
+from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.models.nin import ConvBnRelu, NetworkInNetwork
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
 CPU = torch.device("cpu")
+EFFORT = Effort(1, 0.0)
+RATES = {"fp32": 1e12, "bf16": 1e12, "tf32": 1e12}
 CONFIG = PretrainConfig(blocks=3, width=0.1, batch_size=4, lr=0.01)
 LEVELS_OF_CPU = [level for level in levels_of(CPU) if not level.is_compiled]
 
@@ -165,7 +173,7 @@ def test_the_table_of_levels_begins_with_the_baseline_and_ends_with_the_packages
 
 def test_a_level_that_is_refused_is_skipped_with_the_reason_and_the_others_are_measured() -> None:
     levels = [Level("impossible", ("cpu",), {"graph": "on"}), LEVELS[0]]
-    rows = measure_steps(levels, CONFIG, synthetic_dataset(8), CPU, Effort(1, 0.0), {"fp32": 1e12})
+    rows = measure_steps(levels, CONFIG, 8, CPU, EFFORT, RATES)
     assert rows[0].keys() == {"level", "blocks", "skipped"}
     assert rows[0]["skipped"].startswith("graph is on, which needs a GPU")
     assert (rows[1]["level"], rows[1]["times_baseline"]) == (BASELINE, 1.0)
@@ -175,8 +183,7 @@ def test_a_level_that_is_refused_is_skipped_with_the_reason_and_the_others_are_m
 def test_measuring_leaves_the_settings_of_torch_as_they_were() -> None:
     before = torch.backends.cudnn.benchmark
     level = Level("switched", ("cpu",), {"precision": "fp32"}, cudnn_benchmark=not before)
-    rates = {"fp32": 1e12}
-    rows = measure_steps([level], CONFIG, synthetic_dataset(8), CPU, Effort(1, 0.0), rates)
+    rows = measure_steps([level], CONFIG, 8, CPU, EFFORT, RATES)
     assert torch.backends.cudnn.benchmark == before
     assert rows[0]["times_baseline"] is None
 
@@ -221,13 +228,92 @@ def test_captured_passes_of_a_stage_run(number: int) -> None:
     torch.cuda.synchronize()
 
 
+class FourthStep(RotationTask):
+    """Does something in its fourth step, in which a GPU's level is captured."""
+
+    steps = 0
+
+    def train_step(self, batch: Batch) -> StepOutput:
+        self.steps += 1
+        if self.steps == 4:
+            self.happen()
+        return super().train_step(batch)
+
+    def happen(self) -> None:
+        raise NotImplementedError
+
+
+class CannotCompile(FourthStep):
+    def happen(self) -> None:
+        raise Exception("out of resource: shared memory\nand more lines")  # no RuntimeError, as Triton's
+
+
+class Dies(FourthStep):
+    def happen(self) -> None:
+        os._exit(7)
+
+
+class Hangs(FourthStep):
+    def happen(self) -> None:
+        time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("task", "apart", "reason"),
+    [
+        (CannotCompile, False, "out of resource: shared memory"),
+        (CannotCompile, True, "out of resource: shared memory"),
+        (Dies, True, "its process ended with exit code 7"),
+    ],
+)
+def test_a_level_that_fails_in_its_fourth_step_leaves_the_others(
+    task: type[RotationTask], apart: bool, reason: str
+) -> None:
+    broken = Level("broken", ("cpu",), {"precision": "fp32"}, task=task)
+    rows = measure_steps([broken, LEVELS[0]], CONFIG, 8, CPU, EFFORT, RATES, apart=apart, warmup=5)
+    assert rows[0] == {"level": "broken", "blocks": 3, "skipped": reason}
+    assert (rows[1]["level"], rows[1]["times_baseline"]) == (BASELINE, 1.0)
+    assert rows[1]["data_share"] > 0
+
+
+def test_a_level_that_takes_too_long_is_given_up() -> None:
+    level = Level("slow", ("cpu",), {"precision": "fp32"}, task=Hangs)
+    (row,) = measure_steps([level], CONFIG, 8, CPU, EFFORT, RATES, apart=True, warmup=5, level_limit=1)
+    assert row == {"level": "slow", "blocks": 3, "skipped": "took more than 1 s"}
+
+
+def test_rows_are_told_as_they_are_made_and_the_baseline_may_come_later() -> None:
+    told: list[list[str]] = []
+
+    def report(rows: list[dict[str, Any]]) -> None:
+        told.append([row["level"] for row in rows])
+
+    levels = [LEVELS[1], LEVELS[0]]
+    rows = measure_steps(levels, CONFIG, 8, CPU, EFFORT, RATES, apart=True, report=report)
+    names = [level.name for level in levels]
+    assert told[0] == names[:1]
+    assert told[-1] == names
+    assert rows[0]["times_baseline"] == pytest.approx(rows[1]["seconds"] / rows[0]["seconds"])
+
+
+def test_levels_that_compute_the_same_have_the_same_loss_and_learn() -> None:
+    few, many = (
+        [
+            row["warmup_loss"]
+            for row in measure_steps(LEVELS_OF_CPU[:2], CONFIG, 40, CPU, EFFORT, RATES, warmup=steps)
+        ]
+        for steps in (2, 40)
+    )
+    assert few[0] == pytest.approx(few[1], rel=1e-3)
+    assert many[0] == pytest.approx(many[1], rel=0.02)
+    assert many[0] < 0.8 * few[0]
+
+
 @needs_cuda
 def test_levels_of_a_gpu_run_and_are_timed() -> None:
     device = torch.device("cuda", 0)
-    levels = [
-        level for level in levels_of(device) if not level.is_compiled and level.obstacle(device) is None
-    ]
-    rates = {"fp32": 1e12, "bf16": 1e12, "tf32": 1e12}
-    rows = measure_steps(levels, CONFIG, synthetic_dataset(40), device, Effort(1, 0.0), rates)
+    levels = [level for level in levels_of(device) if not level.is_compiled]
+    rows = measure_steps(levels, CONFIG, 40, device, EFFORT, RATES)
     assert [row["level"] for row in rows] == [level.name for level in levels]
+    assert [row.get("skipped") for row in rows] == [None] * len(levels)
     assert all(row["fixed_views_seconds"] > 0 for row in rows)

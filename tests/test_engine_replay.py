@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from recorded_graph import record
+from recorded_graph import RecordingCapture, record
 from test_engine_trainer import dataset as dataset  # a fixture
 from test_engine_trainer import make_trainer
+from torch import nn
 
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Batch
@@ -21,7 +24,7 @@ from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import StepOutput
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CaptureError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.ablations import FlipAfterRotation, OneRotation
 
@@ -41,7 +44,7 @@ def test_replayed_steps_train_as_ordinary_ones(
 ) -> None:
     # 8 epochs of batches of 16, 16 and 8: both sizes are captured, and replayed under other learning rates.
     found = []
-    for capture in (None, record):
+    for capture in (None, RecordingCapture()):
         with RunFolder(tmp_path / str(capture is None)) as run:
             trainer = make_trainer(
                 dataset, run, CPU, Schedule(0.05, "cosine", epochs=8), epochs=8,
@@ -57,7 +60,7 @@ def test_replayed_steps_train_as_ordinary_ones(
 def test_replayed_steps_of_muon_train_as_ordinary_ones(dataset: Dataset, tmp_path: Path) -> None:
     schedule = Schedule(0.05, "linear", epochs=8, warmup=1.0)
     hashes = []
-    for capture in (None, record):
+    for capture in (None, RecordingCapture()):
         with RunFolder(tmp_path / str(capture is None)) as run:
             trainer = make_trainer(dataset, run, CPU, schedule, epochs=8, capture=capture, muon=schedule)
             trainer.fit()
@@ -81,7 +84,7 @@ def test_the_recorder_has_what_the_host_decides_fixed_as_a_graph_has(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     hashes = []
-    for capture in (None, record):
+    for capture in (None, RecordingCapture()):
         with RunFolder(tmp_path / str(capture is None)) as run:
             trainer = make_trainer(
                 dataset, run, CPU, Schedule(0.05), epochs=8, task_class=EpochOfTheHost, capture=capture
@@ -107,28 +110,104 @@ def test_a_replayed_run_can_be_gone_on_with_by_ordinary_steps_and_the_other_way_
             return trainer.state_hash()
 
     whole = fit("whole", 9, None)
-    fit("first replayed", 5, record)
+    fit("first replayed", 5, RecordingCapture())
     assert fit("first replayed", 9, None) == whole
     fit("then replayed", 3, None)
-    assert fit("then replayed", 9, record) == whole
+    assert fit("then replayed", 9, RecordingCapture()) == whole
 
 
-def test_each_number_of_images_is_captured_once_after_ordinary_steps() -> None:
-    seen: list[list[int]] = []
-    captured: list[int] = []
+class WatchedCapture:
+    """Notes after how many steps it captured, and which ones ran on its stream."""
 
-    def capture(work: Any) -> Any:
-        captured.append(len(seen))
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+        self.captured: list[int] = []
+        self.on_its_stream: list[list[int]] = []
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        yield
+        self.on_its_stream.append(self.seen[-1])
+
+    def __call__(self, work: Any) -> Any:
+        self.captured.append(len(self.seen))
         return work
 
-    step = ReplayedStep(lambda batch: seen.append(batch.indices.tolist()), capture)
+    def step(self, batch: Batch) -> None:
+        self.seen.append(batch.indices.tolist())
+
+
+def test_each_number_of_images_is_captured_once_after_ordinary_steps_on_the_same_stream() -> None:
+    capture = WatchedCapture()
+    step = ReplayedStep(capture.step, capture)
     expected = []
     for number in range(STEPS_BEFORE_CAPTURE + 3):
         for values in ([number, number + 1], [number + 2]):
             step(batch(*values))
             expected.append(values)
-    assert seen == expected
-    assert captured == [2 * STEPS_BEFORE_CAPTURE, 2 * STEPS_BEFORE_CAPTURE + 1]
+    assert capture.seen == expected
+    assert capture.captured == [2 * STEPS_BEFORE_CAPTURE, 2 * STEPS_BEFORE_CAPTURE + 1]
+    assert capture.on_its_stream == expected[: 2 * STEPS_BEFORE_CAPTURE]
+
+
+class FailingCapture(WatchedCapture):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def __call__(self, work: Any) -> Any:
+        try:
+            raise self.error
+        finally:  # as torch ends a capture, whatever happened in it
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_failed_capture_is_one_sentence_that_names_the_remedy() -> None:
+    capture = FailingCapture(ValueError("cannot be captured\nat this line"))
+    step = ReplayedStep(capture.step, capture)
+    for _ in range(STEPS_BEFORE_CAPTURE):
+        step(batch(1))
+    with pytest.raises(
+        CaptureError, match=r"in a CUDA graph \(cannot be captured\); use --graph off$"
+    ) as found:
+        step(batch(1))
+    assert found.value.exit_code == 2
+
+
+class Marking(RotationTask):
+    """Marks the nodes at which autograd adds up gradients, while the graph of a step is alive."""
+
+    kept: StepOutput | None = None
+
+    def train_step(self, batch: Batch) -> StepOutput:
+        output = super().train_step(batch)
+        for node in accumulators(self.module):
+            node.metadata["mark"] = True
+        self.kept = output if self.keeps else None
+        return output
+
+    keeps = False
+
+
+class MarkingAndKeeping(Marking):
+    keeps = True
+
+
+def accumulators(module: nn.Module) -> list[Any]:
+    """The node of each parameter: the living one, or a new one where nothing holds it any more."""
+    return [torch.autograd.graph.get_gradient_edge(parameter).node for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("task_class", [Marking, MarkingAndKeeping])
+def test_no_node_of_autograd_outlives_a_step(
+    task_class: type[Marking], dataset: Dataset, tmp_path: Path
+) -> None:
+    # It would remember the stream of an ordinary step, for which a captured backward pass would then wait.
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(dataset, run, CPU, Schedule(0.05), epochs=1, task_class=task_class)
+        trainer.fit()
+        alive = [node for node in accumulators(trainer.task.module) if "mark" in node.metadata]
+        assert len(alive) == (29 if task_class.keeps else 0)
 
 
 @pytest.mark.parametrize("is_gathered", [False, True])
@@ -168,6 +247,28 @@ def test_auto_takes_graphs_for_the_papers_network_on_a_gpu() -> None:
     device = torch.device("cuda", 0)
     assert use_graph("auto", device, BF16, NetworkInNetwork(width=0.05), ALONE)
     assert use_graph("on", device, BF16, NetworkInNetwork(width=0.05), ALONE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_a_step_that_cannot_be_captured_is_refused_and_leaves_the_stream(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    device = torch.device("cuda", 0)
+    before = torch.cuda.current_stream(device)
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(
+            dataset, run, device, Schedule(0.01), epochs=2, graph="on", task_class=ReadsTheDevice
+        )
+        with pytest.raises(CaptureError, match="use --graph off"):
+            trainer.fit()
+    assert torch.cuda.current_stream(device) == before
+
+
+class ReadsTheDevice(RotationTask):
+    def train_step(self, batch: Batch) -> StepOutput:
+        output = super().train_step(batch)
+        output.loss.item()
+        return output
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

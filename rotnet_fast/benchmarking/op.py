@@ -51,9 +51,7 @@ class OpCase:
         return self.view_bytes + self.batch * (self.side**2 * CHANNELS + 8 + 8 * len(self.rotations))
 
 
-def op_cases(
-    epoch: int, batches: Sequence[tuple[int, int]] = ((128, 32), (1024, 32), (64, 224))
-) -> list[OpCase]:
+def op_cases(epoch: int, batches: Sequence[tuple[int, int]]) -> list[OpCase]:
     """All cases to measure.
 
     Args:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,10 +21,10 @@ from rotnet_fast.benchmarking.timing import Effort, Timing, Work, in_a_graph, in
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.split import Split
+from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
-from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.pretext import pretraining
@@ -32,11 +34,22 @@ IMAGES_OF_100_EPOCHS = 100 * 50_000
 
 CALLS_IN_A_GRAPH = 10
 
+WARMUP_STEPS = {"cpu": 2, "cuda": 20}
+"""Steps before anything is timed. On a GPU they go past the capture, and their loss tells levels that compute
+the same from those that do not."""
+
+LEVEL_LIMIT = 600.0
+"""Seconds; the longest search of the compiler takes minutes."""
+
+Row = dict[str, Any]
+
 
 def synthetic_dataset(images: int) -> Dataset:
-    """Random images of CIFAR-10's size: as much work as real ones, and nothing to learn."""
+    """Noise of CIFAR-10's size that grows brighter from top to bottom: as much work as real images, and a
+    rotation to learn."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 128, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    pixels += torch.arange(0, 128, 4, dtype=torch.uint8)[:, None, None]
     split = Split(pixels, torch.zeros(images, dtype=torch.int64))
     return Dataset("folder", "synthetic images", (), split, split, "synthetic")
 
@@ -51,6 +64,9 @@ class Step:
         device: where.
         folder: for the run folder; nothing of importance is written.
         is_fixed: all steps train on the views of the first batch.
+
+    Attributes:
+        warmup_loss: mean loss of the first steps, once it was read.
 
     Raises:
         ArgumentError: pretraining refuses the level's settings here.
@@ -79,12 +95,17 @@ class Step:
         self._cudnn_benchmark = level.cudnn_benchmark
         batches = [batch for batch in self.trainer.loader.epoch(0) if len(batch) == config.batch_size]
         self._batches = itertools.cycle(batches)
+        self.warmup_loss: float | None = None
 
     def __call__(self) -> None:
         """Train on the next batch, as in training."""
         torch.backends.cudnn.benchmark = self._cudnn_benchmark
         self.trainer.progress.step = 0  # the schedule has no more than one epoch
         self.trainer.train_step(next(self._batches))
+
+    def read_loss(self) -> None:
+        """Remember the mean loss of the steps so far; waits for the device."""
+        self.warmup_loss = means(self.trainer.training_step.sums.read_interval())["loss"]
 
     def data(self) -> None:
         """The data path alone: gather, crop, flip, rotations and all."""
@@ -98,12 +119,21 @@ class Step:
 def measure_steps(
     levels: Sequence[Level],
     config: PretrainConfig,
-    dataset: Dataset,
+    images: int,
     device: torch.device,
     effort: Effort,
     matrix_rates: dict[str, float],
-) -> list[dict[str, Any]]:
+    *,
+    apart: bool | None = None,
+    warmup: int | None = None,
+    level_limit: float = LEVEL_LIMIT,
+    report: Callable[[list[Row]], None] = lambda rows: None,
+) -> list[Row]:
     """One row per level.
+
+    On a GPU, each level is measured in a process of its own, one after the other: a failed capture leaves its
+    process on the stream of the capture and with a memory pool of its own, so that no later number of that
+    process is worth anything. On the CPU, all levels take turns in this process.
 
     The share of the data path is measured in two ways: alone, over the whole step; and on a GPU also as what
     a step gains from views that are there already, which tells what cannot overlap with anything. The
@@ -112,78 +142,162 @@ def measure_steps(
     Args:
         levels: of this kind of device. One that cannot be measured here is skipped, and its row says why.
         config: network, width, rotations and images per step.
-        dataset: to train on.
+        images: synthetic ones to train on; at least one whole batch.
         device: where.
         effort: how long to measure.
         matrix_rates: floating-point operations per second of matrix products, by number format.
+        apart: whether each level has a process of its own; None for what suits the device.
+        warmup: steps before anything is timed; None for what suits the device.
+        level_limit: seconds after which such a process is given up.
+        report: called with all rows so far, whenever there is one more or more is known of one.
     """
-    network = NetworkInNetwork(len(config.rotations), config.blocks, config.width)
-    flops = convolution_flops(network, config.batch_size, len(config.rotations))
-    cudnn_benchmark = torch.backends.cudnn.benchmark
+    rows: dict[str, Row] = {}
+
+    def add(row: Row) -> None:
+        rows[row["level"]] = row
+        baseline = rows.get(BASELINE, {})
+        for other in rows.values():
+            if "seconds" in other and "seconds" in baseline:
+                other["times_baseline"] = baseline["seconds"] / other["seconds"]
+                # Not of a GPU's host, which may wait without computing.
+                cpu_seconds = max(other["cpu_seconds"], 1e-9)
+                other["times_baseline_by_cpu_seconds"] = baseline["cpu_seconds"] / cpu_seconds
+        report(list(rows.values()))
+
+    warmup = WARMUP_STEPS[device.type] if warmup is None else warmup
+    conditions = Conditions(config, images, device, effort, matrix_rates, warmup)
+    if device.type == "cuda" if apart is None else apart:
+        for level in levels:
+            _measure_apart(level, conditions, level_limit, add)
+    else:
+        _measure_in_turn(levels, conditions, add)
+    return list(rows.values())
+
+
+class Conditions(NamedTuple):
+    """What is the same for all levels, see :func:`measure_steps`."""
+
+    config: PretrainConfig
+    images: int
+    device: torch.device
+    effort: Effort
+    matrix_rates: dict[str, float]
+    warmup: int
+
+    def skipped(self, level: Level, reason: str) -> Row:
+        """The row of a level without numbers."""
+        return {"level": level.name, "blocks": self.config.blocks, "skipped": reason}
+
+
+def _measure_in_turn(levels: Sequence[Level], conditions: Conditions, add: Callable[[Row], None]) -> None:
+    """All levels in this process, interleaved, so that a disturbance of the machine meets all of them."""
     steps: dict[str, Step] = {}
     works: dict[str, Work] = {}
-    skipped: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        try:
-            for number, level in enumerate(levels):
-                try:
-                    made = _works(level, config, dataset, device, followed(Path(folder)) / str(number), stack)
-                except (ArgumentError, RuntimeError) as error:  # refused, does not compile, out of memory
-                    skipped[level.name] = (str(error).strip() or type(error).__name__).splitlines()[0]
-                    continue
-                steps[level.name] = made[level.name]
-                works |= made
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, _cudnn_settings_kept():
+        for number, level in enumerate(levels):
+            try:
+                step = _ready(level, conditions, followed(Path(folder)) / str(number), stack)
+            except Exception as error:  # refused, out of memory, or any of a compiler's own kinds
+                add(conditions.skipped(level, _reason(error)))
+                continue
+            steps[level.name] = step
+            works |= {level.name: step, f"{level.name} data": step.data}
+        timings = interleaved(works, conditions.device, conditions.effort)
+        for name, step in steps.items():
+            row = _row(name, step, conditions, timings[name])
+            add(row | _data_shares(timings[name], timings[f"{name} data"], None))
+
+
+def _measure_apart(level: Level, conditions: Conditions, limit: float, add: Callable[[Row], None]) -> None:
+    """One level in a new process, for so many seconds at most; what it has found until then counts."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send_level, args=(level, conditions, sender))
+    process.start()
+    sender.close()  # so that the end of the process ends the messages
+    deadline = time.monotonic() + limit
+    row: Row | None = None
+    reason: str | None = f"took more than {limit:g} s"
+    try:
+        while receiver.poll(max(0.0, deadline - time.monotonic())):
+            message = receiver.recv()
+            if not isinstance(message, dict):  # all that can be said is said
+                reason = message
+                break
+            row = message
+            add(row)
+    except EOFError:
+        process.join()
+        reason = f"its process ended with exit code {process.exitcode}"
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if reason is not None:
+        add(conditions.skipped(level, reason) if row is None else row | {"incomplete": reason})
+
+
+def _send_level(level: Level, conditions: Conditions, sender: Connection) -> None:
+    """Measure a level and send its row as it grows; then None, or the reason why there is no more."""
+    device, effort = conditions.device, conditions.effort
+    try:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            step = _ready(level, conditions, followed(Path(folder)) / "step", stack)
+            timing = interleaved({level.name: step}, device, effort)[level.name]
+            row = _row(level.name, step, conditions, timing)
+            sender.send(row)
+            row["joules_per_step"] = joules(step, device, timing)
+            sender.send(row)
+            works: dict[str, Work] = {"data": step.data}
+            if device.type == "cuda":
+                works["data"] = in_a_graph(step.data, device, CALLS_IN_A_GRAPH)
+                works["fixed"] = _ready(
+                    level, conditions, followed(Path(folder)) / "fixed", stack, is_fixed=True
+                )
             timings = interleaved(works, device, effort)
-            watts = {name: average_power(step, device) for name, step in steps.items()}
-        finally:
-            torch.backends.cudnn.benchmark = cudnn_benchmark
-    return [
-        {"level": level.name, "blocks": config.blocks, "skipped": skipped[level.name]}
-        if level.name in skipped
-        else _row(level.name, steps[level.name], config, timings, flops, watts[level.name], matrix_rates)
-        for level in levels
-    ]
+            calls = CALLS_IN_A_GRAPH if device.type == "cuda" else 1
+            sender.send(row | _data_shares(timing, timings["data"].divided(calls), timings.get("fixed")))
+            sender.send(None)
+    except Exception as error:
+        sender.send(_reason(error))
+    sender.close()
 
 
-def _works(
-    level: Level,
-    config: PretrainConfig,
-    dataset: Dataset,
-    device: torch.device,
-    folder: Path,
-    stack: ExitStack,
-) -> dict[str, Any]:
-    """What is timed of a level: the step under its name, its data path, and on a GPU the step without it."""
-
-    def make(name: str, is_fixed: bool) -> Step:
-        step = Step(level, config, dataset, device, folder / name, is_fixed)
-        stack.callback(step.close)
-        step()  # compiles where it is to be compiled
-        return step
-
-    step = make("step", False)
-    if device.type != "cuda":
-        return {level.name: step, f"{level.name} data": step.data}
-    data = in_a_graph(step.data, device, CALLS_IN_A_GRAPH)
-    return {level.name: step, f"{level.name} data": data, f"{level.name} fixed": make("fixed", True)}
+def _ready(
+    level: Level, conditions: Conditions, folder: Path, stack: ExitStack, is_fixed: bool = False
+) -> Step:
+    """A step that has been compiled and captured, if it is to be."""
+    dataset = synthetic_dataset(conditions.images)
+    step = Step(level, conditions.config, dataset, conditions.device, folder, is_fixed)
+    stack.callback(step.close)
+    for _ in range(conditions.warmup):
+        step()
+    step.read_loss()  # waits for the device, which tells of its errors then
+    return step
 
 
-def _row(
-    name: str,
-    step: Step,
-    config: PretrainConfig,
-    timings: dict[str, Timing],
-    flops: float,
-    watts: float | None,
-    matrix_rates: dict[str, float],
-) -> dict[str, Any]:
-    timing, baseline = timings[name], timings.get(BASELINE)
-    fixed, is_cuda = timings.get(f"{name} fixed"), step.trainer.loader.device.type == "cuda"
-    data = timings[f"{name} data"].divided(CALLS_IN_A_GRAPH if is_cuda else 1)
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _cudnn_settings_kept() -> Iterator[None]:
+    before = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _row(name: str, step: Step, conditions: Conditions, timing: Timing) -> Row:
+    """All of a level but its data path."""
+    config = conditions.config
     rate = config.batch_size / timing.seconds
     precision = step.precision.name
     # On a GPU, convolutions of fp32 tensors compute in TF32 unless torch is told otherwise.
-    matrix = "tf32" if precision == "fp32" and is_cuda else precision
+    matrix = "tf32" if precision == "fp32" and conditions.device.type == "cuda" else precision
+    network = NetworkInNetwork(len(config.rotations), config.blocks, config.width)
+    flops = convolution_flops(network, config.batch_size, len(config.rotations))
     return {
         "level": name,
         "blocks": config.blocks,
@@ -191,24 +305,40 @@ def _row(
         "batch": config.batch_size,
         "precision": precision,
         "compile": step.task.compile,
+        "kernels": getattr(step.trainer.task.module, "kernels", "torch"),
         "graph": step.trainer.training_step.is_replayed,
+        "warmup_loss": step.warmup_loss,
         "seconds": timing.seconds,
         "spread": timing.spread,
         "cpu_seconds": timing.cpu_seconds,
         "images_per_second": rate,
         "seconds_per_100_epochs": IMAGES_OF_100_EPOCHS / rate,
-        "times_baseline": None if baseline is None else baseline.seconds / timing.seconds,
-        "times_baseline_by_cpu_seconds": (
-            None if baseline is None else baseline.cpu_seconds / max(timing.cpu_seconds, 1e-9)
-        ),
-        "data_seconds": data.seconds,
-        "data_share": data.seconds / timing.seconds,
-        "fixed_views_seconds": None if fixed is None else fixed.seconds,
-        "data_share_of_difference": None if fixed is None else 1 - fixed.seconds / timing.seconds,
+        "times_baseline": None,
+        "times_baseline_by_cpu_seconds": None,
+        "data_seconds": None,
+        "data_share": None,
+        "fixed_views_seconds": None,
+        "data_share_of_difference": None,
         "convolution_flops": flops,
-        "share_of_matrix_rate": flops / timing.seconds / matrix_rates[matrix],
-        "joules_per_step": None if watts is None else watts * timing.seconds,
+        "share_of_matrix_rate": flops / timing.seconds / conditions.matrix_rates[matrix],
+        "joules_per_step": None,
     }
+
+
+def _data_shares(step: Timing, data: Timing, fixed: Timing | None) -> Row:
+    """What the data path takes of a step: alone, and by what a step without it gains."""
+    return {
+        "data_seconds": data.seconds,
+        "data_share": data.seconds / step.seconds,
+        "fixed_views_seconds": None if fixed is None else fixed.seconds,
+        "data_share_of_difference": None if fixed is None else 1 - fixed.seconds / step.seconds,
+    }
+
+
+def joules(work: Work, device: torch.device, timing: Timing) -> float | None:
+    """Energy of one piece of work on a GPU; None where nothing tells it."""
+    watts = average_power(work, device)
+    return None if watts is None else watts * timing.seconds
 
 
 def average_power(work: Work, device: torch.device, seconds: float = 2.0) -> float | None:

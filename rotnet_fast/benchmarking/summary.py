@@ -65,7 +65,7 @@ def steps_lines(rows: Rows) -> list[str]:
             table.append((name, f"skipped: {row['skipped']}", *[""] * (len(head) - 1)))
             continue
         times, cpu_times = row["times_baseline"], row["times_baseline_by_cpu_seconds"]
-        joules = row["joules_per_step"]
+        joules, data = row["joules_per_step"], row["data_share"]
         table.append(
             (
                 f"{name}, {row['batch']} images",
@@ -73,7 +73,7 @@ def steps_lines(rows: Rows) -> list[str]:
                 "-" if times is None else f"{times:.2f}",
                 "-" if cpu_times is None else f"{cpu_times:.2f}",
                 f"{row['seconds_per_100_epochs']:,.0f} s",
-                f"{100 * row['data_share']:.2f} %",
+                "-" if data is None else f"{100 * data:.2f} %",
                 f"{100 * row['share_of_matrix_rate']:.0f} %",
                 "-" if joules is None else f"{joules:.1f}",
             )

@@ -6,20 +6,35 @@ them takes it a tenth of that, so that a fast GPU need not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
+from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.precision import Precision
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CaptureError, RotnetError
 from rotnet_fast.models.network import FeatureNetwork, may_draw
 from rotnet_fast.models.nin import NetworkInNetwork
 
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Takes work, which may or may not be done on the way, and gives what does the same work again."""
+Work = Callable[[], None]
+
+
+class Capture(Protocol):
+    """A way to record work once and to repeat it cheaply."""
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Context in which ordinary work runs where captured work will run, too."""
+        ...
+
+    def __call__(self, work: Work) -> Work:
+        """Record work, which may or may not be done on the way; returns what does the same work again."""
+        ...
+
 
 STEPS_BEFORE_CAPTURE = 3
 """Ordinary steps first: libraries choose their algorithms and allocate in them, the compiler compiles."""
@@ -38,45 +53,85 @@ class ReplayedStep:
 
     Args:
         step: what to do with a batch.
-        capture: see :func:`cuda_capture`.
+        capture: how steps are captured, see :class:`CudaCapture`.
     """
 
     def __init__(self, step: Callable[[Batch], None], capture: Capture) -> None:
         self._step = step
         self._capture = capture
         self._done: dict[int, int] = {}  # by number of images: ordinary steps so far
-        self._captured: dict[int, tuple[Batch, Callable[[], None]]] = {}
+        self._captured: dict[int, tuple[Batch, Work]] = {}
 
     def __call__(self, batch: Batch) -> None:
-        """Do the step."""
+        """Do the step.
+
+        Raises:
+            CaptureError: the step cannot be captured.
+        """
         size = len(batch)
         if size not in self._captured:
             done = self._done.get(size, 0)
             if done < STEPS_BEFORE_CAPTURE:
                 self._done[size] = done + 1
-                self._step(batch)
+                with self._capture.stream():
+                    self._step(batch)
                 return
-            static = batch.copy()
-            self._captured[size] = static, self._capture(lambda: self._step(static))
+            self._captured[size] = self._capture_step(batch.copy())
         static, replay = self._captured[size]
         static.take(batch)
         replay()
 
+    def _capture_step(self, static: Batch) -> tuple[Batch, Work]:
+        """The step on a batch whose tensors stay where they are, and what repeats it."""
+        try:
+            return static, self._capture(lambda: self._step(static))
+        except Exception as error:
+            if isinstance(error, RotnetError) or is_out_of_memory(error):
+                raise
+            # What the step itself met says more than the end of the capture that failed because of it.
+            cause = error.__context__ or error
+            said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise CaptureError(
+                f"a training step could not be captured in a CUDA graph ({said}); use --graph off"
+            ) from error
 
-def cuda_capture(device: torch.device) -> Capture:
-    """Capture in CUDA graphs that share their memory; they are replayed one after the other."""
-    pool = torch.cuda.graph_pool_handle()
 
-    def capture(work: Callable[[], None]) -> Callable[[], None]:
+class CudaCapture:
+    """Capture in CUDA graphs that share their memory; they are replayed one after the other.
+
+    Ordinary steps run on the stream of the capture. Autograd keeps the stream on which it first accumulated a
+    gradient for as long as anything holds that node; one that remembered another stream would make the
+    captured backward pass wait for a stream outside of the graph, which fails the capture.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """The capture's stream, in order with the one outside."""
+        with torch.cuda.device(self._device):
+            outside = torch.cuda.current_stream()
+            self._stream.wait_stream(outside)
+            # Also where a capture fails: torch's own context would then leave its stream the current one.
+            with torch.cuda.stream(self._stream):
+                yield
+            outside.wait_stream(self._stream)
+
+    def __call__(self, work: Work) -> Work:
+        """Capture the work, which is not done on the way."""
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(self._device)
         # Threads of a loader may use the device meanwhile.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+        with (
+            self.stream(),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
             work()
-        replay: Callable[[], None] = graph.replay
+        replay: Work = graph.replay
         return replay
-
-    return capture
 
 
 def use_graph(

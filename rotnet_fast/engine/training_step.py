@@ -13,7 +13,7 @@ from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.guard import StepGuard
 from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.optimizers import make_optimizer
-from rotnet_fast.engine.replay import Capture, ReplayedStep, cuda_capture, use_graph
+from rotnet_fast.engine.replay import Capture, CudaCapture, ReplayedStep, use_graph
 from rotnet_fast.engine.task import StepOutput, Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.models.network import may_draw
@@ -67,7 +67,7 @@ class TrainingStep:
         self._may_draw = may_draw(task.module)
         self._is_warm = processes.world == 1
         if capture is None and use_graph(settings.graph, device, settings.precision, task.module, processes):
-            capture = cuda_capture(device)
+            capture = CudaCapture(device)
         self.is_replayed = capture is not None
         self._do = self._step if capture is None else ReplayedStep(self._step, capture)
 

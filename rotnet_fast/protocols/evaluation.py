@@ -53,6 +53,7 @@ class EvaluationSetup:
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
         model: name of the network; blocks, width and uniform_gamma are of nin alone.
+        graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: whether trainings report on the terminal.
     """
 
@@ -78,6 +79,7 @@ class EvaluationSetup:
     revisit: bool = True
     lr_factor: float = 0.2
     model: str = NIN
+    graph: str = "auto"
     progress: bool = True
 
     @property
@@ -183,6 +185,7 @@ class EvaluationSetup:
             nesterov=nesterov,
             weight_decay=weight_decay,
             eval_every=10,
+            graph=self.graph,
             tensorboard=False,
             progress=self.progress,
         )

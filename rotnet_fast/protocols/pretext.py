@@ -40,22 +40,6 @@ def streaming_of(
     return Streaming(device, config.loader, crop, config.decoder, begun, free)
 
 
-def check_device_fits(config: PretrainConfig, device: torch.device) -> None:
-    """Check the settings that need a GPU.
-
-    Raises:
-        ArgumentError: one of them, for a run on the CPU.
-    """
-    if device.type == "cuda":
-        return
-    for name, is_wanted in (("kernels", config.kernels != "torch"), ("graph", config.graph == "on")):
-        if is_wanted:
-            raise ArgumentError(
-                f"{name} is {getattr(config, name)}, which needs a GPU; this run uses {device}: "
-                f"leave --{name} out"
-            )
-
-
 def pretraining(
     config: PretrainConfig,
     dataset: Dataset[AnySplit],
@@ -88,7 +72,7 @@ def pretraining(
             f"fewer with --nproc-per-node, or use a larger batch"
         )
         raise processes.shared(ArgumentError(message))
-    processes.everywhere(lambda: check_device_fits(config, device))
+    processes.everywhere(lambda: config.check_needs_gpu(device.type))
     shard = Shard(processes.rank, processes.world)
     channels = dataset.train.image_shape[-1]
 

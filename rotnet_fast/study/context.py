@@ -30,6 +30,7 @@ class Context:
         settings, results, dataset, device, precision: of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
         command: what the results are recorded to come from.
+        graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: whether trainings report on the terminal.
     """
 
@@ -41,6 +42,7 @@ class Context:
     data_dir: Path | None = None
     dataset_name: str | None = None
     command: str = ""
+    graph: str = "auto"
     progress: bool = True
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
@@ -85,5 +87,6 @@ class Context:
             folder=folder,
             revisit=settings.get("revisit", True),
             lr_factor=settings.get("lr_factor", 0.2),
+            graph=self.graph,
             progress=self.progress,
         )

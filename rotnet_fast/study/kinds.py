@@ -44,6 +44,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
         data_dir=context.data_dir,
         dataset_name=context.dataset_name,
         device=str(context.device),
+        graph=context.graph,  # type: ignore[arg-type]
         output=folder,
         resume="auto",
         tensorboard=False,

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.run_folder import environment
-from rotnet_fast.errors import CannotWriteError, CheckpointError, OutOfMemoryError, RotnetError
+from rotnet_fast.errors import (
+    CannotWriteError,
+    CaptureError,
+    CheckpointError,
+    OutOfMemoryError,
+    RotnetError,
+)
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
@@ -143,7 +149,7 @@ def _run_group(
     start = time.monotonic()
     try:
         found = KINDS[first.kind](context, group, folder)
-    except (CannotWriteError, OutOfMemoryError):
+    except (CannotWriteError, CaptureError, OutOfMemoryError):
         raise  # the next cell would fare no better
     except (RotnetError, ImportError) as error:
         if not is_network:
