@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Generator
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -17,6 +18,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see command.py
 
 import torch
+
+from rotnet_fast.data.dali import require_dali
+from rotnet_fast.errors import ArgumentError
 
 DEVICES = [
     "cpu",
@@ -61,6 +65,16 @@ def fault_log(request: pytest.FixtureRequest) -> FaultLog:
     return log
 
 
+@cache
+def why_not_dali() -> str | None:
+    """Why the streaming loader cannot be used on this machine; None where it can."""
+    try:
+        require_dali(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except ArgumentError as error:
+        return str(error)
+    return None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only-cuda", action="store_true", help="run only the tests that need a CUDA device")
 
@@ -73,6 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """With ``--only-cuda``, keep the tests that would be skipped without a GPU, as their marks say."""
     for item in items:
         item.stash[BROKEN_BY_TEST] = []
+        if (reason := why_not_dali()) and item.get_closest_marker("needs_dali"):
+            item.add_marker(pytest.mark.skip(reason=reason))
     if not config.getoption("only_cuda"):
         return
     reasons = {

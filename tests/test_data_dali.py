@@ -26,7 +26,7 @@ from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.errors import ArgumentError, DataError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DALI runs on Linux alone")
+pytestmark = pytest.mark.needs_dali
 
 SIDE = 16
 

@@ -180,6 +180,7 @@ def make_folder(data_dir: Path) -> None:
         image.save(folder / f"{number}.{'png' if number % 4 < 2 else 'jpg'}")
 
 
+@pytest.mark.needs_dali
 def test_processes_that_stream_their_images_train_like_those_that_keep_them(tmp_path: Path) -> None:
     make_folder(tmp_path / "images")
     hashes = []

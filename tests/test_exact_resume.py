@@ -70,7 +70,7 @@ def run_and_save_every_step(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("loader", ["resident", "dali"])
+@pytest.mark.parametrize("loader", ["resident", pytest.param("dali", marks=pytest.mark.needs_dali)])
 def test_a_run_cut_anywhere_goes_on_to_the_same_state(
     precision: str,
     loader: str,

@@ -236,7 +236,7 @@ def add(image: Path) -> None:
 
 
 @pytest.mark.faults("data altered between runs")
-@pytest.mark.parametrize("loader", ["resident", "dali"])
+@pytest.mark.parametrize("loader", ["resident", pytest.param("dali", marks=pytest.mark.needs_dali)])
 @pytest.mark.parametrize(
     ("alter", "error"),
     [(cut, DataError), (replace, CheckpointError), (add, CheckpointError), (Path.unlink, CheckpointError)],

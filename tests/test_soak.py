@@ -21,6 +21,8 @@ from benchmarks.soak import LIMITS, Sample, config_of, judge, sampled
 from rotnet_fast.pretrain import pretrain
 
 STEPS_PER_EPOCH = 20
+pytestmark = pytest.mark.needs_dali  # both loaders are watched in one process
+
 EPOCHS = 6
 
 SHORT = {**LIMITS, "memory": 20.0}

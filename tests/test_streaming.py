@@ -75,6 +75,7 @@ def streamed(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield run, pretrain(config(run, shapes, loader="dali"))
 
 
+@pytest.mark.needs_dali
 def test_dali_and_resident_train_to_the_same_last_bit(
     shapes: Path, streamed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_dali_and_resident_train_to_the_same_last_bit(
         assert checkpoint.state_hash(ours) == checkpoint.state_hash(theirs)
 
 
+@pytest.mark.needs_dali
 def test_processes_stream_their_parts_of_every_batch(shapes: Path, tmp_path: Path) -> None:
     """Two processes with DALI train as two with the images in memory."""
     settings: dict[str, Any] = {"batch_size": 13, "sync_batchnorm": True}  # uneven parts
@@ -110,6 +112,7 @@ class Killed(BaseException):
 
 @pytest.mark.faults("killed before any step")
 @pytest.mark.parametrize("crop", ["pad", "resized"])
+@pytest.mark.needs_dali
 def test_a_run_killed_in_mid_epoch_goes_on_exactly(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop: str
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_exactly(
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+@pytest.mark.needs_dali
 def test_crops_of_random_size_change_what_is_learned(
     shapes: Path, streamed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -142,6 +146,7 @@ def test_crops_of_random_size_change_what_is_learned(
     assert losses(tmp_path / "narrow")[0] != losses(tmp_path)[0]
 
 
+@pytest.mark.needs_dali
 def test_evaluation_streams_what_pretraining_streamed(
     streamed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -156,6 +161,7 @@ def test_evaluation_streams_what_pretraining_streamed(
     assert len(tables[0]) == 3
 
 
+@pytest.mark.needs_dali
 def test_auto_says_which_loader_it_takes_and_keeps_to_it(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +176,7 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
 
 
 @pytest.mark.parametrize("begun", ["resident", "dali"])
+@pytest.mark.needs_dali
 def test_a_run_is_not_gone_on_with_by_the_other_loader(shapes: Path, tmp_path: Path, begun: str) -> None:
     pretrain(config(tmp_path, shapes, epochs=1, loader=begun))
     other = {"resident": "dali", "dali": "resident"}[begun]

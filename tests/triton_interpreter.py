@@ -33,7 +33,21 @@ def _repair_bf16() -> None:
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = multiply_numbers, cast_to_nearest
 
 
+def _repair_sizes() -> None:
+    """Triton 3.6 takes numbers from arrays of one element in a way that numpy refuses from 2.4 on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_again(tensor: Any, *rest: Any) -> None:
+        patch(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patch_again
+
+
 if DEVICE.type == "cpu":
     _repair_bf16()
+    _repair_sizes()
 else:
     torch.backends.cudnn.allow_tf32 = False  # what the kernels are compared with has to be fp32
