@@ -1,0 +1,805 @@
+"""Everything that needs a GPU, in the order of its worth, within a budget of seconds.
+
+    python -m benchmarks.gpu_run --data-dir DATA --output RESULTS
+
+Each part has a clock of its own; one that fails or takes too long does not stop those after it. What is
+finished is kept in the work folder: the same command continues there, in mid-training, too. After each part
+the output folder is up to date and holds at most five files:
+
+    results.json              what came of every part; card, versions, commit
+    log.txt                   what was run, and the end of what it printed
+    pretrain-metrics.jsonl    of the pretraining
+    pretrain-checkpoint.pt    to look at, to resume from, to export
+    runs.tar.gz               settings, metrics and results of all trainings, and all logs
+
+This program itself needs Python alone. A machine without a network gets the rest by ``--pack``: a folder that
+``python -m benchmarks.gpu_pack`` has made elsewhere.
+
+Exit codes: 0 all parts are finished or skipped, 1 a part failed, 2 wrong arguments, 3 parts are left: run the
+same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RESERVE = 15.0
+"""Seconds of the budget that are kept back, to save trainings and to write results."""
+
+SECONDS_TO_SAVE = 10.0
+"""A training that is asked to stop is given so long before it is killed."""
+
+LONGEST_LINE = 200
+
+FAST_ENOUGH = 360.0
+"""Estimated seconds of the pretraining up to which the supervised network trains beside it."""
+
+
+class SkippedError(Exception):
+    """A part that this machine cannot do; the reason."""
+
+
+class UnfinishedError(Exception):
+    """A part that the next call continues; how far it is."""
+
+
+class FailedError(Exception):
+    """A part that did not work; what was said."""
+
+
+class NoGpuError(Exception):
+    """Nothing can be done on this machine."""
+
+
+@dataclass
+class Run:
+    """One call of this program.
+
+    Attributes:
+        device: ``cuda``, or ``cpu`` for a rehearsal.
+        data: flags that name the images; None where there are none.
+        output, work: folders of what is handed over, and of what later calls continue with.
+        deadline: when everything must be over, by the monotonic clock.
+        is_rehearsal: everything at tiny sizes.
+        site: further packages.
+        part, part_deadline: what runs now, and when it must be over.
+    """
+
+    device: str
+    data: list[str] | None
+    output: Path
+    work: Path
+    deadline: float
+    is_rehearsal: bool = False
+    site: Path | None = None
+    part: str = ""
+    part_deadline: float = 0.0
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> float:
+        """Seconds that the running part may still take."""
+        return min(self.part_deadline, self.deadline - RESERVE) - time.monotonic()
+
+    def python(self, *arguments: object, name: str | None = None) -> subprocess.Popen[bytes]:
+        """Start Python with the packages of this checkout; what it prints goes to a log of that name."""
+        return self.start(sys.executable, *arguments, name=name)
+
+    def start(
+        self, *command: object, name: str | None = None, variables: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command in a process group of its own, so that it ends with all that it has started."""
+        words = [str(word) for word in command]
+        self.say(f"$ {shlex.join(word.strip().partition(chr(10))[0] for word in words)}")
+        path = self.log_of(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as log:
+            return subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**self.environment(), **(variables or {})},
+                start_new_session=True,
+            )
+
+    def environment(self) -> dict[str, str]:
+        """Variables for the commands: waiting threads sleep, and later calls find compiled kernels."""
+        paths = [str(ROOT), *([str(self.site)] if self.site else []), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            "TRITON_CACHE_DIR": str(self.work / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
+        }
+
+    def log_of(self, name: str | None = None) -> Path:
+        """Where a command's output is kept; under the name of the part, unless it has one of its own."""
+        return self.work / "logs" / f"{name or self.part}.txt"
+
+    def last_line(self, name: str | None = None) -> str:
+        """The end of what a command has printed."""
+        lines = self.log_of(name).read_text(errors="replace").replace("\r", "\n").split("\n")
+        return next(
+            (line.strip()[:LONGEST_LINE] for line in reversed(lines) if line.strip()), "nothing printed"
+        )
+
+    def finish(self, process: subprocess.Popen[bytes], name: str | None = None) -> str:
+        """Wait for a command; returns its last line.
+
+        Raises:
+            FailedError: it ended with another code than 0, or the part's own time is over.
+            UnfinishedError: the budget is spent; what it trains is saved.
+        """
+        try:
+            code = process.wait(max(self.left, 0.1))
+        except subprocess.TimeoutExpired:
+            stop(process)
+            if time.monotonic() >= self.part_deadline:
+                raise FailedError(f"took longer than its share of the time: {self.last_line(name)}") from None
+            raise UnfinishedError(self.last_line(name)) from None
+        except BaseException:
+            stop(process)
+            raise
+        if code != 0:
+            raise FailedError(f"exit code {code}: {self.last_line(name)}")
+        return self.last_line(name)
+
+    def json(self, name: str) -> Path:
+        """A file whose content becomes part of results.json, under that name."""
+        return self.work / "json" / f"{name}.json"
+
+    def read(self, name: str) -> Any:
+        """The content of such a file; None where it is not there or was not written to its end."""
+        try:
+            return json.loads(self.json(name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def say(self, line: str) -> None:
+        """Print a line for whoever watches, and keep it."""
+        self.log.append(line)
+        print(line, flush=True)
+
+    def tiny(self, *flags: object) -> list[str]:
+        """Flags for a rehearsal alone."""
+        return [str(flag) for flag in flags] if self.is_rehearsal else []
+
+    def require_gpu(self) -> None:
+        if self.device != "cuda":
+            raise SkippedError(f"needs a GPU; this run uses {self.device}")
+
+    def require_data(self) -> list[str]:
+        if self.data is None:
+            raise SkippedError("needs images: give --data-dir")
+        return self.data
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a command to stop, which saves what it trains; then kill what is left of all that it started."""
+    # Not SIGINT, which a command would ignore where this program was started in the background.
+    for number, seconds in ((signal.SIGTERM, SECONDS_TO_SAVE), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+
+# --- the parts ---
+
+_LOADED = """
+import json, sys, torch
+from rotnet_fast.engine.run_folder import environment
+from rotnet_fast.ops.library import LIBRARIES
+device = sys.argv[1]
+if device == "cuda" and not torch.cuda.is_available(): sys.exit(77)
+if not LIBRARIES[device].loaded: sys.exit(f"the {device} library is not in use: {LIBRARIES[device].detail}")
+found = {**environment(device), "cudnn": torch.backends.cudnn.version()}
+open(sys.argv[2], "w").write(json.dumps(found))
+print(found["device"], "torch", found["torch"], "kernels:", found["kernel"])
+"""
+
+
+def load(run: Run) -> str:
+    """The compiled libraries load; they are built where they do not."""
+
+    def try_it() -> str:
+        return run.finish(run.python("-c", _LOADED, run.device, run.json("environment")))
+
+    if run.device == "cuda" and shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
+        run.finish(run.start("nvidia-smi", query, "--format=csv", name="card"), "card")
+        run.json("card").write_text(json.dumps(run.log_of("card").read_text().splitlines()))
+    try:
+        return try_it()
+    except FailedError as error:
+        if str(error).startswith("exit code 77"):
+            raise NoGpuError("torch finds no CUDA device on this machine; nothing was run") from error
+        run.say(f"load: {error}; building")
+    wanted = {"ROTNET_CUDA": "1" if run.device == "cuda" else "0"}
+    build = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+    run.finish(run.start(*build, name="build", variables=wanted), "build")
+    return f"built; {try_it()}"
+
+
+def check(run: Run) -> str:
+    """300 random calls of the kernels, bit for bit against the CPU; graphs; a second stream."""
+    flags = ["--device", run.device, *run.tiny("--calls", 20)]
+    return run.finish(run.python("-m", "benchmarks.gpu_check", run.json("check"), *flags))
+
+
+def benchmark(run: Run, *flags: object) -> str:
+    """``python -m rotnet_fast.benchmark``, whose file is up to date whenever it is stopped."""
+    command = ("-m", "rotnet_fast.benchmark", "--device", run.device, "--output", run.json(run.part), *flags)
+    return run.finish(run.python(*command, *run.tiny("--quick")))
+
+
+def op(run: Run) -> str:
+    """Ceilings, and the fused op in graphs."""
+    return benchmark(run, "--what", "op")
+
+
+GRAPH = "bf16, cudnn.benchmark, graph"
+EAGER = "bf16, cudnn.benchmark"
+BASELINE = "fp32 NCHW, eager"
+CHOICES: dict[str, list[str]] = {
+    GRAPH: [],
+    "bf16, triton-bn, graph": ["--kernels", "triton-bn"],
+    "bf16, triton, graph": ["--kernels", "triton"],
+    "bf16, compiled, graph": ["--compile", "default"],
+    EAGER: ["--graph", "off"],
+}
+"""Level of the benchmark -> flags of a pretraining at that level."""
+
+
+def levels(run: Run) -> str:
+    """Training steps of NIN-4: graph, eager, Triton, plain torch, compiled."""
+    names = [GRAPH, EAGER, "bf16, triton-bn, graph", "bf16, triton, graph", BASELINE, "bf16, compiled, graph"]
+    return steps(run, 4, names)
+
+
+def steps(run: Run, blocks: int, names: Sequence[str]) -> str:
+    """Training steps of a network at some levels."""
+    if run.device == "cpu":
+        names = [BASELINE, "default"]
+    flags = ["--what", "steps", "--blocks", blocks, "--level-limit", 60, "--levels", *names]
+    try:
+        said = benchmark(run, *flags)
+    finally:
+        rows = (run.read(run.part) or {}).get("steps", [])
+        if blocks == 4:
+            run.json("choice").write_text(json.dumps(choose(rows)))
+    measured = [f"{row['level']} {1e3 * row['seconds']:.2f} ms" for row in rows if "seconds" in row]
+    return "; ".join(measured) or said
+
+
+def choose(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The way to train: the fastest level with the same loss as plain torch.
+
+    Any other way than torch's own kernels has to be faster by a tenth, as compiling takes time, too.
+
+    Args:
+        rows: of the benchmark's steps.
+
+    Returns:
+        ``level``, ``flags`` of a pretraining, and ``seconds`` of its steps in all; None if unknown.
+    """
+    losses = {row["level"]: row["warmup_loss"] for row in rows if "seconds" in row}
+    right = losses.get(BASELINE, losses.get(EAGER))
+    seconds = {
+        row["level"]: row["seconds_per_100_epochs"] * (1.0 if row["level"] in (GRAPH, EAGER) else 1.1)
+        for row in rows
+        if row["level"] in CHOICES and "seconds" in row and is_same(row["warmup_loss"], right)
+    }
+    level = min(seconds, key=seconds.__getitem__) if seconds else GRAPH
+    return {"level": level, "flags": CHOICES[level], "seconds": seconds.get(level)}
+
+
+def is_same(loss: float, right: float | None) -> bool:
+    """Whether two ways to compute agree after some steps of training, up to the rounding of bf16."""
+    return right is None or abs(loss - right) <= 0.05 * right
+
+
+def tests(run: Run) -> str:
+    """Tests of the op and of captured steps that need a GPU."""
+    names = ("test_ops_cuda", "test_ops_rotate", "test_ops_warp", "test_engine_replay")
+    return pytest(run, *(f"tests/{name}.py" for name in names))
+
+
+def pytest(run: Run, *arguments: object) -> str:
+    """Run tests that need a GPU; they count where at least one was run."""
+    said = run.finish(run.python("-m", "pytest", "-q", "--only-cuda", "-p", "no:cacheprovider", *arguments))
+    if "passed" not in said:
+        run.require_gpu()
+        raise FailedError(f"no test was run: {said}")
+    return said
+
+
+def train(run: Run) -> str:
+    """Preset paper, 100 epochs at full width; the supervised network beside it; then the conv head."""
+    choice = run.read("choice") or choose([])
+    supervised: subprocess.Popen[bytes] | None = None
+    try:
+        if not is_finished(run.work / "pretrain"):
+            process = pretrain(run, choice["flags"])
+            if choice["seconds"] is None or choice["seconds"] < FAST_ENOUGH:
+                supervised = beside(run, process)
+            try:
+                run.finish(process, "pretrain")
+            except FailedError as error:  # at another level, it continues from its last checkpoint
+                run.say(f"pretrain: {error}; trying it without a graph and other kernels than torch's")
+                run.finish(pretrain(run, CHOICES[EAGER]), "pretrain")
+        evaluated(run, "conv", *CONV)
+        if supervised is not None:
+            with suppress(FailedError):
+                run.finish(supervised, "supervised")
+        evaluated(run, "supervised", *SUPERVISED)
+    finally:
+        if supervised is not None:
+            stop(supervised)
+        keep(run, "pretrain", "supervised", "conv")
+    return ", ".join([f"rotation {run.read('pretrain')['rotation_accuracy']:.2f} %", *accuracies(run)])
+
+
+CONV = ("--layers", "conv2", "--heads", "conv")
+SUPERVISED = ("--no-frozen", "--supervised")
+TINY_TRAINING = ("--width", 0.1, "--epochs", 2, "--batch-size", 16, "--limit-train", 48, "--limit-test", 20)
+
+
+def pretrain(run: Run, flags: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start preset paper, or continue it."""
+    return run.python(
+        *("-m", "rotnet_fast.pretrain", "--preset", "paper", *run.require_data(), "--device", run.device),
+        *(*flags, "--eval-every", 10, "--no-tensorboard", "--resume", "auto"),
+        *("--output", run.work / "pretrain", *run.tiny(*TINY_TRAINING)),
+        name="pretrain",
+    )
+
+
+def beside(run: Run, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes] | None:
+    """Train the supervised network while a pretraining runs, once a checkpoint tells of its data."""
+    if is_finished(run.work / "supervised"):
+        return None
+    while process.poll() is None and run.left > 0:
+        if (run.work / "pretrain" / "checkpoints" / "last.pt").exists():
+            return evaluate(run, "supervised", *SUPERVISED)
+        time.sleep(0.2)
+    return None
+
+
+def evaluate(run: Run, name: str, *flags: object, checkpoint: str = "pretrain") -> subprocess.Popen[bytes]:
+    """Start an evaluation of a pretraining, or continue it."""
+    return run.python(
+        *("-m", "rotnet_fast.evaluate", "--checkpoint", run.work / checkpoint, "--device", run.device),
+        *(*flags, "--output", run.work / name, *run.tiny("--epochs", 1, "--batch-size", 16)),
+        name=name,
+    )
+
+
+def evaluated(run: Run, name: str, *flags: object, checkpoint: str = "pretrain") -> None:
+    """Do an evaluation, unless it is done; without a graph, where it fails with one."""
+    if is_finished(run.work / name):
+        return
+    try:
+        run.finish(evaluate(run, name, *flags, checkpoint=checkpoint), name)
+    except FailedError as error:
+        run.say(f"{name}: {error}; trying it without a graph")
+        run.finish(evaluate(run, name, *flags, "--graph", "off", checkpoint=checkpoint), name)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a training or evaluation has come to its end: results are written last."""
+    return (folder / "results.json").exists()
+
+
+def keep(run: Run, *names: str) -> None:
+    """Take the results of runs into results.json."""
+    for name in names:
+        if is_finished(run.work / name):
+            shutil.copyfile(run.work / name / "results.json", run.json(name))
+
+
+def accuracies(run: Run) -> list[str]:
+    """What the evaluations so far have found."""
+    found = []
+    for path in sorted((run.work / "json").glob("*.json")):
+        for cell in (run.read(path.stem) or {}).get("cells", []) if path.stem != "study" else []:
+            what = " ".join(filter(None, (cell["method"], cell["layer"], cell["head"])))
+            found.append(f"{what} {cell['accuracy']:.2f} %")
+    return found
+
+
+def head(run: Run) -> str:
+    """The non-linear head, and fine-tuning of both."""
+    require_pretraining(run)
+    try:
+        evaluated(run, "nonlinear", "--layers", "conv2", "--heads", "nonlinear")
+        evaluated(run, "fine-tuned", "--layers", "conv2", "--no-frozen", "--fine-tune")
+    finally:
+        keep(run, "nonlinear", "fine-tuned")
+    return ", ".join(accuracies(run))
+
+
+def require_pretraining(run: Run) -> None:
+    if not is_finished(run.work / "pretrain"):
+        raise SkippedError("needs the pretraining, which is not finished")
+
+
+def peers(run: Run) -> str:
+    """The op beside other ways to make the same views, and kernels in graphs."""
+    run.require_gpu()
+    files = ("benchmarks/test_rotate_batch_cuda.py", "benchmarks/test_rotate_batch.py")
+    flags = ("-m", "pytest", "-q", *files, "-k", "cuda", "--benchmark-only", "-p", "no:cacheprovider")
+    return run.finish(run.python(*flags, f"--benchmark-json={run.work / 'peers.json'}"))
+
+
+def memcheck(run: Run) -> str:
+    """compute-sanitizer: addresses."""
+    return sanitize(run, "memcheck")
+
+
+def racecheck(run: Run) -> str:
+    """compute-sanitizer: races in shared memory."""
+    return sanitize(run, "racecheck")
+
+
+def initcheck(run: Run) -> str:
+    """compute-sanitizer: memory that nobody wrote."""
+    return sanitize(run, "initcheck")
+
+
+def synccheck(run: Run) -> str:
+    """compute-sanitizer: barriers."""
+    return sanitize(run, "synccheck")
+
+
+def require_tools(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise SkippedError(f"{tool} is not installed")
+
+
+def sanitize(run: Run, tool: str) -> str:
+    """Watch the kernels, after the tool has noticed a planted fault: one that misses it would miss others."""
+    run.require_gpu()
+    require_tools("compute-sanitizer", "nvcc")
+    planted = run.work / "planted_faults"
+    if not planted.exists():
+        source = ROOT / "benchmarks" / "planted_faults.cu"
+        run.finish(
+            run.start("nvcc", "-arch=native", "-lineinfo", "-o", planted, source, name="planted"), "planted"
+        )
+    watch = ("compute-sanitizer", "--tool", tool, "--error-exitcode", 99)
+    try:
+        run.finish(run.start(*watch, planted, tool, name=f"{tool}-planted"), f"{tool}-planted")
+    except FailedError as error:
+        if not str(error).startswith("exit code 99"):
+            raise
+    else:
+        raise FailedError(f"{tool} did not notice the planted fault")
+    said = run.finish(run.start(*watch, sys.executable, "-m", "benchmarks.small_kernels", variables=UNCACHED))
+    return f"the planted fault was noticed; {said}"
+
+
+# Memory that torch's allocator keeps would hide what lies outside of a tensor.
+UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTORCH_ALLOC_CONF": "expandable_segments:False"}
+
+
+_PROFILED = """
+import torch
+from rotnet_fast import rotate_batch
+images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8, device="cuda")
+for rotations in ((0, 90, 180, 270), tuple(range(0, 360, 45))):
+    for batch in (128, 16_384):
+        rotate_batch(images[:batch], rotations=rotations, dtype=torch.bfloat16)
+"""
+
+
+def profile(run: Run) -> str:
+    """ncu: bandwidth, occupancy and stalls of the op's kernels."""
+    run.require_gpu()
+    require_tools("ncu")
+    sections = [
+        word for name in ("SpeedOfLight", "Occupancy", "WarpStateStats") for word in ("--section", name)
+    ]
+    kernels = "regex:(rotate|warp)_kernel"
+    return run.finish(
+        run.start("ncu", *sections, "--kernel-name", kernels, sys.executable, "-c", _PROFILED, name="ncu"),
+        "ncu",
+    )
+
+
+def levels_3(run: Run) -> str:
+    """Training steps of NIN-3."""
+    return steps(run, 3, [GRAPH, BASELINE])
+
+
+def levels_5(run: Run) -> str:
+    """Training steps of NIN-5."""
+    return steps(run, 5, [GRAPH, BASELINE])
+
+
+def stages(run: Run) -> str:
+    """The stages of a NIN-4 step, each alone, on the roofline."""
+    return benchmark(run, "--what", "stages")
+
+
+def speedrun(run: Run) -> str:
+    """Preset speedrun, and the conv head on it."""
+    folder = run.work / "speedrun"
+    try:
+        if not is_finished(folder):
+            flags = ("--eval-every", 10, "--no-tensorboard", "--resume", "auto", "--output", folder)
+            preset = ("-m", "rotnet_fast.pretrain", "--preset", "speedrun", *run.require_data())
+            # Its warm-up is longer than the epochs of other rehearsals.
+            tiny = run.tiny(*TINY_TRAINING, "--epochs", 4)
+            run.finish(run.python(*preset, "--device", run.device, *flags, *tiny))
+        evaluated(run, "speedrun-conv", *CONV, checkpoint="speedrun")
+    finally:
+        keep(run, "speedrun", "speedrun-conv")
+    return f"rotation {run.read('speedrun')['rotation_accuracy']:.2f} %"
+
+
+def study(run: Run) -> str:
+    """Tables and figures: Table 3, Table 1, Figure 5b, then all others."""
+    common = ["-m", "rotnet_fast.reproduce", *run.require_data(), "--device", run.device]
+    common += ["--preset", "cpu" if run.is_rehearsal else "paper", "--output", str(run.work / "study")]
+    common += run.tiny("--scale", 0.001, "--limit-test", 20)
+    wishes = [["table3/rotnet-conv"]] if run.is_rehearsal else [["table3"], ["table1"], ["figure5b"], []]
+    for only in wishes:
+        budget = ["--time-budget", f"{max(run.left - SECONDS_TO_SAVE, 1) / 60:.3f}"]
+        run.finish(run.python(*common, *budget, *(["--only", *only] if only else [])))
+        if "time budget spent" in run.log_of().read_text(errors="replace"):
+            raise UnfinishedError(run.last_line())
+    return run.last_line()
+
+
+def all_tests(run: Run) -> str:
+    """All other tests that need a GPU."""
+    run.require_gpu()
+    return pytest(run, "tests")
+
+
+def loaders(run: Run) -> str:
+    """The loaders beside a standard DataLoader."""
+    run.require_gpu()
+    flags = ("-m", "pytest", "-q", "benchmarks/test_loaders.py", "-k", "cuda", "--benchmark-only")
+    return run.finish(run.python(*flags, f"--benchmark-json={run.work / 'loaders.json'}"))
+
+
+PARTS: dict[Callable[[Run], str], float] = {
+    load: 180,
+    check: 60,
+    op: 60,
+    levels: 150,
+    tests: 60,
+    train: math.inf,
+    head: math.inf,
+    peers: 240,
+    memcheck: 120,
+    racecheck: 240,
+    profile: 60,
+    levels_3: 90,
+    levels_5: 90,
+    stages: 90,
+    speedrun: math.inf,
+    study: math.inf,
+    all_tests: 900,
+    loaders: 530,
+    initcheck: 480,
+    synccheck: 300,
+}
+"""What there is to do, the most valuable first -> the most seconds that it may take; trainings, which a later
+call continues, take what is left. The docstring of a part describes it."""
+
+
+def name_of(part: Callable[[Run], str]) -> str:
+    return part.__name__.replace("_", "-")
+
+
+# --- one call ---
+
+
+def run_parts(run: Run, parts: dict[Callable[[Run], str], float], only: Sequence[str] = ()) -> dict[str, Any]:
+    """Do what is not finished yet, in order, and hand over the results after each part.
+
+    Returns:
+        Name of each part -> ``state`` (``finished``, ``skipped``, ``failed``, ``unfinished`` or ``not
+        begun``), ``seconds`` over all calls and what it ``said``.
+    """
+    states = read_states(run.work)
+    for part, seconds in parts.items():
+        name = name_of(part)
+        before = states.setdefault(name, {"state": "not begun", "seconds": 0.0, "said": ""})
+        if name not in only if only else before["state"] in ("finished", "skipped"):
+            continue
+        if before["state"] == "failed" and not only:
+            run.say(f"{name}: failed before; repeat it with --only {name}")
+            continue
+        run.part, run.part_deadline = name, math.inf
+        if run.left < 1:
+            continue
+        run.part_deadline = time.monotonic() + seconds
+        start = time.monotonic()
+        try:
+            state, said = "finished", part(run)
+        except SkippedError as reason:
+            state, said = "skipped", str(reason)
+        except UnfinishedError as reason:
+            state, said = "unfinished", str(reason)
+        except FailedError as reason:
+            state, said = "failed", str(reason)
+        except NoGpuError:
+            raise
+        except Exception as error:
+            state, said = "failed", f"{type(error).__name__}: {error}"
+        took = time.monotonic() - start
+        states[name] = {"state": state, "seconds": before["seconds"] + took, "said": said}
+        run.say(f"{name}: {state} after {took:.0f} s: {said}")
+        write(run.work / "state.json", json.dumps(states))
+        hand_over(run, states)
+    hand_over(run, states)
+    return {name_of(part): states[name_of(part)] for part in parts}
+
+
+def read_states(work: Path) -> dict[str, Any]:
+    """What earlier calls have come to."""
+    path = work / "state.json"
+    states: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return states
+
+
+def hand_over(run: Run, states: dict[str, Any]) -> None:
+    """Bring the output folder up to date."""
+    files = sorted((run.work / "json").glob("*.json"))
+    results = {"parts": states, **{path.stem: run.read(path.stem) for path in files}}
+    write(run.output / "results.json", json.dumps(results, indent=1))
+    ends = [f"== {path.stem}\n{end_of(path)}" for path in sorted((run.work / "logs").glob("*.txt"))]
+    write(run.output / "log.txt", "\n".join([*run.log, "", *ends, ""]))
+    pretraining = run.work / "pretrain"
+    for source, name in (
+        (pretraining / "metrics.jsonl", "pretrain-metrics.jsonl"),
+        (pretraining / "checkpoints" / "last.pt", "pretrain-checkpoint.pt"),
+    ):
+        if source.exists():
+            shutil.copyfile(source, run.output / name)
+    with tarfile.open(run.output / "runs.tar.gz", "w:gz") as archive:
+        for path in sorted(run.work.rglob("*")):
+            inside = path.relative_to(run.work)
+            if path.suffix in (".json", ".jsonl", ".txt", ".md") and inside.parts[0] not in NOT_KEPT:
+                archive.add(path, inside, recursive=False)
+
+
+NOT_KEPT = frozenset(("data", "site", "triton", "inductor", "state.json"))
+"""Of the work folder, what runs.tar.gz leaves out: the images, further packages and what compilers keep."""
+
+
+def end_of(path: Path, characters: int = 4000) -> str:
+    return path.read_text(errors="replace").replace("\r", "\n")[-characters:].strip()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole, or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def unpacked(archive: Path, work: Path) -> Path:
+    """The folder of images in an archive, taken out of it once."""
+    folder = work / "data"
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["tar", "-xf", archive, "-C", folder], check=True)
+        (folder / "done").touch()
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    return inside[0] if len(inside) == 1 and not (folder / "train").is_dir() else folder
+
+
+def data_flags(data: Path, name: str | None) -> list[str]:
+    """What tells the commands where the images are."""
+    if (data / "train").is_dir():
+        return ["--dataset", "folder", "--data-dir", str(data), *(["--dataset-name", name] if name else [])]
+    return ["--dataset", "cifar10", "--data-dir", str(data)]
+
+
+def use_pack(pack: Path, work: Path) -> Path:
+    """Install the wheels of a pack into the work folder, and put its libraries where they are looked for."""
+    site = work / "site"
+    wheels = sorted(pack.glob("*.whl"))
+    if wheels and not site.exists():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*pip, "--target", site, *wheels], check=True)
+    for library in pack.glob("*.so"):
+        if not (target := ROOT / "rotnet_fast" / library.name).exists():
+            shutil.copyfile(library, target)
+    commit = pack / "commit"
+    if commit.exists():
+        (work / "json" / "commit.json").write_text(json.dumps(commit.read_text().strip()))
+    return site
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command-line entry point; returns the exit code."""
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_run",
+        description="Everything that needs a GPU, in the order of its worth.",
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, help="CIFAR-10: its archive's folder, class folders, or a tar of them"
+    )
+    parser.add_argument("--dataset-name", help="what results call images of class folders")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/gpu-run/results"), help="folder of the results"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/gpu-run/work"), help="where later calls continue"
+    )
+    parser.add_argument("--budget", type=float, default=840.0, help="seconds that this call may take")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="these parts, even if finished")
+    parser.add_argument("--list", action="store_true", help="name the parts, and what became of them")
+    parser.add_argument("--pack", type=Path, help="folder that benchmarks.gpu_pack has made")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: for a rehearsal")
+    parser.add_argument("--rehearsal", action="store_true", help="everything at tiny sizes")
+    options = parser.parse_args(arguments)
+    work, output = options.work.resolve(), options.output.resolve()
+    names = {name_of(part): part for part in PARTS}
+    for name in options.only:
+        if name not in names:
+            parser.error(f"--only names {name}; choose from {' '.join(names)}")
+    if options.list:
+        states = read_states(work)
+        for name, part in names.items():
+            state = states.get(name, {}).get("state", "not begun")
+            limit = "" if math.isinf(PARTS[part]) else f"{PARTS[part]:g} s"
+            print(f"{name:10} {limit:>5}  {state:10}  {part.__doc__}")
+        return 0
+    if options.device == "cpu" and not options.rehearsal:
+        parser.error("--device cpu is for --rehearsal alone: the numbers of this program are about GPUs")
+    if options.data_dir is not None and not options.data_dir.exists():
+        parser.error(f"--data-dir is {options.data_dir}, which does not exist")
+    for folder in (output, work / "json", work / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    site = use_pack(options.pack.resolve(), work) if options.pack else None
+    data = options.data_dir.resolve() if options.data_dir else None
+    if data is not None and data.is_file():
+        data = unpacked(data, work)
+    flags = data_flags(data, options.dataset_name) if data else None
+    run = Run(options.device, flags, output, work, start + options.budget, options.rehearsal, site)
+    try:
+        states = run_parts(run, PARTS, options.only)
+    except NoGpuError as error:
+        parser.error(str(error))
+    failed = [name for name, found in states.items() if found["state"] == "failed"]
+    left = [name for name, found in states.items() if found["state"] in ("unfinished", "not begun")]
+    if left:
+        run.say(f"left: {' '.join(left)}; run the same command again")
+    if failed:
+        run.say(f"failed: {' '.join(failed)}; see {output / 'log.txt'}")
+    hand_over(run, read_states(work))
+    return 1 if failed else 3 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
