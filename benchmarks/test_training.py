@@ -14,7 +14,7 @@ from rotnet_fast.benchmarking.steps import Step, synthetic_dataset
 from rotnet_fast.benchmarking.timing import in_a_graph
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CaptureError
 
 STORED = 10_000
 PARTS = ("whole step", "data", "step without data")
@@ -100,9 +100,13 @@ def test_training_step(
         work = in_a_graph(step.data, device, calls) if is_cuda else step.data
 
     def run() -> None:
-        for _ in range(1 if part == "data" else calls):
-            work()
-        _wait(device)
+        try:
+            for _ in range(1 if part == "data" else calls):
+                work()
+            _wait(device)
+        except CaptureError as error:
+            # Whatever is measured in this process from now on is worthless.
+            pytest.exit(f"{level.name}: {error}; measure the others with -k, or by rotnet_fast.benchmark")
 
     benchmark.group = f"{device.type} NIN-{blocks}, {batch} images, {part}"
     benchmark.pedantic(run, rounds=1 if is_trial else 50 if part == "data" or is_cuda else 5, warmup_rounds=2)

@@ -65,7 +65,7 @@ CASES = [
     WrongUse(f"{QUICK} --rotations 0 90 90", 2, ("rotations is (0, 90, 90)", "such as 0 90 180 270")),
     WrongUse(f"{QUICK} --device cuda:99", 2, ("device is cuda:99", "use --device cpu")),
     WrongUse(f"{QUICK} --device cpu --precision fp16", 2, ("precision is fp16", "use --precision bf16")),
-    WrongUse(f"{QUICK} --device cpu --graph on", 2, ("graph is on", "leave one of the two out")),
+    WrongUse(f"{QUICK} --device cpu --graph on", 2, ("graph is on", "leave --graph out")),
     WrongUse(f"{QUICK} --loader dali", 2, ("loader is dali", "leave --loader out")),
     WrongUse(f"{QUICK} --image-size 100000", 2, ("image-size is 100000", "must lie in [1, 256]")),
     WrongUse(f"{QUICK} --limit-train 100000", 2, ("limit-train is 100000", "give 1 to 1437, or no limit")),

@@ -46,6 +46,18 @@ def evaluate(run: Path, flags: str = "") -> int:
     return main(["--checkpoint", str(run), "--epochs", "1", "--device", "cpu", *shlex.split(flags)])
 
 
+def test_the_graph_setting_reaches_every_training(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def use_graph(setting: str, *arguments: object) -> bool:
+        seen.append(setting)
+        return False
+
+    monkeypatch.setattr("rotnet_fast.engine.training_step.use_graph", use_graph)
+    assert evaluate(run, "--graph off --heads conv --fine-tune --supervised") == 0
+    assert seen == ["off"] * 3
+
+
 def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--layers conv1 conv2 --random-init --fine-tune --supervised --knn --linear --images-per-class 2"
     assert evaluate(run, flags) == 0
@@ -174,6 +186,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--limit-train 100000", 2, "limit-train is 100000"),
         ("--limit-train 33 --batch-size 16", 2, "33 training images leave a last batch of one"),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
+        ("--graph on", 2, "graph is on, which needs a GPU; this run uses the CPU: leave --graph out"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--dataset folder --data-dir nowhere", 3, "nowhere"),
     ],

@@ -150,6 +150,7 @@ def test_estimates_come_from_finished_cells(
         (["--limit-test", "0"], "limit-test is 0"),
         (["--dataset", "folder"], "needs --data-dir"),
         (["--device", "gpu"], "device is gpu"),
+        (["--device", "cpu", "--graph", "on"], "graph is on, which needs a GPU"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_loaded(

@@ -12,7 +12,14 @@ from study_tools import tiny_context
 
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.errors import ArgumentError, CannotWriteError, DataError, NonFiniteError
+from rotnet_fast.errors import (
+    ArgumentError,
+    CannotWriteError,
+    CaptureError,
+    DataError,
+    NonFiniteError,
+    RotnetError,
+)
 from rotnet_fast.study import kinds, run
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
@@ -244,12 +251,29 @@ def test_any_error_of_a_cell_leaves_the_others_alone(
     assert [cell.kind for cell in progress.computed] == ["supervised"]
 
 
-def test_a_full_disk_stops_everything(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_setting_reaches_pretraining_and_heads(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def use_graph(setting: str, *arguments: object) -> bool:
+        seen.append(setting)
+        return False
+
+    monkeypatch.setattr("rotnet_fast.engine.training_step.use_graph", use_graph)
+    compute(replace(context, graph="off"), "table3/rotnet-conv")
+    assert seen == ["off", "off"]
+
+
+@pytest.mark.parametrize("error", [CannotWriteError("disk full"), CaptureError("use --graph off")])
+def test_what_no_other_cell_would_survive_stops_everything(
+    context: Context, monkeypatch: pytest.MonkeyPatch, error: RotnetError
+) -> None:
     def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
-        raise CannotWriteError("disk full")
+        raise error
 
     monkeypatch.setitem(KINDS, "classical", fails)
-    with pytest.raises(CannotWriteError):
+    with pytest.raises(type(error)):
         compute(context, "table3/pixels", "table3/supervised")
 
 
