@@ -273,8 +273,8 @@ CHOICES: dict[str, list[str]] = {
 
 
 def levels(run: Run) -> str:
-    """Training steps of NIN-4: graph, eager, Triton, plain torch, compiled."""
-    names = [GRAPH, EAGER, "bf16, triton-bn, graph", "bf16, triton, graph", BASELINE, "bf16, compiled, graph"]
+    """Training steps of NIN-4: graph, eager, plain torch, Triton, compiled."""
+    names = [GRAPH, EAGER, BASELINE, "bf16, triton-bn, graph", "bf16, triton, graph", "bf16, compiled, graph"]
     return steps(run, 4, names)
 
 
@@ -419,14 +419,16 @@ def keep(run: Run, *names: str) -> None:
             shutil.copyfile(run.work / name / "results.json", run.json(name))
 
 
+EVALUATIONS = ("conv", "supervised", "nonlinear", "fine-tuned")
+
+
 def accuracies(run: Run) -> list[str]:
-    """What the evaluations so far have found."""
-    found = []
-    for path in sorted((run.work / "json").glob("*.json")):
-        for cell in (run.read(path.stem) or {}).get("cells", []) if path.stem != "study" else []:
-            what = " ".join(filter(None, (cell["method"], cell["layer"], cell["head"])))
-            found.append(f"{what} {cell['accuracy']:.2f} %")
-    return found
+    """What the evaluations of the pretraining have found so far."""
+    cells = [cell for name in EVALUATIONS for cell in (run.read(name) or {"cells": []})["cells"]]
+    return [
+        f"{' '.join(filter(None, (cell['method'], cell['layer'], cell['head'])))} {cell['accuracy']:.2f} %"
+        for cell in cells
+    ]
 
 
 def head(run: Run) -> str:
@@ -591,7 +593,7 @@ PARTS: dict[Callable[[Run], str], float] = {
     load: 180,
     check: 60,
     op: 60,
-    levels: 150,
+    levels: 180,
     tests: 60,
     train: math.inf,
     head: math.inf,

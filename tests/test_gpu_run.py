@@ -239,7 +239,20 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    flags = ("--rehearsal", "--device", "cpu", "--data-dir", images, "--work", tmp_path / "work")
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    (pack / "commit").write_text("abcdef0")
+    flags = (
+        "--rehearsal",
+        "--device",
+        "cpu",
+        "--data-dir",
+        images,
+        "--work",
+        tmp_path / "work",
+        "--pack",
+        pack,
+    )
     done = command(*flags, "--output", output, "--dataset-name", "noise")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((output / "results.json").read_text())
@@ -251,6 +264,8 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     assert {found["parts"][name]["said"] for name in of_gpus} == {"needs a GPU; this run uses cpu"}
     assert (found["check"]["calls"], found["check"]["differing_calls"]) == (20, 0)
     assert found["environment"]["torch"]
+    assert found["commit"] == "abcdef0"
+    assert "frozen conv2 conv " in found["parts"]["train"]["said"]
     assert found["op"]["ceilings"]["copy_bytes_per_second"] > 0
     assert len(found["op"]["op"]) > 10
     assert {row["level"] for row in found["levels"]["steps"]} == {BASELINE, "default"}
