@@ -168,6 +168,8 @@ def build(name: str, files: Sequence[Path], faults: Sequence[Fault] = ()) -> Pat
         RuntimeError, ValueError: it does not compile, or cannot be rewritten.
     """
     options = [f"-isystem{folder}" for folder in cuda_includes()] + [f"-I{PROGRAM}"]
+    if faults:
+        options.append("-O0")  # each of its runs soon ends: compiling is what takes long
     folder = cpp_build.BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
     made = []

@@ -161,7 +161,8 @@ RandomJob draw_job(Draw& draw) {
 
 void print(const RandomJob& made) {
   const char* types[] = {"float32", "bfloat16", "float16"};
-  std::printf("%s to %s, %d x %d x %d, batch %" PRId64 " of %" PRId64 ", %d views, pad %d, offset %zu, %d multiprocessors",
+  std::printf("%s to %s, %d x %d x %d, batch %" PRId64 " of %" PRId64
+              ", %d views, pad %d, offset %zu, %d multiprocessors",
               made.warp ? "warp" : "rotate", types[static_cast<int>(made.job.type)], made.job.height, made.job.width,
               made.job.channels, made.job.batch, made.job.num_images, made.job.num_views, made.job.pad, made.offset,
               simt::multiprocessors);
@@ -239,7 +240,8 @@ bool check(const RandomJob& made) {
   if (const int64_t e = first_difference(made, found.data(), expected.data()); e >= 0) {
     const int64_t view = e / made.view_elements(), pixel = e % made.view_elements() / job.channels;
     const int view_width = job.turns[view % job.num_views] % 2 ? job.height : job.width;
-    std::printf("differs: image %" PRId64 ", view %" PRId64 ", row %" PRId64 ", column %" PRId64 ", channel %d is %08x, ",
+    std::printf("differs: image %" PRId64 ", view %" PRId64 ", row %" PRId64 ", column %" PRId64
+                ", channel %d is %08x, ",
                 view / job.num_views, view % job.num_views, pixel / view_width, pixel % view_width,
                 static_cast<int>(e % job.channels), element(found.data(), e, size));
     if (made.valid(view / job.num_views)) {
