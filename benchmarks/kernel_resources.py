@@ -1,10 +1,11 @@
-"""Registers, shared memory, stack and spills of every CUDA kernel, as the assembler reports them.
+"""Registers, shared memory, stack and spills of every CUDA kernel, as the assembler reports them, and the
+instructions that a view takes, as counted in the machine code.
 
 python -m benchmarks.kernel_resources                # write benchmarks/results/kernel-resources.json
 python -m benchmarks.kernel_resources --output FILE  # write it elsewhere
 
-Needs nvcc and no GPU. Exit codes: 1 where a kernel spills registers to memory, 2 without nvcc or where
-something does not compile.
+Needs nvcc and no GPU, and for the counts nvdisasm, which comes with the toolkit or with Triton. Exit codes: 1
+where a kernel spills registers to memory, 2 without nvcc or where something does not compile.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine_code import DisassemblyError, ViewCost, disassemble, find_nvdisasm, view_cost
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "benchmarks" / "results" / "kernel-resources.json"
@@ -44,6 +48,10 @@ class Kernel:
         registers: per thread.
         stack_bytes, spill_store_bytes, spill_load_bytes: per thread, in local memory.
         shared_bytes: static, per block.
+        start_instructions: that a thread executes before the first view of a whole tile, but for loading
+            pixels; None where the kernel does not store 16 bytes at a time, or without nvdisasm.
+        view_instructions: likewise, for its part of one view.
+        view_stores: of 16 bytes, among these.
     """
 
     file: str
@@ -54,6 +62,9 @@ class Kernel:
     spill_store_bytes: int
     spill_load_bytes: int
     shared_bytes: int
+    start_instructions: int | None = None
+    view_instructions: int | None = None
+    view_stores: int | None = None
 
     @property
     def spills(self) -> bool:
@@ -122,22 +133,54 @@ def architectures(nvcc: str) -> list[str]:
     return list(dict.fromkeys([*ARCHITECTURES, str(newest)]))
 
 
-def compile_kernels(nvcc: str, source: Path, architecture: str, name: str | None = None) -> list[Kernel]:
+def compile_kernels(
+    nvcc: str, source: Path, architecture: str, name: str | None = None, nvdisasm: str | None = None
+) -> list[Kernel]:
     """Compile one file for one architecture, optimised as in the build.
 
     Args:
         name: of the file in the report.
+        nvdisasm: counts instructions, too.
 
     Raises:
         CompileError: it does not compile.
+        DisassemblyError: its machine code cannot be read.
     """
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [nvcc, "-std=c++17", "-O3", target, "-Xptxas", "-v", "-cubin", "-o", os.devnull, str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
     name = name or source.name
-    if done.returncode != 0:
-        raise CompileError(f"{name} does not compile for sm_{architecture}:\n{done.stdout}{done.stderr}")
-    return parse(done.stdout + done.stderr, name)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-O3",
+            target,
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            "-o",
+            str(cubin),
+            str(source),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompileError(f"{name} does not compile for sm_{architecture}:\n{done.stdout}{done.stderr}")
+        kernels = parse(done.stdout + done.stderr, name)
+        if nvdisasm is None:
+            return kernels
+        costs = {mangled: view_cost(kernel) for mangled, kernel in disassemble(nvdisasm, cubin).items()}
+    return [_with_cost(kernel, costs[kernel.kernel]) for kernel in kernels]
+
+
+def _with_cost(kernel: Kernel, cost: ViewCost | None) -> Kernel:
+    if cost is None:
+        return kernel
+    return replace(
+        kernel,
+        start_instructions=cost.start,
+        view_instructions=cost.instructions,
+        view_stores=cost.stores,
+    )
 
 
 def readable(kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -162,17 +205,17 @@ def _name(source: Path) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
-def report(nvcc: str, sources: Sequence[Path]) -> dict[str, Any]:
+def report(nvcc: str, sources: Sequence[Path], nvdisasm: str | None) -> dict[str, Any]:
     """All kernels of some files for all architectures.
 
     Raises:
-        CompileError: a file does not compile.
+        CompileError, DisassemblyError: as of `compile_kernels`.
     """
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release ([\d.]+), V([\d.]+)", version)
     jobs = list(product(sources, architectures(nvcc)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = pool.map(lambda job: compile_kernels(nvcc, job[0], job[1], _name(job[0])), jobs)
+        parts = pool.map(lambda job: compile_kernels(nvcc, job[0], job[1], _name(job[0]), nvdisasm), jobs)
         kernels = readable([kernel for part in parts for kernel in part])
     return {
         "nvcc": release[2] if release else "unknown",
@@ -191,8 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sources = options.sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     try:
-        found = report(find_nvcc(), sources)
-    except CompileError as error:
+        nvcc = find_nvcc()
+        try:
+            nvdisasm = find_nvdisasm(nvcc)
+        except DisassemblyError as error:
+            print(f"instructions are not counted: {error}", file=sys.stderr)
+            nvdisasm = None
+        found = report(nvcc, sources, nvdisasm)
+    except (CompileError, DisassemblyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     kernels = [Kernel(**fields) for fields in found["kernels"]]

@@ -1,13 +1,15 @@
-"""The CUDA kernels keep their variables in registers, and a kernel that would not is noticed."""
+"""The CUDA kernels keep their variables in registers and their instructions few; what does not is noticed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.kernel_resources import CompileError, architectures, compile_kernels, find_nvcc, main, parse
+from benchmarks.machine_code import DisassemblyError, ViewCost, find_nvdisasm, read, view_cost
 
 REPORT = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '{name}' for 'sm_90'
@@ -93,12 +95,90 @@ def test_a_spill_ends_the_command_with_1_and_its_name(
     assert "spilling.cu does not compile for sm_90" in capsys.readouterr().err
 
 
-def test_no_kernel_spills_or_needs_a_stack_on_any_architecture(nvcc: str, tmp_path: Path) -> None:
-    output = tmp_path / "found.json"
+@pytest.fixture(scope="module")
+def kernels(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """All kernels for all architectures."""
+    output = tmp_path_factory.mktemp("resources") / "found.json"
     assert main(["--output", str(output)]) == 0
-    kernels = json.loads(output.read_text())["kernels"]
+    return json.loads(output.read_text())["kernels"]
+
+
+def test_no_kernel_spills_or_needs_a_stack_on_any_architecture(
+    nvcc: str, kernels: list[dict[str, Any]]
+) -> None:
     assert {kernel["file"] for kernel in kernels} >= {"csrc/cuda/rotate_cuda.cu", "csrc/cuda/warp_cuda.cu"}
     assert {kernel["architecture"] for kernel in kernels} == {f"sm_{name}" for name in architectures(nvcc)}
     assert {"sm_80", "sm_90", "sm_90a"} < {kernel["architecture"] for kernel in kernels}
     # Threads that need a stack would wait for memory where they could have waited for nothing.
     assert [kernel for kernel in kernels if kernel["stack_bytes"] > 0] == []
+
+
+@pytest.mark.parametrize(("element", "stores", "most"), [("BFloat16", 4, 64), ("Float32", 8, 32)])
+def test_a_view_takes_few_instructions(
+    nvcc: str, kernels: list[dict[str, Any]], element: str, stores: int, most: int
+) -> None:
+    try:
+        find_nvdisasm(nvcc)
+    except DisassemblyError as error:
+        pytest.skip(f"instructions cannot be counted here: {error}")
+    counted = [kernel for kernel in kernels if f"<Cast{element}, 3, true>" in kernel["kernel"]]
+    assert len(counted) >= 6
+    # With 96 threads, each stores that often: fewer would say that the wrong loop was counted.
+    assert {kernel["view_stores"] for kernel in counted} == {stores}
+    assert [kernel for kernel in counted if kernel["view_instructions"] > most * stores] == []
+
+
+LISTING = """
+\t.section\t.text.kernel,"ax",@progbits
+.text.kernel:
+        /*0000*/                   S2R R0, SR_TID.X ;
+.L_x_1:
+        /*0010*/                   ISETP.NE.AND P0, PT, R0, 0x1, PT ;
+        /*0020*/               @P0 BRA `(.L_x_2) ;
+        /*0030*/                   FADD R1, R1, R1 ;
+        /*0040*/                   FADD R1, R1, R1 ;
+        /*0050*/                   STG.E.128.STRONG.GPU desc[UR8][R2.64], R4 ;
+        /*0060*/                   STG.E.128.STRONG.GPU desc[UR8][R2.64+0x10], R4 ;
+        /*0070*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*0080*/                   STG.E.128.STRONG.GPU desc[UR8][R2.64], R4 ;
+        /*0090*/                   STG.E.128.STRONG.GPU desc[UR8][R2.64+0x10], R4 ;
+.L_x_3:
+        /*00a0*/                   ISETP.GE.AND P0, PT, R0, UR19, PT ;
+        /*00b0*/              @!P0 BRA `(.L_x_1) ;
+.L_x_4:
+        /*00c0*/                   FADD R1, R1, R1 ;
+        /*00d0*/                   STG.E.64 desc[UR8][R2.64], R4 ;
+        /*00e0*/               @P1 BRA `(.L_x_4) ;
+        /*00f0*/                   EXIT ;
+"""
+
+
+def test_the_cheapest_turn_is_counted() -> None:
+    # From .L_x_1 by way of .L_x_2 back again, with the branches of both ends.
+    assert view_cost(read(LISTING)["kernel"]) == ViewCost(start=1, instructions=6, stores=2)
+
+
+def test_a_way_with_more_stores_goes_before_a_shorter_one() -> None:
+    second = "        /*0090*/                   STG.E.128.STRONG.GPU desc[UR8][R2.64+0x10], R4 ;\n"
+    assert second in LISTING
+    assert view_cost(read(LISTING.replace(second, ""))["kernel"]) == ViewCost(
+        start=1, instructions=9, stores=2
+    )
+
+
+def test_a_kernel_without_stores_of_16_bytes_has_no_count() -> None:
+    assert view_cost(read(LISTING.replace("STG.E.128", "STG.E"))["kernel"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no kernel"),
+        (LISTING.replace("BRA `(.L_x_2)", "BRX R2 -0x10"), "BRX R2 -0x10"),
+        (LISTING.replace(".L_x_3:", ""), "L_x_3"),
+    ],
+)
+def test_a_listing_that_cannot_be_read_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(DisassemblyError, match=message):
+        read(text)

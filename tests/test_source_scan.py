@@ -38,6 +38,7 @@ ALLOWED = {
     ("rotnet_fast/command.py", "write"): "to the null device",
     ("rotnet_fast/benchmarking/steps.py", "temporary"): "runs that are measured and thrown away",
     ("benchmarks/kernel_resources.py", "write"): "a developer's tool, to the file that was named",
+    ("benchmarks/kernel_resources.py", "temporary"): "machine code, until its instructions are counted",
     ("benchmarks/speedrun.py", "write"): "likewise",
     ("benchmarks/soak.py", "write"): "likewise",
     ("benchmarks/soak.py", "temporary"): "a run that is watched and thrown away",

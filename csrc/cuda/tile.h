@@ -17,9 +17,10 @@ namespace rotnet::cuda {
 
 constexpr int kTile = 32;
 constexpr int kPitch = kTile + 1;  // rows (turns 0, 2) and columns (turns 1, 3) are both free of bank conflicts
-// A multiple of 32 and of the vectors in a row of a whole tile, whatever the type and channels, so that a thread
-// stays in its columns: all that depends on these is computed once.
-constexpr int kThreads = 192;
+// A multiple of 32 and of the vectors in a row of a whole tile (4, 8, 12, 16, 24 or 32, by type and channels), so that
+// a thread stays in its columns: all that depends on these is computed once. It is the least one, so that what each
+// thread computes once serves the most stores.
+constexpr int kThreads = 96;
 constexpr int kVectorBytes = 16;
 
 using Tile = uint32_t[kTile * kPitch];
@@ -240,61 +241,112 @@ struct VectorOf {
   }
 };
 
-// This thread's part of a tile, turned, in view k. `tile` is that of the upright view, at (y0, x0) and of
-// height x width pixels; all threads must have filled it.
-// `Cast` rounds float32 to the output type and gives the bits: `Cast::bits` of one number as `Cast::Bits` (16 or
-// 32 of them), `Cast::word` of as many as fill 32 bits.
+// Where a view shows the block's tile, turned: rows x columns pixels with their corner at (top, left).
+struct Place {
+  int rows, columns, top, left;
+  int view_width;
+};
+
+ROTNET_HOST_DEVICE Place place_of(const RotateJob& job, const Block& block, int turn) {
+  const int from_right = job.width - block.x0 - block.width;
+  const int from_bottom = job.height - block.y0 - block.height;
+  switch (turn) {  // as unrotate() of geometry.h
+    case 1:
+      return {block.width, block.height, from_right, block.y0, job.height};
+    case 2:
+      return {block.height, block.width, from_bottom, from_right, job.width};
+    case 3:
+      return {block.width, block.height, block.x0, from_bottom, job.height};
+    default:
+      return {block.height, block.width, block.y0, block.x0, job.width};
+  }
+}
+
+// The element of job.views at channel 0 of pixel (i, 0) of the tile in view k. 32 bits are enough: csrc/checks.h
+// admits fewer than 2^31 elements.
+template <int C>
+ROTNET_HOST_DEVICE int row_of(const RotateJob& job, const Block& block, int k, const Place& place, int i) {
+  const int view = static_cast<int>(block.n) * job.num_views + k;
+  return (view * job.height * job.width + (place.top + i) * place.view_width + place.left) * C;
+}
+
+// This thread's part of a whole tile. It has the same columns and rows in every view, so that all but the
+// addresses is made once, before the views.
+template <class Cast, int C, int kBits>
+class WholeTile {
+ public:
+  ROTNET_HOST_DEVICE WholeTile(int thread, const float (&scale)[4], const float (&shift)[4])
+      : row_(thread / kPerRow),
+        first_(thread % kPerRow * Maker::kElements),
+        maker_(first_, kTile, scale, shift) {}
+
+  // A copy of the code for each turn: steps through the tile that are known when compiling are part of the load
+  // instructions.
+  ROTNET_HOST_DEVICE void write(const RotateJob& job, const Block& block, int k, const uint32_t* tile) const {
+    switch (job.turns[k]) {
+      case 1:
+        return write_turned<1>(job, block, k, tile);
+      case 2:
+        return write_turned<2>(job, block, k, tile);
+      case 3:
+        return write_turned<3>(job, block, k, tile);
+      default:
+        return write_turned<0>(job, block, k, tile);
+    }
+  }
+
+ private:
+  using Maker = VectorOf<Cast, C, kBits>;
+  static constexpr int kPerRow = kTile * C / Maker::kElements;  // vectors
+  static constexpr int kRows = kThreads / kPerRow;              // that the block writes at a time
+  static_assert(kThreads % kPerRow == 0, "a thread stays in its columns");
+
+  template <int kTurn>
+  ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, int k, const uint32_t* tile) const {
+    const Place place = place_of(job, block, kTurn);
+    const Walk walk = walk_of(kTurn, kTile, kTile);
+    const uint32_t* from = tile + walk.origin + row_ * walk.down + maker_.column * walk.right;
+    typename Cast::Bits* to =
+        static_cast<typename Cast::Bits*>(job.views) + (row_of<C>(job, block, k, place, row_) + first_);
+#pragma unroll
+    for (int i = 0; i < kTile; i += kRows) {
+      if (kTile % kRows != 0 && row_ + i >= kTile) break;
+      store(to + i * place.view_width * C, maker_.make(from + i * walk.down, walk.right));
+    }
+  }
+
+  int row_, first_;  // the first row, and in every row the first element
+  Maker maker_;
+};
+
+// This thread's part of a tile of any size, turned, in view k.
 template <class Cast, int C, int kBits, bool kVector>
 ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, int k, int thread,
                                      const uint32_t* tile, const float (&scale)[4], const float (&shift)[4]) {
-  using Bits = typename Cast::Bits;
   const int turn = job.turns[k];
-  // The turned tile is rows x columns of the view, with its corner at (top, left).
-  const bool sideways = turn % 2 != 0;
-  const int rows = sideways ? block.width : block.height, columns = sideways ? block.height : block.width;
-  const int view_width = sideways ? job.height : job.width;
-  const int from_right = job.width - block.x0 - block.width;
-  const int from_bottom = job.height - block.y0 - block.height;
-  const int top = turn == 0 ? block.y0 : turn == 1 ? from_right : turn == 2 ? from_bottom : block.x0;
-  const int left = turn == 0 ? block.x0 : turn == 1 ? block.y0 : turn == 2 ? from_right : from_bottom;
+  const Place place = place_of(job, block, turn);
   const Walk walk = walk_of(turn, block.height, block.width);
-  const int64_t row_elements = static_cast<int64_t>(view_width) * C;
-  Bits* corner = static_cast<Bits*>(job.views) +
-                 (block.n * job.num_views + k) * (static_cast<int64_t>(job.height) * job.width * C) +
-                 top * row_elements + static_cast<int64_t>(left) * C;
-
+  auto* views = static_cast<typename Cast::Bits*>(job.views);
   if constexpr (kVector) {
     using Maker = VectorOf<Cast, C, kBits>;
-    if (rows == kTile && columns == kTile) {
-      constexpr int kPerRow = kTile * C / Maker::kElements, kRows = kThreads / kPerRow;
-      const int first = thread % kPerRow * Maker::kElements;
-      const Maker maker(first, kTile, scale, shift);
-      int i = thread / kPerRow;
+    const int per_row = place.columns * C / Maker::kElements;
+    for (int v = thread; v < place.rows * per_row; v += kThreads) {
+      const int i = v / per_row, first = (v - i * per_row) * Maker::kElements;
+      const Maker maker(first, place.columns, scale, shift);
       const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
-      Bits* to = corner + i * row_elements + first;
-      for (; i < kTile; i += kRows, from += kRows * walk.down, to += kRows * row_elements) {
-        store(to, maker.make(from, walk.right));
-      }
-    } else {
-      const int per_row = columns * C / Maker::kElements;
-      for (int v = thread; v < rows * per_row; v += kThreads) {
-        const int i = v / per_row, first = (v - i * per_row) * Maker::kElements;
-        const Maker maker(first, columns, scale, shift);
-        const uint32_t* from = tile + walk.origin + i * walk.down + maker.column * walk.right;
-        store(corner + i * row_elements + first, maker.make(from, walk.right));
-      }
+      store(views + (row_of<C>(job, block, k, place, i) + first), maker.make(from, walk.right));
     }
   } else {
-    for (int e = thread; e < rows * columns * C; e += kThreads) {
-      const int i = e / (columns * C), rest = e - i * (columns * C);
+    const int per_row = place.columns * C;
+    for (int e = thread; e < place.rows * per_row; e += kThreads) {
+      const int i = e / per_row, rest = e - i * per_row;
       const int j = rest / C, channel = rest - j * C;
       const uint64_t pixel = tile_pixel<C, kBits>(tile + walk.origin + i * walk.down + j * walk.right);
       const auto value = static_cast<float>(static_cast<uint32_t>(pixel >> (kBits * channel)) & ((1u << kBits) - 1));
-      corner[i * row_elements + rest] =
+      views[row_of<C>(job, block, k, place, i) + rest] =
           Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
     }
   }
-  if (block.x0 == 0 && block.y0 == 0 && thread == 0) job.labels[block.n * job.num_views + k] = k;
 }
 
 // What normalises the block's pixels; a grey level is `step` of what is counted.
@@ -309,14 +361,38 @@ ROTNET_HOST_DEVICE void load_normalisation(const RotateJob& job, const Block& bl
   }
 }
 
+// This thread's part of those views of the block that `wanted(k)` chooses, and their labels. `tile` is that of the
+// upright view, at (y0, x0) and of height x width pixels; all threads must have filled it. A grey level is `step` of
+// what the tile counts, in parts of `kBits`.
+// `Cast` rounds float32 to the output type and gives the bits: `Cast::bits` of one number as `Cast::Bits` (16 or
+// 32 of them), `Cast::word` of as many as fill 32 bits.
+template <class Cast, int C, int kBits, bool kVector, class Wanted>
+ROTNET_HOST_DEVICE void write_views_of(const RotateJob& job, const Block& block, int thread, const uint32_t* tile,
+                                       float step, const Wanted& wanted) {
+  static_assert(kMaxViews <= kThreads, "a thread per label");
+  if (const int k = block.first_view + thread; block.x0 == 0 && block.y0 == 0 && k < block.end_view && wanted(k)) {
+    job.labels[block.n * job.num_views + k] = k;
+  }
+  float scale[4] = {}, shift[4] = {};
+  load_normalisation<C>(job, block, step, scale, shift);
+  if constexpr (kVector) {
+    if (block.height == kTile && block.width == kTile) {
+      const WholeTile<Cast, C, kBits> part(thread, scale, shift);
+      for (int k = block.first_view; k < block.end_view; ++k) {
+        if (wanted(k)) part.write(job, block, k, tile);
+      }
+      return;
+    }
+  }
+  for (int k = block.first_view; k < block.end_view; ++k) {
+    if (wanted(k)) write_turned<Cast, C, kBits, kVector>(job, block, k, thread, tile, scale, shift);
+  }
+}
+
 // This thread's part of the block's views, and their labels.
 template <class Cast, int C, bool kVector>
 ROTNET_HOST_DEVICE void write_views(const RotateJob& job, const Block& block, int thread, const Tile& tile) {
-  float scale[4] = {}, shift[4] = {};
-  load_normalisation<C>(job, block, 1.0f, scale, shift);
-  for (int k = block.first_view; k < block.end_view; ++k) {
-    write_turned<Cast, C, 8, kVector>(job, block, k, thread, tile, scale, shift);
-  }
+  write_views_of<Cast, C, 8, kVector>(job, block, thread, tile, 1.0f, [](int) { return true; });
 }
 
 }  // namespace rotnet::cuda

@@ -106,12 +106,8 @@ ROTNET_HOST_DEVICE void sample_tile(const WarpJob& job, const WarpBlock& block, 
 template <class Cast, int C, bool kVector>
 ROTNET_HOST_DEVICE void write_warped(const WarpJob& job, const WarpBlock& block, const WarpGroups& groups, int thread,
                                      const LevelTile& tile) {
-  float scale[4] = {}, shift[4] = {};
-  load_normalisation<C>(job, block, kGreyStep, scale, shift);
-  for (int k = 0; k < job.num_views; ++k) {
-    if (groups.of_view[k] != block.group) continue;
-    write_turned<Cast, C, 16, kVector>(job, block, k, thread, tile, scale, shift);
-  }
+  write_views_of<Cast, C, 16, kVector>(job, block, thread, tile, kGreyStep,
+                                       [&](int k) { return groups.of_view[k] == block.group; });
 }
 
 }  // namespace rotnet::cuda
