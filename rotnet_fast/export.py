@@ -207,7 +207,8 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
         ArgumentError: one cannot be read.
     """
     found = []
-    for path in sorted(run.glob("evaluate-*/results.json")):
+    # evaluate-1000 after evaluate-999.
+    for path in sorted(run.glob("evaluate-*/results.json"), key=lambda path: (len(path.parent.name), path)):
         results = load_results(path)
         if results.get("backbone") == state_hash:
             found.append((path.parent.name, results))

@@ -20,8 +20,8 @@ from rotnet_fast import rotate_batch
 PACKAGE = Path(rotnet_fast.__file__).parent
 
 MOST_GRAPHS = 3
-"""torch takes numbers that it has not seen change yet for constants: it compiles the first call, once more where
-the epoch is another, and once where the seed is. From then on, both are variables."""
+"""A number that torch has not seen change yet is a constant of the graph: it compiles the first call, once
+more where the epoch is another, and once where the seed is. From then on, both are variables."""
 
 
 def graphs_of(calls: list[dict[str, Any]], device: torch.device) -> int:

@@ -22,6 +22,7 @@ import torch
 from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
+from rotnet_fast.engine.run_folder import epoch_checkpoints
 from rotnet_fast.errors import CheckpointError
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
@@ -107,7 +108,7 @@ def candidates(run: Path) -> list[Path]:
     are files of their own.
     """
     folder = run / "checkpoints"
-    of_epochs = sorted(folder.glob("epoch-*.pt"), reverse=True)
+    of_epochs = [path for _, path in reversed(epoch_checkpoints(folder))]
     return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
 
 

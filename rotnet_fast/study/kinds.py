@@ -11,7 +11,7 @@ import torch
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.models.network import FeatureNetwork
@@ -73,7 +73,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 def keep_last_checkpoint(run: Path) -> None:
     """Remove what only an unfinished training needs."""
-    for path in (run / "checkpoints").glob("epoch-*.pt"):
+    for _, path in epoch_checkpoints(run / "checkpoints"):
         path.unlink()
 
 
