@@ -18,6 +18,7 @@ from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.engine.streams import shown
 from rotnet_fast.engine.task import Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.engine.training_step import TrainingStep
@@ -118,15 +119,7 @@ class Trainer:
         progress, settings = self.progress, self.settings
         if progress.images == 0:
             self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
-        log = RunLog(
-            self.run,
-            total_images=settings.epochs * self.loader.epoch_size,
-            images_done=progress.images,
-            steps_done=self._steps_done(),
-            progress=settings.progress,
-            tensorboard=settings.tensorboard,
-        )
-        with log, StopSignals() as stop:
+        with shown(), self._log() as log, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
                     self._train_epoch(log, stop)
@@ -135,6 +128,17 @@ class Trainer:
                 self.save_checkpoint("last.pt")
                 raise
         return progress.metrics["test"]
+
+    def _log(self) -> RunLog:
+        progress, settings = self.progress, self.settings
+        return RunLog(
+            self.run,
+            total_images=settings.epochs * self.loader.epoch_size,
+            images_done=progress.images,
+            steps_done=self._steps_done(),
+            progress=settings.progress,
+            tensorboard=settings.tensorboard,
+        )
 
     def _train_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Train on the rest of the running epoch."""
