@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rotnet_fast.checks import check_images, check_precision, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
 from rotnet_fast.engine.output import check_output, claimed
 from rotnet_fast.engine.run_folder import environment, read_settings, run_of, was_begun_by_this_job
@@ -227,7 +228,6 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
-    settings = asdict(config)
     folder = followed(folder)
 
     def begun() -> dict[str, Any] | None:
@@ -239,6 +239,12 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         return previous
 
     previous = processes.from_main(begun)  # before torch is imported, let alone data and network read
+    return _evaluate(config, folder, processes, is_new=previous is None)
+
+
+@plain_torch()
+def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
+    """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
     from rotnet_fast.engine import checkpoint
     from rotnet_fast.protocols import PROTOCOLS
 
@@ -247,6 +253,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
             return load_setup(config, folder, processes)
 
     setup = processes.local_main_first(prepare)
+    settings = asdict(config)
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
@@ -288,7 +295,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
                     results["cells"] += rows[number]
                     write()
 
-        if previous is None:
+        if is_new:
             processes.on_main(lambda: run.write_config(written))
         processes.everywhere(compute_mine)
         if processes.world > 1:

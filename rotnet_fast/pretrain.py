@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.output import claimed
 from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of, was_begun_by_this_job
@@ -99,6 +100,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             return _pretrain(config, run, processes)
 
 
+@plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     """:func:`pretrain` in an open run folder."""
     from rotnet_fast.data.datasets import Dataset

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rotnet_fast.checks import check_precision
 from rotnet_fast.command import run_command
 from rotnet_fast.config import check_device
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -307,6 +308,12 @@ def visualize(config: VisualizeConfig) -> list[Path]:
     config.validate()
     folder = config.output_folder()
     check_output(folder)  # before data and network are read
+    return _visualize(config, folder)
+
+
+@plain_torch()
+def _visualize(config: VisualizeConfig, folder: Path) -> list[Path]:
+    """:func:`visualize` into a folder that may be written to."""
     analyses = Analyses(config)
     from rotnet_fast.plots.style import save
 

@@ -34,6 +34,7 @@ LAYERS = {
     "rotnet_fast.flags": 2,
     "rotnet_fast.protocols": 3,
     "rotnet_fast.backbone": 3,
+    "rotnet_fast.backbone_inputs": 3,
     "rotnet_fast.model_card": 3,
     "rotnet_fast.report": 3,
     "rotnet_fast.study": 3,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import ADDED_LATER
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import epoch_checkpoints
@@ -50,6 +51,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
+@plain_torch()
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint; nothing is parsed before its digest has been verified.
 
