@@ -13,6 +13,7 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -281,7 +282,9 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
-        written = {"settings": settings, "environment": results["environment"], "job": job()}
+        # Absolute: who goes on with this evaluation may stand in another folder.
+        there = {**settings, "checkpoint": os.path.abspath(config.checkpoint)}
+        written = {"settings": there, "environment": results["environment"], "job": job()}
 
         def write() -> None:
             # Not before a training: a folder of trainings with other settings is refused and stays as it was.
@@ -334,13 +337,13 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read
     dataset = pretrained.open_dataset(
-        config.dataset,
-        config.data_dir,
-        config.limit_train,
-        config.limit_test,
-        config.bad_images,
         device,
-        config.loader,
+        name=config.dataset,
+        data_dir=config.data_dir,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        bad_images=config.bad_images,
+        loader=config.loader,
         progress=processes.local_rank == 0,
     )
     check_has_classes(dataset)
