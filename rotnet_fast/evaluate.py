@@ -65,7 +65,8 @@ class EvaluateConfig:
     """Train each head once more together with all of the network that is below it."""
 
     supervised: bool = False
-    """Train a network from scratch on the same labels: nin with 3 blocks, or that of the pretraining."""
+    """Train a network from scratch on the same labels, by the pretraining's recipe: nin with 3 blocks, or the
+    network of the pretraining."""
 
     knn: bool = False
     """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
@@ -81,7 +82,7 @@ class EvaluateConfig:
     """Passes over the training images; the published schedules of 100 epochs are scaled to it."""
 
     lr: float = 0.1
-    """Learning rate of the first step."""
+    """Learning rate of the first step of heads and of fine-tuning."""
 
     batch_size: int = 128
     """Images per step; 128 are the published recipe's, whatever the pretraining had."""
@@ -377,6 +378,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         precision=precision,
         folder=folder,
         model=network.name,
+        recipe=recipe,
         progress=processes.is_main,
     )
 

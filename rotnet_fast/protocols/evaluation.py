@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rotnet_fast.config import NIN
+from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import make_loader
@@ -53,6 +53,7 @@ class EvaluationSetup:
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
         model: name of the network; blocks, width and uniform_gamma are of nin alone.
+        recipe: of the pretraining, which a supervised network follows, too; the paper's by default.
         progress: whether trainings report on the terminal.
     """
 
@@ -78,6 +79,7 @@ class EvaluationSetup:
     revisit: bool = True
     lr_factor: float = 0.2
     model: str = NIN
+    recipe: Mapping[str, Any] = field(default_factory=lambda: PretrainConfig().recipe())
     progress: bool = True
 
     @property
@@ -163,8 +165,15 @@ class EvaluationSetup:
         *,
         nesterov: bool = True,
         weight_decay: float = 5e-4,
+        identity: Mapping[str, Any] | None = None,
     ) -> dict[str, list[list[int]]]:
         """Train to the end in ``folder/name``, from its checkpoint where there is one.
+
+        Args:
+            name: of the training.
+            make_task: what to train.
+            nesterov, weight_decay: see `TrainerSettings`.
+            identity: what else makes the training what it is.
 
         Returns:
             Confusion matrix of each classifier on the test images, after the last epoch.
@@ -186,7 +195,12 @@ class EvaluationSetup:
             tensorboard=False,
             progress=self.progress,
         )
-        identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
+        identity = {
+            **self._identity(task, name),
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            **(identity or {}),
+        }
         with RunFolder(self.folder / name, resume=True) as run:
             trainer = Trainer(task, views.loader, settings, run, identity)
             trainer.go_on()

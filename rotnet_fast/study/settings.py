@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
@@ -184,11 +185,6 @@ def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
         return None
     per_class = max(MINIMUM_IMAGES_PER_CLASS, round(train_images * scale / classes))
     return min(train_images, per_class * classes)
-
-
-def stretched(milestones: tuple[int, ...], before: int, after: int) -> tuple[int, ...]:
-    """Milestones of a run of ``before`` epochs for one of ``after``; those that coincide count once."""
-    return tuple(sorted({-(-milestone * after // before) for milestone in milestones}))
 
 
 def _shares(smallest_class: int) -> tuple[int, ...]:
