@@ -222,8 +222,8 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 
     Returns:
         What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
-        ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``dataset``, ``settings``
-        and ``environment``.
+        ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``pretraining``,
+        ``dataset``, ``settings`` and ``environment``.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
@@ -261,6 +261,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         "checkpoint": str(config.checkpoint),
         "backbone": checkpoint.state_hash(setup.pretrained),
         "network": described(setup),
+        "pretraining": setup.pretraining,
         "dataset": {
             "name": dataset.name,
             "display_name": dataset.display_name,
@@ -273,7 +274,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         "settings": {
             **settings,
             "layers": setup.layers,
-            "pad": setup.pad,
+            "pad": 0 if dataset.crop else setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
         },
@@ -379,6 +380,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         folder=folder,
         model=network.name,
         recipe=recipe,
+        pretraining=pretrained.described(dataset, config.data_dir),
         progress=processes.is_main,
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast import paper
+from rotnet_fast.checks import SIZES
 from rotnet_fast.command import run_command
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
@@ -75,14 +76,15 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
 def render(results: Mapping[str, Any]) -> str:
     """The table of one evaluation's ``results.json``.
 
-    Each row has our accuracy, the published one and the difference. The published numbers are about
-    CIFAR-10: on any other data set, even one with the same classes, they are marked as a reference,
-    and no difference is taken. They are about the Network in Network: other networks stand alone.
+    Each row has our accuracy, the published one and the difference. Where that would mean nothing, see
+    `rotnet_fast.paper.Circumstances`, the published numbers are marked as a reference, and none is taken.
+    They are about the Network in Network: other networks stand alone.
     """
     dataset, network = results["dataset"], results["network"]
     images_per_class = results["settings"]["images_per_class"]
-    is_nin = network.get("model", NIN) == NIN  # older results do not say it
-    comparable = is_nin and dataset["name"] == "cifar10"
+    is_nin = network.get("model", NIN) == NIN
+    obstacles = circumstances(results).obstacles()
+    comparable = not obstacles
     rows = []
     for values in results["cells"]:
         cell = Cell(**values)
@@ -111,10 +113,25 @@ def render(results: Mapping[str, Any]) -> str:
     )
     table = format_table(header, rows, numeric=range(4, len(header)))
     if is_nin and not comparable:
-        table += "\nThe reference column is the paper's result on CIFAR-10: other images, not comparable."
-    elif is_nin and network["width"] != 1:
-        table += "\nPublished numbers are for width 1."
+        table += f"\n{paper.orientation(obstacles)}"
     return f"{title}\n\n{table}"
+
+
+def circumstances(results: Mapping[str, Any]) -> paper.Circumstances:
+    """Of an evaluation's ``results.json``; what it does not say is not held against it."""
+    dataset, network, pretraining = results["dataset"], results["network"], results.get("pretraining", {})
+    return paper.Circumstances(
+        dataset=dataset["name"],
+        display_name=dataset["display_name"],
+        classes=dataset["classes"],
+        train_images=dataset.get("train_images", SIZES["cifar10"][0]),
+        test_images=dataset["test_images"],
+        is_limited=pretraining.get("is_limited", False),
+        is_pretrained_elsewhere=not pretraining.get("has_same_images", True),
+        model=network.get("model", NIN),
+        width=network.get("width", 1.0),
+        epochs=min(pretraining.get("epochs", paper.EPOCHS), results["settings"]["epochs"]),
+    )
 
 
 def load_results(folder: Path) -> dict[str, Any]:

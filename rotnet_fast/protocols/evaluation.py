@@ -54,6 +54,8 @@ class EvaluationSetup:
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
         model: name of the network; blocks, width and uniform_gamma are of nin alone.
         recipe: of the pretraining, which a supervised network follows, too; the paper's by default.
+        pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
+            (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
         progress: whether trainings report on the terminal.
     """
 
@@ -80,6 +82,7 @@ class EvaluationSetup:
     lr_factor: float = 0.2
     model: str = NIN
     recipe: Mapping[str, Any] = field(default_factory=lambda: PretrainConfig().recipe())
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
     @property

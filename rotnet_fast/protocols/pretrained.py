@@ -129,6 +129,17 @@ class Pretrained:
             self._check_own(dataset, data_dir, (limit_train, limit_test), bad_images)
         return dataset
 
+    def described(self, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
+        """What results say of the pretraining beside a data set that was opened from this folder."""
+        recipe = self.recipe
+        is_other_folder = dataset.name == "folder" and data_dir is not None
+        is_same = not is_other_folder or dataset.fingerprint == recipe["data_fingerprint"]
+        return {
+            "epochs": self.epoch,
+            "is_limited": recipe["limit_train"] is not None,
+            "has_same_images": dataset.name == recipe["dataset"] and is_same,
+        }
+
     def _own_folder(self, recorded: str | None) -> Path | None:
         """Where the pretraining had its images; None for a data set that needs no folder."""
         kind, place = self.recipe["dataset"], None if recorded is None else Path(recorded)
