@@ -328,6 +328,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     """
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.protocols.batches import check_batches
     from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
     from rotnet_fast.protocols.pretrained import load_pretrained
 
@@ -352,13 +353,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     if config.images_per_class is not None:
         first_of_each_class(dataset.train, config.images_per_class)
     network.check_image_size(*dataset.train.image_shape[:2])
-    flattens = network.name != NIN or "nonlinear" in config.heads
-    if flattens and len(dataset.train) % config.batch_size == 1:
-        raise ArgumentError(
-            f"batch-size is {config.batch_size}, and {len(dataset.train)} training images leave a last batch "
-            f"of one, on which BatchNorm cannot train; use another --batch-size, or more or fewer images"
-        )
-    return EvaluationSetup(
+    setup = EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],
         width=recipe["width"],
@@ -383,6 +378,8 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pretraining=pretrained.described(dataset, config.data_dir),
         progress=processes.is_main,
     )
+    check_batches(setup, network, config.protocols())
+    return setup
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
 from rotnet_fast.study.summary import is_study, load_study
+from rotnet_fast.verdict import is_at_chance
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def render(results: Mapping[str, Any]) -> str:
     is_nin = network.get("model", NIN) == NIN
     obstacles = circumstances(results).obstacles()
     comparable = not obstacles
+    cells = [Cell(**values) for values in results["cells"]]
     rows = []
-    for values in results["cells"]:
-        cell = Cell(**values)
+    for cell in cells:
         rows.append([cell.method, cell.layer or "-", cell.head or "-", cell.note, f"{cell.accuracy:.2f}"])
         if not is_nin:
             continue
@@ -112,9 +113,25 @@ def render(results: Mapping[str, Any]) -> str:
         f"{size}; {labels}, {results['settings']['epochs']} epochs"
     )
     table = format_table(header, rows, numeric=range(4, len(header)))
+    guessed = [
+        " ".join(filter(None, row[:4])) for row, cell in zip(rows, cells, strict=True) if _is_guess(cell)
+    ]
+    if guessed:
+        table += (
+            f"\nNo better than naming one class for all images: {'; '.join(guessed)}. Try more --epochs, a "
+            f"lower --lr, or more labels."
+        )
     if is_nin and not comparable:
         table += f"\n{paper.orientation(obstacles)}"
     return f"{title}\n\n{table}"
+
+
+def _is_guess(cell: Cell) -> bool:
+    """Whether a classifier is no better than one that always names the largest class of the test images."""
+    if cell.confusion is None:
+        return False
+    sizes = [sum(row) for row in cell.confusion]
+    return is_at_chance(cell.accuracy, 100 * max(sizes) / sum(sizes), sum(sizes))
 
 
 def circumstances(results: Mapping[str, Any]) -> paper.Circumstances:

@@ -222,6 +222,7 @@ def pretrain_with(
         "rotation_accuracy_by_degrees": {
             degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
         },
+        "train": trainer.progress.metrics["train"],
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
         "skipped_steps": trainer.progress.skipped,
