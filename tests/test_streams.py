@@ -176,6 +176,19 @@ def test_letters_that_a_stream_does_not_know_are_escaped() -> None:
     assert stream.buffer.getvalue() == rb"\u03bcm"  # type: ignore[attr-defined]
 
 
+def test_a_stream_that_can_do_no_more_than_write_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+    out = Plain()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert rotnet_fast.command.run_command(lambda: print("said", flush=True)) == 0
+    assert out.text == "said\n"
+
+
 def test_a_full_disk_that_is_cleared_is_written_to_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Disk(io.StringIO):
         is_full = True

@@ -54,6 +54,8 @@ class Shown:
         """Pass on what was written."""
         try:
             self.stream.flush()
+        except AttributeError:  # what a program has put in the stream's place may be able to write alone
+            pass
         except (OSError, ValueError) as error:
             self._note(error)
 
@@ -61,7 +63,7 @@ class Shown:
         """Whether it is a terminal; no where nobody knows."""
         try:
             return self.stream.isatty()
-        except (OSError, ValueError):
+        except (AttributeError, OSError, ValueError):
             return False
 
     def _note(self, error: OSError | ValueError) -> None:
@@ -74,6 +76,8 @@ class Shown:
         self.flush()
         try:
             self.stream.flush()
+        except AttributeError:
+            pass
         except (OSError, ValueError):
             with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
@@ -101,7 +105,7 @@ def shown() -> Iterator[tuple[Shown, Shown]]:
 def _shown(stream: TextIO | Shown | None) -> Shown:
     if isinstance(stream, Shown):
         return stream
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         return Shown(open(os.devnull, "w"), is_nowhere=True)
     return Shown(stream)
 

@@ -17,6 +17,7 @@ from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError, DataError
 from rotnet_fast.models.build import make_network, pretrained_network
@@ -213,6 +214,7 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(found, run_of(path), state["module"], recipe, state["epoch"])
 
 
+@plain_torch()
 def load_supervised(path: Path) -> FeatureNetwork:
     """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
 
