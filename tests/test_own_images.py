@@ -127,6 +127,9 @@ def test_fewer_images_than_the_run_had_are_other_images(
     make_images(Path("images"), 0, count=3)
     assert call(command, Path("run")) == 3
     assert "are not those of the pretraining: limit_train is 20" in capsys.readouterr().err
+    make_images(Path("images"), 0)
+    assert call(command, Path("run"), "--limit-train", "1000") == 2
+    assert "error: limit_train is 1000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "visualize"])

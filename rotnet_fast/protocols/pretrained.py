@@ -123,7 +123,9 @@ class Pretrained:
                 display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
             )
         except ArgumentError as error:
-            if is_own and str(error).startswith(("limit_train is", "limit_test is")):
+            limits = {"limit_train": limit_train, "limit_test": limit_test}
+            blamed = str(error).partition(" is ")[0]
+            if is_own and blamed in limits and limits[blamed] == recipe[blamed]:  # which once were there
                 raise self._others(data_dir, str(error).partition(":")[0]) from error
             raise
         if is_own:
@@ -175,7 +177,13 @@ class Pretrained:
         if limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
             # Fingerprints are over what was taken of a data set, and in what form.
             dataset = load_dataset(
-                recipe["dataset"], data_dir, recipe["image_size"], *own_limits, False, None, bad, is_encoded
+                recipe["dataset"],
+                data_dir,
+                recipe["image_size"],
+                *own_limits,
+                progress=False,
+                bad_images=bad,
+                encoded=is_encoded,
             )
         found = dataset.identity()
         for name, what in (
