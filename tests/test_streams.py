@@ -13,6 +13,7 @@ from typing import TextIO
 
 import pytest
 from processes import TINY
+from synthetic_study import settings_of, write_study
 from tiny import read_digits_once, tiny_config
 
 import rotnet_fast.command
@@ -226,6 +227,36 @@ def test_pictures_are_drawn_whatever_a_notebook_says_of_matplotlib(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "filters.png").exists()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:2])
+def test_reports_are_drawn_whatever_a_notebook_says_of_matplotlib(backend: str, tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", settings_of(), 1)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": backend}
+    command = [sys.executable, "-m", "rotnet_fast.report", str(study)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (study / "figures" / "table1.png").exists()
+
+
+def test_matplotlib_is_imported_by_the_package_of_the_pictures_alone() -> None:
+    script = (
+        "import pkgutil, sys, importlib, rotnet_fast\n"
+        "sys.modules['matplotlib'] = None\n"
+        "for found in pkgutil.walk_packages(rotnet_fast.__path__, 'rotnet_fast.'):\n"
+        "    try:\n        importlib.import_module(found.name)\n"
+        "    except ImportError as error:\n"
+        "        places, trace = [], error.__traceback__\n"
+        "        while trace is not None:\n"
+        "            places.append(trace.tb_frame.f_globals['__name__'])\n"
+        "            trace = trace.tb_next\n"
+        "        if 'matplotlib' in str(error):\n"
+        "            print(next(p for p in reversed(places) if p.startswith('rotnet_fast')))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {name.startswith("rotnet_fast.plots") for name in done.stdout.split()} == {True}, done.stdout
 
 
 def test_a_backend_that_there_is_stays_chosen() -> None:
