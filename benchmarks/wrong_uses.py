@@ -77,6 +77,7 @@ CASES = [
     WrongUse("evaluate --checkpoint run --layers conv9", 2, ("layers holds 'conv9'", "choose from conv1")),
     WrongUse("evaluate --checkpoint run --dataset cifar10", 2, ("dataset is cifar10", "another --dataset")),
     WrongUse("evaluate --checkpoint run --no-frozen", 2, ("--no-frozen", "add --random-init")),
+    WrongUse("evaluate --checkpoint run --batch-size 1", 2, ("batch-size is 1", "such as --batch-size")),
     WrongUse("evaluate --checkpoint broken", 2, ("broken/config.json cannot be read", "restore or remove")),
     WrongUse("visualize --checkpoint run --images 1000", 2, ("images is 1000", "must be at most 100")),
     WrongUse("report run", 2, ("run/results.json holds no evaluation", "give a folder")),

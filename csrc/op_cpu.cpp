@@ -57,15 +57,15 @@ extern "C" __attribute__((visibility("default"))) const char* rotnet_fast_cpu_ke
 }
 
 STABLE_TORCH_LIBRARY(rotnet_fast, library) {
-  // rotnet_fast/ops/library.py states the same schemas for the plain-torch fallback.
+  // rotnet_fast/ops/library.py states the same schemas for the plain-torch fallback, and why they say SymInt.
   library.def(
       "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
-      "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] turns, int pad, float flip_prob, "
-      "float[] mean, float[] std) -> ()");
+      "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] turns, SymInt pad, "
+      "float flip_prob, float[] mean, float[] std) -> ()");
   library.def(
       "warp_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
-      "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] degrees, int pad, float flip_prob, "
-      "float[] mean, float[] std) -> ()");
+      "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] degrees, SymInt pad, "
+      "float flip_prob, float[] mean, float[] std) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rotnet_fast, CPU, library) {

@@ -17,8 +17,10 @@ from typing import Any, overload
 import torch
 from torch import nn
 
+from rotnet_fast.backbone_inputs import check_images
 from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.build import pretrained_network
@@ -62,8 +64,11 @@ class Backbone(nn.Module):
         rotations, mean, std, image_size, metadata: as given.
 
     Images are either uint8 [N,H,W,C] with values 0..255, which are normalised, or floating [N,C,H,W], which
-    are taken as normalised already. They may lie on another device than the network; results lie on the
-    network's. No gradient is recorded unless the images, or a network that was thawed, ask for one.
+    are taken as normalised already: values that cannot be are refused, and those that hardly are cause a
+    warning, see `rotnet_fast.backbone_inputs.check_images`. They may lie on another device than the network;
+    results lie on the network's. No gradient is recorded unless the images, or a network that was thawed, ask
+    for one. It computes in the type of its weights, inside ``torch.autocast``, too: for bfloat16, convert it
+    with ``.bfloat16()``.
 
     Raises:
         ArgumentError: mean, std or rotations do not fit the network.
@@ -132,7 +137,8 @@ class Backbone(nn.Module):
 
         Raises:
             TypeError: images that are no tensor, or of another type.
-            ArgumentError: a wrong shape or number of channels, or a layer that this network lacks.
+            ArgumentError: a wrong shape or number of channels, values that are not normalised, or a layer
+                that this network lacks.
         """
         if isinstance(layer, (list, tuple)):
             return self._features(images, list(layer), batch_size, _as_they_are)
@@ -171,7 +177,9 @@ class Backbone(nn.Module):
 
         def logits(batch: torch.Tensor) -> dict[str, torch.Tensor]:
             turned = len(self.rotations)
-            return {"logits": self.network(self._views(batch, self.rotations)).view(-1, turned, turned)}
+            with self._as_converted():
+                found = self.network(self._views(batch, self.rotations))
+            return {"logits": found.view(-1, turned, turned)}
 
         return self._in_batches(images, batch_size, logits)["logits"]
 
@@ -186,7 +194,8 @@ class Backbone(nn.Module):
         self._check(images, batch_size)
 
         def maps(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-            found = self.network.features(self._normalised(batch), layers)
+            with self._as_converted():
+                found = self.network.features(self._normalised(batch), layers)
             return {layer: reduce(found[layer].float()) for layer in layers}
 
         return self._in_batches(images, batch_size, maps)
@@ -208,7 +217,7 @@ class Backbone(nn.Module):
                 if name not in whole:
                     layout = torch.channels_last if part.dim() == 4 else torch.contiguous_format
                     shape = (number, *part.shape[1:])
-                    whole[name] = torch.empty(shape, device=device, memory_format=layout)
+                    whole[name] = torch.empty(shape, dtype=torch.float32, device=device, memory_format=layout)
                 whole[name][start : start + batch_size] = part
         return whole
 
@@ -216,6 +225,10 @@ class Backbone(nn.Module):
     def _weight(self) -> torch.Tensor:
         """One of the network's weights, which all have the same device and type."""
         return next(self.network.parameters())
+
+    def _as_converted(self) -> torch.autocast:
+        """Context in which the network computes in its weights' type, whatever is cast around it."""
+        return torch.autocast(self._weight.device.type, enabled=False)
 
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         """[B,C,H,W] in the network's type, channels_last."""
@@ -238,32 +251,7 @@ class Backbone(nn.Module):
     def _check(self, images: torch.Tensor, batch_size: int) -> None:
         if batch_size < 1:
             raise ArgumentError(f"batch_size is {batch_size}; it must be at least 1")
-        if not isinstance(images, torch.Tensor):
-            raise TypeError(
-                f"images must be a tensor, got {type(images).__name__}: use torch.from_numpy or torch.stack"
-            )
-        if images.dtype == torch.uint8:
-            layout, position = "uint8 [N,H,W,C]", 3
-        elif images.is_floating_point():
-            layout, position = "normalised [N,C,H,W]", 1
-        else:
-            raise TypeError(
-                f"images must be uint8 [N,H,W,C] with values 0..255, or normalised and floating [N,C,H,W]; "
-                f"got {images.dtype}"
-            )
-        channels = len(self.mean)
-        if images.dim() != 4:
-            raise ArgumentError(
-                f"images of type {images.dtype} must be {layout}, got shape {list(images.shape)}"
-                + ("; add the first dimension with images[None]" if images.dim() == 3 else "")
-            )
-        if images.shape[position] != channels:
-            raise ArgumentError(
-                f"images of type {images.dtype} must be {layout} with {channels} channels, got shape "
-                f"{list(images.shape)}, which has {images.shape[position]}"
-            )
-        if 0 in images.shape[1:]:
-            raise ArgumentError(f"images must have at least one row and column, got {list(images.shape)}")
+        check_images(images, self.mean, self.std)
 
 
 def _as_they_are(maps: torch.Tensor) -> torch.Tensor:
@@ -274,6 +262,7 @@ def _pooled(maps: torch.Tensor) -> torch.Tensor:
     return maps.mean(dim=(2, 3))
 
 
+@plain_torch()
 def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto") -> Backbone:
     """A pretrained network, frozen and ready to extract features.
 

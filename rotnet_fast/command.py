@@ -1,8 +1,8 @@
 """How the command-line programs end: exit codes, and one sentence instead of a traceback.
 
 0 done; 2 arguments; 3 data; 4 checkpoint; 5 loss not finite; 6 out of memory; 7 cannot write; 8 another
-process of the job ended; 130 and 143 stopped by Ctrl-C and SIGTERM. Anything else is a bug and shows its
-traceback.
+process of the job ended; 130 and 143 stopped by Ctrl-C and SIGTERM; 129, 138, 140 and 152 by SIGHUP, SIGUSR1,
+SIGUSR2 and SIGXCPU. Anything else is a bug and shows its traceback.
 
 Importing this module does not import torch.
 """
@@ -20,26 +20,61 @@ from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ElsewhereError, OutOfMemoryError, RotnetError, printable
+from rotnet_fast.engine.streams import open_standard_descriptors, shown
+from rotnet_fast.errors import (
+    CannotWriteError,
+    ElsewhereError,
+    OutOfMemoryError,
+    RotnetError,
+    printable,
+)
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
 
 
-def run_command(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -> int:
     """Run a program's body, which must not have imported torch before.
+
+    Whatever becomes of its output streams, it goes on; see `rotnet_fast.engine.streams`.
+
+    Args:
+        command: the body. The number that it returns, if it does, is the exit code.
+        is_shown_only: what it prints is all that comes of it, so that it failed where that cannot be shown.
 
     Returns:
         The exit code; a message has been printed to stderr where it is not 0.
     """
+    open_standard_descriptors()
     # By default, OpenMP's threads spin while they wait for each other. Beside one other busy process,
     # that made a training step of two threads five times slower; sleeping costs microseconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be any bytes
     reuse_freed_memory()
+    with shown() as (out, err):
+        try:
+            code = _run(command)
+            out.finish()
+            if out.loss is not None and is_shown_only and code == 0:
+                code = _fail(CannotWriteError(f"cannot write standard output: {_reason(out.loss)}"))
+            elif out.loss is not None:
+                print(f"WARNING: some of the output is lost: {_reason(out.loss)}", file=sys.stderr)
+            return code
+        finally:
+            out.finish()
+            err.finish()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _run(command: Callable[[], object]) -> int:
+    """Exit code of a command, after a message where it is not 0."""
     try:
-        command()
+        code = command()
+        return code if isinstance(code, int) else 0
     except ElsewhereError as error:
         return error.exit_code
     except RotnetError as error:
@@ -64,7 +99,6 @@ def run_command(command: Callable[[], object]) -> int:
         return _fail(
             OutOfMemoryError(f"the device ran out of memory{said}; use a smaller --batch-size or --width")
         )
-    return 0
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from rotnet_fast.command import run_command
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
 
@@ -120,21 +121,20 @@ def _version(package: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report; 0 where nothing is left to do, 2 where there are arguments."""
-    try:
-        Parser(PROGRAM, description="What is installed and in use, and what to do about it.").parse_args(
-            arguments
-        )
-    except ArgumentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    facts, advice = _report()
-    print("\n".join(facts))
-    if advice:
-        print("\nTo do:\n" + "\n".join(f"- {line}" for line in advice))
-        return 1
-    print("\nAll is well: the kernels in use agree with the plain-torch definition.")
-    return 0
+    """Print the report; 0 where nothing is left to do, 1 where something is, 2 where there are arguments."""
+
+    def command() -> int:
+        parser = Parser(PROGRAM, description="What is installed and in use, and what to do about it.")
+        parser.parse_args(arguments)
+        facts, advice = _report()
+        print("\n".join(facts))
+        if advice:
+            print("\nTo do:\n" + "\n".join(f"- {line}" for line in advice))
+            return 1
+        print("\nAll is well: the kernels in use agree with the plain-torch definition.")
+        return 0
+
+    return run_command(command, is_shown_only=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
 from rotnet_fast.engine.output import check_output, claimed
 from rotnet_fast.engine.run_folder import environment, read_settings, run_of, was_begun_by_this_job
@@ -63,7 +65,8 @@ class EvaluateConfig:
     """Train each head once more together with all of the network that is below it."""
 
     supervised: bool = False
-    """Train a network from scratch on the same labels: nin with 3 blocks, or that of the pretraining."""
+    """Train a network from scratch on the same labels, by the pretraining's recipe: nin with 3 blocks, or the
+    network of the pretraining."""
 
     knn: bool = False
     """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
@@ -79,7 +82,7 @@ class EvaluateConfig:
     """Passes over the training images; the published schedules of 100 epochs are scaled to it."""
 
     lr: float = 0.1
-    """Learning rate of the first step."""
+    """Learning rate of the first step of heads and of fine-tuning."""
 
     batch_size: int = 128
     """Images per step; 128 are the published recipe's, whatever the pretraining had."""
@@ -223,15 +226,14 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 
     Returns:
         What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
-        ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``dataset``, ``settings``
-        and ``environment``.
+        ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``pretraining``,
+        ``dataset``, ``settings`` and ``environment``.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
-    settings = asdict(config)
     folder = followed(folder)
 
     def begun() -> dict[str, Any] | None:
@@ -243,6 +245,12 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         return previous
 
     previous = processes.from_main(begun)  # before torch is imported, let alone data and network read
+    return _evaluate(config, folder, processes, is_new=previous is None)
+
+
+@plain_torch()
+def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
+    """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
     from rotnet_fast.engine import checkpoint
     from rotnet_fast.protocols import PROTOCOLS
 
@@ -251,11 +259,13 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
             return load_setup(config, folder, processes)
 
     setup = processes.local_main_first(prepare)
+    settings = asdict(config)
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "backbone": checkpoint.state_hash(setup.pretrained),
         "network": described(setup),
+        "pretraining": setup.pretraining,
         "dataset": {
             "name": dataset.name,
             "display_name": dataset.display_name,
@@ -268,7 +278,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         "settings": {
             **settings,
             "layers": setup.layers,
-            "pad": setup.pad,
+            "pad": 0 if dataset.crop else setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
         },
@@ -278,7 +288,9 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
-        written = {"settings": settings, "environment": results["environment"], "job": job()}
+        # Absolute: who goes on with this evaluation may stand in another folder.
+        there = {**settings, "checkpoint": os.path.abspath(config.checkpoint)}
+        written = {"settings": there, "environment": results["environment"], "job": job()}
 
         def write() -> None:
             # Not before a training: a folder of trainings with other settings is refused and stays as it was.
@@ -292,7 +304,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
                     results["cells"] += rows[number]
                     write()
 
-        if previous is None:
+        if is_new:
             processes.on_main(lambda: run.write_config(written))
         processes.everywhere(compute_mine)
         if processes.world > 1:
@@ -320,6 +332,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     """
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
+    from rotnet_fast.protocols.batches import check_batches
     from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
     from rotnet_fast.protocols.pretrained import load_pretrained
 
@@ -332,26 +345,20 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read
     dataset = pretrained.open_dataset(
-        config.dataset,
-        config.data_dir,
-        config.limit_train,
-        config.limit_test,
-        config.bad_images,
         device,
-        config.loader,
+        name=config.dataset,
+        data_dir=config.data_dir,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        bad_images=config.bad_images,
+        loader=config.loader,
         progress=processes.local_rank == 0,
     )
     check_has_classes(dataset)
     if config.images_per_class is not None:
         first_of_each_class(dataset.train, config.images_per_class)
     network.check_image_size(*dataset.train.image_shape[:2])
-    flattens = network.name != NIN or "nonlinear" in config.heads
-    if flattens and len(dataset.train) % config.batch_size == 1:
-        raise ArgumentError(
-            f"batch-size is {config.batch_size}, and {len(dataset.train)} training images leave a last batch "
-            f"of one, on which BatchNorm cannot train; use another --batch-size, or more or fewer images"
-        )
-    return EvaluationSetup(
+    setup = EvaluationSetup(
         pretrained=pretrained.module,
         blocks=recipe["blocks"],
         width=recipe["width"],
@@ -373,8 +380,12 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         graph=config.graph,
         folder=folder,
         model=network.name,
+        recipe=recipe,
+        pretraining=pretrained.described(dataset, config.data_dir),
         progress=processes.is_main,
     )
+    check_batches(setup, network, config.protocols())
+    return setup
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import run_command
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import ensure_folder, write_atomically
 from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import run_of
@@ -104,6 +105,13 @@ def export(config: ExportConfig) -> Path:
     folder = config.output_folder()
     check_output(folder)
     check_replaceable(folder)
+    _export(config, folder)
+    return folder
+
+
+@plain_torch()
+def _export(config: ExportConfig, folder: Path) -> None:
+    """:func:`export` into a folder that may be written to."""
     from rotnet_fast.backbone import MODEL_FILE, build, describe
     from rotnet_fast.engine import checkpoint, weights
 
@@ -142,7 +150,6 @@ def export(config: ExportConfig) -> Path:
     ensure_folder(folder)
     write_atomically(folder / MODEL_FILE, content)
     write_atomically(folder / CARD_FILE, card.encode())
-    return folder
 
 
 def check_replaceable(folder: Path) -> None:
@@ -207,7 +214,8 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
         ArgumentError: one cannot be read.
     """
     found = []
-    for path in sorted(run.glob("evaluate-*/results.json")):
+    # evaluate-1000 after evaluate-999.
+    for path in sorted(run.glob("evaluate-*/results.json"), key=lambda path: (len(path.parent.name), path)):
         results = load_results(path)
         if results.get("backbone") == state_hash:
             found.append((path.parent.name, results))

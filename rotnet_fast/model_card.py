@@ -222,7 +222,7 @@ def _training(facts: CardFacts) -> str:
         warmup = recipe.get("warmup", 0.0)
         risen = f" after a warm-up of {warmup:g} epochs" if warmup else ""
         rate += f"{risen}, falling to 0 ({recipe['schedule']})"
-    views = recipe["batch_size"] * len(recipe["rotations"])
+    views = recipe["batch_size"] * (1 if _shows_one_rotation(recipe) else len(recipe["rotations"]))
     done = f"{facts.epochs} of {recipe['epochs']}"
     if facts.steps:
         done += f", and {facts.steps} steps of the next"
@@ -233,8 +233,6 @@ def _training(facts: CardFacts) -> str:
     data += ". No labels were used"
     if recipe.get("limit_train") is not None:
         data += ", except to choose a subset that is balanced over the classes"
-    flip = f"left-right flip with probability {recipe['flip_prob']:g}" if recipe["flip_prob"] else "no flip"
-    crop = f"random crop within a black border of {recipe['pad']} pixels" if recipe["pad"] else "no crop"
     nesterov = "Nesterov momentum" if recipe["nesterov"] else "momentum"
     optimiser = f"SGD, {nesterov} 0.9"
     if recipe.get("optimizer") == "muon":
@@ -242,7 +240,7 @@ def _training(facts: CardFacts) -> str:
         optimiser = f"Muon for filters, with learning rate {muon_lr:g} on the same schedule; else {optimiser}"
     items = {
         "data": data,
-        "augmentation": f"{crop}, {flip}; then every rotation of each image",
+        "augmentation": _augmentation(recipe),
         "optimiser": f"{optimiser}, weight decay {recipe['weight_decay']:g}, batches of "
         f"{recipe['batch_size']} images ({views} views)",
         "schedule": rate + (f"; preset `{facts.preset}`" if facts.preset else ""),
@@ -257,6 +255,37 @@ def _training(facts: CardFacts) -> str:
     if facts.hardware:
         items["hardware"] = _text(facts.hardware)
     return "\n".join(f"- {name}: {text}" for name, text in items.items())
+
+
+def _shows_one_rotation(recipe: Mapping[str, Any]) -> bool:
+    return bool(recipe.get("ablation") == "OneRotation")
+
+
+def _augmentation(recipe: Mapping[str, Any]) -> str:
+    """What is done to a training image, in order."""
+    size, is_warped = recipe["image_size"], any(angle % 90 for angle in recipe["rotations"])
+    if recipe.get("crop", "pad") == "resized":
+        least, most = (f"{100 * share:.3g}" for share in recipe.get("crop_scale", ADDED_LATER["crop_scale"]))
+        low, high = (f"{ratio:.3g}" for ratio in recipe.get("crop_ratio", ADDED_LATER["crop_ratio"]))
+        crop = (
+            f"random crop of {least} to {most} % of the image's area, with a width of {low} to {high} times "
+        )
+        crop += f"its height, resized to {size} x {size} pixels"
+    elif recipe["pad"]:
+        border = "mirrored" if is_warped else "black"
+        crop = f"random crop within a {border} border of {recipe['pad']} pixels"
+    else:
+        crop = "no crop"
+    probability = recipe["flip_prob"]
+    number = "one random rotation" if _shows_one_rotation(recipe) else "every rotation"
+    turned = f"{number} of each image"
+    if is_warped:
+        turned = f"{number} of each image's central square of {size / 2**0.5:.1f} pixels, enlarged to {size}"
+    if recipe.get("ablation") == "FlipAfterRotation":
+        flip = f"left-right flip of each view with probability {probability or 0.5:g}"
+        return f"{crop}; then {turned}; then {flip}"
+    flip = f"left-right flip with probability {probability:g}" if probability else "no flip"
+    return f"{crop}, {flip}; then {turned}"
 
 
 def _results(facts: CardFacts) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.output import claimed
 from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of, was_begun_by_this_job
@@ -25,6 +26,7 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.flags import Parser, parse_flags
 from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS
+from rotnet_fast.verdict import of_pretraining
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +101,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             return _pretrain(config, run, processes)
 
 
+@plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     """:func:`pretrain` in an open run folder."""
     from rotnet_fast.data.datasets import Dataset
@@ -249,13 +252,18 @@ def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """What is printed at the end."""
     folder = config.output_folder()
-    return (
+    lines = [
         f"rotation accuracy {results['rotation_accuracy']:.2f} % on the {results['test_images']} test images "
-        f"of {results['dataset']}\n"
-        f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training\n"
-        f"run folder: {folder}\n"
-        f"next: python -m rotnet_fast.evaluate --checkpoint {shlex.quote(str(folder))}"
-    )
+        f"of {results['dataset']}",
+        f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training",
+        f"run folder: {folder}",
+    ]
+    wrong = of_pretraining(results)
+    if wrong is not None:
+        lines.append(f"WARNING: {wrong.sentence}")
+    if wrong is None or not wrong.is_hopeless:
+        lines.append(f"next: python -m rotnet_fast.evaluate --checkpoint {shlex.quote(str(folder))}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast import paper
+from rotnet_fast.checks import SIZES
 from rotnet_fast.command import run_command
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
 from rotnet_fast.study.summary import is_study, load_study
+from rotnet_fast.verdict import is_at_chance
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,18 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
 def render(results: Mapping[str, Any]) -> str:
     """The table of one evaluation's ``results.json``.
 
-    Each row has our accuracy, the published one and the difference. The published numbers are about
-    CIFAR-10: on any other data set, even one with the same classes, they are marked as a reference,
-    and no difference is taken. They are about the Network in Network: other networks stand alone.
+    Each row has our accuracy, the published one and the difference. Where that would mean nothing, see
+    `rotnet_fast.paper.Circumstances`, the published numbers are marked as a reference, and none is taken.
+    They are about the Network in Network: other networks stand alone.
     """
     dataset, network = results["dataset"], results["network"]
     images_per_class = results["settings"]["images_per_class"]
-    is_nin = network.get("model", NIN) == NIN  # older results do not say it
-    comparable = is_nin and dataset["name"] == "cifar10"
+    is_nin = network.get("model", NIN) == NIN
+    obstacles = circumstances(results).obstacles()
+    comparable = not obstacles
+    cells = [Cell(**values) for values in results["cells"]]
     rows = []
-    for values in results["cells"]:
-        cell = Cell(**values)
+    for cell in cells:
         rows.append([cell.method, cell.layer or "-", cell.head or "-", cell.note, f"{cell.accuracy:.2f}"])
         if not is_nin:
             continue
@@ -110,11 +113,42 @@ def render(results: Mapping[str, Any]) -> str:
         f"{size}; {labels}, {results['settings']['epochs']} epochs"
     )
     table = format_table(header, rows, numeric=range(4, len(header)))
+    guessed = [
+        " ".join(filter(None, row[:4])) for row, cell in zip(rows, cells, strict=True) if _is_guess(cell)
+    ]
+    if guessed:
+        table += (
+            f"\nNo better than naming one class for all images: {'; '.join(guessed)}. Try more --epochs, a "
+            f"lower --lr, or more labels."
+        )
     if is_nin and not comparable:
-        table += "\nThe reference column is the paper's result on CIFAR-10: other images, not comparable."
-    elif is_nin and network["width"] != 1:
-        table += "\nPublished numbers are for width 1."
+        table += f"\n{paper.orientation(obstacles)}"
     return f"{title}\n\n{table}"
+
+
+def _is_guess(cell: Cell) -> bool:
+    """Whether a classifier is no better than one that always names the largest class of the test images."""
+    if cell.confusion is None:
+        return False
+    sizes = [sum(row) for row in cell.confusion]
+    return is_at_chance(cell.accuracy, 100 * max(sizes) / sum(sizes), sum(sizes))
+
+
+def circumstances(results: Mapping[str, Any]) -> paper.Circumstances:
+    """Of an evaluation's ``results.json``; what it does not say is not held against it."""
+    dataset, network, pretraining = results["dataset"], results["network"], results.get("pretraining", {})
+    return paper.Circumstances(
+        dataset=dataset["name"],
+        display_name=dataset["display_name"],
+        classes=dataset["classes"],
+        train_images=dataset.get("train_images", SIZES["cifar10"][0]),
+        test_images=dataset["test_images"],
+        is_limited=pretraining.get("is_limited", False),
+        is_pretrained_elsewhere=not pretraining.get("has_same_images", True),
+        model=network.get("model", NIN),
+        width=network.get("width", 1.0),
+        epochs=min(pretraining.get("epochs", paper.EPOCHS), results["settings"]["epochs"]),
+    )
 
 
 def load_results(folder: Path) -> dict[str, Any]:
@@ -186,4 +220,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(lambda: main(sys.argv[1:]), is_shown_only=True))

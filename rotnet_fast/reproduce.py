@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 from rotnet_fast.checks import check_images, check_needs_gpu, check_precision
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import check_device
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.signals import Interrupted, StopSignals
@@ -170,6 +171,12 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
     """
     if not config.dry_run:  # which writes nothing
         processes.on_main(lambda: check_study_folder(config.output_folder()))
+    _reproduce(config, command, processes)
+
+
+@plain_torch()
+def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> None:
+    """:func:`reproduce` in a folder that may hold a study."""
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = processes.local_main_first(lambda: make_context(config, processes))

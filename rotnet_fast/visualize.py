@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rotnet_fast.checks import check_precision
 from rotnet_fast.command import run_command
 from rotnet_fast.config import check_device
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -26,7 +27,6 @@ from rotnet_fast.flags import parse_flags
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rotnet_fast.data.split import Split
     from rotnet_fast.models.network import FeatureNetwork
 
 PROGRAM = "python -m rotnet_fast.visualize"
@@ -73,20 +73,27 @@ class VisualizeConfig:
     data_dir: Path | None = None
     """Folder of the data set's files. None: that of the pretraining."""
 
+    loader: Literal["auto", "resident", "dali"] | None = None
+    """Keep all images in memory, or decode them as they are needed. None: as in pretraining."""
+
+    bad_images: Literal["fail", "skip"] | None = None
+    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
+
     limit_train: int | None = None
     """Look for neighbours among this many training images only. None: as in pretraining."""
 
     limit_test: int | None = None
     """Test on this many images only, balanced over the classes. None: as in pretraining."""
 
-    batch_size: int = 128
-    """Images per forward pass."""
+    batch_size: int | None = None
+    """Images per forward pass. None: as in pretraining."""
 
     device: str = "auto"
     """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format. auto: bf16 where the device computes in it, else fp32."""
+    """Number format. auto: that of the pretraining, so that its accuracy is shown; where the device does not
+    compute in that, fp32."""
 
     output: Path | None = None
     """Folder of the pictures. None: figures in the run folder."""
@@ -138,30 +145,38 @@ class Analyses:
     """
 
     def __init__(self, config: VisualizeConfig) -> None:
+        from rotnet_fast.analysis.images import images_of
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
-        from rotnet_fast.data.split import Split
         from rotnet_fast.engine.device import resolve_device
         from rotnet_fast.engine.precision import resolve_precision
         from rotnet_fast.protocols.pretrained import load_pretrained, load_supervised
 
         device = resolve_device(config.device)
-        precision = resolve_precision(config.precision, device)
+        resolve_precision(config.precision, device)  # before the network is read
         pretrained = load_pretrained(config.checkpoint)
+        precision = resolve_precision(precision_of(config, pretrained.recipe, device.type), device)
+        batch_size = config.batch_size or int(pretrained.recipe["batch_size"])
         self.network = pretrained.network().to(device)
         self.layer = self.network.default_layer if config.layer is None else config.layer
         self.network.check_layers([self.layer])  # before a data set is read
         self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
-        dataset = pretrained.dataset(None, config.data_dir, config.limit_train, config.limit_test)
-        self.has_classes = bool(dataset.classes)
-        self.classes = dataset.classes or ("",)  # images without labels are all of class 0
+        dataset = pretrained.open_dataset(
+            device,
+            data_dir=config.data_dir,
+            limit_train=config.limit_train,
+            limit_test=config.limit_test,
+            bad_images=config.bad_images,
+            loader=config.loader,
+        )
+        self.classes = dataset.classes
         self.seed = config.seed
         self.rotations = pretrained.rotations
-        self.bank: Split = Split(dataset.train.images.to(device), dataset.train.labels.to(device))
-        self.test: Split = Split(dataset.test.images.to(device), dataset.test.labels.to(device))
+        self.bank = images_of(dataset, dataset.train, device, batch_size)
+        self.test = images_of(dataset, dataset.test, device, batch_size)
         self.shown = one_of_each_class(dataset.test.labels, config.images, config.seed)
-        self.views = PlainViews(dataset.mean, dataset.std, precision, config.batch_size)
+        self.views = PlainViews(dataset.mean, dataset.std, precision, batch_size)
 
     @cached_property
     def rotation(self) -> Mapping[str, Any]:
@@ -204,6 +219,12 @@ class Analyses:
         return [(name, filters(network)) for name, network in self.networks.items()]
 
 
+def precision_of(config: VisualizeConfig, recipe: Mapping[str, Any], device: str) -> str:
+    """The number format to use: that which was asked for, else the pretraining's where the device has it."""
+    wanted = str(recipe["precision"]) if config.precision == "auto" else config.precision
+    return "fp32" if config.precision == "auto" and wanted == "fp16" and device == "cpu" else wanted
+
+
 def draw_rotations(analyses: Analyses) -> dict[str, Figure]:
     """Test images under all rotations."""
     from rotnet_fast.plots.rotation import rotations
@@ -233,19 +254,20 @@ def draw_knn(analyses: Analyses) -> dict[str, Figure]:
 
 
 def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
-    """Confusion of rotations and of object classes."""
+    """Confusion of rotations and, where there are any, of object classes."""
     from rotnet_fast.plots.confusion import confusion
 
-    rotation, neighbours = analyses.rotation, analyses.neighbours
+    rotation = analyses.rotation
     angles = [f"{angle}°" for angle in rotation["rotations"]]
     turned = f"Predicted rotations, {rotation['accuracy']:.1f} % right"
-    voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
-    return {
-        "confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation"),
-        "confusion-classes": confusion(
+    figures = {"confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation")}
+    if analyses.classes:
+        neighbours = analyses.neighbours
+        voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
+        figures["confusion-classes"] = confusion(
             neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % right"
-        ),
-    }
+        )
+    return figures
 
 
 def draw_embedding(analyses: Analyses) -> dict[str, Figure]:
@@ -281,9 +303,6 @@ PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
 }
 """Name on the command line -> function that gives figures by the names of their files."""
 
-PICTURES_OF_CLASSES = ("knn", "confusion", "embedding")
-"""Those that say nothing about images without labels."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command-line entry point; returns the exit code."""
@@ -307,13 +326,18 @@ def visualize(config: VisualizeConfig) -> list[Path]:
     config.validate()
     folder = config.output_folder()
     check_output(folder)  # before data and network are read
+    return _visualize(config, folder)
+
+
+@plain_torch()
+def _visualize(config: VisualizeConfig, folder: Path) -> list[Path]:
+    """:func:`visualize` into a folder that may be written to."""
     analyses = Analyses(config)
     from rotnet_fast.plots.style import save
 
     pictures = config.pictures()
-    if not analyses.has_classes and (left_out := [name for name in pictures if name in PICTURES_OF_CLASSES]):
-        print(f"WARNING: the images have no classes: leaving out {', '.join(left_out)}", file=sys.stderr)
-        pictures = [name for name in pictures if name not in left_out]
+    if not analyses.classes and "confusion" in pictures:
+        print("WARNING: the images have no classes: leaving out confusion-classes", file=sys.stderr)
     written = []
     for picture in pictures:
         for name, figure in PICTURES[picture](analyses).items():

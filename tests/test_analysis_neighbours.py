@@ -64,5 +64,5 @@ def test_an_image_as_its_own_neighbour_has_similarity_one() -> None:
 def test_nothing_to_compare_is_refused() -> None:
     nothing = Split(random_images(0), torch.zeros(0).long())
     some = Split(random_images(2), torch.tensor([0, 1]))
-    with pytest.raises(ArgumentError, match="0 queries and 2 labelled images"):
+    with pytest.raises(ArgumentError, match="0 queries and 2 images to look among"):
         neighbours(small_network(), nothing, some, CLASSES, "conv1", [], fp32_views())

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ import torch
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.engine.metrics import MetricSums, means
 from rotnet_fast.engine.precision import Precision, resolve_precision
-from rotnet_fast.engine.run_folder import RunFolder, environment
-from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.engine.run_folder import RunFolder, environment, epoch_checkpoints
+from rotnet_fast.engine.signals import WARNINGS, Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, CannotWriteError
 from rotnet_fast.models.nin import NetworkInNetwork
 
@@ -252,3 +253,67 @@ def test_a_signal_that_was_obeyed_reaches_nobody_else() -> None:
             stop.check()
         stop.forget()
         stop.check()
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in WARNINGS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    with StopSignals() as stop, StopSignals() as inner:
+        os.kill(os.getpid(), number)
+        assert (stop.received, inner.received) == (0, 0)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_program_that_listens_to_a_signal_itself_still_does() -> None:
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (stop.received, heard) == (0, [signal.SIGUSR1])
+
+
+@pytest.mark.parametrize("number", WARNINGS)
+def test_a_warning_that_comes_again_changes_nothing_and_is_gone_afterwards(number: signal.Signals) -> None:
+    with StopSignals() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert stop.received == number
+        stop.forget()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_warning_reaches_the_context_that_is_at_work() -> None:
+    with StopSignals() as outer, StopSignals() as inner:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (outer.received, inner.received) == (0, signal.SIGHUP)
+        inner.forget()
+
+
+def test_after_a_warning_one_sigterm_is_noted_and_the_next_ends_the_program() -> None:
+    with StopSignals() as outer:
+        with StopSignals() as inner:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (outer.received, inner.received) == (0, signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert outer.received == signal.SIGTERM
+            inner.forget()
+        outer.forget()
+
+
+def test_checkpoints_of_epochs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["epoch-9999.pt", "epoch-10000.pt", "epoch-0002.pt", "epoch-100000.pt"]
+    for name in (*names, "epoch-final.pt", "epoch-0003 (copy).pt", "last.pt", "best.pt"):
+        (tmp_path / name).touch()
+    found = epoch_checkpoints(tmp_path)
+    assert [epoch for epoch, _ in found] == [2, 9999, 10000, 100000]
+    assert [path.name for _, path in found] == ["epoch-0002.pt", names[0], names[1], names[3]]

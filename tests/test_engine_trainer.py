@@ -18,7 +18,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.rotation_task import RotationTask
-from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.engine.trainer_settings import TrainerSettings
@@ -208,3 +208,23 @@ def test_what_was_reported_before_the_first_checkpoint_is_not_reported_twice(
         trainer.fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3]
+
+
+def test_the_last_three_epochs_are_kept_beyond_the_ten_thousandth(dataset: Dataset, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(dataset, run, torch.device("cpu"), Schedule(0.05), epochs=10_002)
+        trainer.progress.epoch = 9_997
+        trainer.fit()
+    kept = [epoch for epoch, _ in epoch_checkpoints(tmp_path / "checkpoints")]
+    assert kept == [10_000, 10_001, 10_002]
+    for path in checkpoint.candidates(tmp_path)[1:]:
+        path.unlink()
+    assert checkpoint.load_newest(tmp_path)[1]["epoch"] == 10_002
+
+
+def test_what_an_epoch_has_just_written_is_never_removed(dataset: Dataset, tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as run:
+        for later in (7, 8, 9):  # of a run that is gone on with from an older checkpoint
+            (run.checkpoints / f"epoch-000{later}.pt").touch()
+        make_trainer(dataset, run, torch.device("cpu"), Schedule(0.05), epochs=1).fit()
+    assert [epoch for epoch, _ in epoch_checkpoints(tmp_path / "checkpoints")] == [1, 7, 8, 9]

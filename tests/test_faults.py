@@ -199,7 +199,7 @@ def test_a_stopped_program_saves_leaves_and_says_how_to_go_on(tmp_path: Path, fa
         number: subprocess.Popen(
             [*program, str(tmp_path / number.name)], env=environment, stderr=subprocess.PIPE, text=True
         )
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     }
     waiting, deadline = set(jobs), time.monotonic() + 120
     while waiting:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from image_files import encoded, pixels, save, write_tar
+from plot_inputs import check_legible
 
 from rotnet_fast import evaluate, pretrain, reproduce, visualize
 from rotnet_fast.protocols.pretrained import load_pretrained
@@ -52,9 +54,14 @@ def test_images_without_labels_serve_pretraining_alone(
     assert reproduce.main(study) == 3
     assert capsys.readouterr().err.startswith("error: folder photos has no classes to learn and to test;")
 
-    assert visualize.main(["--checkpoint", "run", "--what", "rotations", "knn"]) == 0
-    assert "WARNING: the images have no classes: leaving out knn\n" in capsys.readouterr().err
-    assert {path.stem for path in (place / "run" / "figures").iterdir()} == {"rotations"}
+    assert visualize.main(["--checkpoint", "run"]) == 0
+    assert "WARNING: the images have no classes: leaving out confusion-classes\n" in capsys.readouterr().err
+    drawn = {path.stem for path in (place / "run" / "figures").iterdir()}
+    assert drawn == {*visualize.PICTURES, "confusion-rotations"} - {"confusion"}
+    analyses = visualize.Analyses(visualize.VisualizeConfig(Path("run"), device="cpu"))
+    for draw in visualize.PICTURES.values():
+        for figure in draw(analyses).values():
+            check_legible(figure)
 
 
 def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
@@ -77,7 +84,8 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     # What the pretraining did about it holds for its images later, too.
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 0
     assert results(place / "run" / "evaluate-001")["dataset"]["skipped"] == ["train/cat/3.png"]
-    assert load_pretrained(Path("run")).dataset().fingerprint == found["data_fingerprint"]
+    opened = load_pretrained(Path("run")).open_dataset(torch.device("cpu"))
+    assert opened.fingerprint == found["data_fingerprint"]
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
 
 

@@ -41,12 +41,12 @@ def test_pretrained_network_and_images_are_those_of_the_run(tmp_path: Path) -> N
     with read_digits_once():
         pretrain(tiny_config(tmp_path / "run", rotations=(90, 270), epochs=1, dataset_name="Digits"))
         pretrained = load_pretrained(tmp_path / "run" / "checkpoints" / "last.pt")
-        dataset = pretrained.dataset(limit_test=10)
+        dataset = pretrained.open_dataset(torch.device("cpu"), limit_test=10)
     assert pretrained.run == tmp_path / "run"
     assert (pretrained.rotations, pretrained.epoch) == ((90, 270), 1)
     state = pretrained.network().state_dict()
     assert checkpoint.state_hash(state) == checkpoint.state_hash(pretrained.module)
-    assert (len(dataset.train.images), len(dataset.test.images)) == (40, 10)
+    assert (len(dataset.train), len(dataset.test)) == (40, 10)
     assert dataset.display_name == "Digits"
     with pytest.raises(CheckpointError, match="is one of a pretraining; give a supervised training"):
         load_supervised(tmp_path / "run")

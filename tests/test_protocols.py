@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import resolve_precision
+from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
-from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.evaluation import first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
+from rotnet_fast.protocols.supervised import SupervisedRecipe
 from rotnet_fast.report import Cell
 
 CPU = torch.device("cpu")
@@ -138,7 +141,8 @@ def test_each_kind_of_head_has_its_own_schedule(setup: EvaluationSetup) -> None:
     [(100, (30, 60, 80)), (200, (60, 120, 160)), (10, (3, 6, 8)), (5, (2, 3, 4)), (1, (1,))],
 )
 def test_schedule_scales_with_the_length_of_the_run(epochs: int, milestones: tuple[int, ...]) -> None:
-    schedule = scaled_schedule("supervised", 0.1, epochs)
+    assert stretched((30, 60, 80), 100, epochs) == milestones
+    schedule = SupervisedRecipe.of(PretrainConfig().recipe(), epochs).schedule
     assert schedule.milestones == milestones
     assert schedule.lr(0) == 0.1
     assert schedule.lr(milestones[0]) == pytest.approx(0.02)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from study_tools import cifar10_data
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.report import format_table, load_results, main, render
+from rotnet_fast.report import circumstances, format_table, load_results, main, render
 from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.settings import StudyPreset, study_settings
+from rotnet_fast.study.summary import Study
 
 
 def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
@@ -20,9 +24,11 @@ def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
             "name": dataset,
             "display_name": "Somewhere",
             "classes": ["cat", "dog"],
+            "train_images": 50000,
             "test_images": 10000,
         },
-        "network": {"blocks": 4, "width": 1.0, "rotations": list(FOUR_ROTATIONS)},
+        "network": {"model": "nin", "blocks": 4, "width": 1.0, "rotations": list(FOUR_ROTATIONS)},
+        "pretraining": {"epochs": 100, "is_limited": False, "has_same_images": True},
         "settings": {"images_per_class": None, "epochs": 100, **settings},
         "cells": [
             {"method": "frozen", "layer": "conv2", "head": "conv", "note": "", "accuracy": 90.16},
@@ -41,19 +47,66 @@ def test_cifar10_rows_have_published_number_and_difference() -> None:
     assert ["random-init", "conv2", "knn", "some", "50.00", "-", "-"] in table
 
 
-def test_folder_with_the_same_classes_gets_a_marked_reference_and_no_difference() -> None:
-    table = render(results("folder"))
+NOT_TAKEN = (
+    "The CIFAR-10 reference is the paper's number, for orientation only: {}; no difference to it is taken."
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "reason"),
+    [
+        ("dataset", {"name": "folder"}, "the images are those of Somewhere"),
+        ("dataset", {"name": "digits"}, "the images are those of Somewhere"),
+        ("dataset", {"train_images": 49_999}, "only some of the images are used"),
+        ("dataset", {"test_images": 1000}, "only some of the images are used"),
+        ("network", {"width": 0.5}, "the network has 0.5 of the paper's width"),
+        ("settings", {"epochs": 10}, "the shortest training has 10 of the paper's 100 epochs"),
+        ("pretraining", {"epochs": 99}, "the shortest training has 99 of the paper's 100 epochs"),
+        ("pretraining", {"is_limited": True}, "only some of the images are used"),
+        ("pretraining", {"has_same_images": False}, "the network was pretrained on other images"),
+    ],
+)
+def test_what_is_not_the_papers_experiment_gets_a_reference_and_no_difference(
+    part: str, changes: dict[str, Any], reason: str
+) -> None:
+    found = results()
+    found[part] |= changes
+    table = render(found)
     assert "CIFAR-10 reference" in table
-    assert "difference" not in table
+    assert "difference" not in table.replace("no difference", "")
     assert ["frozen", "conv2", "conv", "90.16", "91.16"] in rows(table)
-    assert table.splitlines()[-1].endswith("not comparable.")
+    assert table.splitlines()[-1] == NOT_TAKEN.format(reason)
 
 
-def test_other_width_than_the_published_one_is_pointed_out() -> None:
-    half = results()
-    half["network"]["width"] = 0.5
-    assert "Published numbers are for width 1." in render(half)
-    assert "Published numbers" not in render(results())
+def test_a_folder_that_is_cifar_10_re_encoded_is_compared() -> None:
+    found = results("folder")
+    found["dataset"]["classes"] = sorted(paper.CIFAR10_CLASSES)
+    assert ["frozen", "conv2", "conv", "90.16", "91.16", "-1.00"] in rows(render(found))
+    found["dataset"]["train_images"] = 10_000
+    assert "the images are those of Somewhere" in render(found)
+
+
+def test_other_networks_stand_alone() -> None:
+    found = results()
+    found["network"] = {"model": "resnet18", "rotations": list(FOUR_ROTATIONS)}
+    assert "reference" not in render(found)
+    assert ["frozen", "conv2", "conv", "90.16"] in rows(render(found))
+
+
+@pytest.mark.parametrize("preset", get_args(StudyPreset))
+@pytest.mark.parametrize("limit", [None, 20_000])
+def test_a_study_and_an_evaluation_of_the_same_thing_are_compared_alike(
+    preset: StudyPreset, limit: int | None
+) -> None:
+    data = replace(cifar10_data(), train_images=limit or 50_000, limit_train=limit)
+    settings = study_settings(preset, 1.0, data, "bf16")
+    found = results(epochs=settings.head_epochs)
+    found["dataset"] |= {"train_images": data.train_images, "display_name": data.display_name}
+    found["network"]["width"] = settings.pretext.width
+    found["pretraining"] |= {"epochs": settings.pretext.epochs, "is_limited": limit is not None}
+    study = Study(Path(), settings, 1, (), {})
+    assert circumstances(found).obstacles() == study.circumstances.obstacles()
+    assert study.comparable is ("CIFAR-10 reference" not in render(found))
 
 
 def test_few_labels_are_compared_with_the_label_scarcity_curve() -> None:

@@ -21,7 +21,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import datasets, digits
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
-from rotnet_fast.engine.signals import Interrupted
+from rotnet_fast.engine.signals import REQUESTS, WARNINGS, Interrupted
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.pretrain import pretrain
 
@@ -91,7 +91,7 @@ def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path, fau
 
 @pytest.mark.faults("signal at any step")
 @pytest.mark.parametrize("step", [0, 1, STEPS_PER_EPOCH - 1, STEPS - 1])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [*REQUESTS, *WARNINGS])
 def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
     number: signal.Signals,
     step: int,

@@ -27,6 +27,7 @@ ALLOWED = {
     ("rotnet_fast/data/cache.py", "write"): "into a file of rotnet_fast.files",
     ("rotnet_fast/engine/atomic.py", "write"): "to descriptors of rotnet_fast.files",
     ("rotnet_fast/engine/lock.py", "write"): "likewise",
+    ("rotnet_fast/engine/streams.py", "write"): "to the null device",
     ("rotnet_fast/engine/output.py", "write"): "folders that the user named, to see whether they can be made",
     ("rotnet_fast/engine/output.py", "remove"): "what was made a moment ago, where nothing came of it",
     ("rotnet_fast/engine/run_log.py", "write"): "TensorBoard's own files, in a folder that is no link",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rotnet_fast.analysis.images import Images, batches_of
 from rotnet_fast.analysis.views import PlainViews, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
@@ -35,7 +36,7 @@ def early_middle_late(network: FeatureNetwork) -> tuple[str, ...]:
 @torch.no_grad()
 def attention(
     network: FeatureNetwork,
-    images: torch.Tensor,
+    images: Images,
     shown: Sequence[int],
     views: PlainViews,
     *,
@@ -70,14 +71,14 @@ def attention(
     network.check_layers(chosen)
     network.eval()
     upright = thumbnails(images, shown)
-    images = on_turning_grid(images, network.stride)
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
-    for _, batch in views.rotated(images, FOUR_ROTATIONS):
-        for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
-            values, defined = equivariance(maps)
-            totals[layer] += values.sum(dim=(1, 2)).cpu()
-            pairs[layer] += defined.sum(dim=(1, 2)).cpu()
+    for _, plain in batches_of(images, views.batch_size):
+        for _, batch in views.rotated(on_turning_grid(plain, network.stride), FOUR_ROTATIONS):
+            for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
+                values, defined = equivariance(maps)
+                totals[layer] += values.sum(dim=(1, 2)).cpu()
+                pairs[layer] += defined.sum(dim=(1, 2)).cpu()
     every_pair = len(images) * (len(FOUR_ROTATIONS) - 1)
     names = [str(power) for power in powers]
 
@@ -180,7 +181,7 @@ def equivariance(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _shown_maps(
     network: FeatureNetwork,
-    images: torch.Tensor,
+    images: Images,
     shown: Sequence[int],
     layers: Sequence[str],
     powers: Sequence[int],
@@ -189,7 +190,7 @@ def _shown_maps(
     """Maps of the images shown, each stretched to [0, 1]: layer -> encoded float16 [S,4,P,h,w]."""
     if not shown:
         return {layer: encode_array(np.zeros((0, 4, len(powers), 1, 1), np.float16)) for layer in layers}
-    chosen = images[torch.tensor(list(shown), device=images.device)]
+    chosen = on_turning_grid(images[torch.tensor(list(shown), device=images.device)], network.stride)
     parts: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in layers}
     for _, batch in views.rotated(chosen, FOUR_ROTATIONS):
         for layer, maps in attention_maps(network, batch, layers, powers, views).items():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rotnet_fast.analysis.images import Images
 from rotnet_fast.analysis.views import PlainViews, pooled
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
@@ -22,7 +23,7 @@ _FEWEST_FOR_TSNE = 8
 
 def embedding(
     network: FeatureNetwork,
-    images: torch.Tensor,
+    images: Images,
     labels: torch.Tensor,
     classes: Sequence[str],
     layer: str,
@@ -37,7 +38,7 @@ def embedding(
         network: put in eval mode.
         images: uint8 [N,H,W,C] on the network's device, N at least 2.
         labels: int64 [N].
-        classes: names of the classes.
+        classes: names of the classes; empty where there are none.
         layer: of the network.
         views: how views are made.
         seed: of the random choice of images and of t-SNE.

@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from rotnet_fast.analysis.images import LabelledImages
 from rotnet_fast.analysis.views import PlainViews, pooled, thumbnails
 from rotnet_fast.arrays import encode_array
-from rotnet_fast.data.split import Split
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
+from rotnet_fast.report import accuracy
 
 SHOWN_NEIGHBOURS = 8
 
 
 def neighbours(
     network: FeatureNetwork,
-    queries: Split,
-    bank: Split,
+    queries: LabelledImages,
+    bank: LabelledImages,
     classes: Sequence[str],
     layer: str,
     shown: Sequence[int],
@@ -35,8 +36,8 @@ def neighbours(
     Args:
         network: put in eval mode.
         queries: test images uint8 [Q,H,W,C] and labels int64 [Q], on the network's device.
-        bank: labelled images uint8 [N,H,W,C] and labels int64 [N], there as well.
-        classes: names of the classes.
+        bank: images to look among, uint8 [N,H,W,C], and labels int64 [N], there as well.
+        classes: names of the classes; empty where there are none, so that nothing is voted on.
         layer: of the network.
         shown: positions of the queries whose nearest images are kept.
         views: how views are made.
@@ -44,7 +45,8 @@ def neighbours(
 
     Returns:
         ``layer``, ``classes``, ``k`` (neighbours that vote), ``images`` (Q), ``bank_images`` (N),
-        ``accuracy`` of the vote in percent, ``confusion`` ([classes][classes] counts, true x voted),
+        ``accuracy`` of the vote in percent (None without classes), ``confusion`` ([classes][classes] counts,
+        true x voted),
         ``queries``: {``indices``, ``images``: uint8 [S,H,W,C], ``labels`` [S]} and ``neighbours``:
         {``indices`` [S][M] in the bank, ``images``: uint8 [S,M,H,W,C], ``labels`` and ``similarity``
         [S][M]}, nearest first.
@@ -55,13 +57,16 @@ def neighbours(
     network.check_layers([layer])
     if not len(queries.images) or not len(bank.images):
         raise ArgumentError(
-            f"there are {len(queries.images)} queries and {len(bank.images)} labelled images; give at "
+            f"there are {len(queries.images)} queries and {len(bank.images)} images to look among; give at "
             f"least one of each"
         )
     query_images = thumbnails(queries.images, shown)
     bank_features = pooled(network, bank.images, layer, views)
     features = pooled(network, queries.images, layer, views)
-    predicted = knn_predict(bank_features, bank.labels, features, len(classes))
+    confusion: list[list[int]] = []
+    if classes:
+        predicted = knn_predict(bank_features, bank.labels, features, len(classes))
+        confusion = confusion_matrix(queries.labels, predicted, len(classes))
     places = torch.tensor(list(shown), dtype=torch.int64, device=features.device)
     cosines = functional.normalize(features[places], dim=1) @ functional.normalize(bank_features, dim=1).T
     count = min(shown_neighbours, len(bank.images))
@@ -73,8 +78,8 @@ def neighbours(
         "k": min(NEIGHBOURS, len(bank.images)),
         "images": len(queries.images),
         "bank_images": len(bank.images),
-        "accuracy": 100.0 * (predicted == queries.labels).double().mean().item(),
-        "confusion": confusion_matrix(queries.labels, predicted, len(classes)),
+        "accuracy": accuracy(confusion) if classes else None,
+        "confusion": confusion,
         "queries": {
             "indices": list(shown),
             "images": encode_array(query_images),

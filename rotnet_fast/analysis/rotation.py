@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.analysis.images import Images
 from rotnet_fast.analysis.views import PlainViews, rotated_thumbnails, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
@@ -19,7 +20,7 @@ HARDEST = 16
 
 def rotation(
     network: FeatureNetwork,
-    images: torch.Tensor,
+    images: Images,
     labels: torch.Tensor,
     classes: Sequence[str],
     rotations: Sequence[int],
@@ -34,7 +35,7 @@ def rotation(
         network: with K outputs, put in eval mode.
         images: uint8 [N,H,W,C] on the network's device.
         labels: int64 [N], classes of the images.
-        classes: their names.
+        classes: their names; empty where there are none.
         rotations: K degrees, in the order of the outputs.
         shown: positions of the images whose views are kept with their predictions.
         views: how views are made.
@@ -70,7 +71,7 @@ def rotation(
     def gallery(indices: Sequence[int]) -> dict[str, Any]:
         return {
             "indices": list(indices),
-            "class_names": [classes[int(labels[index])] for index in indices],
+            "class_names": [classes[int(labels[index])] if classes else "" for index in indices],
             "predicted": [degrees[index].tolist() for index in indices],
             "confidence": [confidence[index].tolist() for index in indices],
         }
@@ -94,7 +95,7 @@ def rotation(
 
 @torch.no_grad()
 def rotation_probabilities(
-    network: FeatureNetwork, images: torch.Tensor, rotations: Sequence[int], views: PlainViews
+    network: FeatureNetwork, images: Images, rotations: Sequence[int], views: PlainViews
 ) -> torch.Tensor:
     """Softmax over the rotations of every view: fp32 [N,K,K] on the CPU, image x true x predicted."""
     network.eval()

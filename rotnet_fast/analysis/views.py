@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rotnet_fast.analysis.images import Images, batches_of
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
@@ -32,7 +33,7 @@ class PlainViews:
     batch_size: int = 128
 
     def rotated(
-        self, images: torch.Tensor, rotations: Sequence[int]
+        self, images: Images, rotations: Sequence[int]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each image under all rotations, batch after batch, in the order of the images.
 
@@ -43,10 +44,9 @@ class PlainViews:
         Yields:
             ``(indices, views)``: which images, int64 [B], and [B*K,C,H,W], image-major.
         """
-        for indices in torch.split(torch.arange(len(images), device=images.device), self.batch_size):
+        for indices, batch in batches_of(images, self.batch_size):
             views, _ = rotate_batch(
-                images,
-                indices,
+                batch,
                 rotations=rotations,
                 pad=0,
                 flip_prob=0.0,
@@ -56,19 +56,19 @@ class PlainViews:
             )
             yield indices, views
 
-    def plain(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def plain(self, images: Images) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The images as they are: ``(indices, views)``, int64 [B] and [B,C,H,W]."""
         return self.rotated(images, (0,))
 
 
-def pooled(network: FeatureNetwork, images: torch.Tensor, layer: str, views: PlainViews) -> torch.Tensor:
+def pooled(network: FeatureNetwork, images: Images, layer: str, views: PlainViews) -> torch.Tensor:
     """Global-average-pooled feature maps of a layer, in eval mode: fp32 [N,C_layer]."""
     network.eval()
     with views.precision.autocast():
         return pooled_features(network, views.plain(images), len(images), [layer])[layer]
 
 
-def thumbnails(images: torch.Tensor, indices: Sequence[int]) -> NDArray[np.uint8]:
+def thumbnails(images: Images, indices: Sequence[int]) -> NDArray[np.uint8]:
     """Some of the images: uint8 [S,H,W,C].
 
     Args:
@@ -86,9 +86,7 @@ def thumbnails(images: torch.Tensor, indices: Sequence[int]) -> NDArray[np.uint8
     return array
 
 
-def rotated_thumbnails(
-    images: torch.Tensor, indices: Sequence[int], rotations: Sequence[int]
-) -> NDArray[np.uint8]:
+def rotated_thumbnails(images: Images, indices: Sequence[int], rotations: Sequence[int]) -> NDArray[np.uint8]:
     """Some of the images under all rotations, as the network sees them: uint8 [S,K,H,W,C]."""
     chosen = torch.from_numpy(thumbnails(images, indices))
     count, height, width, channels = chosen.shape

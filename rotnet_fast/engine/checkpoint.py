@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import ADDED_LATER
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
+from rotnet_fast.engine.run_folder import epoch_checkpoints
 from rotnet_fast.errors import CheckpointError
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
@@ -49,6 +51,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getbuffer())
 
 
+@plain_torch()
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint; nothing is parsed before its digest has been verified.
 
@@ -107,7 +110,7 @@ def candidates(run: Path) -> list[Path]:
     are files of their own.
     """
     folder = run / "checkpoints"
-    of_epochs = sorted(folder.glob("epoch-*.pt"), reverse=True)
+    of_epochs = [path for _, path in reversed(epoch_checkpoints(folder))]
     return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
 
 

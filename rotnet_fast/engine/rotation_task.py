@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.task import ParameterGroup, StepOutput
+from rotnet_fast.engine.task import ParameterGroup, StepOutput, parameter_groups
 from rotnet_fast.ops import rotate_batch
 
 if TYPE_CHECKING:
@@ -118,15 +118,7 @@ class RotationTask:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters on one schedule, or filters on one of their own."""
-        parameters = list(self.module.parameters())
-        if self.muon is None:
-            return [ParameterGroup("network", parameters, self.schedule)]
-        rest = [parameter for parameter in parameters if parameter.ndim != 4]
-        filters = [parameter for parameter in parameters if parameter.ndim == 4]
-        return [
-            ParameterGroup("rest", rest, self.schedule),
-            ParameterGroup("filters", filters, self.muon, is_orthogonalised=True),
-        ]
+        return parameter_groups(self.module, self.schedule, self.muon)
 
     def begin_epoch(self, epoch: int) -> None:
         """Train mode (BatchNorm normalises with the batch's statistics), and the draws of this epoch."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -154,6 +155,17 @@ def write_json(path: Path, content: Any) -> None:
 def snapshot_path(run: Path, epoch: int) -> Path:
     """File of a run folder for what is kept of the network after ``epoch`` epochs."""
     return run / "snapshots" / f"epoch-{epoch:04d}.pt"
+
+
+def epoch_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Checkpoints that are kept of the last epochs: number of finished epochs and file, ascending by number,
+    as names sorted as text would have epoch-10000 before epoch-9999.
+
+    Args:
+        folder: ``checkpoints`` of a run folder, which need not exist.
+    """
+    found = ((re.fullmatch(r"epoch-(\d+)\.pt", path.name), path) for path in folder.glob("epoch-*.pt"))
+    return sorted((int(match[1]), path) for match, path in found if match is not None)
 
 
 def run_of(checkpoint: Path) -> Path:

@@ -72,3 +72,11 @@ class Schedule:
         if self.kind == "linear":
             return self.base_lr * (1.0 - progress)
         return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def stretched(milestones: tuple[int, ...], before: int, after: int) -> tuple[int, ...]:
+    """Milestones of a run of ``before`` epochs for one of ``after``.
+
+    One inside an epoch takes effect when that epoch ends; those that fall on the same end count once.
+    """
+    return tuple(sorted({-(-milestone * after // before) for milestone in milestones}))

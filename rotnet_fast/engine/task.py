@@ -30,6 +30,25 @@ class ParameterGroup:
     is_orthogonalised: bool = False
 
 
+def parameter_groups(
+    module: torch.nn.Module, schedule: Schedule, muon: Schedule | None = None
+) -> list[ParameterGroup]:
+    """All parameters of a module on one schedule, or the filters of its convolutions on one of their own.
+
+    Args:
+        muon: of the filters, which follow Muon then; None for SGD throughout.
+    """
+    parameters = list(module.parameters())
+    if muon is None:
+        return [ParameterGroup("network", parameters, schedule)]
+    rest = [parameter for parameter in parameters if parameter.ndim != 4]
+    filters = [parameter for parameter in parameters if parameter.ndim == 4]
+    return [
+        ParameterGroup("rest", rest, schedule),
+        ParameterGroup("filters", filters, muon, is_orthogonalised=True),
+    ]
+
+
 @dataclass
 class StepOutput:
     """Result of one training step.

@@ -15,9 +15,10 @@ from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.guard import MOST_IN_A_ROW
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
-from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.engine.streams import shown
 from rotnet_fast.engine.task import Task
 from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.engine.training_step import TrainingStep
@@ -111,22 +112,14 @@ class Trainer:
             The task's test metrics after the last epoch.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; a checkpoint of the last finished step was saved.
+            Interrupted: a signal came; a checkpoint of the last finished step was saved.
             NonFiniteError: steps in a row, or a weight, were not finite; the last good checkpoint is kept.
             CannotWriteError: a file of the run folder could not be written.
         """
         progress, settings = self.progress, self.settings
         if progress.images == 0:
             self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
-        log = RunLog(
-            self.run,
-            total_images=settings.epochs * self.loader.epoch_size,
-            images_done=progress.images,
-            steps_done=self._steps_done(),
-            progress=settings.progress,
-            tensorboard=settings.tensorboard,
-        )
-        with log, StopSignals() as stop:
+        with shown(), self._log() as log, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
                     self._train_epoch(log, stop)
@@ -135,6 +128,17 @@ class Trainer:
                 self.save_checkpoint("last.pt")
                 raise
         return progress.metrics["test"]
+
+    def _log(self) -> RunLog:
+        progress, settings = self.progress, self.settings
+        return RunLog(
+            self.run,
+            total_images=settings.epochs * self.loader.epoch_size,
+            images_done=progress.images,
+            steps_done=self._steps_done(),
+            progress=settings.progress,
+            tensorboard=settings.tensorboard,
+        )
 
     def _train_epoch(self, log: RunLog, stop: StopSignals) -> None:
         """Train on the rest of the running epoch."""
@@ -201,7 +205,9 @@ class Trainer:
         # What a resume begins with comes last: whatever ends the program before, best.pt is made again.
         self.save_checkpoint(*names, "last.pt")
         if self.processes.is_main:
-            for old in sorted(self.run.checkpoints.glob("epoch-*.pt"))[:-KEPT_EPOCH_CHECKPOINTS]:
+            # Later ones are there where a run was resumed from an older checkpoint than its newest.
+            of_epochs = [path for epoch, path in epoch_checkpoints(self.run.checkpoints) if epoch <= done]
+            for old in of_epochs[:-KEPT_EPOCH_CHECKPOINTS]:
                 old.unlink()
         (signal_number,) = self.processes.maximum(stop.received)
         if signal_number:

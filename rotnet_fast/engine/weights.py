@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.checkpoint import state_hash
 from rotnet_fast.errors import CheckpointError
 
@@ -44,6 +45,7 @@ def pack(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> by
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
 
 
+@plain_torch()
 def unpack(content: bytes, origin: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors on the CPU and metadata of a file's content.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import NIN
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import NetworkInNetwork
@@ -38,6 +39,7 @@ def make_network(
     return LibraryNetwork(model, num_classes, in_channels)
 
 
+@plain_torch()
 def pretrained_network(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> FeatureNetwork:
     """The network of a pretraining with its weights, on the CPU.
 

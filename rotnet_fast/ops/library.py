@@ -18,16 +18,16 @@ import torch
 
 from rotnet_fast.ops.fallback import FALLBACKS
 
-SCHEMAS = {
+SCHEMAS = {  # SymInt: compiled graphs take any seed, epoch and pad, instead of one graph for each
     "rotate_batch_out": (
         "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
-        "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] turns, int pad, float flip_prob, "
-        "float[] mean, float[] std) -> ()"
+        "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] turns, SymInt pad, "
+        "float flip_prob, float[] mean, float[] std) -> ()"
     ),
     "warp_batch_out": (
         "warp_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
-        "Tensor? sample_ids, Tensor? key, int seed, int epoch, int[] degrees, int pad, float flip_prob, "
-        "float[] mean, float[] std) -> ()"
+        "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] degrees, SymInt pad, "
+        "float flip_prob, float[] mean, float[] std) -> ()"
     ),
 }
 

@@ -15,19 +15,19 @@ from rotnet_fast.plots.style import COLOURS, MARKERS, YELLOW, new_figure, styled
 
 @styled
 def embedding(result: Mapping[str, Any]) -> Figure:
-    """PCA and t-SNE side by side; each class has a colour and a marker of its own.
+    """PCA and t-SNE side by side; each class has a colour and a marker of its own, where there are classes.
 
     Args:
         result: of `rotnet_fast.analysis.embedding.embedding`.
     """
-    labels, classes = decode_array(result["labels"]), result["classes"]
+    labels, classes = decode_array(result["labels"]), result["classes"] or [""]
     shares = [100 * share for share in result["explained_variance"]]
     panels = [("PCA", decode_array(result["pca"]))]
     if result["tsne"] is not None:
         panels.append(("t-SNE", decode_array(result["tsne"])))
     present = [label for label in range(len(classes)) if np.any(labels == label)]
     columns = min(len(present), 5 if max(len(name) for name in classes) <= 12 else 3)
-    legend_height = 0.2 * math.ceil(len(present) / columns) + 0.15
+    legend_height = 0.2 * math.ceil(len(present) / columns) + 0.15 if result["classes"] else 0.0
     figure = new_figure(3.5 + 0.4 + legend_height, 7.0 if len(panels) == 2 else 4.2)
     figure.suptitle(f"{result['images']:,} test images by their {result['layer']} features")
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -60,6 +60,8 @@ def embedding(result: Mapping[str, Any]) -> Figure:
         else:
             axes.set_title(f"t-SNE, perplexity {result['perplexity']:.0f}")
             axes.set_xlabel("(axes without units)")
+    if not result["classes"]:
+        return figure
     handles, names = all_axes[0].get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside lower center", ncols=columns, handletextpad=0.1)
     for handle in legend.legend_handles:

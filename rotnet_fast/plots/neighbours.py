@@ -14,7 +14,8 @@ from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, show_image
 
 @styled
 def neighbours(result: Mapping[str, Any]) -> Figure:
-    """One query per row, its neighbours to the right, nearest first, those of another class marked.
+    """One query per row, its neighbours to the right, nearest first; where there are classes, those of
+    another one are marked.
 
     Args:
         result: of `rotnet_fast.analysis.neighbours.neighbours`.
@@ -29,10 +30,10 @@ def neighbours(result: Mapping[str, Any]) -> Figure:
     columns = images.shape[1]
     cell = min(0.95, (WIDTH - 0.3) / (columns + 1.25) - 0.06)
     figure = new_figure(len(images) * (cell + 0.3) + 0.75)
-    figure.suptitle(
-        f"Nearest of {result['bank_images']:,} labelled images by {result['layer']} features; the vote of "
-        f"{result['k']} is right for {result['accuracy']:.1f} %"
-    )
+    title = f"Nearest of {result['bank_images']:,} images by {result['layer']} features"
+    if classes:
+        title += f"; the vote of {result['k']} is right for {result['accuracy']:.1f} %"
+    figure.suptitle(title)
     grid = figure.subplots(len(images), columns + 2, squeeze=False, width_ratios=[1, 0.25, *[1] * columns])
     for row, label, query, others, labels, similarity in zip(
         grid,
@@ -44,13 +45,16 @@ def neighbours(result: Mapping[str, Any]) -> Figure:
         strict=True,
     ):
         show_image(row[0], query)
-        row[0].set_xlabel(classes[label], fontsize=8, labelpad=2, weight="bold")
+        if classes:
+            row[0].set_xlabel(classes[label], fontsize=8, labelpad=2, weight="bold")
         row[1].set_axis_off()
         for axes, image, other, cosine in zip(row[2:], others, labels, similarity, strict=True):
             show_image(axes, image)
-            frame(axes, other == label)
-            axes.set_xlabel(marked(classes[other], other == label), fontsize=8, labelpad=2)
+            if classes:
+                frame(axes, other == label)
+                axes.set_xlabel(marked(classes[other], other == label), fontsize=8, labelpad=2)
             axes.set_title(f"{cosine:.3f}", fontsize=8, pad=2)
     grid[0][0].set_title("query", fontsize=8, pad=2)
-    figure.supxlabel("above each neighbour: cosine similarity; below: its class", fontsize=8)
+    below = "; below: its class" if classes else ""
+    figure.supxlabel(f"above each neighbour: cosine similarity{below}", fontsize=8)
     return figure

@@ -98,7 +98,7 @@ def hardest(result: Mapping[str, Any]) -> Figure:
         cells, images, gallery["class_names"], gallery["probability"], gallery["predicted"], strict=False
     ):
         show_image(axes, image)
-        axes.set_title(f"{name}, {100 * probability:.0f} %", pad=3)
+        axes.set_title(f"{name + ', ' if name else ''}{100 * probability:.0f} %", pad=3)
         guesses = [f"{angle}→{guess}" for angle, guess in zip(angles, predicted, strict=True)]
         missed = [
             text for text, angle, guess in zip(guesses, angles, predicted, strict=True) if angle != guess

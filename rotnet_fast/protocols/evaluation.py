@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rotnet_fast.config import NIN
+from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import make_loader
@@ -54,6 +54,9 @@ class EvaluationSetup:
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
         model: name of the network; blocks, width and uniform_gamma are of nin alone.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
+        recipe: of the pretraining, which a supervised network follows, too; the paper's by default.
+        pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
+            (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
         progress: whether trainings report on the terminal.
     """
 
@@ -80,6 +83,8 @@ class EvaluationSetup:
     lr_factor: float = 0.2
     model: str = NIN
     graph: str = "auto"
+    recipe: Mapping[str, Any] = field(default_factory=lambda: PretrainConfig().recipe())
+    pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
     @property
@@ -165,8 +170,15 @@ class EvaluationSetup:
         *,
         nesterov: bool = True,
         weight_decay: float = 5e-4,
+        identity: Mapping[str, Any] | None = None,
     ) -> dict[str, list[list[int]]]:
         """Train to the end in ``folder/name``, from its checkpoint where there is one.
+
+        Args:
+            name: of the training.
+            make_task: what to train.
+            nesterov, weight_decay: see `TrainerSettings`.
+            identity: what else makes the training what it is.
 
         Returns:
             Confusion matrix of each classifier on the test images, after the last epoch.
@@ -189,7 +201,12 @@ class EvaluationSetup:
             tensorboard=False,
             progress=self.progress,
         )
-        identity = {**self._identity(task, name), "nesterov": nesterov, "weight_decay": weight_decay}
+        identity = {
+            **self._identity(task, name),
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            **(identity or {}),
+        }
         with RunFolder(self.folder / name, resume=True) as run:
             trainer = Trainer(task, views.loader, settings, run, identity)
             trainer.go_on()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data.cifar10 import DEFAULT_DATA_DIR
 from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Loader
@@ -161,6 +163,14 @@ def pretraining(
     return Trainer(task, loader, settings, run, identity, processes)
 
 
+def place_of_images(config: PretrainConfig) -> str | None:
+    """Absolute path of the images' folder, for whoever looks for them from another place; None for none."""
+    place = config.data_dir
+    if place is None and config.dataset == "cifar10":
+        place = DEFAULT_DATA_DIR
+    return None if place is None else os.path.abspath(place)
+
+
 def pretrain_with(
     trainer: Trainer,
     config: PretrainConfig,
@@ -187,7 +197,8 @@ def pretrain_with(
         load(trainer)
     # Only now: a refused checkpoint leaves the folder's settings as they were.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
-    written = {"settings": asdict(config), "environment": where, "loader": loader, "job": job()}
+    settings = {**asdict(config), "data_dir": place_of_images(config)}
+    written = {"settings": settings, "environment": where, "loader": loader, "job": job()}
     trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()
     results = {
@@ -195,6 +206,7 @@ def pretrain_with(
         "rotation_accuracy_by_degrees": {
             degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
         },
+        "train": trainer.progress.metrics["train"],
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
         "skipped_steps": trainer.progress.skipped,

@@ -15,10 +15,11 @@ from rotnet_fast.checks import CIFAR10_SIDE, check_images
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
-from rotnet_fast.data.split import AnySplit
+from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.errors import ArgumentError, CheckpointError, DataError
 from rotnet_fast.models.build import make_network, pretrained_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
@@ -56,50 +57,50 @@ class Pretrained:
         """
         return pretrained_network(self.recipe, self.module)
 
-    def dataset(
+    def open_dataset(
         self,
+        device: torch.device,
+        *,
         name: str | None = None,
         data_dir: Path | None = None,
         limit_train: int | None = None,
         limit_test: int | None = None,
         bad_images: str | None = None,
-    ) -> Dataset:
-        """The images of the pretraining, or others of the same size, in memory.
+        loader: LoaderName | None = None,
+        progress: bool = True,
+    ) -> Dataset[AnySplit]:
+        """The images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
         Args:
+            device: where batches are needed.
             name: of the data set; None for that of the pretraining, with its folder and limits where the
                 other arguments do not say otherwise.
             data_dir, limit_train, limit_test: see `load_dataset`.
             bad_images: likewise; None for what the pretraining did about them.
+            loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
+            progress: see `rotnet_fast.data.loaders.open_dataset`.
 
         Raises:
             ArgumentError: a value that cannot be used.
-            DataError: the data set is missing, incomplete or damaged.
+            DataError: the data set is missing, incomplete or damaged; or nobody named other images, and those
+                that lie where the pretraining had its own are others.
         """
-        return load_dataset(**self._request(name, data_dir, limit_train, limit_test, bad_images))
-
-    def open_dataset(
-        self,
-        name: str | None,
-        data_dir: Path | None,
-        limit_train: int | None,
-        limit_test: int | None,
-        bad_images: str | None,
-        device: torch.device,
-        loader: LoaderName | None,
-        progress: bool,
-    ) -> Dataset[AnySplit]:
-        """The same, in memory or streamed, with the crops of the pretraining.
-
-        Args:
-            device: where batches are needed.
-            loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
-            progress: see `rotnet_fast.data.loaders.open_dataset`.
-        """
-        request = self._request(name, data_dir, limit_train, limit_test, bad_images)
-        recipe = self.recipe
+        recipe, settings = self.recipe, read_settings(self.run) or {}
+        is_own = name in (None, recipe["dataset"]) and data_dir is None
+        if name in (None, recipe["dataset"]):
+            limit_train = limit_train or recipe["limit_train"]
+            limit_test = limit_test or recipe["limit_test"]
+        name = name or recipe["dataset"]
+        if is_own:
+            data_dir = self._own_folder(settings.get("data_dir"))
+        check_images(name, data_dir, limit_train, limit_test)
+        if name == "cifar10" and recipe["image_size"] != CIFAR10_SIDE:
+            raise ArgumentError(
+                f"dataset is cifar10, whose images have {CIFAR10_SIDE} pixels, and the checkpoint is of a "
+                f"network for {recipe['image_size']}; give another --dataset, or another --checkpoint"
+            )
         crop = None
-        if recipe.get("crop", "pad") == "resized" and request["name"] == "folder":
+        if recipe.get("crop", "pad") == "resized" and name == "folder":
             crop = RandomResizedCrop(
                 tuple(recipe.get("crop_scale", RandomResizedCrop.scale)),
                 tuple(recipe.get("crop_ratio", RandomResizedCrop.ratio)),
@@ -108,42 +109,97 @@ class Pretrained:
         if loader is None:
             loader, begun = "auto", loader_of(self.run)
         decoder: Decoder = recipe.get("decoder", "auto") if device.type == "cuda" else "auto"
-        streaming = Streaming(device, loader, crop, decoder, begun)
-        return open_dataset(**request, streaming=streaming, progress=progress)
-
-    def _request(
-        self,
-        name: str | None,
-        data_dir: Path | None,
-        limit_train: int | None,
-        limit_test: int | None,
-        bad_images: str | None,
-    ) -> dict[str, Any]:
-        """Arguments of `load_dataset`."""
-        recipe, settings = self.recipe, read_settings(self.run) or {}
-        display_name = None
-        if name in (None, recipe["dataset"]):
-            if data_dir is None:  # the very images of the pretraining, so under the same name
-                data_dir = Path(settings["data_dir"]) if settings.get("data_dir") else None
-                display_name = settings.get("dataset_name")
-            limit_train = limit_train or recipe["limit_train"]
-            limit_test = limit_test or recipe["limit_test"]
-        name = name or recipe["dataset"]
-        check_images(name, data_dir, limit_train, limit_test)
-        if name == "cifar10" and recipe["image_size"] != CIFAR10_SIDE:
-            raise ArgumentError(
-                f"dataset is cifar10, whose images have {CIFAR10_SIDE} pixels, and the checkpoint is of a "
-                f"network for {recipe['image_size']}; give another --dataset, or another --checkpoint"
+        bad_images = bad_images or settings.get("bad_images", "fail")
+        try:
+            dataset = open_dataset(
+                name,
+                data_dir,
+                recipe["image_size"],
+                limit_train,
+                limit_test,
+                Streaming(device, loader, crop, decoder, begun),
+                progress=progress,
+                bad_images=bad_images,
+                display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
             )
+        except ArgumentError as error:
+            limits = {"limit_train": limit_train, "limit_test": limit_test}
+            blamed = str(error).partition(" is ")[0]
+            if is_own and blamed in limits and limits[blamed] == recipe[blamed]:  # which once were there
+                raise self._others(data_dir, str(error).partition(":")[0]) from error
+            raise
+        if is_own:
+            self._check_own(dataset, data_dir, (limit_train, limit_test), bad_images)
+        return dataset
+
+    def described(self, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
+        """What results say of the pretraining beside a data set that was opened from this folder."""
+        recipe = self.recipe
+        is_other_folder = dataset.name == "folder" and data_dir is not None
+        is_same = not is_other_folder or dataset.fingerprint == recipe["data_fingerprint"]
         return {
-            "name": name,
-            "data_dir": data_dir,
-            "image_size": recipe["image_size"],
-            "limit_train": limit_train,
-            "limit_test": limit_test,
-            "bad_images": bad_images or settings.get("bad_images", "fail"),
-            "display_name": display_name,
+            "epochs": self.epoch,
+            "is_limited": recipe["limit_train"] is not None,
+            "has_same_images": dataset.name == recipe["dataset"] and is_same,
         }
+
+    def _own_folder(self, recorded: str | None) -> Path | None:
+        """Where the pretraining had its images; None for a data set that needs no folder."""
+        kind, place = self.recipe["dataset"], None if recorded is None else Path(recorded)
+        if kind == "folder":
+            found = f"the images of this run lay in {place}, as {self._config} says, which is not there"
+            if place is None:
+                found = f"where the images of this run lie is not known, as {self._config} does not say it"
+            if place is None or not place.is_dir():
+                raise DataError(f"{found}; give their folder with --data-dir")
+        is_missing = kind == "cifar10" and place is not None and not place.exists()
+        return None if is_missing else place  # the archive is the same wherever it lies
+
+    @property
+    def _config(self) -> Path:
+        return self.run / "config.json"
+
+    def _check_own(
+        self, dataset: Dataset[AnySplit], data_dir: Path | None, limits: tuple[int | None, ...], bad: str
+    ) -> None:
+        """Make sure that images are those that the network was pretrained on.
+
+        Args:
+            dataset: what lies there now, after the limits.
+            data_dir: where; None for a data set that needs no folder.
+            limits: of training and test images.
+            bad: what to do about damaged images.
+        """
+        recipe = self.recipe
+        known = {name: recipe[name] for name in ("data_fingerprint", "data_contents") if name in recipe}
+        is_encoded = recipe["data_fingerprint"].startswith("files:")
+        own_limits = recipe["limit_train"], recipe["limit_test"]
+        if limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
+            # Fingerprints are over what was taken of a data set, and in what form.
+            dataset = load_dataset(
+                recipe["dataset"],
+                data_dir,
+                recipe["image_size"],
+                *own_limits,
+                progress=False,
+                bad_images=bad,
+                encoded=is_encoded,
+            )
+        found = dataset.identity()
+        for name, what in (
+            ("data_fingerprint", "fingerprint"),
+            ("data_contents", "digest of their contents"),
+        ):
+            old, new = (str(values.get(name)).removeprefix("files:")[:12] for values in (known, found))
+            if old != new:
+                raise self._others(data_dir, f"their {what} is {new}..., and the checkpoint's is {old}...")
+
+    def _others(self, data_dir: Path | None, finding: str) -> DataError:
+        where = "" if data_dir is None else f" in {data_dir}, where {self._config} says that they lay,"
+        return DataError(
+            f"the images{where} are not those of the pretraining: {finding}; restore them, or name the "
+            f"images to use with --data-dir"
+        )
 
 
 def load_pretrained(path: Path) -> Pretrained:
@@ -166,6 +222,7 @@ def load_pretrained(path: Path) -> Pretrained:
     return Pretrained(found, run_of(path), state["module"], recipe, state["epoch"])
 
 
+@plain_torch()
 def load_supervised(path: Path) -> FeatureNetwork:
     """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
-from rotnet_fast.study.settings import StudySettings, stretched
+from rotnet_fast.study.settings import StudySettings
 
 BATCHNORM_MODES = ("running", "batch")
 """What an untrained network's BatchNorm normalises with: its running statistics, or the batch's."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
@@ -33,6 +32,9 @@ from rotnet_fast.study.sections_pictures import (
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
 from rotnet_fast.study.tables import published_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEST_ACCURACY = "test accuracy in %"
 

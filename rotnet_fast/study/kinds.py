@@ -11,8 +11,7 @@ import torch
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.run_folder import RunFolder
-from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
@@ -22,7 +21,7 @@ from rotnet_fast.protocols.heads import fine_tuning_task, frozen_heads_task, hea
 from rotnet_fast.protocols.knn import classify_features, knn_predict
 from rotnet_fast.protocols.linear import linear_predict
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
-from rotnet_fast.protocols.supervised import BLOCKS, supervised_task
+from rotnet_fast.protocols.supervised import train_supervised
 from rotnet_fast.report import accuracy
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
@@ -74,7 +73,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 def keep_last_checkpoint(run: Path) -> None:
     """Remove what only an unfinished training needs."""
-    for path in (run / "checkpoints").glob("epoch-*.pt"):
+    for _, path in epoch_checkpoints(run / "checkpoints"):
         path.unlink()
 
 
@@ -117,22 +116,11 @@ def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 
 def supervised(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A 3-block network from scratch, on the schedule of the pretraining."""
+    """A 3-block network from scratch, by the recipe of the pretraining."""
     (cell,) = cells
-    settings = cell.settings
-    setup = context.setup(cell, folder.parent)
-    network = setup.random_network(len(context.dataset.classes), BLOCKS)
-    schedule = Schedule(
-        setup.lr, settings["schedule"], tuple(settings["milestones"]), settings["lr_factor"], setup.epochs
-    )
-    confusions = setup.train(
-        folder.name,
-        lambda views: supervised_task(network, views, schedule),
-        nesterov=settings["nesterov"],
-        weight_decay=settings["weight_decay"],
-    )
+    confusion = train_supervised(context.setup(cell, folder.parent), cell.settings, folder.name)
     keep_last_checkpoint(folder)
-    return {cell.key: _classified(confusions["object"])}
+    return {cell.key: _classified(confusion)}
 
 
 def knn(context: Context, cells: list[StudyCell], folder: Path) -> Found:

@@ -5,6 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from rotnet_fast.paper import orientation
 from rotnet_fast.study.document import Block, Bullets, Code, Paragraph, Section, Table, plain
 from rotnet_fast.study.summary import Study
 from rotnet_fast.study.tables import data_set, main_rows
@@ -58,25 +61,12 @@ def meaning(study: Study) -> str:
     if study.comparable:
         images = (
             "CIFAR-10 itself: a difference to them is also one of the images, which were re-encoded here"
-            if study.is_reencoded
+            if study.circumstances.is_reencoded
             else "the same data set"
         )
         return text + f"Published numbers are those of the paper, on {images}."
-    settings = study.settings
-    reasons = []
-    if settings.data.name != "cifar10":
-        reasons.append(f"the images are those of {data_set(study)}")
-    if settings.pretext.width != 1:
-        reasons.append(f"the network has {settings.pretext.width:g} of the paper's width")
-    if settings.scale != 1:
-        reasons.append(f"the study is scaled down to {settings.scale:g} of its epochs and images")
-    if settings.scale == 1 and (settings.data.limit_train or settings.data.limit_test):
-        reasons.append("only some of the images are used")
-    return (
-        text
-        + f"The CIFAR-10 reference is the paper's number, for orientation only: {', '.join(reasons)}; no "
-        + "difference to it is taken."
-    )
+    circumstances = replace(study.circumstances, display_name=data_set(study))  # as text of the report
+    return text + orientation(circumstances.obstacles())
 
 
 def what_was_run(study: Study) -> Section:

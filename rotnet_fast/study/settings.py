@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from rotnet_fast.checks import smallest_batch
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
@@ -147,10 +149,10 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
             f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
         )
     lengths = LENGTHS[preset]
-    if data.train_images % lengths.batch_size == 1:
+    if smallest_batch(data.train_images, lengths.batch_size) == 1:
         raise ArgumentError(
-            f"{data.train_images} training images leave a last batch of one, which BatchNorm cannot train "
-            f"on; use one fewer with --limit-train {data.train_images - 1}"
+            f"{data.train_images} training images leave a last batch of one, on which BatchNorm cannot "
+            f"train; use one fewer with --limit-train {data.train_images - 1}"
         )
     base = PRESETS[preset]()
     epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
@@ -184,11 +186,6 @@ def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
         return None
     per_class = max(MINIMUM_IMAGES_PER_CLASS, round(train_images * scale / classes))
     return min(train_images, per_class * classes)
-
-
-def stretched(milestones: tuple[int, ...], before: int, after: int) -> tuple[int, ...]:
-    """Milestones of a run of ``before`` epochs for one of ``after``; those that coincide count once."""
-    return tuple(sorted({-(-milestone * after // before) for milestone in milestones}))
 
 
 def _shares(smallest_class: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.paper import Circumstances
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
@@ -30,11 +31,6 @@ _PARTS: Mapping[str, type | tuple[type, ...]] = {
     "environment": dict,
 }
 """What a cell's file holds, and as what."""
-
-
-CIFAR10_CLASSES = frozenset(
-    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-)
 
 
 @dataclass(frozen=True)
@@ -84,25 +80,33 @@ class Study:
     files: Mapping[str, Mapping[str, Any]]
 
     @property
+    def circumstances(self) -> Circumstances:
+        """What decides whether a difference to a published number means something."""
+        settings = self.settings
+        data = settings.data
+        return Circumstances(
+            dataset=data.name,
+            display_name=data.display_name,
+            classes=data.classes,
+            train_images=data.train_images,
+            test_images=data.test_images,
+            is_limited=data.limit_train is not None or data.limit_test is not None,
+            is_pretrained_elsewhere=False,
+            model=settings.pretext.model,
+            width=settings.pretext.width,
+            epochs=min(settings.pretext.epochs, settings.supervised_epochs, settings.head_epochs),
+        )
+
+    @property
     def comparable(self) -> bool:
-        """Whether a difference to a published number means something: the network, all of CIFAR-10."""
-        data = self.settings.data
-        is_whole = self.settings.scale == 1 and data.limit_train is None and data.limit_test is None
-        is_cifar10 = data.name == "cifar10" or self.is_reencoded
-        return is_cifar10 and self.settings.pretext.width == 1 and is_whole
+        """Whether a difference to a published number means something."""
+        return not self.circumstances.obstacles()
 
     @property
     def commits(self) -> tuple[str, ...]:
         """Of the program, as recorded with the cells, sorted."""
         found = (content["environment"].get("commit") for content in self.files.values())
         return tuple(sorted({str(commit) for commit in found if commit}))
-
-    @property
-    def is_reencoded(self) -> bool:
-        """Whether the data set is a folder that has CIFAR-10's classes and numbers of images."""
-        data = self.settings.data
-        counts = (data.train_images, data.test_images)
-        return data.name == "folder" and set(data.classes) == CIFAR10_CLASSES and counts == (50_000, 10_000)
 
     @cached_property
     def numbers(self) -> Mapping[tuple[str, str], Number]:
