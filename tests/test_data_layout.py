@@ -152,7 +152,7 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
     ("places", "message"),
     [
         ([], r"has no train/: it must hold .* Found: nothing"),
-        (["notes.txt"], r"Found: nothing"),
+        (["notes.txt"], r"Found: 1 \.txt \(such as notes\.txt\)"),
         (["cats/0.jpg", "dogs/0.jpg"], r"has no train/: .* Found: folders \(such as cats\)"),
         (["test/0.jpg"], r"has no train/: .* Found: folders \(such as test\)"),
         (["train/0.jpg"], r"has train/ but no test/, val/ or validation/"),
@@ -166,10 +166,13 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
         (["train/a/0.jpg", "test/0.jpg"], r"train/ of .* holds folders \(such as a\), but test/ image files"),
         (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ \.tar shards"),
         (["train/a/0.jpg", "val/a/0.jpg", "val/b/0.jpg"], r"train/ and val/ .* same classes; only one has b"),
-        (["train/a/0.jpg", "test/a/0.txt"], r"test/a holds no \.jpg, \.jpeg or \.png files"),
+        (
+            ["train/a/0.jpg", "test/a/0.webp", "test/a/1.webp"],
+            r"test/a holds no \.jpg, \.jpeg or \.png files, but 2 \.webp \(such as test/a/0\.webp\): convert",
+        ),
         (
             ["train/0.jpg", "test/notes.txt"],
-            r"test holds no class folders, no JPEG or PNG files and no \.tar",
+            r"test holds no class folders, no JPEG or PNG files and no \.tar shards, but 1 \.txt",
         ),
     ],
 )

@@ -42,8 +42,8 @@ def index(folder: Path, *names: str) -> tuple[TarSource, list[int] | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         paths = [str(folder / name) for name in names]
-        source, labels = index_shards(str(folder), paths, "listing", [folder / "cache"], progress=False)
-    return source, None if labels is None else labels.tolist()
+        found = index_shards(str(folder), paths, "listing", [folder / "cache"], progress=False)
+    return found.source, None if found.labels is None else found.labels.tolist()
 
 
 def contents(source: TarSource) -> dict[str, bytes]:

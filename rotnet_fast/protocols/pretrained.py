@@ -88,13 +88,14 @@ class Pretrained:
         device: torch.device,
         loader: LoaderName | None,
         progress: bool,
+        check_images: str = "structure",
     ) -> Dataset[AnySplit]:
         """The same, in memory or streamed, with the crops of the pretraining.
 
         Args:
             device: where batches are needed.
             loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
-            progress: see `rotnet_fast.data.loaders.open_dataset`.
+            progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
         """
         request = self._request(name, data_dir, limit_train, limit_test, bad_images)
         recipe = self.recipe
@@ -109,7 +110,7 @@ class Pretrained:
             loader, begun = "auto", loader_of(self.run)
         decoder: Decoder = recipe.get("decoder", "auto") if device.type == "cuda" else "auto"
         streaming = Streaming(device, loader, crop, decoder, begun)
-        return open_dataset(**request, streaming=streaming, progress=progress)
+        return open_dataset(**request, streaming=streaming, progress=progress, check_images=check_images)
 
     def _request(
         self,
