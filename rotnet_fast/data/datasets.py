@@ -207,8 +207,9 @@ def summary(raw: RawDataset[AnySplit]) -> str:
     """One line on how many images of how many classes each half has, and on what was passed over."""
     halves = []
     for half, split in (("training", raw.train), ("test", raw.test)):
-        classes = f"of {len(split.labels.unique()):,} classes" if raw.classes else "without labels"
-        halves.append(f"{len(split):,} {half} images {classes}")
+        count = len(split.labels.unique())
+        classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
+        halves.append(f"{len(split):,} {half} image{'s' * (len(split) > 1)} {classes}")
     said = f"data: {raw.display_name}: {', '.join(halves)}"
     if raw.skipped:
         said += f"; left out as damaged: {len(raw.skipped):,}"

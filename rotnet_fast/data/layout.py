@@ -100,11 +100,10 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
         # ImageNet, for one, has class folders in val/ and files without labels in test/.
         second = next((half for half in seconds if half.kinds() == train.kinds()), seconds[0])
         passed_over = top.others
-        for name in (*top.images, *top.shards):
-            passed_over.add_file(name)
-        for name in top.folders:
-            if name not in ("train", second.place):
-                passed_over.add("folders beside train/", f"{name}/")
+        beside = [*top.images, *top.shards, *(f"{name}/" for name in top.folders)]
+        for name in beside:
+            if name not in ("train/", f"{second.place}/"):
+                passed_over.add("beside train/", name)
         return _list_halves(root, train, second, passed_over, progress)
     except OSError as error:
         raise DataError(f"{root} cannot be read as a folder of images ({error}); {EXPECTED}") from error
