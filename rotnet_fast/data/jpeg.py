@@ -19,6 +19,7 @@ START = b"\xff\xd8\xff"
 
 # Compressed pixels hold 0xFF before a zero byte, a restart marker or another 0xFF alone.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_END_OF_IMAGE = b"\xff\xd9"
 _FILL = re.compile(rb"\xff+")
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _TABLES, _END, _SCAN, _QUANTISATION, _LINES, _RESTART, _COMMENT = 0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE
@@ -58,16 +59,15 @@ def is_plain(content: bytes) -> bool:
                 return frame.is_plain and frame.is_complete
             if marker not in _BEHIND_A_SCAN:
                 raise DamageError(MARKER)
-        if start + 2 > len(content):
-            raise DamageError(CUT_OFF)
         length = int.from_bytes(content[start : start + 2], "big")
         position = start + length
-        if position > len(content):
-            raise DamageError(CUT_OFF)
         is_behind_a_scan = frame.scans > 0
-        if length < 2 and is_behind_a_scan:
-            raise DamageError(MARKER)
-        if (length < 2 or not frame.takes(marker, content[start + 2 : position])) and not is_behind_a_scan:
+        if length < 2 or position > len(content):
+            if not is_behind_a_scan:
+                return False
+            is_early = length >= 2 and content.find(_END_OF_IMAGE, start) < 0
+            raise DamageError(CUT_OFF if is_early else MARKER)
+        if not frame.takes(marker, content[start + 2 : position]) and not is_behind_a_scan:
             return False  # where the rest of such a header lies is for decoders to find out
         if marker == _SCAN:
             found = _NEXT_MARKER.search(content, position)
