@@ -224,7 +224,8 @@ def test_in_a_forked_process_a_loader_works_or_says_that_it_cannot(
     case: str, code: int, tmp_path: Path
 ) -> None:
     # In a process of its own, which has no threads of other tests.
-    script = f"from pathlib import Path\nfrom test_data_damage import forked\nprint(forked({case!r}, Path('images')))"
+    lines = ("from pathlib import Path", "from test_data_damage import forked")
+    script = "\n".join([*lines, f"print(forked({case!r}, Path('images')))"])
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded, pixels, write_tar
 
@@ -82,6 +82,7 @@ def test_other_members_are_passed_over(tmp_path: Path) -> None:
     assert contents(index(tmp_path, "x.tar")[0]) == {"x.tar/b.jpg": b"image"}
 
 
+@settings(deadline=None)  # writing to a disk that others use takes its time
 @given(
     names=st.lists(
         st.text(st.characters(exclude_characters="./\0", exclude_categories=["Cs"]), min_size=1, max_size=40),
