@@ -34,6 +34,8 @@ _NOT_PART_OF_THE_RECIPE = (
     "preset",
     "data_dir",
     "bad_images",
+    "check_images",
+    "accept_changed_data",
     "dataset_name",
     "device",
     "compile",
@@ -49,7 +51,8 @@ _NOT_PART_OF_THE_RECIPE = (
     "loader",
 )
 """Settings that a resumed run may change: where and how fast it runs and what it reports. The images that
-``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat."""
+``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat unless it is
+told to ``accept_changed_data``."""
 
 _LARGEST_PADDED_SIZE = 64
 
@@ -90,6 +93,14 @@ class PretrainConfig:
     bad_images: Literal["fail", "skip"] = "fail"
     """What to do about damaged images in the data folder.
     fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
+
+    check_images: Literal["structure", "decode"] = "structure"
+    """How closely the images of the data folder are looked at before the first step, each once.
+    structure: markers, checksums, a PNG's pixels. decode: decoded, too, which takes as long as an epoch."""
+
+    accept_changed_data: bool = False
+    """Go on with a run although its images have changed since: some were repaired, removed or added, say.
+    What has changed is listed either way."""
 
     dataset_name: str | None = None
     """What results call the data set. None: its own name."""

@@ -109,6 +109,9 @@ class EvaluateConfig:
     bad_images: Literal["fail", "skip"] | None = None
     """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
 
+    check_images: Literal["structure", "decode"] = "structure"
+    """How closely images are looked at beforehand, see rotnet_fast.pretrain."""
+
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes. None: as in pretraining."""
 
@@ -353,6 +356,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         bad_images=config.bad_images,
         loader=config.loader,
         progress=processes.local_rank == 0,
+        check_images=config.check_images,
     )
     check_has_classes(dataset)
     if config.images_per_class is not None:

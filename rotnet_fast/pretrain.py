@@ -8,9 +8,10 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.output import claimed
 from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.errors import ArgumentError, CheckpointError, printable
 from rotnet_fast.flags import Parser, parse_flags
 from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS
@@ -31,6 +33,8 @@ from rotnet_fast.verdict import of_pretraining
 if TYPE_CHECKING:
     import torch
 
+    from rotnet_fast.data.datasets import Dataset
+    from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import Precision
     from rotnet_fast.engine.trainer import Trainer
 
@@ -104,9 +108,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 @plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     """:func:`pretrain` in an open run folder."""
-    from rotnet_fast.data.datasets import Dataset
     from rotnet_fast.data.loaders import free_memory, open_dataset
-    from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
     from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
@@ -142,6 +144,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             progress=processes.local_rank == 0,
             bad_images=config.bad_images,
             display_name=config.dataset_name,
+            check_images=config.check_images,
         )
 
     dataset = processes.local_main_first(read)
@@ -154,10 +157,14 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         nonlocal found
         if found is not None:
             path, state = found
-            trainer.load_state(state, path)
+            settings = processes.from_main(lambda: on_these_images(config, state, dataset, path, run))
+            # A shorter epoch than the one that was left may be over already.
+            step = min(state["step"], len(trainer.loader))
+            trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # a copy of weights and momentum, which would be kept until the run ends
             if processes.is_main:
-                print(f"going on from {path}: {state['epoch']} epochs and {state['step']} steps done")
+                print(f"going on from {path}: {state['epoch']} epochs and {step} steps done")
+        processes.on_main(lambda: keep_image_list(run.path, dataset))
 
     return pretrain_with(trainer, config, dataset, load)
 
@@ -238,6 +245,72 @@ def checkpoint_to_resume(
     if refusal is not None:
         raise refusal
     return found, state
+
+
+def on_these_images(
+    config: PretrainConfig, state: dict[str, Any], dataset: Dataset[AnySplit], origin: Path, run: RunFolder
+) -> dict[str, Any]:
+    """The settings in a checkpoint, for the images that are there now.
+
+    Args:
+        config: says whether these may be others than the run began with.
+        state: of the checkpoint.
+        origin: where it was read from.
+        run: folder for the list of what has changed.
+
+    Raises:
+        CheckpointError: they are others, and may not be.
+    """
+    saved, now = dict(state.get("config", {})), dataset.identity()
+    is_other = {name for name, value in now.items() if saved.get(name, value) != value}
+    began_with_files = str(saved.get("data_fingerprint")).startswith("files:")
+    if not is_other or began_with_files != now["data_fingerprint"].startswith("files:"):
+        return saved  # or the other loader, of which loading the checkpoint tells
+    said = "its data_fingerprint is another"
+    if "data_fingerprint" not in is_other:
+        said = "files of the same names and lengths now hold something else"
+    said += what_changed(saved, dataset, run_of(origin), run)
+    if not config.accept_changed_data:
+        raise CheckpointError(
+            f"the checkpoint {origin} is of a run on other images: {said}. Restore them, go on with those "
+            f"that are there now with --accept-changed-data, or start a new run with another --output"
+        )
+    print(printable(f"WARNING: going on with other images than the run began with: {said}"), file=sys.stderr)
+    return {**saved, **now}
+
+
+def what_changed(saved: dict[str, Any], dataset: Dataset[AnySplit], origin: Path, run: RunFolder) -> str:
+    """Which images are others, as the end of a sentence; empty where that is not known."""
+    from rotnet_fast.data import image_list
+
+    if dataset.files is None:
+        return ""
+    try:
+        found = image_list.changes((origin / image_list_name(saved)).read_bytes(), dataset.files)
+    except (OSError, ValueError):
+        return ""
+    told = image_list.told(found)
+    if told and not image_list.is_told_in_full(found):
+        path = run.path / "changed-images.txt"
+        lines = [f"{kind}: {printable(name)}" for kind, names in found.items() for name in names]
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        told += f", all of which {path} lists"
+    return f": {told}" if told else ""
+
+
+def keep_image_list(run: Path, dataset: Dataset[AnySplit]) -> None:
+    """Keep which files a run is on; lists of other images that it was on before stay."""
+    from rotnet_fast.data import image_list
+
+    path = run / image_list_name(dataset.identity())
+    if dataset.files is not None and not path.exists():
+        write_atomically(path, image_list.pack(dataset.files))
+
+
+def image_list_name(identity: Mapping[str, Any]) -> str:
+    """Name of the list of a run's images, after what a checkpoint says of them."""
+    known = f"{identity.get('data_fingerprint')} {identity.get('data_contents')}"
+    return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
 def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:

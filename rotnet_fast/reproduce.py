@@ -62,6 +62,9 @@ class ReproduceConfig:
     bad_images: Literal["fail", "skip"] = "fail"
     """What to do about damaged images, as in rotnet_fast.pretrain."""
 
+    check_images: Literal["structure", "decode"] = "structure"
+    """How closely images are looked at beforehand, as in rotnet_fast.pretrain."""
+
     dataset_name: str | None = None
     """What the report calls the data set. None: its own name."""
 
@@ -314,6 +317,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         progress=processes.local_rank == 0,
         display_name=config.dataset_name,
         bad_images=config.bad_images,
+        check_images=config.check_images,
     )
     check_has_classes(dataset)
     limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))

@@ -109,7 +109,138 @@ def good_images() -> dict[str, tuple[bytes, tuple[int, int], bool]]:
         "deep-grey-alpha.png": (deep_png(deep[:, :, :2], 4), (6, 7), True),
         "one-pixel.png": (encoded(pixels(0, 1, 1)), (1, 1), False),
         "wide.jpg": (encoded(pixels(0, 1, 300), "JPEG"), (1, 300), False),
+        "restarts.jpg": (encoded(colour, "JPEG", restart_marker_blocks=2), upright, False),
+        "filled.jpg": (encoded(colour, "JPEG").replace(b"\xff\xd9", b"\xff\xff\xff\xd9"), upright, False),
+        "interlaced.png": (interlaced(13, 21), (13, 21), False),
+        "more-than-the-pixels.png": (
+            png_header(3, 2) + chunk(b"IDAT", zlib.compress(bytes(20)) + b"?") + chunk(b"IEND", b""),
+            (2, 3),
+            True,
+        ),
+        **{name: (content, size, True) for name, (content, size) in odd_images().items()},
     }
+
+
+def interlaced(height: int, width: int, filters: int = 0) -> bytes:
+    """A grey PNG in seven passes, of noise."""
+    rng = np.random.default_rng(0)
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
+    rows = b""
+    for left, top, across, down in passes:
+        columns = len(range(left, width, across))
+        for _ in range(top, height if columns else 0, down):
+            rows += bytes([filters]) + rng.integers(0, 256, columns, dtype=np.uint8).tobytes()
+    header = PNG_START + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1))
+    return header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def segments(jpeg: bytes) -> list[bytes]:
+    """Of a JPEG: its start, the segments of its header, and all from the first scan on."""
+    parts, at = [jpeg[:2]], 2
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        parts.append(jpeg[at:end])
+        at = end
+    return [*parts, jpeg[at:]]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """Of a JPEG."""
+    return bytes([0xFF, marker]) + (len(data) + 2).to_bytes(2, "big") + data
+
+
+def scan_start(jpeg: bytes) -> int:
+    """Where the compressed pixels of a JPEG begin."""
+    at = jpeg.index(b"\xff\xda")
+    return at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+
+
+def exif_segment(kind: int, count: int, value: bytes) -> bytes:
+    """With one orientation, of any type and length."""
+    entry = struct.pack(">HHI", ExifTags.Base.Orientation, kind, count) + value
+    return segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + entry + bytes(4))
+
+
+def animated_png(before: bytes, behind: bytes = b"") -> bytes:
+    """One red image of 4x4 pixels, with chunks before and behind its own pixels."""
+    pixels_of = chunk(b"IDAT", zlib.compress((b"\0" + b"\xff\0\0" * 4) * 4))
+    return png_header(4, 4) + before + pixels_of + behind + chunk(b"IEND", b"")
+
+
+def frame_control(number: int, side: int = 4) -> bytes:
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, side, side, 0, 0, 1, 10, 0, 0))
+
+
+def frame_of(number: int) -> bytes:
+    """A green frame of 4x4 pixels."""
+    green = zlib.compress((b"\0" + b"\0\xff\0" * 4) * 4)
+    return chunk(b"fdAT", struct.pack(">I", number) + green)
+
+
+def odd_images() -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """Name -> file that Pillow reads, and DALI refuses or reads otherwise, and its size when upright."""
+    colour = Image.fromarray(np.kron(pixels(0, 3, 5), np.ones((8, 8, 1), np.uint8)))
+    size = (24, 40)
+    jpeg, png, palette = encoded(colour, "JPEG"), encoded(colour), encoded(colour.convert("P"))
+    parts, first = segments(jpeg), png.index(b"IDAT") - 4
+    plte = palette.index(b"PLTE") - 4
+    second = palette[plte : plte + 12 + int.from_bytes(palette[plte : plte + 4], "big")]
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(colour))
+    start, end = png_header(40, 24), chunk(b"IEND", b"")
+    unpacked = zlib.compress(rows)
+    two_frames = chunk(b"acTL", struct.pack(">II", 2, 0))
+    behind = frame_control(0) + frame_of(1) + frame_control(2) + frame_of(3)
+    found = {
+        f"{name}-{place}.jpg": (b"".join([*parts[:place], junk, *parts[place:]]), size)
+        for name, junk in (
+            ("zeros", b"\0\0"),
+            ("text", b"abc"),
+            ("stuffing", b"\xff\0"),
+            ("restart", b"\xff\xd0"),
+        )
+        for place in (2, 4, len(parts) - 1)
+    }
+    return found | {
+        "long-orientation.jpg": (jpeg[:2] + exif_segment(4, 1, b"\0\0\0\x06") + jpeg[2:], size[::-1]),
+        "no-orientation.jpg": (jpeg[:2] + exif_segment(3, 0, b"\0\x06\0\0") + jpeg[2:], size),
+        "few-scans.jpg": (few_scans(colour), size),
+        "no-orientation.png": (
+            png[:first] + chunk(b"eXIf", exif_segment(3, 0, b"\0\x06\0\0")[10:]) + png[first:],
+            size,
+        ),
+        "two-palettes.png": (palette[:plte] + second + palette[plte:], size),
+        "unknown-critical.png": (png[:first] + chunk(b"ABCD", b"?") + png[first:], size),
+        "reserved.png": (png[:first] + chunk(b"abcd", b"?") + png[first:], size),
+        "two-headers.png": (png[:33] + png[8:], size),
+        "long-header.png": (PNG_START + chunk(b"IHDR", png[16:29] + b"?") + png[33:], size),
+        "no-checksum.png": (start + chunk(b"IDAT", unpacked[:-4]) + end, size),
+        "no-frames.png": (png[:first] + chunk(b"acTL", bytes(8)) + png[first:], size),
+        "hidden.png": (animated_png(two_frames, behind), (4, 4)),
+        "hidden-grey.png": (
+            encoded(
+                colour.convert("L"),
+                save_all=True,
+                append_images=[colour.rotate(180).convert("L"), colour.convert("L")],
+                default_image=True,
+            ),
+            size,
+        ),
+    }
+
+
+def few_scans(image: Image.Image) -> bytes:
+    """A progressive JPEG that ends after half of its scans, which decoders then smooth."""
+    whole = encoded(image, "JPEG", progressive=True)
+    scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    return whole[: scans[len(scans) // 2]] + b"\xff\xd9"
 
 
 def with_thumbnail() -> bytes:
@@ -156,6 +287,66 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "no-end.png": (png[:-12], "is damaged: a chunk"),
         "flipped.png": (bytes(flipped), "is damaged: a chunk"),
         "deep-grey.png": (deep_png(deep, 0), "is a grey image of 16 bits"),
+        **damaged_pixels(large),
+    }
+
+
+def damaged_pixels(image: Image.Image) -> dict[str, tuple[bytes, str]]:
+    """The same for images whose headers, checksums and ends are right."""
+    marker = "is damaged: a marker that cannot be there"
+    found = {}
+    for name, options in (
+        ("plain", {}),
+        ("progressive", {"progressive": True}),
+        ("restarts", {"restart_marker_blocks": 3}),
+    ):
+        jpeg = encoded(image, "JPEG", quality=95, **options)
+        start = scan_start(jpeg)
+        for number in (0x01, 0x23, 0xC0, 0xD8, 0xE5, 0xF0):
+            for share in (0.02, 0.5, 0.98):
+                at = start + int(share * (len(jpeg) - start))
+                at += jpeg[at - 1] == 0xFF  # not between the two bytes of one
+                spoilt = jpeg[:at] + bytes([0xFF, number]) + jpeg[at:]
+                found[f"{name}-{number:x}-{share}.jpg"] = (spoilt, marker)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(image))
+    packed, length = zlib.compress(rows), 1 + 3 * image.width
+    start, end = png_header(*image.size), chunk(b"IEND", b"")
+    pixels_of = "is damaged: its compressed pixels"
+    datas = {
+        "empty": b"",
+        "cut": packed[: len(packed) // 2],
+        "a-byte-short": zlib.compress(rows[:-1]),
+        "rows-short": zlib.compress(rows[: length * 20]),
+        "no-zlib": rows[:500],
+        "flipped": packed[:700] + bytes([packed[700] ^ 8]) + packed[701:],
+        "first-filter": zlib.compress(b"\x09" + rows[1:]),
+        "last-filter": zlib.compress(rows[:-length] + b"\x05" + rows[1 - length :]),
+    }
+    found |= {f"{name}.png": (start + chunk(b"IDAT", data) + end, pixels_of) for name, data in datas.items()}
+    undecodable = "is damaged: it cannot be decoded"
+    bad_sum = packed[:-4] + b"?sum"
+    tables = segments(encoded(image, "JPEG"))
+    return found | {
+        "interlaced-filter.png": (interlaced(13, 21, filters=5), pixels_of),
+        "no-pixels-at-all.png": (start + end, undecodable),
+        "bad-sum.png": (start + chunk(b"IDAT", bad_sum) + end, pixels_of),
+        "apart.png": (
+            start + chunk(b"IDAT", packed[:99]) + chunk(b"tEXt", b"a\0b") + chunk(b"IDAT", packed[99:]) + end,
+            undecodable,
+        ),
+        "frame-elsewhere.png": (
+            animated_png(chunk(b"acTL", struct.pack(">II", 1, 0)) + frame_control(0, side=2)),
+            undecodable,
+        ),
+        "no-quantisation.jpg": (b"".join(part for part in tables if part[1] != 0xDB), undecodable),
+        "spoilt-table.jpg": (
+            b"".join(part[:5] + b"\xff" * (len(part) - 5) if part[1] == 0xC4 else part for part in tables),
+            undecodable,
+        ),
+        "lossless.jpg": (
+            b"".join(b"\xff\xc3" + part[2:] if part[1] == 0xC0 else part for part in tables),
+            undecodable,
+        ),
     }
 
 

@@ -164,7 +164,7 @@ def test_the_statistics_are_those_that_the_operator_uses_by_default() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ArgumentError, match="'cifar100'; known are cifar10, folder, digits"):
+    with pytest.raises(ArgumentError, match="'cifar100'; known are cifar10, digits, folder"):
         load_dataset("cifar100")
 
 

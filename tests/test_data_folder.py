@@ -78,13 +78,12 @@ def test_the_name_in_reports_is_that_of_the_folder(pets: Path, monkeypatch: pyte
     assert load(Path()).display_name == "folder pets"
 
 
-def test_hidden_files_other_files_and_nested_folders_are_passed_over(pets: Path) -> None:
+def test_hidden_files_and_other_files_are_passed_over(pets: Path) -> None:
     before = load(pets).fingerprint
     (pets / "train" / "cat" / ".hidden.png").write_bytes(b"")
     (pets / "train" / "cat" / "notes.txt").write_bytes(b"")
     (pets / "train" / ".git").mkdir()
     (pets / "train" / "labels.csv").write_bytes(b"")
-    save(pets / "train" / "cat" / "more.png" / "0.png", pixels(5))
     assert load(pets).fingerprint == before
 
 

@@ -50,7 +50,7 @@ def read(path: Path) -> dict[str, bytes]:
     """Images of a shard; without a cache, of which a warning tells."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source, _ = index_shards(str(path.parent), [str(path)], "listing", [NO_PLACE], False)
+        source = index_shards(str(path.parent), [str(path)], "listing", [NO_PLACE], False).source
     return {source.relative_name(number): source.read(number) for number in range(len(source))}
 
 

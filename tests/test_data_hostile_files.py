@@ -315,7 +315,7 @@ def test_a_manifest_is_not_believed_to_be_one(tmp_path: Path) -> None:
         assert read_cache([tmp_path], "scan", "listing", np.int32, (None, 4)) is None
 
 
-@pytest.mark.parametrize("column", range(4))
+@pytest.mark.parametrize("column", range(8))
 @pytest.mark.parametrize("value", [-5, 10**9])
 def test_rows_that_cannot_be_are_found_out_again(column: int, value: int, tmp_path: Path) -> None:
     for half in ("train", "test"):
@@ -325,7 +325,7 @@ def test_rows_that_cannot_be_are_found_out_again(column: int, value: int, tmp_pa
     for name in ("index", "scan"):
         manifest = json.loads((place / f"{name}.json").read_text())
         table = np.load(place / f"{name}.npy")
-        if name == "index" and column in (1, 2) and value > 0:
+        if name == "index" and (column > 3 or (column in (1, 2) and value > 0)):
             continue  # a place in a file, which may be large
         table[0, column] = value
         write_cached(place, npy(table), manifest["listing"], name)

@@ -11,6 +11,7 @@ from image_files import encoded, pixels, save, write_tar
 
 from rotnet_fast.data.datasets import load_dataset
 from rotnet_fast.data.layout import Listing, list_folder
+from rotnet_fast.data.shards import DOTTED
 from rotnet_fast.errors import DataError
 
 
@@ -152,7 +153,7 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
     ("places", "message"),
     [
         ([], r"has no train/: it must hold .* Found: nothing"),
-        (["notes.txt"], r"Found: nothing"),
+        (["notes.txt"], r"Found: 1 \.txt \(such as notes\.txt\)"),
         (["cats/0.jpg", "dogs/0.jpg"], r"has no train/: .* Found: folders \(such as cats\)"),
         (["test/0.jpg"], r"has no train/: .* Found: folders \(such as test\)"),
         (["train/0.jpg"], r"has train/ but no test/, val/ or validation/"),
@@ -166,10 +167,13 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
         (["train/a/0.jpg", "test/0.jpg"], r"train/ of .* holds folders \(such as a\), but test/ image files"),
         (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ \.tar shards"),
         (["train/a/0.jpg", "val/a/0.jpg", "val/b/0.jpg"], r"train/ and val/ .* same classes; only one has b"),
-        (["train/a/0.jpg", "test/a/0.txt"], r"test/a holds no \.jpg, \.jpeg or \.png files"),
+        (
+            ["train/a/0.jpg", "test/a/0.webp", "test/a/1.webp"],
+            r"test/a holds no \.jpg, \.jpeg or \.png files, but 2 \.webp \(such as test/a/0\.webp\): convert",
+        ),
         (
             ["train/0.jpg", "test/notes.txt"],
-            r"test holds no class folders, no JPEG or PNG files and no \.tar",
+            r"test holds no class folders, no JPEG or PNG files and no \.tar shards, but 1 \.txt",
         ),
     ],
 )
@@ -210,3 +214,161 @@ def test_what_cannot_be_read_matters_only_where_it_would_be_used(tmp_path: Path)
     (tmp_path / "train" / "a" / "1.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"train/a/1\.png is a broken link"):
         list_folder(tmp_path)
+
+
+def passed_over(data_dir: Path) -> dict[str, tuple[int, str]]:
+    return list_folder(data_dir).passed_over.found
+
+
+def test_folders_within_class_folders_belong_to_the_class(tmp_path: Path) -> None:
+    inner = ["train/a/x/y/1.jpg", "train/a/x/0.jpg", "train/a/0.jpg", "train/b.png/c.jpg/2.PNG"]
+    make(tmp_path, [*inner, "train/a/x/.hidden.jpg", "test/a/deep/er/3.jpg", "test/b.png/4.jpg"])
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("a", "b.png")
+    assert halves(listing) == (
+        ["train/a/0.jpg", "train/a/x/0.jpg", "train/a/x/y/1.jpg", "train/b.png/c.jpg/2.PNG"],
+        ["test/a/deep/er/3.jpg", "test/b.png/4.jpg"],
+    )
+    assert listing.labels.tolist() == [0, 0, 0, 1, 0, 1]
+    assert listing.passed_over.found == {"hidden": (1, "train/a/x/.hidden.jpg")}
+
+
+def test_a_linked_folder_is_read_and_one_that_leads_back_is_named(tmp_path: Path) -> None:
+    make(tmp_path, ["data/train/a/0.jpg", "data/test/a/1.jpg", "elsewhere/2.jpg"])
+    (tmp_path / "data/train/a/more").symlink_to(tmp_path / "elsewhere")
+    assert halves(list_folder(tmp_path / "data"))[0] == ["train/a/0.jpg", "train/a/more/2.jpg"]
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "data/train")
+    with pytest.raises(DataError, match=r"more/back/a is a link to a folder that it lies in; remove it"):
+        list_folder(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["0.jfif", "0.JPE", "0.jif", "0.pjpeg", "0.pjp"])
+def test_other_suffixes_of_jpegs_are_read(name: str, tmp_path: Path) -> None:
+    make(tmp_path, [f"train/{name}", "test/0.jpg"])
+    assert halves(list_folder(tmp_path))[0] == [f"train/{name}"]
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
+    others = ["train/a/0.webp", "train/a/in/1.WEBP", "train/a/x.tar", "train/a/README", "train/labels.csv"]
+    beside = ["test/.DS_Store", "test/a/._1.jpg", "val/a/0.jpg", "notes.txt", "montage.png", ".git/x.png"]
+    make(tmp_path, ["train/a/0.jpg", "test/a/1.jpg", *others, *beside, ".rotnet_fast_cache/scan.npy"])
+    assert passed_over(tmp_path) == {
+        ".webp": (2, "train/a/0.webp"),
+        ".tar": (1, "train/a/x.tar"),
+        "without a suffix": (1, "train/a/README"),
+        ".csv": (1, "train/labels.csv"),
+        "hidden": (3, ".git"),
+        ".txt": (1, "notes.txt"),
+        "beside train/": (2, "montage.png"),
+    }
+    text = str(list_folder(tmp_path).passed_over)
+    assert text.startswith("3 hidden (such as .git), 2 .webp (such as train/a/0.webp), 2 beside train/ (such")
+
+
+def test_many_kinds_are_shown_in_part(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "test/0.jpg", *(f"train/0.{letter}" for letter in "abcdefghijk")])
+    assert str(list_folder(tmp_path).passed_over).endswith("1 .h (such as train/0.h), 3 of other kinds")
+
+
+def test_of_several_second_halves_that_with_classes_suits_a_first_with_classes(tmp_path: Path) -> None:
+    make(tmp_path, ["train/a/0.jpg", "val/a/1.jpg", "test/2.jpg"])
+    assert halves(list_folder(tmp_path)) == (["train/a/0.jpg"], ["val/a/1.jpg"])
+    assert passed_over(tmp_path) == {"beside train/": (1, "test/")}
+
+
+def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> None:
+    members = {"0.png": b"", "0.cls": b"0", "0.json": b"", "0.mask.png": b"", ".x.png": b"", "1.webp": b""}
+    dotted = {"v1.0.jpg": b"", "v1.1.jpg": b"", "a/b.c.d.JPEG": b""}
+    for half in ("train", "test"):
+        write_tar(tmp_path / half / "s.tar", {**members, **dotted})
+    (tmp_path / "test" / "s.idx").touch()
+    for _ in range(2):  # the second time from the cache
+        listing = list_folder(tmp_path)
+        assert halves(listing) == (["train/s.tar/0.png"], ["test/s.tar/0.png"])
+        assert listing.passed_over.found == {
+            ".json": (2, "s.tar/0.json"),
+            "further images of samples": (2, "s.tar/0.mask.png"),
+            "hidden": (2, "s.tar/.x.png"),
+            ".webp": (2, "s.tar/1.webp"),
+            DOTTED: (6, "s.tar/v1.0.jpg"),
+            ".idx": (1, "test/s.idx"),
+        }
+
+
+def test_shards_whose_names_alone_hide_their_images_are_refused_with_the_reason(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {f"v1.{number}.jpg": b"" for number in range(3)})
+    with pytest.raises(DataError, match=r"no members .*, but 3 images with a dot in their names.*rename"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "others"),
+    [
+        (["train-0", "train-1"], ["val-0"], []),
+        (["cc-train-0000"], ["cc-validation-0000"], []),
+        (["a_training.00"], ["a_testing.00"], ["a_dev.00"]),
+        (["TRAIN0"], ["TEST0", "TEST1"], ["VAL0", "VAL1"]),
+        (["test_set_train_0"], ["test_set_valid_0"], []),  # the last word counts
+    ],
+)
+def test_shards_in_one_folder_are_divided_by_their_names(
+    train: list[str], test: list[str], others: list[str], tmp_path: Path
+) -> None:
+    for seed, name in enumerate((*train, *test, *others)):
+        write_tar(tmp_path / f"{name}.tar", shard(3 * seed, 2))
+    found = halves(list_folder(tmp_path))
+    assert [{name.partition(".tar/")[0] for name in half} for half in found] == [set(train), set(test)]
+    assert sum(count for count, _ in passed_over(tmp_path).values()) == len(others)
+
+
+@pytest.mark.parametrize("names", [["train-0", "train-1"], ["val-0", "val-1"], ["trained", "tests", "0"]])
+def test_shards_of_one_half_or_none_are_divided_by_holding_out(names: list[str], tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        write_tar(tmp_path / f"{name}.tar", shard(10 * number, 10))
+    train, test = halves(list_folder(tmp_path))
+    assert len(test) == -(-10 * len(names) // 20)
+    assert len(train) + len(test) == 10 * len(names)
+
+
+@pytest.mark.parametrize("names", [["0", "val-0"], ["train-0", "val-0", "more"], ["test-0", "val-0"]])
+def test_shards_that_only_partly_say_their_half_are_refused(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        write_tar(tmp_path / f"{name}.tar", shard(0, 2))
+    with pytest.raises(DataError, match=r"shards of several halves, .*; move them into train/ and test/"):
+        list_folder(tmp_path)
+
+
+def test_shards_of_both_halves_in_the_folder_of_one_are_refused(tmp_path: Path) -> None:
+    for name in ("train/train-0", "train/val-0", "test/test-0"):
+        write_tar(tmp_path / f"{name}.tar", shard(0, 2))
+    with pytest.raises(DataError, match=r"train holds shards of both halves, .*train-0\.tar and val-0\.tar"):
+        list_folder(tmp_path)
+
+
+def test_classes_that_differ_in_the_form_of_an_accent_alone_are_shown_so(tmp_path: Path) -> None:
+    make(tmp_path, ["train/caf\u00e9/0.jpg", "test/cafe\u0301/0.jpg"])
+    with pytest.raises(DataError, match=r"only one has 'cafe\\u0301', 'caf\\xe9': some differ in how"):
+        list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("encoded_too", [False, True])
+def test_one_line_says_what_is_used_and_what_is_not(
+    encoded_too: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        save(tmp_path / "pets" / "train" / "a" / f"{number}.png", pixels(number))
+        save(tmp_path / "pets" / "train" / "b" / f"{number}.png", pixels(number))
+    for name in "ab":
+        save(tmp_path / "pets" / "test" / name / "0.png", pixels(9))
+    (tmp_path / "pets" / "train" / "a" / "2.png").write_bytes(b"damaged")
+    (tmp_path / "pets" / "train" / "a" / "\x1b.webp").touch()
+    load_dataset("folder", tmp_path / "pets", 8, limit_test=1, bad_images="skip", encoded=encoded_too)
+    assert capsys.readouterr().out == (
+        "data: folder pets: 5 training images of 2 classes, 1 test image of 1 class; left out as damaged: 1; "
+        "passed over: 1 .webp (such as train/a/\\x1b.webp)\n"
+    )
+    load_dataset("digits")
+    assert capsys.readouterr().out == (
+        "data: handwritten digits (scikit-learn): 1,437 training images of 10 classes, 360 test images of 10 "
+        "classes\n"
+    )

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_files import Pixels, bad_images, encoded, good_images, pixels
+from image_files import Pixels, bad_images, encoded, good_images, pixels, write_tar
 
 from rotnet_fast.data import scan
 from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
-from rotnet_fast.data.scan import GOOD, REASONS, Scan, check_images, examine, scan_images
+from rotnet_fast.data.layout import list_folder
+from rotnet_fast.data.scan import GOOD, REASONS, Scan, Scanner, check_images, examine, scan_images
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
 
@@ -104,28 +105,102 @@ def test_an_orientation_outside_exif_must_be_converted_as_dali_passes_it_over() 
 def test_a_scan_has_a_row_for_each_image_in_order(tmp_path: Path) -> None:
     files = {name: content for name, (content, _, _) in GOOD_IMAGES.items()}
     source = source_of(tmp_path, {**files, "bad.png": b"bad"})
-    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"], progress=False)
     assert found.sizes.tolist() == [*(list(size) for _, size, _ in GOOD_IMAGES.values()), [0, 0]]
     assert found.convert.tolist() == [*(convert for _, _, convert in GOOD_IMAGES.values()), False]
     assert (found.verdicts != GOOD).tolist() == [False] * len(files) + [True]
 
 
-def test_a_scan_is_kept_for_the_same_listing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of(tmp_path, {"0.png": encoded(pixels(0)), "1.png": encoded(pixels(1))})
-    looked_at: list[bytes] = []
-    monkeypatch.setattr(scan, "examine", lambda content: looked_at.append(content) or (8, 8, 0, GOOD))
-    for listing in ("one", "one", "two", "two"):
-        scan_images(source, listing, [tmp_path / "cache"], progress=False)
-    assert len(looked_at) == 4
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What was looked at, and not known from an earlier run."""
+    contents: list[bytes] = []
+
+    def counted(content: bytes, decodes: bool) -> tuple[int, int, int, int]:
+        contents.append(content)
+        return examine(content, decodes)
+
+    monkeypatch.setattr(scan, "examine", counted)
+    return contents
+
+
+def test_of_a_folder_that_changes_only_what_changed_is_looked_at_again(
+    tmp_path: Path, looked_at: list[bytes]
+) -> None:
+    images = {f"{number}.png": encoded(pixels(number)) for number in range(6)}
+
+    def look() -> list[int]:
+        for path in (tmp_path / "images").iterdir():
+            if path.name not in images:
+                path.unlink()
+        for name, content in images.items():
+            path = tmp_path / "images" / name
+            if not path.exists() or path.read_bytes() != content:
+                path.write_bytes(content)
+        looked_at.clear()
+        return scan_images(list_folder(tmp_path / "images").source, place, progress=False).verdicts.tolist()
+
+    (tmp_path / "images").mkdir()
+    place = [tmp_path / "cache"]
+    assert look() == [GOOD] * 6
+    assert len(looked_at) == 6
+    assert (look(), looked_at) == ([GOOD] * 6, [])
+    images["3.png"] = images["3.png"][:-20]
+    assert sorted(look()) == [GOOD] * 5 + [
+        REASONS.index("is damaged: a chunk is cut off or has a wrong checksum")
+    ]
+    assert looked_at == [images["3.png"]]
+    del images["3.png"]
+    assert (look(), looked_at) == ([GOOD] * 5, [])
+    images["9.png"] = encoded(pixels(9))
+    assert (look(), looked_at) == ([GOOD] * 6, [images["9.png"]])
+
+
+def test_of_shards_only_the_images_of_those_that_changed_are_looked_at_again(
+    tmp_path: Path, looked_at: list[bytes]
+) -> None:
+    shards = {
+        f"{name}.tar": {f"{n}.png": encoded(pixels(10 * ord(name) + n)) for n in range(3)} for name in "ab"
+    }
+    for name, members in shards.items():
+        write_tar(tmp_path / name, members)
+    for _ in range(2):
+        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
+    assert len(looked_at) == 6
+    shards["b.tar"]["7.png"] = encoded(pixels(7))
+    write_tar(tmp_path / "b.tar", shards["b.tar"])
+    looked_at.clear()
+    found = scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
+    assert sorted(looked_at) == sorted(shards["b.tar"].values())
+    assert found.verdicts.tolist() == [GOOD] * 7
+
+
+def test_a_scan_of_some_images_keeps_what_is_known_of_others(tmp_path: Path, looked_at: list[bytes]) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(encoded(pixels(number)))
+    for positions in ([0, 1, 2, 3, 4], [1, 3], [4], [0, 2]):
+        scanner = Scanner(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
+        scanner.look(np.array(positions))
+    assert len(looked_at) == 5
+
+
+def test_what_was_looked_at_is_decoded_once_where_that_is_asked_for(
+    tmp_path: Path, looked_at: list[bytes]
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encoded(pixels(number)))
+    for check, count in (("structure", 3), ("decode", 6), ("decode", 6), ("structure", 6)):
+        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False, check=check)
+        assert len(looked_at) == count
 
 
 def test_an_unreadable_image_is_looked_at_again_next_time(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"0.png": encoded(pixels(0))})
     (tmp_path / "0.png").rename(tmp_path / "elsewhere.png")
-    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"], progress=False)
     assert [REASONS[verdict] for verdict in found.verdicts] == ["cannot be read"]
     (tmp_path / "elsewhere.png").rename(tmp_path / "0.png")
-    found = scan_images(source, "listing", [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"], progress=False)
     assert found.verdicts.tolist() == [GOOD]
 
 
@@ -149,9 +224,20 @@ def test_bad_images_are_an_error_that_names_them_and_the_way_out() -> None:
 
 
 def test_an_error_about_many_bad_images_names_the_first_few() -> None:
-    with pytest.raises(DataError, match=r"^7 of 10 .*data/4.jpg is empty; and others") as caught:
+    with pytest.raises(DataError, match=r"^7 of 10 .*data/4.jpg is empty; and 2 others\. ") as caught:
         check_images(*scan_with(list(range(7)), 10), "fail")
     assert "data/5.jpg" not in str(caught.value)
+
+
+def test_a_list_that_is_too_long_for_an_error_is_written_whole(tmp_path: Path) -> None:
+    source, found = scan_with(list(range(7)), 10)
+    source.names[6] = "data/a\nb\x1b.jpg"  # type: ignore[index]
+    for way in ("fail", "skip"):
+        with pytest.raises(DataError, match=rf"and 2 others, all of which {tmp_path}/.*bad-images.txt lists"):
+            check_images(source, found, way, [Path("/dev/null/nowhere"), tmp_path / "cache"])
+        lines = (tmp_path / "cache" / "bad-images.txt").read_text().splitlines()
+        assert [line.split("\t") for line in lines[:6]] == [[f"data/{n}.jpg", "is empty"] for n in range(6)]
+        assert lines[6:] == ["data/a\\nb\\x1b.jpg\tis empty"]
 
 
 @pytest.mark.parametrize(("count", "allowed"), [(20, 1), (1999, 1), (2000, 2), (5000, 5)])

@@ -4,8 +4,9 @@ Two files: ``<name>.npy``, an array, and ``<name>.json``, what it was made from 
 listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used but made
 again, so that neither an altered folder nor a damaged file goes unnoticed. Nor is one whose array has another
 type or shape than is asked for, whatever its hash, as data folders come from anywhere; no object is ever made
-of one. The names: ``<size>px``, the decoded images; ``scan``, what their headers say; ``index`` and
-``index-names``, where they lie in tar shards.
+of one. The names: ``<size>px``, the decoded images, and ``<size>px-limited``, those that a limit left;
+``scan``, what was found of each file, by its name, size and time of change; ``index`` and ``index-names``,
+where images lie in tar shards, and ``index-others``, what else does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,6 +107,17 @@ def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[
         except OSError as error:
             problem = error
     warnings.warn(f"{what} cannot be kept ({problem}); the next run will make them again", stacklevel=2)
+
+
+def write_text(places: Sequence[Path], name: str, text: str) -> Path | None:
+    """Write a text for the user into the first place that can be written; where that is, or None."""
+    for place in places:
+        with suppress(OSError):
+            make_folder(place)
+            with replacing(place / name, is_shared=True) as file:
+                file.write(text.encode())
+            return place / name
+    return None
 
 
 def _names(place: Path, name: str) -> tuple[Path, Path]:

@@ -6,9 +6,11 @@ DALI is imported when a loader is made, not before.
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -95,6 +97,7 @@ class DaliLoader:
         if crop is None:
             self._convert = split.convert | (split.sizes != split.image_size).any(axis=1)
         self._pipeline: Any = None
+        self._process = 0  # that built it
         self._running: _Feed | None = None
 
     def __len__(self) -> int:
@@ -111,7 +114,8 @@ class DaliLoader:
         Raises:
             ValueError: start_batch out of range (when the first batch is asked for).
             DataError: an image cannot be read or decoded; the error names it.
-            RuntimeError: another epoch of this loader was begun meanwhile.
+            RuntimeError: another epoch of this loader was begun meanwhile, or this process was forked from
+                the one that the loader began to work in.
         """
         parts = self.order.parts(start_batch)
         indices, sample_ids = self.order.epoch(epoch)
@@ -146,17 +150,28 @@ class DaliLoader:
 
     def _start(self, feed: _Feed) -> None:
         """Begin to feed the pipeline; a new one where an unfinished epoch has left batches in the old."""
+        self._check_process()
         if self._pipeline is not None and self._running is not None and self._running.left == 0:
             try:
                 self._pipeline.run()
             except StopIteration:  # DALI's word for the end of an epoch
                 self._pipeline.reset()
         else:
-            self._pipeline = self._build()
+            self._pipeline = self._build(self._give, -(-self.batch_size // self.order.shard.world))
+            self._process = os.getpid()
         self._running = feed
+
+    def _check_process(self) -> None:
+        if self._pipeline is not None and self._process != os.getpid():
+            raise RuntimeError(
+                f"this loader works in process {self._process}, and process {os.getpid()} was forked from "
+                f"it, without DALI's threads, so that it would wait forever; make a loader in the new "
+                f"process, or start that with the method spawn or forkserver"
+            )
 
     def _next(self, feed: _Feed, part: slice, indices: torch.Tensor) -> torch.Tensor:
         """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
+        self._check_process()
         if feed is not self._running:
             raise RuntimeError("another epoch of this loader was begun; finish one before the next")
         try:
@@ -166,7 +181,7 @@ class DaliLoader:
             self._pipeline = self._running = None
             if isinstance(error, (DataError, MemoryError)):
                 raise
-            raise self._name_damaged(indices[part].tolist(), error) from error
+            raise self._name_damaged(feed, part, error) from error
         feed.left -= 1
         return images
 
@@ -199,13 +214,13 @@ class DaliLoader:
         list(_pool("resizer").map(resize, [range(first, len(crops), workers) for first in range(workers)]))
         return batch
 
-    def _build(self) -> Any:
+    def _build(self, give: Callable[[], Any], batch_size: int) -> Any:
+        """A pipeline that decodes what ``give`` gives, batch by batch."""
         from nvidia.dali import Pipeline, fn, types
 
-        world = self.order.shard.world
         is_cuda = self.device.type == "cuda"
         pipeline = Pipeline(
-            batch_size=-(-self.batch_size // world),
+            batch_size=batch_size,
             num_threads=max(1, available_cores() // processes_of_this_machine()),
             device_id=self.device.index or 0 if is_cuda else None,
             prefetch_queue_depth=_PREFETCHED,
@@ -216,11 +231,11 @@ class DaliLoader:
         side = self.split.image_size
         with pipeline:
             if self.crop is None:
-                encoded = fn.external_source(self._give, batch=True, dtype=types.UINT8, ndim=1)
+                encoded = fn.external_source(give, batch=True, dtype=types.UINT8, ndim=1)
                 images = fn.decoders.image(encoded, **decoding)
             else:
                 encoded, corners, shapes = fn.external_source(
-                    self._give,
+                    give,
                     num_outputs=3,
                     batch=True,
                     dtype=[types.UINT8, types.INT32, types.INT32],
@@ -233,6 +248,7 @@ class DaliLoader:
                     )
             pipeline.set_outputs(images.gpu() if is_cuda and not self._on_gpu else images)
         pipeline.build()
+        _pipelines.add(pipeline)
         return pipeline
 
     def _give(self) -> Any:
@@ -264,19 +280,35 @@ class DaliLoader:
         sizes = self.split.sizes[indices.numpy()]
         return centre_boxes(sizes) if self.is_test else self.crop.boxes(sizes, sample_ids, self.seed, epoch)
 
-    def _name_damaged(self, indices: list[int], error: Exception) -> DataError:
+    def _name_damaged(self, feed: _Feed, part: slice, error: Exception) -> DataError:
         """The error to raise where DALI could not decode a batch."""
+        indices = feed.indices[part].tolist()
         names = [self.split.source.names[index] for index in indices]
         for index, name in zip(indices, names, strict=True):
             try:
                 decode_rgb(self.split.source.read(index), name)
             except DataError as found:
-                return found
+                return DataError(f"{found}. With --check-images decode all such images are found beforehand")
+        what = f"one of {len(names)} images, {names[0]} to {names[-1]}"
+        for position, name in enumerate(names, part.start):
+            if (alone := self._failure(feed, slice(position, position + 1))) is not None:
+                what, error = name, alone
+                break
         reason = (str(error).partition("encountered:")[2] or str(error)).strip().partition("\n")[0]
         return DataError(
-            f"DALI cannot decode one of {len(names)} images, {names[0]} to {names[-1]} ({reason}), although "
-            f"Pillow can; use --loader resident"
+            f"DALI cannot decode {what} ({reason}), although Pillow can; save the image anew, or use "
+            f"--loader resident"
         )
+
+    def _failure(self, feed: _Feed, part: slice) -> Exception | None:
+        """What DALI says of one image alone; None where it decodes it."""
+        encoded, boxes = feed.read(part)
+        batches = iter([encoded if boxes is None else (encoded, *boxes)])
+        try:
+            self._build(lambda: next(batches), 1).run()
+        except Exception as error:
+            return error
+        return None
 
 
 class _Feed:
@@ -305,15 +337,26 @@ class _Feed:
             StopIteration: the epoch is over.
         """
         while self.shares and len(self.ahead) < _READ_AHEAD:
-            self.ahead.append(_pool("reader").submit(self._read, self.shares.popleft()))
+            self.ahead.append(_pool("reader").submit(self.read, self.shares.popleft()))
         if not self.ahead:
             raise StopIteration
         return self.ahead.popleft().result()
 
-    def _read(self, part: slice) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
+    def read(self, part: slice) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
+        """Encoded images of a part of the epoch and their crops."""
         indices = self.indices[part]
         boxes = self.loader.boxes(indices, self.sample_ids[part], self.epoch)
         return [self.loader.read(index) for index in indices.tolist()], boxes
+
+
+_pipelines: weakref.WeakSet[Any] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    """In a forked process: forget threads that are not there, and do not free what waits for their end."""
+    _pool.cache_clear()
+    _inherited.extend(_pipelines)
 
 
 @functools.cache
@@ -321,6 +364,9 @@ def _pool(purpose: str) -> ThreadPoolExecutor:
     """The threads that do one thing for all loaders of this process."""
     # Two at least: readers wait for disks more than they compute.
     return ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix=f"rotnet_fast-{purpose}")
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def require_dali(device: torch.device) -> None:

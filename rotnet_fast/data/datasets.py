@@ -12,11 +12,13 @@ from typing import Generic, Literal, TypeVar, overload
 import numpy as np
 import torch
 
-from rotnet_fast.data import cifar10, digits, folder
+from rotnet_fast.data import cifar10, digits
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
-from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset
+from rotnet_fast.data.folder import Choice, OpenFolder
+from rotnet_fast.data.scan import CHECKS
+from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset, limit_rows
 from rotnet_fast.data.split import Split as Split
-from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.errors import ArgumentError, DataError, printable
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
 
@@ -27,15 +29,12 @@ data sets use them: BatchNorm follows every convolution, so that other statistic
 
 DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset]] = {
     "cifar10": cifar10.load,
-    "folder": folder.load,
     "digits": digits.load,
 }
 """Name on the command line -> reader, called with (data_dir, image_size, progress, bad_images)."""
 
-ENCODED_DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset[EncodedSplit]]] = {
-    "folder": folder.open_encoded,
-}
-"""The same for data sets that can be left encoded."""
+FILE_DATASETS: dict[str, Callable[[Path | None, Choice, bool], OpenFolder]] = {"folder": OpenFolder}
+"""The same for data sets of files, which can be left encoded; called with (data_dir, choice, progress)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Dataset(Generic[Half]):
     """A data set, ready for a loader.
 
     Attributes:
-        name: its key in ``DATASETS``.
+        name: its key in ``DATASETS`` or ``FILE_DATASETS``.
         display_name: its name in tables and reports.
         classes: class names; a label is a position in it. Empty: the images have no labels.
         train, test: the two halves, after the limits: in memory, or encoded files.
@@ -54,6 +53,7 @@ class Dataset(Generic[Half]):
         crop: encoded images are shown as crops of random size; None: whole.
         decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
         contents: of encoded halves, see :func:`contents_digest`; carried like the fingerprint.
+        files: both halves encoded, where they come from files, whichever way they are loaded.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Dataset(Generic[Half]):
     crop: RandomResizedCrop | None = None
     decoder: Decoder = "auto"
     contents: str | None = None
+    files: tuple[EncodedSplit, EncodedSplit] | None = None
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint says of the data, by name."""
@@ -86,6 +87,7 @@ def load_dataset(
     display_name: str | None = None,
     bad_images: str = "fail",
     encoded: Literal[False] = False,
+    check_images: str = "structure",
 ) -> Dataset: ...
 
 
@@ -101,6 +103,7 @@ def load_dataset(
     bad_images: str = "fail",
     *,
     encoded: bool,
+    check_images: str = "structure",
 ) -> Dataset[AnySplit]: ...
 
 
@@ -114,11 +117,13 @@ def load_dataset(
     display_name: str | None = None,
     bad_images: str = "fail",
     encoded: bool = False,
+    check_images: str = "structure",
 ) -> Dataset[AnySplit]:
     """Read a data set into memory, or find its files.
 
     Args:
-        name: a key of ``DATASETS``. The named data set is read or an error raised, never another one.
+        name: a key of ``DATASETS`` or ``FILE_DATASETS``. The named data set is read or an error raised, never
+            another one.
         data_dir: folder of the files: where ``cifar10`` is looked for and downloaded to (None means
             ./data), and what ``folder`` reads (layouts: :mod:`rotnet_fast.data.layout`). ``digits`` needs
             none.
@@ -126,41 +131,89 @@ def load_dataset(
         limit_train, limit_test: keep only so many images of a half, balanced over the classes: the
             first image of each class in file order, then the second of each class, and so on, until
             the limit is reached. What is kept stays in file order. None keeps all.
-        progress: show progress bars of downloads and decoding.
+        progress: show progress bars of downloads and decoding, and say what is used and what is not.
         display_name: replaces the data set's own name in tables and reports.
         bad_images: what to do about damaged images: ``fail``, or ``skip`` a few (see
             :func:`rotnet_fast.data.scan.check_images`).
         encoded: leave the images encoded, as `EncodedSplit`; ``folder`` alone can.
+        check_images: how closely files are looked at: ``structure``, or ``decode`` to decode each one before
+            any is used (see :class:`rotnet_fast.data.scan.Scanner`).
 
     Raises:
         ArgumentError: an unknown name, a size or a limit that the data set does not have.
         DataError: files are missing, incomplete or damaged, or cannot be downloaded.
     """
-    if name not in DATASETS:
-        raise ArgumentError(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
-    if image_size < 1:
-        raise ArgumentError(f"image_size is {image_size}; it must be at least 1 pixel")
-    if bad_images not in ("fail", "skip"):
-        raise ArgumentError(f"bad_images is {bad_images!r}; it must be fail or skip")
-    if encoded and name not in ENCODED_DATASETS:
+    choice = Choice(limit_train, limit_test, bad_images, check_images)
+    check_request(name, image_size, choice)
+    if name in FILE_DATASETS:
+        opened = FILE_DATASETS[name](data_dir, choice, progress)
+        raw: RawDataset[AnySplit] = opened.encoded(image_size) if encoded else opened.decoded(image_size)
+        return make_dataset(name, raw, progress, display_name)
+    if encoded:
         raise ArgumentError(
-            f"dataset {name} cannot be left encoded; only {', '.join(ENCODED_DATASETS)} can, as its images "
+            f"dataset {name} cannot be left encoded; only {', '.join(FILE_DATASETS)} can, as its images "
             f"are files"
         )
-    read = ENCODED_DATASETS[name] if encoded else DATASETS[name]
-    raw = read(data_dir, image_size, progress, bad_images)
-    train = limit_split(raw.train, limit_train, "limit_train")
-    test = limit_split(raw.test, limit_test, "limit_test")
+    in_memory = DATASETS[name](data_dir, image_size, progress, bad_images)
+    limited = replace(
+        in_memory,
+        train=limit_split(in_memory.train, limit_train, "limit_train"),
+        test=limit_split(in_memory.test, limit_test, "limit_test"),
+    )
+    return make_dataset(name, limited, progress, display_name)
+
+
+def check_request(name: str, image_size: int, choice: Choice) -> None:
+    """Check what is asked of :func:`load_dataset`.
+
+    Raises:
+        ArgumentError: a value that cannot be used.
+    """
+    if name not in (*DATASETS, *FILE_DATASETS):
+        raise ArgumentError(f"dataset is {name!r}; known are {', '.join((*DATASETS, *FILE_DATASETS))}")
+    if image_size < 1:
+        raise ArgumentError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if choice.bad_images not in ("fail", "skip"):
+        raise ArgumentError(f"bad_images is {choice.bad_images!r}; it must be fail or skip")
+    if choice.check not in CHECKS:
+        raise ArgumentError(f"check_images is {choice.check!r}; it must be {' or '.join(CHECKS)}")
+
+
+def make_dataset(
+    name: str, raw: RawDataset[AnySplit], progress: bool, display_name: str | None = None
+) -> Dataset[AnySplit]:
+    """A data set of what its reader found.
+
+    Args:
+        progress: say in one line what is used and what is not.
+        display_name: replaces that of the reader.
+    """
+    if progress:
+        print(printable(summary(raw)))
     return Dataset(
         name=name,
         display_name=raw.display_name if display_name is None else display_name,
         classes=raw.classes,
-        train=train,
-        test=test,
-        fingerprint=fingerprint(train, test),
-        contents=contents_digest(train, test),
+        train=raw.train,
+        test=raw.test,
+        fingerprint=fingerprint(raw.train, raw.test),
+        contents=contents_digest(raw.train, raw.test),
         skipped=raw.skipped,
+        files=raw.files,
     )
+
+
+def summary(raw: RawDataset[AnySplit]) -> str:
+    """One line on how many images of how many classes each half has, and on what was passed over."""
+    halves = []
+    for half, split in (("training", raw.train), ("test", raw.test)):
+        count = len(split.labels.unique())
+        classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
+        halves.append(f"{len(split):,} {half} image{'s' * (len(split) > 1)} {classes}")
+    said = f"data: {raw.display_name}: {', '.join(halves)}"
+    if raw.skipped:
+        said += f"; left out as damaged: {len(raw.skipped):,}"
+    return f"{said}; passed over: {raw.passed_over}" if raw.passed_over else said
 
 
 def check_has_classes(dataset: Dataset[AnySplit]) -> None:
@@ -187,19 +240,7 @@ def limit_split(split: SplitT, limit: int | None, argument: str) -> SplitT:
     """
     if limit is None:
         return split
-    count = len(split.labels)
-    if not 1 <= limit <= count:
-        raise ArgumentError(
-            f"{argument} is {limit}; this data set has {count} such images: give 1 to {count}, or no limit"
-        )
-    by_class = torch.argsort(split.labels, stable=True)
-    class_sizes = torch.bincount(split.labels)
-    class_starts = torch.cumsum(class_sizes, 0) - class_sizes
-    rank_in_class = torch.empty_like(split.labels)
-    rank_in_class[by_class] = torch.arange(count) - class_starts.repeat_interleave(class_sizes)
-    # by_class has the classes in order, so a stable sort by rank takes the classes in turn.
-    in_turn = by_class[torch.argsort(rank_in_class[by_class], stable=True)]
-    return take(split, in_turn[:limit].sort().values)
+    return take(split, torch.from_numpy(limit_rows(split.labels.numpy(), limit, argument)))
 
 
 def take(split: SplitT, rows: torch.Tensor) -> SplitT:

@@ -59,6 +59,19 @@ def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uin
         return np.array(image)
 
 
+class UndecodableError(DataError):
+    """Images of a set cannot be decoded.
+
+    Args:
+        message: about the first of them.
+        positions: of all of them.
+    """
+
+    def __init__(self, message: str, positions: list[int]) -> None:
+        super().__init__(message)
+        self.positions = positions
+
+
 def encode_ppm(rgb: npt.NDArray[np.uint8]) -> bytes:
     """Pixels uint8 [H,W,3] as a PPM file: any decoder gives the very same ones, and writing costs nothing."""
     height, width, _ = rgb.shape
@@ -88,19 +101,32 @@ def decode_images(source: ImageSource, image_size: int, progress: bool) -> npt.N
     """All images of a source as uint8 [len(source), image_size, image_size, 3], in several processes.
 
     Raises:
-        DataError: see :func:`decode_image`, for the first such image in order; or see
-            :func:`rotnet_fast.data.workers.in_chunks`.
+        UndecodableError: some cannot be decoded; all are tried.
+        DataError: one cannot be read any more; or see :func:`rotnet_fast.data.workers.in_chunks`.
     """
     images = np.empty((len(source), image_size, image_size, 3), dtype=np.uint8)
     work = functools.partial(_decode_chunk, image_size=image_size)
-    for place, decoded in in_chunks(work, source, "decoding", progress):
+    failures: list[tuple[int, str]] = []
+    for place, (decoded, failed) in in_chunks(work, source, "decoding", progress):
         images[place] = decoded
+        failures += [(place.start + number, said) for number, said in failed]
+    if failures:
+        raise UndecodableError(failures[0][1], [position for position, _ in failures])
     return images
 
 
-def _decode_chunk(source: ImageSource, image_size: int) -> npt.NDArray[np.uint8]:
-    numbers = range(len(source))
-    return np.stack([decode_image(source.read(i), image_size, source.names[i]) for i in numbers])
+def _decode_chunk(
+    source: ImageSource, image_size: int
+) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    images = np.zeros((len(source), image_size, image_size, 3), dtype=np.uint8)
+    failed = []
+    for number in range(len(source)):
+        content = source.read(number)
+        try:
+            images[number] = decode_image(content, image_size, source.names[number])
+        except DataError as error:
+            failed.append((number, str(error)))
+    return images, failed
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

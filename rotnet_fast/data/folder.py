@@ -3,136 +3,173 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
-from rotnet_fast.data.decode import decode_images
-from rotnet_fast.data.layout import Listing, list_folder, readable
-from rotnet_fast.data.scan import Scan, check_images, scan_images
-from rotnet_fast.data.split import EncodedSplit, RawDataset, Split
+from rotnet_fast.data.decode import UndecodableError, decode_images
+from rotnet_fast.data.layout import list_folder, readable
+from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images
+from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows
 from rotnet_fast.errors import ArgumentError, DataError
 
-
-def load(
-    data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail"
-) -> RawDataset[Split]:
-    """Images of a folder in memory: uint8 [N,H,W,3] for each half, in the order of the listing.
-
-    The first run looks at all files and decodes them (see :func:`rotnet_fast.data.decode.decode_image` for
-    what becomes of other sizes, greys and transparency) and keeps the result (see
-    :mod:`rotnet_fast.data.cache`).
-
-    Args:
-        data_dir: see :mod:`rotnet_fast.data.layout`.
-        image_size: H = W of the result in pixels.
-        progress: show progress bars.
-        bad_images: see :func:`rotnet_fast.data.scan.check_images`.
-
-    Raises:
-        ArgumentError: data_dir is None.
-        DataError: the layout is none that is known, or an image cannot be used.
-    """
-    checked = _check(data_dir, progress, bad_images)
-    source = checked.listing.source.take(checked.kept)
-    name = f"{image_size}px"
-    shape = (len(source), image_size, image_size, 3)
-    array = read_cache(checked.places, name, checked.digest, np.uint8, shape)
-    if array is None:
-        array = decode_images(source, image_size, progress)
-        write_cache(checked.places, name, checked.digest, array, "the decoded images")
-    images, labels = torch.from_numpy(array), checked.labels
-    count = checked.train_count
-    return RawDataset(
-        display_name=checked.display_name,
-        classes=checked.listing.classes,
-        train=Split(images[:count], labels[:count]),
-        test=Split(images[count:], labels[count:]),
-        skipped=checked.skipped,
-    )
-
-
-def open_encoded(
-    data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail"
-) -> RawDataset[EncodedSplit]:
-    """The same images as :func:`load` gives, left as they are, for a loader that decodes them itself.
-
-    Args and errors: as for :func:`load`; nothing is decoded to ``image_size`` here.
-    """
-    checked = _check(data_dir, progress, bad_images)
-
-    def half(kept: npt.NDArray[np.int64], labels: torch.Tensor) -> EncodedSplit:
-        return EncodedSplit(
-            source=checked.listing.source.take(kept),
-            labels=labels,
-            sizes=checked.scan.sizes[kept],
-            convert=checked.scan.convert[kept],
-            image_size=image_size,
-            contents=checked.scan.contents[kept],
-        )
-
-    count = checked.train_count
-    return RawDataset(
-        display_name=checked.display_name,
-        classes=checked.listing.classes,
-        train=half(checked.kept[:count], checked.labels[:count]),
-        test=half(checked.kept[count:], checked.labels[count:]),
-        skipped=checked.skipped,
-    )
+SplitT = TypeVar("SplitT", bound=AnySplit)
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A listing and which of its images are used.
+class Choice:
+    """Which images of a folder to use.
 
     Attributes:
-        kept: int64 [N], positions in the listing.
-        labels: int64 [N].
-        train_count: how many of them are of the training half.
-        skipped: names of the others, relative to the data folder.
-        digest: of the listing, and of what is skipped.
-        places: of the cache.
+        limit_train, limit_test: keep only so many of a half, see `rotnet_fast.data.split.limit_rows`; None
+            keeps all. Images beyond a limit are not even looked at.
+        bad_images: see :func:`rotnet_fast.data.scan.check_images`.
+        check: how closely to look at them, see :class:`rotnet_fast.data.scan.Scanner`.
     """
 
-    display_name: str
-    listing: Listing
-    scan: Scan
-    kept: npt.NDArray[np.int64]
-    labels: torch.Tensor
-    train_count: int
-    skipped: tuple[str, ...]
-    digest: str
-    places: list[Path]
+    limit_train: int | None = None
+    limit_test: int | None = None
+    bad_images: str = "fail"
+    check: str = "structure"
 
 
-def _check(data_dir: Path | None, progress: bool, bad_images: str) -> _Checked:
-    if data_dir is None:
-        raise ArgumentError("--dataset folder needs --data-dir, the folder that holds the images")
-    listing = list_folder(data_dir, progress)
-    places = cache_places(data_dir)
-    scan = scan_images(listing.source, listing.digest, places, progress)
-    kept = check_images(listing.source, scan, bad_images)
-    train_count = int((kept < listing.train_count).sum())
-    if not 0 < train_count < len(kept):
-        raise DataError(f"{data_dir} has no good image in one of its halves; add some")
-    left_out = np.setdiff1d(np.arange(len(listing.source)), kept)
-    skipped = tuple(listing.source.relative_name(i) for i in left_out.tolist())
-    digest = listing.digest
-    if skipped:
-        digest = hashlib.sha256(os.fsencode("\0".join((digest, *skipped)))).hexdigest()
-    return _Checked(
-        display_name=f"folder {readable(data_dir.resolve().name)}",
-        listing=listing,
-        scan=scan,
-        kept=kept,
-        labels=torch.from_numpy(listing.labels[kept]),
-        train_count=train_count,
-        skipped=skipped,
-        digest=digest,
-        places=places,
-    )
+class OpenFolder:
+    """The images of a folder that are used, looked at and not decoded yet.
+
+    Args:
+        data_dir: see :mod:`rotnet_fast.data.layout`.
+        choice: of images.
+        progress: show progress bars.
+
+    Attributes:
+        kept: int64 [N], positions of the images in the listing, those of the training half first.
+
+    Raises:
+        ArgumentError: data_dir is None, or a limit beyond the images that there are.
+        DataError: the layout is none that is known, or an image cannot be used.
+    """
+
+    def __init__(self, data_dir: Path | None, choice: Choice, progress: bool) -> None:
+        if data_dir is None:
+            raise ArgumentError("--dataset folder needs --data-dir, the folder that holds the images")
+        self._root = data_dir
+        self._choice = choice
+        self._progress = progress
+        self._listing = list_folder(data_dir, progress)
+        self._places = cache_places(data_dir)
+        self._scanner = Scanner(self._listing.source, self._places, progress, choice.check)
+        self.kept = self._choose()
+
+    def _choose(self) -> npt.NDArray[np.int64]:
+        """The images to use, all of them good.
+
+        A bad one within a limit gives way to the next of its class, so that it is the choice that the limit
+        makes among all good images.
+        """
+        is_settled = False
+        while not is_settled:
+            kept = self._within_limits()
+            self._scanner.look(kept)
+            is_settled = bool((self._scanner.scan.verdicts[kept] == GOOD).all())
+            if not is_settled and self._choice.bad_images != "skip":
+                break
+        check_images(self._listing.source, self._scanner.scan, self._choice.bad_images, self._places)
+        return kept
+
+    def _within_limits(self) -> npt.NDArray[np.int64]:
+        """What the limits leave of the images that are not known to be bad."""
+        usable = np.flatnonzero(np.isin(self._scanner.scan.verdicts, (GOOD, UNKNOWN)))
+        is_train = usable < self._listing.train_count
+        if is_train.all() or not is_train.any():
+            raise DataError(f"{self._root} has no good image in one of its halves; add some")
+        halves = []
+        for half, argument in ((usable[is_train], "limit_train"), (usable[~is_train], "limit_test")):
+            limit = getattr(self._choice, argument)
+            rows = slice(None) if limit is None else limit_rows(self._listing.labels[half], limit, argument)
+            halves.append(half[rows])
+        return np.concatenate(halves)
+
+    def encoded(self, image_size: int) -> RawDataset[EncodedSplit]:
+        """The images as they are, for a loader that decodes them itself.
+
+        Args:
+            image_size: H = W that they are to be brought to.
+        """
+        train, test = self._files(image_size)
+        return self._dataset(train, test, (train, test))
+
+    def decoded(self, image_size: int) -> RawDataset[Split]:
+        """The images in memory: uint8 [N,H,W,C] for each half, in the order of the listing.
+
+        The first run decodes them (see :func:`rotnet_fast.data.decode.decode_image` for what becomes of other
+        sizes, greys and transparency) and keeps the result (see :mod:`rotnet_fast.data.cache`).
+
+        Args:
+            image_size: H = W of the result in pixels.
+
+        Raises:
+            DataError: an image cannot be decoded.
+        """
+        array = None
+        while array is None:
+            try:
+                array = self._decode(image_size)
+            except UndecodableError as error:
+                self._scanner.mark_undecodable(self.kept[error.positions])
+                self.kept = self._choose()  # raises, unless they may be left out
+        images, labels = torch.from_numpy(array), torch.from_numpy(self._listing.labels[self.kept])
+        train, test = (Split(images[half], labels[half]) for half in self._halves())
+        return self._dataset(train, test, self._files(image_size))
+
+    def _decode(self, image_size: int) -> npt.NDArray[np.uint8]:
+        listing, choice = self._listing, self._choice
+        is_limited = choice.limit_train is not None or choice.limit_test is not None
+        name = f"{image_size}px-limited" if is_limited else f"{image_size}px"
+        digest = listing.digest
+        if len(self.kept) < len(listing.source):
+            digest = hashlib.sha256(digest.encode() + self.kept.tobytes()).hexdigest()
+        shape = (len(self.kept), image_size, image_size, 3)
+        array = read_cache(self._places, name, digest, np.uint8, shape)
+        if array is None:
+            array = decode_images(listing.source.take(self.kept), image_size, self._progress)
+            write_cache(self._places, name, digest, array, "the decoded images")
+        return array
+
+    def _halves(self) -> tuple[slice, slice]:
+        count = int((self.kept < self._listing.train_count).sum())
+        return slice(count), slice(count, None)
+
+    def _files(self, image_size: int) -> tuple[EncodedSplit, EncodedSplit]:
+        listing, scan = self._listing, self._scanner.scan
+        train, test = (
+            EncodedSplit(
+                source=listing.source.take(self.kept[half]),
+                labels=torch.from_numpy(listing.labels[self.kept[half]]),
+                sizes=scan.sizes[self.kept[half]],
+                convert=scan.convert[self.kept[half]],
+                image_size=image_size,
+                contents=scan.contents[self.kept[half]],
+            )
+            for half in self._halves()
+        )
+        return train, test
+
+    def _dataset(
+        self, train: SplitT, test: SplitT, files: tuple[EncodedSplit, EncodedSplit]
+    ) -> RawDataset[SplitT]:
+        listing, verdicts = self._listing, self._scanner.scan.verdicts
+        bad = np.flatnonzero(~np.isin(verdicts, (GOOD, UNKNOWN)))
+        return RawDataset(
+            display_name=f"folder {readable(self._root.resolve().name)}",
+            classes=listing.classes,
+            train=train,
+            test=test,
+            skipped=tuple(listing.source.relative_name(i) for i in bad.tolist()),
+            files=files,
+            passed_over=listing.passed_over,
+        )

@@ -3,37 +3,50 @@
 Layouts of DATA_DIR:
 
 ====================================  ===================================================================
-train/<class>/  and  test/<class>/    JPEG or PNG files; a label is the class's position in sorted order
+train/<class>/  and  test/<class>/    JPEG or PNG files, also in folders within; a label is the class's
+                                      position in sorted order
 train/  and  test/                    JPEG or PNG files without classes
 train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.shards`
+*.tar in DATA_DIR itself              shards whose names say which half they are of, such as x-train-0.tar
 files or *.tar in DATA_DIR itself     as above; the first and then every 20th image is a test image
 ====================================  ===================================================================
 
-Instead of test/ the second half may be called val/ or validation/ (the first of the three that exists is
-taken). Folders and files whose name starts with a dot are passed over, and so are other files, folders
-within class folders and, where there is train/, whatever else lies in DATA_DIR. Links are followed; what is
-named like an image or a shard and is a broken link, a FIFO or a device is an error. Files are sorted by name,
-by code point, so that 10.jpg comes before 2.jpg.
+Instead of test/ the second half may be called val/ or validation/; of several, the first of the three that
+holds what train/ does is taken. Passed over, and counted in `Listing.passed_over`, are folders and files
+whose name starts with a dot, other files and, where there is train/, whatever else lies in DATA_DIR. Links
+are followed; what is named like an image or a shard and is a broken link, a FIFO or a device is an error.
+Files are sorted by name, by code point, so that 10.jpg comes before 2.jpg.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from rotnet_fast.data.cache import cache_places
+from rotnet_fast.data.cache import FOLDER_NAME, cache_places
+from rotnet_fast.data.passed import PassedOver
 from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.errors import DataError
 
 HOLD_OUT_EVERY = 20
 TEST_NAMES = ("test", "val", "validation")
+_HALVES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "val": "val",
+    **dict.fromkeys(("valid", "validation", "dev", "eval"), "validation"),
+}
+"""Words in the names of shards -> the half that they say."""
+_HALF_IN_NAME = re.compile(f"(?<![a-z])({'|'.join(_HALVES)})(?![a-z])")
 EXPECTED = (
     "it must hold train/ and test/ (or val/), each with class folders of JPEG or PNG files, with such files, "
     "or with .tar shards; or such files or shards directly"
@@ -51,6 +64,7 @@ class Listing:
         labels: int64 [N]; all 0 where there are no classes.
         train_count: images of the training half.
         digest: SHA-256 (hexadecimal) over each file's place, size and time of change.
+        passed_over: what else there is.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +72,7 @@ class Listing:
     labels: npt.NDArray[np.int64]
     train_count: int
     digest: str
+    passed_over: PassedOver
 
 
 def list_folder(data_dir: Path, progress: bool = False) -> Listing:
@@ -78,10 +93,18 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
         if "train" not in top.folders:
             _check_readable(top)
             return _list_undivided(root, top, progress)
-        second = next((name for name in TEST_NAMES if name in top.folders), None)
-        if second is None:
+        present = [name for name in TEST_NAMES if name in top.folders]
+        if not present:
             raise DataError(f"{root} has train/ but no test/, val/ or validation/: {EXPECTED}")
-        return _list_halves(root, _look(root, "train"), _look(root, second), progress)
+        train, *seconds = (_look(root, name) for name in ("train", *present))
+        # ImageNet, for one, has class folders in val/ and files without labels in test/.
+        second = next((half for half in seconds if half.kinds() == train.kinds()), seconds[0])
+        passed_over = top.others
+        beside = [*top.images, *top.shards, *(f"{name}/" for name in top.folders)]
+        for name in beside:
+            if name not in ("train/", f"{second.place}/"):
+                passed_over.add("beside train/", name)
+        return _list_halves(root, train, second, passed_over, progress)
     except OSError as error:
         raise DataError(f"{root} cannot be read as a folder of images ({error}); {EXPECTED}") from error
 
@@ -98,27 +121,32 @@ class _Folder:
     images: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    others: PassedOver = field(default_factory=PassedOver)
 
     def within(self, names: Sequence[str]) -> list[str]:
         """Places of these files."""
         return [f"{self.place}/{name}" if self.place else name for name in names]
 
+    def kinds(self) -> list[str]:
+        """Of ``classes``, ``images`` and ``shards``, those that it holds."""
+        kinds = {"classes": self.folders, "images": self.images, "shards": self.shards}
+        return [kind for kind, names in kinds.items() if names]
+
 
 def _look(root: str, place: str) -> _Folder:
     folder = _Folder(place)
     with os.scandir(os.path.join(root, place)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        for entry in sorted(entries, key=lambda entry: entry.name):
             lower = entry.name.lower()
-            if entry.is_dir():
+            is_hidden = entry.name.startswith(".")
+            if not is_hidden and entry.is_dir():
                 folder.folders.append(entry.name)
-            elif lower.endswith((*IMAGE_SUFFIXES, ".tar")):
+            elif not is_hidden and lower.endswith((*IMAGE_SUFFIXES, ".tar")):
                 if not entry.is_file():  # of which the system knows without opening it
                     folder.unreadable.append(entry.path)
                 (folder.shards if lower.endswith(".tar") else folder.images).append(entry.name)
-    for names in (folder.folders, folder.images, folder.shards):
-        names.sort()
+            elif entry.name != FOLDER_NAME:
+                folder.others.add_file(*folder.within([entry.name]))
     return folder
 
 
@@ -130,56 +158,95 @@ def _check_readable(folder: _Folder) -> None:
 def _form(root: str, folder: _Folder) -> str:
     """``classes``, ``images`` or ``shards``: the one kind of thing that the folder holds."""
     _check_readable(folder)
-    kinds = {"classes": folder.folders, "images": folder.images, "shards": folder.shards}
-    present = [kind for kind, names in kinds.items() if names]
+    present = folder.kinds()
     if len(present) == 1:
         return present[0]
     path = os.path.join(root, folder.place)
     if not present:
-        raise DataError(f"{path} holds no class folders, no JPEG or PNG files and no .tar shards; add some")
+        raise DataError(
+            f"{path} holds no class folders, no JPEG or PNG files and no .tar shards{_but(folder)}; add some"
+        )
     raise DataError(f"{path} mixes {_found(folder)}; keep one of these kinds")
 
 
 def _found(folder: _Folder) -> str:
     kinds = (("folders", folder.folders), ("image files", folder.images), (".tar shards", folder.shards))
-    return ", ".join(f"{kind} (such as {names[0]})" for kind, names in kinds if names) or "nothing"
+    found = [f"{kind} (such as {names[0]})" for kind, names in kinds if names]
+    return ", ".join(found) or str(folder.others) or "nothing"
 
 
-def _list_halves(root: str, train: _Folder, test: _Folder, progress: bool) -> Listing:
+def _but(folder: _Folder) -> str:
+    return f", but {folder.others}" if folder.others else ""
+
+
+def _list_halves(
+    root: str, train: _Folder, test: _Folder, passed_over: PassedOver, progress: bool
+) -> Listing:
     form = _form(root, train)
     if _form(root, test) != form:
         raise DataError(
             f"train/ of {root} holds {_found(train)}, but {test.place}/ {_found(test)}; both halves "
             f"must be of one kind"
         )
+    for half in (train, test):
+        passed_over.update(half.others)
     if form == "shards":
-        return _list_shards(root, train.within(train.shards), test.within(test.shards), progress)
+        for half in (train, test):
+            _check_unmixed(os.path.join(root, half.place), half.shards)
+        shards = (train.within(train.shards), test.within(test.shards))
+        return _list_shards(root, *shards, passed_over, progress)
     if form == "images":
         files = [train.within(train.images), test.within(test.images)]
-        return _list_files(root, (), [[files[0]], [files[1]]])
-    if train.folders != test.folders:
-        different = sorted(set(train.folders) ^ set(test.folders))
+        return _list_files(root, (), [[files[0]], [files[1]]], passed_over)
+    different = sorted(set(train.folders) ^ set(test.folders))
+    if different:
+        names = ", ".join(different)
+        if len({unicodedata.normalize("NFC", name) for name in different}) < len(different):
+            names = f"{', '.join(map(ascii, different))}: some differ in how their accents are written alone"
         raise DataError(
-            f"train/ and {test.place}/ of {root} must hold the same classes; only one has "
-            f"{', '.join(different)}"
+            f"train/ and {test.place}/ of {root} must hold the same classes; only one has {names}"
         )
     by_class = [
-        [_class_files(root, f"{half.place}/{name}") for name in half.folders] for half in (train, test)
+        [_class_files(root, f"{half.place}/{name}", passed_over) for name in half.folders]
+        for half in (train, test)
     ]
-    return _list_files(root, tuple(train.folders), by_class)
+    return _list_files(root, tuple(train.folders), by_class, passed_over)
 
 
-def _class_files(root: str, place: str) -> list[str]:
+def _class_files(root: str, place: str, passed_over: PassedOver) -> list[str]:
+    """Places of the images of a class, in its folder and in all folders within."""
+    others = PassedOver()
+    files = sorted(_files_within(root, place, (), others))
+    if not files:
+        but = f", but {others}: convert them, or" if others else "; add some or"
+        raise DataError(
+            f"{os.path.join(root, place)} holds no .jpg, .jpeg or .png files{but} remove the folder"
+        )
+    passed_over.update(others)
+    return files
+
+
+def _files_within(
+    root: str, place: str, above: tuple[tuple[int, int], ...], passed_over: PassedOver
+) -> Iterator[str]:
+    path = os.path.join(root, place)
+    found = os.stat(path)
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        raise DataError(f"{path} is a link to a folder that it lies in; remove it")
     folder = _look(root, place)
     _check_readable(folder)
-    if not folder.images:
-        raise DataError(
-            f"{os.path.join(root, place)} holds no .jpg, .jpeg or .png files; add some or remove the folder"
-        )
-    return folder.within(folder.images)
+    for name in folder.within(folder.shards):
+        passed_over.add_file(name)
+    passed_over.update(folder.others)
+    yield from folder.within(folder.images)
+    for inner in folder.within(folder.folders):
+        yield from _files_within(root, inner, (*above, here), passed_over)
 
 
-def _list_files(root: str, classes: tuple[str, ...], by_class: list[list[list[str]]]) -> Listing:
+def _list_files(
+    root: str, classes: tuple[str, ...], by_class: list[list[list[str]]], passed_over: PassedOver
+) -> Listing:
     """From the places of the files of each class of each half."""
     places = [place for half in by_class for files in half for place in files]
     digest, sizes, times = _digest(root, places)
@@ -192,42 +259,87 @@ def _list_files(root: str, classes: tuple[str, ...], by_class: list[list[list[st
         labels=labels,
         train_count=sum(len(files) for files in by_class[0]),
         digest=digest,
+        passed_over=passed_over,
     )
 
 
-def _list_shards(root: str, train: list[str], test: list[str], progress: bool) -> Listing:
+def _list_shards(
+    root: str, train: list[str], test: list[str], passed_over: PassedOver, progress: bool
+) -> Listing:
     """From the places of the shards of both halves; without test shards, images are not yet divided."""
     shards = train + test
     digest, _, times = _digest(root, shards)
     paths = [os.path.join(root, shard) for shard in shards]
-    source, labels = index_shards(root, paths, digest, cache_places(Path(root)), progress, times.tolist())
+    index = index_shards(root, paths, digest, cache_places(Path(root)), progress, times.tolist())
+    source, labels = index.source, index.labels
     classes = () if labels is None else tuple(str(label) for label in range(int(labels.max()) + 1))
+    passed_over.update(index.passed_over)
     return Listing(
         classes=classes,
         source=source,
         labels=np.zeros(len(source), np.int64) if labels is None else labels,
         train_count=int((source.shard_numbers < len(train)).sum()),
         digest=digest,
+        passed_over=passed_over,
     )
+
+
+def _half_of(shard: str) -> str | None:
+    """``train``, or the one of ``TEST_NAMES``, that the name of a shard says; None where it says none."""
+    found = _HALF_IN_NAME.findall(shard.lower())
+    return None if not found else _HALVES[found[-1]]
+
+
+def _check_unmixed(path: str, shards: list[str]) -> None:
+    """Refuse shards of both halves in a folder of one."""
+    halves = {_half_of(name): name for name in reversed(shards)}
+    tests = [halves[name] for name in TEST_NAMES if name in halves]
+    if "train" in halves and tests:
+        raise DataError(
+            f"{path} holds shards of both halves, such as {halves['train']} and {tests[0]}; move those of "
+            f"the other half into its folder"
+        )
+
+
+def _divide(root: str, shards: list[str]) -> dict[str, list[str]] | None:
+    """Shards by the halves that their names say; None where they do not say that there are several."""
+    by_half: dict[str | None, list[str]] = {}
+    for name in shards:
+        by_half.setdefault(_half_of(name), []).append(name)
+    tests = [name for name in TEST_NAMES if name in by_half]
+    if not tests or len(by_half) == 1:
+        return None
+    if "train" not in by_half or None in by_half:
+        unclear = by_half.get(None, by_half[tests[-1]])[0]
+        raise DataError(
+            f"{root} holds shards of several halves, such as {by_half[tests[0]][0]} and {unclear}, and not "
+            f"all names say train or one of test, val and validation; move them into train/ and test/"
+        )
+    return {half: names for half, names in by_half.items() if half is not None}
 
 
 def _list_undivided(root: str, top: _Folder, progress: bool) -> Listing:
     """Hold out the first image and every 20th after it: evenly spaced, and the same on every machine."""
     if _form(root, top) == "shards":
-        whole = _list_shards(root, top.shards, [], progress)
+        halves = _divide(root, top.shards)
+        if halves is not None:
+            second, *rest = (name for name in TEST_NAMES if name in halves)
+            for name in rest:
+                top.others.add(f"shards of {name}", halves[name][0], len(halves[name]))
+            return _list_shards(root, halves["train"], halves[second], top.others, progress)
+        whole = _list_shards(root, top.shards, [], top.others, progress)
     else:
-        whole = _list_files(root, (), [[top.images], []])
+        whole = _list_files(root, (), [[top.images], []], top.others)
     if len(whole.source) < 2:
         raise DataError(f"{root} holds one image; it needs at least two, one of them for the test")
     numbers = np.arange(len(whole.source))
     is_test = numbers % HOLD_OUT_EVERY == 0
     order = np.concatenate([numbers[~is_test], numbers[is_test]])
-    return Listing(
-        classes=whole.classes,
+    return replace(
+        whole,
         source=whole.source.take(order),
         labels=whole.labels[order],
         train_count=int((~is_test).sum()),
-        digest=whole.digest,
     )
 
 

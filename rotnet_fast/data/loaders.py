@@ -11,7 +11,8 @@ import torch
 
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader, require_dali
-from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.datasets import FILE_DATASETS, Dataset, check_request, load_dataset, make_dataset
+from rotnet_fast.data.folder import Choice
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.sampling import WHOLE, Shard
@@ -57,32 +58,20 @@ def open_dataset(
     progress: bool = True,
     bad_images: str = "fail",
     display_name: str | None = None,
+    check_images: str = "structure",
 ) -> Dataset[AnySplit]:
     """A data set in memory, or as encoded files for DALI where it is too large or cropped.
 
     Args:
-        name, data_dir, image_size, limit_train, limit_test, bad_images, display_name: see `load_dataset`.
+        name, data_dir, image_size, limit_train, limit_test, bad_images, display_name, check_images: see
+            `load_dataset`.
         progress: likewise; also say which loader is taken, and why.
         streaming: says what is wanted.
 
     Raises:
         ArgumentError, DataError: see `load_dataset` and :func:`choose_loader`.
     """
-
-    def load(encoded: bool) -> Dataset[AnySplit]:
-        return load_dataset(
-            name,
-            data_dir,
-            image_size,
-            limit_train,
-            limit_test,
-            progress,
-            display_name=display_name,
-            bad_images=bad_images,
-            encoded=encoded,
-        )
-
-    if name != "folder":
+    if name not in FILE_DATASETS:
         for argument, value, only in (
             ("loader", streaming.loader, "dali"),
             ("crop", "resized" if streaming.crop else "pad", "resized"),
@@ -92,18 +81,28 @@ def open_dataset(
                     f"{argument} is {value}, which is made from the files of a folder; data set {name} is "
                     f"always in memory: leave --{argument} out"
                 )
-        return load(encoded=False)
-    if streaming.loader == "resident" and streaming.crop is None:
-        return load(encoded=False)
-    found = load(encoded=True)
-    decoded_bytes = (len(found.train) + len(found.test)) * image_size**2 * 3
-    chosen, reason = choose_loader(streaming, decoded_bytes)
-    if progress:
+        return load_dataset(
+            name,
+            data_dir,
+            image_size,
+            limit_train,
+            limit_test,
+            progress,
+            display_name=display_name,
+            bad_images=bad_images,
+            check_images=check_images,
+        )
+    choice = Choice(limit_train, limit_test, bad_images, check_images)
+    check_request(name, image_size, choice)
+    found = FILE_DATASETS[name](data_dir, choice, progress)
+    chosen, reason = choose_loader(streaming, len(found.kept) * image_size**2 * 3)
+    if progress and (streaming.loader != "resident" or streaming.crop is not None):
         print(f"loader: {chosen}; {reason}")
     if chosen == "resident":
-        return load(encoded=False)
+        return make_dataset(name, found.decoded(image_size), progress, display_name)
     require_dali(streaming.device)
-    return replace(found, crop=streaming.crop, decoder=streaming.decoder)
+    dataset = make_dataset(name, found.encoded(image_size), progress, display_name)
+    return replace(dataset, crop=streaming.crop, decoder=streaming.decoder)
 
 
 def make_loader(

@@ -1,19 +1,22 @@
-"""What the headers of encoded images say, and which images are damaged, found without decoding any.
+"""What is known of encoded images before any is trained on: their sizes, and which are damaged.
 
 A damaged image inside a training batch would stop the run, or worse: half-decoded, it would be trained on.
-So every image is looked at beforehand, and every way to use a data set uses the same images. What is not
-noticed is garbage between the header and the end of a JPEG: no decoder notices it either.
+So every image that is used is looked at beforehand, and every way to use a data set uses the same images. The
+whole file is read, but only what is odd is decoded: see :mod:`rotnet_fast.data.jpeg` and
+:mod:`rotnet_fast.data.png`. What is not noticed is damage among the compressed pixels of a JPEG that still
+reads as such pixels: it decodes, to the same wrong pixels everywhere. Decoding all images on top of it
+(``check`` = ``decode``) does not see that either; it sees what a decoder refuses for any other reason.
 
 Worker processes import this module, so it stays free of torch, which takes seconds to import.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,36 +27,38 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from rotnet_fast.data.cache import read_cache, write_cache
-from rotnet_fast.data.decode import DEEP_GREY, MODES
+from rotnet_fast.data import jpeg, png
+from rotnet_fast.data.cache import read_cache, write_cache, write_text
+from rotnet_fast.data.decode import MODES, decode_rgb
 from rotnet_fast.data.source import ImageSource
+from rotnet_fast.data.verdicts import (
+    BOMB,
+    EMPTY,
+    HEADER,
+    LONGEST_SIDE,
+    MOST_PIXELS,
+    OTHER,
+    TOO_DEEP,
+    TOO_LONG,
+    UNDECODABLE,
+    UNREADABLE,
+    DamageError,
+)
+from rotnet_fast.data.verdicts import GOOD as GOOD
+from rotnet_fast.data.verdicts import REASONS as REASONS
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError, printable
 
-_FORMAT = "3"  # raise it when the same images would get other values
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8\xff"
-_LONGEST_SIDE = 2**15 - 1
-_MOST_PIXELS = 2 * 89_478_485  # from here on Pillow refuses to decode, too
+_FORMAT = "4"  # raise it when the same images would get other values
 _SHOWN = 5
-_COLUMNS = 8
+_KEY, _COLUMNS = 4, 8
+_FLAGS, _VERDICT = 2, 3
+_CONVERT, _DECODED = 1, 2
+UNKNOWN = -1
 
-GOOD = 0
-_UNREADABLE = 1
-REASONS = (
-    "is good",
-    "cannot be read",
-    "is empty",
-    "is neither JPEG nor PNG",
-    "has a damaged header, one of no pixels, or one of a kind that is not supported",
-    f"is a decompression bomb: it claims to have more than {_MOST_PIXELS} pixels",
-    f"has more than {_LONGEST_SIDE} pixels a side",
-    "ends early: the end-of-image marker is missing",
-    "is damaged: a chunk is cut off or has a wrong checksum",
-    DEEP_GREY,
-)
-"""What is said of an image: its name and the entry at its verdict."""
-_EMPTY, _OTHER, _HEADER, _BOMB, _TOO_LONG, _CUT_OFF, _CHUNK, _DEEP_GREY = range(2, len(REASONS))
+
+CHECKS = ("structure", "decode")
+"""How closely images are looked at: see :class:`Scanner`."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,11 @@ class Scan:
 
     Attributes:
         sizes: int32 [N,2], height and width in pixels, after the camera's orientation tag; 0 for a bad one.
-        convert: bool [N], images that DALI would decode to other pixels than
+        convert: bool [N], images that DALI would refuse, or decode to other pixels than
             :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, CMYK,
-            an orientation in a PNG, and one that stands only in XMP.
-        verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``.
+            an orientation in a PNG, one that stands only in XMP, and files that are not as the standard has
+            them.
+        verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``; ``UNKNOWN`` of one not looked at.
         contents: int32 [N,4], first 128 bits of the SHA-256 of each encoded image; 0 for an unreadable one.
     """
 
@@ -75,149 +81,221 @@ class Scan:
     contents: npt.NDArray[np.int32]
 
 
-def scan_images(source: ImageSource, digest: str, places: list[Path], progress: bool) -> Scan:
-    """Look at all images, in several processes, or take what an earlier run found.
+class Scanner:
+    """Looks at images in several processes, at each once: what is found is kept for later runs.
+
+    An image is known by its name, size and time of change, so that of a folder in which some were repaired,
+    added or removed, only the new ones are looked at. What cannot be read now (no permission, a network that
+    is down) may be readable next time, and is not kept.
 
     Args:
-        digest: of the folder's listing.
-        places: for the result, see :mod:`rotnet_fast.data.cache`.
-        progress: show a progress bar.
-
-    Raises:
-        DataError: see :func:`rotnet_fast.data.workers.in_chunks`.
+        source: the images.
+        places: for the results, see :mod:`rotnet_fast.data.cache`.
+        progress: show progress bars.
+        check: ``structure``, or ``decode`` to decode every image, too, which takes as long as an epoch does.
     """
-    key = f"{_FORMAT}-{digest}"
-    shape = (len(source), _COLUMNS)
-    found = read_cache(places, "scan", key, np.int32, shape)
-    if found is None or not _is_scan(found):
-        found = np.empty(shape, dtype=np.int32)
-        for place, part in in_chunks(_examine_chunk, source, "checking", progress):
-            found[place] = part
-        # What cannot be read now (no permission, a network that is down) may be readable next time, and
-        # nothing in the listing would tell.
-        if not (found[:, 3] == _UNREADABLE).any():
-            write_cache(places, "scan", key, found, "the results of checking the images")
-    return Scan(sizes=found[:, :2], convert=found[:, 2] != 0, verdicts=found[:, 3], contents=found[:, 4:])
+
+    def __init__(
+        self, source: ImageSource, places: list[Path], progress: bool, check: str = "structure"
+    ) -> None:
+        self.source = source
+        self._places = places
+        self._progress = progress
+        self._decodes = check == "decode"
+        self._table = np.zeros((len(source), _COLUMNS), dtype=np.int32)
+        self._table[:, _VERDICT] = UNKNOWN
+        self._keys = source.keys()
+        kept = read_cache(places, "scan", _FORMAT, np.int32, (None, _KEY + _COLUMNS))
+        if self._keys is not None and kept is not None and _is_scan(kept[:, _KEY:]):
+            rows = _find(self._keys, np.ascontiguousarray(kept[:, :_KEY]).view(np.int64))
+            self._table[rows >= 0] = kept[rows[rows >= 0], _KEY:]
+
+    @property
+    def scan(self) -> Scan:
+        """What is known up to now."""
+        table = self._table
+        return Scan(
+            sizes=table[:, :2],
+            convert=table[:, _FLAGS] & _CONVERT != 0,
+            verdicts=table[:, _VERDICT],
+            contents=table[:, _VERDICT + 1 :],
+        )
+
+    def look(self, positions: npt.NDArray[np.int64]) -> None:
+        """Look at those of some images that are not known yet.
+
+        Raises:
+            DataError: see :func:`rotnet_fast.data.workers.in_chunks`.
+        """
+        table = self._table[positions]
+        is_new = table[:, _VERDICT] == UNKNOWN
+        if self._decodes:
+            is_new |= (table[:, _VERDICT] == GOOD) & (table[:, _FLAGS] & _DECODED == 0)
+        new = positions[is_new]
+        if len(new) == 0:
+            return
+        work = functools.partial(_examine_chunk, decodes=self._decodes)
+        for place, part in in_chunks(work, self.source.take(new), "checking", self._progress):
+            self._table[new[place]] = part
+        self._keep()
+
+    def mark_undecodable(self, positions: npt.NDArray[np.int64]) -> None:
+        """Keep of images that they passed for good, but could not be decoded."""
+        self._table[positions, :_VERDICT] = 0
+        self._table[positions, _VERDICT] = UNDECODABLE
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._keys is None:
+            return
+        known = ~np.isin(self._table[:, _VERDICT], (UNKNOWN, UNREADABLE))
+        keys = self._keys[known].view(np.int32).reshape(-1, _KEY)
+        table = np.concatenate([keys, self._table[known]], axis=1)
+        write_cache(self._places, "scan", _FORMAT, table, "the results of checking the images")
 
 
-def check_images(source: ImageSource, scan: Scan, bad_images: str) -> npt.NDArray[np.int64]:
-    """Positions of the images to use.
+def scan_images(source: ImageSource, places: list[Path], progress: bool, check: str = "structure") -> Scan:
+    """Look at all images of a source, but for those known from an earlier run; see :class:`Scanner`."""
+    scanner = Scanner(source, places, progress, check)
+    scanner.look(np.arange(len(source)))
+    return scanner.scan
+
+
+def check_images(
+    source: ImageSource, scan: Scan, bad_images: str, places: Sequence[Path] = ()
+) -> npt.NDArray[np.int64]:
+    """Say which images are bad, and give the positions of the good ones.
 
     Args:
-        bad_images: ``fail`` to raise an error where an image is bad. ``skip`` to leave bad ones out and list
-            them on stderr, as long as they are at most one in a thousand (one, in smaller sets): more point
-            to a fault of the whole set, and leaving out many would change what is measured.
+        bad_images: ``fail`` to raise an error where one is. ``skip`` to list them on stderr, as long as they
+            are at most one in a thousand (one, in smaller sets): more point to a fault of the whole set, and
+            leaving out many would change what is measured.
+        places: where a list that is too long for an error is written to.
 
     Raises:
         DataError: bad images where none, or not so many, are allowed.
     """
-    bad = np.flatnonzero(scan.verdicts != GOOD).tolist()
-    if bad:
-        lines = [f"{source.names[i]} {REASONS[scan.verdicts[i]]}" for i in bad]
-        allowed = max(1, len(source) // 1000)
-        count = f"{len(bad)} of {len(source)} images cannot be used"
-        shown = "; ".join(lines[:_SHOWN]) + ("; and others" if len(bad) > _SHOWN else "")
-        if bad_images != "skip":
-            raise DataError(
-                f"{count}: {shown}. Repair or remove them, or leave them out with --bad-images skip"
-            )
-        if len(bad) > allowed:
-            raise DataError(
-                f"{count}, and --bad-images skip leaves out {allowed} at most, one in a thousand: {shown}. "
-                f"Repair or remove them"
-            )
-        print(f"WARNING: {count} and are left out:", *map(printable, lines), sep="\n  ", file=sys.stderr)
-    return np.flatnonzero(scan.verdicts == GOOD)
+    bad = np.flatnonzero((scan.verdicts != GOOD) & (scan.verdicts != UNKNOWN)).tolist()
+    good = np.flatnonzero(scan.verdicts == GOOD)
+    if not bad:
+        return good
+    lines = [(source.names[i], REASONS[scan.verdicts[i]]) for i in bad]
+    allowed = max(1, len(source) // 1000)
+    count = f"{len(bad)} of {len(source)} images cannot be used"
+    is_allowed = bad_images == "skip" and len(bad) <= allowed
+    if is_allowed:
+        said = [printable(f"{name} {reason}") for name, reason in lines]
+        print(f"WARNING: {count} and are left out:", *said, sep="\n  ", file=sys.stderr)
+        return good
+    shown = "; ".join(f"{name} {reason}" for name, reason in lines[:_SHOWN])
+    if len(bad) > _SHOWN:
+        one_line = (printable(name).replace("\n", "\\n") for name, _ in lines)
+        text = "".join(f"{name}\t{reason}\n" for name, (_, reason) in zip(one_line, lines, strict=True))
+        written = write_text(places, "bad-images.txt", text)
+        listed = "" if written is None else f", all of which {written} lists"
+        shown += f"; and {len(bad) - _SHOWN} others{listed}"
+    if bad_images != "skip":
+        raise DataError(f"{count}: {shown}. Repair or remove them, or leave them out with --bad-images skip")
+    raise DataError(
+        f"{count}, and --bad-images skip leaves out {allowed} at most, one in a thousand: {shown}. "
+        f"Repair or remove them"
+    )
 
 
-def _examine_chunk(source: ImageSource) -> npt.NDArray[np.int32]:
+def _find(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions of keys [N,2] among others [M,2]; -1 for one that is not there."""
+    order = np.argsort(among[:, 0], kind="stable")
+    places = np.searchsorted(among[order, 0], keys[:, 0])
+    rows = np.append(order, 0)[places] if len(among) else np.zeros(len(keys), np.int64)
+    is_there = (among[rows] == keys).all(axis=1) if len(among) else np.zeros(len(keys), np.bool_)
+    return np.where(is_there, rows, -1)
+
+
+def _examine_chunk(source: ImageSource, decodes: bool) -> npt.NDArray[np.int32]:
     rows = []
     for index in range(len(source)):
         try:
             content = source.read(index)
         except DataError:
-            rows.append((0, 0, 0, _UNREADABLE, 0, 0, 0, 0))
-        else:
-            rows.append((*examine(content), *struct.unpack("<4i", hashlib.sha256(content).digest()[:16])))
+            rows.append((0, 0, 0, UNREADABLE, 0, 0, 0, 0))
+            continue
+        height, width, convert, verdict = examine(content, decodes)
+        flags = convert * _CONVERT + decodes * _DECODED
+        digest = struct.unpack("<4i", hashlib.sha256(content).digest()[:16])
+        rows.append((height, width, flags, verdict, *digest))
     return np.array(rows, dtype=np.int32).reshape(-1, _COLUMNS)
 
 
 def _is_scan(table: npt.NDArray[np.int32]) -> bool:
     """Whether the rows of a table can be what :func:`_examine_chunk` gives."""
-    return bool(((table[:, :4] >= 0) & (table[:, :4] <= (_LONGEST_SIDE, _LONGEST_SIDE, 1, _DEEP_GREY))).all())
+    most = (LONGEST_SIDE, LONGEST_SIDE, _CONVERT + _DECODED, len(REASONS) - 1)
+    return bool(((table[:, :4] >= 0) & (table[:, :4] <= most)).all())
 
 
-def examine(content: bytes) -> tuple[int, int, int, int]:
-    """Height, width, whether to convert (0 or 1) and verdict (see `Scan`) of one encoded image."""
-    if not content:
-        return 0, 0, 0, _EMPTY
-    is_png = content.startswith(_PNG_START)
-    if not is_png and not content.startswith(_JPEG_START):
-        return 0, 0, 0, _OTHER
-    stream = BytesIO(content)
+def examine(content: bytes, decodes: bool = False) -> tuple[int, int, int, int]:
+    """Height, width, whether to convert (0 or 1) and verdict (see `Scan`) of one encoded image.
+
+    Args:
+        decodes: decode it, too.
+    """
     try:
-        # Not Image.open: for a JPEG that holds several pictures it forgets where the first one's header ends.
-        with PngImageFile(stream) if is_png else JpegImageFile(stream) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                return 0, 0, 0, _BOMB
-            if max(image.size) > _LONGEST_SIDE:
-                return 0, 0, 0, _TOO_LONG
-            if image.mode not in MODES:
-                return 0, 0, 0, _DEEP_GREY
-            may_be_turned = True
-            is_deep = False
-            if is_png:
-                chunks = list(_png_chunks(content))
-                # Pillow decodes a PNG to look for a tag behind the pixels: only where there is one.
-                may_be_turned = any(_may_hold_orientation(kind, data) for kind, data in chunks)
-                is_deep = chunks[0][1][8] == 16
-            elif content.find(b"\xff\xd9", stream.tell()) < 0:
-                # Searched behind the header, as a thumbnail in there has an end, too, but not at the very
-                # end of the file alone: phones append videos. Compressed pixels never contain this marker.
-                return 0, 0, 0, _CUT_OFF
-            # Without Adobe's marker, decoders disagree about whether CMYK is stored inverted.
-            convert = is_deep or image.has_transparency_data or image.mode == "CMYK"
-            width, height = image.size
-            if may_be_turned:
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                # In a PNG, DALI finds the tag only where it stands once and as the standard has it.
-                if orientation != 1 and (is_png or orientation != _exif_orientation(image)):
-                    convert = True
-                if orientation in (5, 6, 7, 8):
-                    width, height = height, width
-            return height, width, int(convert), GOOD
-    except _ChunkError:
-        return 0, 0, 0, _CHUNK
+        return (*_examine(content, decodes), GOOD)
+    except DamageError as error:
+        return 0, 0, 0, error.verdict
     except Exception:  # Pillow raises a dozen types on damaged headers
-        return 0, 0, 0, _HEADER
+        return 0, 0, 0, HEADER
 
 
-class _ChunkError(Exception):
-    """A chunk of a PNG file is cut off or has a wrong checksum."""
+def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
+    """Height, width and whether to convert.
+
+    Raises:
+        DamageError: the image is bad.
+        Exception: of Pillow's many, where its header is.
+    """
+    if not content:
+        raise DamageError(EMPTY)
+    is_png = content.startswith(png.START)
+    if not is_png and not content.startswith(jpeg.START):
+        raise DamageError(OTHER)
+    # Not Image.open: a JPEG that holds several pictures is the first of them.
+    with PngImageFile(BytesIO(content)) if is_png else JpegImageFile(BytesIO(content)) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise DamageError(BOMB)
+        if max(image.size) > LONGEST_SIDE:
+            raise DamageError(TOO_LONG)
+        if image.mode not in MODES:
+            raise DamageError(TOO_DEEP)
+        may_be_turned = True
+        is_deep = False
+        if is_png:
+            structure = png.look(content)
+            # Pillow decodes a PNG to look for a tag behind the pixels: only where there is one.
+            is_plain, may_be_turned = structure.is_plain, structure.may_be_turned
+            is_deep = structure.bits == 16
+        else:
+            is_plain = jpeg.is_plain(content)
+        if decodes or not is_plain:
+            # Odd files are rare enough to find out at once whether Pillow, which decodes them later, can.
+            _check_decodes(content)
+        # Without Adobe's marker, decoders disagree about whether CMYK is stored inverted.
+        convert = not is_plain or is_deep or image.has_transparency_data or image.mode == "CMYK"
+        width, height = image.size
+        if may_be_turned:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            # In a PNG, DALI finds the tag only where it stands once and as the standard has it.
+            if orientation != 1 and (is_png or orientation != _exif_orientation(image)):
+                convert = True
+            if orientation in (5, 6, 7, 8):
+                width, height = height, width
+        return height, width, int(convert)
 
 
-def _png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and data of every chunk of a PNG file up to its end, with its checksum checked."""
-    view = memoryview(content)
-    position = len(_PNG_START)
-    kind = b""
-    while kind != b"IEND":
-        if position + 12 > len(content):
-            raise _ChunkError
-        length, kind = struct.unpack_from(">I4s", content, position)
-        end = position + 12 + length
-        if (
-            end > len(content)
-            or zlib.crc32(view[position + 4 : end - 4]).to_bytes(4, "big") != view[end - 4 : end]
-        ):
-            raise _ChunkError
-        yield kind, view[position + 8 : end - 4]
-        position = end
-
-
-def _may_hold_orientation(kind: bytes, data: memoryview) -> bool:
-    keywords = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-    return kind == b"eXIf" or (kind in (b"iTXt", b"tEXt", b"zTXt") and bytes(data[:32]).startswith(keywords))
+def _check_decodes(content: bytes) -> None:
+    try:
+        decode_rgb(content)
+    except DataError as error:
+        raise DamageError(UNDECODABLE) from error
 
 
 def _exif_orientation(image: Image.Image) -> int:

@@ -2,8 +2,9 @@
 
 A sample is all members of a shard that share their name up to the first dot of its last part: one image
 (.jpg, .jpeg or .png) and, optionally, its label (.cls, a whole number as text); other members are passed
-over. Nothing is ever unpacked: an image is a place in a file. An index of NVIDIA's wds2idx beside a shard
-(.idx) is not used: all headers would have to be read to know that it misses none, and then they are known.
+over and counted. Nothing is ever unpacked: an image is a place in a file. An index of NVIDIA's wds2idx beside
+a shard (.idx) is not used: all headers would have to be read to know that it misses none, and then they are
+known.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,18 +21,32 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from rotnet_fast.data.cache import read_cache, write_cache
+from rotnet_fast.data.passed import PassedOver
 from rotnet_fast.data.source import TarSource
-from rotnet_fast.data.tar import (
-    Member,
-    list_members,
-)
+from rotnet_fast.data.tar import Member, list_members
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import open_plain
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_FORMAT = "1"  # raise it when the same shards would be indexed otherwise
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".jfif", ".jpe", ".jif", ".pjpeg", ".pjp")
+DOTTED = "images with a dot in their names, which end at the first dot in WebDataset: rename them"
+_FORMAT = "2"  # raise it when the same shards would be indexed otherwise
 _MOST_CLASSES = 1_000_000  # names of all classes are kept, and a wrong number should not fill the memory
 _NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Index:
+    """What some shards hold.
+
+    Attributes:
+        source: all images, shard after shard, in file order.
+        labels: int64 [N], or None where no sample has one.
+        passed_over: all other members.
+    """
+
+    source: TarSource
+    labels: npt.NDArray[np.int64] | None
+    passed_over: PassedOver
 
 
 def index_shards(
@@ -40,8 +56,8 @@ def index_shards(
     places: list[Path],
     progress: bool,
     times: Sequence[int] | None = None,
-) -> tuple[TarSource, npt.NDArray[np.int64] | None]:
-    """All images of some shards, shard after shard, in file order, and their labels.
+) -> Index:
+    """Find the images of some shards and their labels.
 
     Args:
         root: the data folder.
@@ -51,27 +67,25 @@ def index_shards(
         progress: show a progress bar.
         times: when the shards were changed last, see :class:`rotnet_fast.data.source.TarSource`.
 
-    Returns:
-        The images, and labels int64 [N], or None where no sample has one.
-
     Raises:
         DataError: a shard is damaged or cut off, or a sample has two images, a label that is no whole number,
             or none while others have one.
     """
     key = f"{_FORMAT}-{digest}"
     table = read_cache(places, "index", key, np.int64, (None, 4))
-    names = _names(read_cache(places, "index-names", key, np.uint8, (None,)))
+    names, passed_over = _unpacked(read_cache(places, "index-names", key, np.uint8, (None,)))
     if table is None or len(names) != len(table) or not _is_index(table, len(shards)):
         rows: list[tuple[int, int, int, int]] = []
-        names = []
+        names, passed_over = [], PassedOver()
         for number, shard in enumerate(tqdm(shards, unit="shard", desc="indexing", disable=not progress)):
-            for image, label in _read_shard(shard):
+            for image, label in _read_shard(shard, passed_over):
                 rows.append((number, image.offset, image.size, label))
                 names.append(image.name)
         if not rows:
-            raise DataError(f"the shards of {root} hold no members named .jpg, .jpeg or .png; add some")
+            but = f", but {passed_over}" if passed_over else ""
+            raise DataError(f"the shards of {root} hold no members named .jpg, .jpeg or .png{but}; add some")
         table = np.array(rows, dtype=np.int64)
-        packed = np.frombuffer(json.dumps(names).encode(), dtype=np.uint8)
+        packed = np.frombuffer(json.dumps([names, passed_over.found]).encode(), dtype=np.uint8)
         write_cache(places, "index", key, table, "the index of the shards")
         write_cache(places, "index-names", key, packed, "the index of the shards")
     numbers, offsets, sizes, labels = table.T
@@ -83,16 +97,20 @@ def index_shards(
             f"of all shards a label, or none"
         )
     source = TarSource(root, full_names, sizes.copy(), shards, numbers.copy(), offsets.copy(), times)
-    return source, labels.copy() if len(without) == 0 else None
+    return Index(source, labels.copy() if len(without) == 0 else None, passed_over)
 
 
-def _names(packed: npt.NDArray[np.uint8] | None) -> list[str]:
-    """Names of images from the cache; none where that holds something else."""
+def _unpacked(packed: npt.NDArray[np.uint8] | None) -> tuple[list[str], PassedOver]:
+    """Names of images, and what was passed over, from the cache; none where that holds something else."""
     try:
-        names = [] if packed is None else json.loads(packed.tobytes())
-    except (ValueError, RecursionError):
-        return []
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+        names, found = [[], {}] if packed is None else json.loads(packed.tobytes())
+        passed_over = PassedOver(
+            {str(kind): (int(count), str(name)) for kind, (count, name) in found.items()}
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return [], PassedOver()
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return (names if is_list else []), passed_over
 
 
 def _is_index(table: npt.NDArray[np.int64], shards: int) -> bool:
@@ -102,11 +120,11 @@ def _is_index(table: npt.NDArray[np.int64], shards: int) -> bool:
     )
 
 
-def _read_shard(shard: str) -> Iterator[tuple[Member, int]]:
+def _read_shard(shard: str, passed_over: PassedOver) -> Iterator[tuple[Member, int]]:
     """Images and labels of one shard, in file order."""
     try:
         with open(shard, "rb", opener=_open_plain) as file:
-            yield from _samples(shard, file, list_members(file))
+            yield from _samples(shard, file, list_members(file), passed_over)
     except OSError as error:
         raise DataError(
             f"{shard} cannot be read as a tar shard ({error}); make or fetch it anew, or remove it"
@@ -117,20 +135,26 @@ def _open_plain(path: str, _: int) -> int:
     return open_plain(path)
 
 
-def _samples(shard: str, file: BinaryIO, members: list[Member]) -> Iterator[tuple[Member, int]]:
+def _samples(
+    shard: str, file: BinaryIO, members: list[Member], passed_over: PassedOver
+) -> Iterator[tuple[Member, int]]:
     images: dict[str, Member] = {}
     labels: dict[str, Member] = {}
+    dotted: list[tuple[str, str]] = []
     for member in members:
+        place = f"{os.path.basename(shard)}/{member.name}"
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
-        if not stem:
-            continue  # a dot file
         sample = f"{folder}/{stem}"
-        if dot + extension.lower() in IMAGE_SUFFIXES:
+        if stem and dot + extension.lower() in IMAGE_SUFFIXES:
             found = images
-        elif extension.lower() == "cls":
+        elif stem and extension.lower() == "cls":
             found = labels
         else:
+            if stem and extension.lower().endswith(IMAGE_SUFFIXES):
+                dotted.append((sample, place))
+            else:
+                passed_over.add_file(place)
             continue
         if sample in found:
             raise DataError(
@@ -138,6 +162,8 @@ def _samples(shard: str, file: BinaryIO, members: list[Member]) -> Iterator[tupl
                 f"give each sample a name of its own"
             )
         found[sample] = member
+    for sample, place in dotted:  # a mask beside the image, say, or an image that is lost
+        passed_over.add("further images of samples" if sample in images else DOTTED, place)
     for sample, image in images.items():
         yield image, _label(shard, file, labels[sample]) if sample in labels else _NO_LABEL
 

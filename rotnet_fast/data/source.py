@@ -6,9 +6,10 @@ Worker processes import this module, so it stays free of torch, which takes seco
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,25 @@ class ImageSource(ABC):
     def relative_name(self, index: int) -> str:
         """The name without the data folder: the same wherever the folder lies."""
         return self.names[index][len(os.path.join(self.root, "")) :]
+
+    def keys(self) -> npt.NDArray[np.int64] | None:
+        """int64 [N,2], a digest of what tells each image from others, and from what it was before.
+
+        None where it is not known when the images were changed last.
+        """
+        states = self._states()
+        if states is None:
+            return None
+        start = len(os.path.join(self.root, ""))
+        keys = bytearray()
+        for name, size, state in zip(self.names, self.byte_sizes.tolist(), states, strict=True):
+            known = os.fsencode(f"{name[start:]}\0{size} {state}")
+            keys += hashlib.blake2b(known, digest_size=16).digest()
+        return np.frombuffer(bytes(keys), dtype=np.int64).reshape(-1, 2)
+
+    @abstractmethod
+    def _states(self) -> Iterable[object] | None:
+        """Of each image, what changes with it; None where that is not known."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
@@ -95,6 +115,9 @@ class FileSource(ImageSource):
             raise DataError(f"{path} cannot be read ({error}); repair or remove it") from error
         return _of_size(content, size, path)
 
+    def _states(self) -> Iterable[object] | None:
+        return None if self.times is None else self.times.tolist()
+
     def take(self, indices: npt.NDArray[np.int64]) -> FileSource:
         times = None if self.times is None else self.times[indices]
         names = [self.names[i] for i in indices.tolist()]
@@ -144,6 +167,12 @@ class TarSource(ImageSource):
         except OSError as error:
             raise DataError(f"{self.names[index]} cannot be read ({error}); repair the shard") from error
         return _of_size(content, size, self.names[index])
+
+    def _states(self) -> Iterable[object] | None:
+        if self.shard_times is None:
+            return None
+        times = [self.shard_times[shard] for shard in self.shard_numbers.tolist()]
+        return zip(times, self.offsets.tolist(), strict=True)
 
     def take(self, indices: npt.NDArray[np.int64]) -> TarSource:
         used, shard_numbers = np.unique(self.shard_numbers[indices], return_inverse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from typing_extensions import TypeVar
 
+from rotnet_fast.data.passed import PassedOver
 from rotnet_fast.data.source import ImageSource
+from rotnet_fast.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Split:
 class EncodedSplit:
     """The training or the test half of a data set as JPEG and PNG files, not decoded.
 
-    Every image was looked at (see :mod:`rotnet_fast.data.scan`) and found whole as far as its header, its
-    checksums and its end tell.
+    Every image was looked at (see :mod:`rotnet_fast.data.scan`) and found whole as far as its structure and
+    its checksums tell.
 
     Attributes:
         source: the encoded images.
@@ -77,13 +79,15 @@ kinds takes ``Dataset[AnySplit]``."""
 
 @dataclass(frozen=True)
 class RawDataset(Generic[Half]):
-    """What a reader found: all images, before any limit.
+    """What a reader found.
 
     Attributes:
         display_name: the data set's name in tables and reports.
         classes: class names; a label is a position in it. Empty: the images have no labels.
         train, test: the two halves.
         skipped: names, relative to the data folder, of damaged images that were left out.
+        files: the two halves encoded, where they come from files.
+        passed_over: what else the data folder holds.
     """
 
     display_name: str
@@ -91,3 +95,32 @@ class RawDataset(Generic[Half]):
     train: Half
     test: Half
     skipped: tuple[str, ...] = ()
+    files: tuple[EncodedSplit, EncodedSplit] | None = None
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+
+def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.NDArray[np.int64]:
+    """Positions of the first ``limit`` images, class by class in turn, in file order.
+
+    That is the first image of each class in file order, then the second of each class, and so on.
+
+    Args:
+        labels: int64 [N].
+        argument: name of the limit, for the error.
+
+    Raises:
+        ArgumentError: limit below 1 or above the number of images.
+    """
+    count = len(labels)
+    if not 1 <= limit <= count:
+        raise ArgumentError(
+            f"{argument} is {limit}; this data set has {count} such images: give 1 to {count}, or no limit"
+        )
+    by_class = np.argsort(labels, kind="stable")
+    class_sizes = np.bincount(labels)
+    class_starts = np.cumsum(class_sizes) - class_sizes
+    rank_in_class = np.empty(count, dtype=np.int64)
+    rank_in_class[by_class] = np.arange(count) - np.repeat(class_starts, class_sizes)
+    # by_class has the classes in order, so a stable sort by rank takes the classes in turn.
+    in_turn = by_class[np.argsort(rank_in_class[by_class], kind="stable")]
+    return np.sort(in_turn[:limit])

@@ -1,6 +1,7 @@
 """The folder of one run: settings, metrics, checkpoints and results.
 
     config.json         all settings, and what the run was started with
+    images-*.json.gz    names and digests of the files that a pretraining is on
     metrics.jsonl       one JSON object per line: logging intervals and epochs
     checkpoints/        last.pt, and epoch-XXXX.pt of the last epochs
     snapshots/          epoch-XXXX.pt of epochs that are kept for good

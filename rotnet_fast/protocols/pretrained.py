@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.checks import CIFAR10_SIDE, check_images
+from rotnet_fast import checks
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
@@ -68,6 +68,7 @@ class Pretrained:
         bad_images: str | None = None,
         loader: LoaderName | None = None,
         progress: bool = True,
+        check_images: str = "structure",
     ) -> Dataset[AnySplit]:
         """The images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
@@ -78,7 +79,7 @@ class Pretrained:
             data_dir, limit_train, limit_test: see `load_dataset`.
             bad_images: likewise; None for what the pretraining did about them.
             loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
-            progress: see `rotnet_fast.data.loaders.open_dataset`.
+            progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
 
         Raises:
             ArgumentError: a value that cannot be used.
@@ -93,11 +94,11 @@ class Pretrained:
         name = name or recipe["dataset"]
         if is_own:
             data_dir = self._own_folder(settings.get("data_dir"))
-        check_images(name, data_dir, limit_train, limit_test)
-        if name == "cifar10" and recipe["image_size"] != CIFAR10_SIDE:
+        checks.check_images(name, data_dir, limit_train, limit_test)
+        if name == "cifar10" and recipe["image_size"] != checks.CIFAR10_SIDE:
             raise ArgumentError(
-                f"dataset is cifar10, whose images have {CIFAR10_SIDE} pixels, and the checkpoint is of a "
-                f"network for {recipe['image_size']}; give another --dataset, or another --checkpoint"
+                f"dataset is cifar10, whose images have {checks.CIFAR10_SIDE} pixels, and the checkpoint is "
+                f"of a network for {recipe['image_size']}; give another --dataset, or another --checkpoint"
             )
         crop = None
         if recipe.get("crop", "pad") == "resized" and name == "folder":
@@ -120,6 +121,7 @@ class Pretrained:
                 Streaming(device, loader, crop, decoder, begun),
                 progress=progress,
                 bad_images=bad_images,
+                check_images=check_images,
                 display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
             )
         except ArgumentError as error:

@@ -1,0 +1,48 @@
+"""What lies in a data folder beside the images in use, by kind, so that nothing is lost without a word."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+_SHOWN = 8
+
+
+class PassedOver:
+    """Counts of what is not used, by kind, each with the first name.
+
+    Args:
+        found: kind -> count and name, to begin with.
+    """
+
+    def __init__(self, found: Mapping[str, tuple[int, str]] | None = None) -> None:
+        self.found = dict(found or {})
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        """Count what a name is an example of."""
+        before, first = self.found.get(kind, (0, name))
+        self.found[kind] = (before + count, first)
+
+    def add_file(self, name: str) -> None:
+        """Count a file under its suffix."""
+        base = name.rpartition("/")[2]
+        if base.startswith("."):
+            self.add("hidden", name)
+        else:
+            self.add(os.path.splitext(base)[1].lower() or "without a suffix", name)
+
+    def update(self, other: PassedOver) -> None:
+        """Add what another one has counted."""
+        for kind, (count, name) in other.found.items():
+            self.add(kind, name, count)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def __str__(self) -> str:
+        """``3 .webp (such as train/a/1.webp), 1 hidden (such as .DS_Store)``, the most frequent first."""
+        kinds = sorted(self.found.items(), key=lambda item: (-item[1][0], item[0]))
+        said = [f"{count} {kind} (such as {name})" for kind, (count, name) in kinds[:_SHOWN]]
+        if len(kinds) > _SHOWN:
+            said.append(f"{sum(count for _, (count, _) in kinds[_SHOWN:])} of other kinds")
+        return ", ".join(said)
