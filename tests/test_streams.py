@@ -190,6 +190,15 @@ def test_a_stream_that_can_do_no_more_than_write_will_do(monkeypatch: pytest.Mon
     assert out.text == "said\n"
 
 
+def test_a_context_leaves_the_streams_of_the_one_around_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with shown() as (out, _):
+        with shown() as (inner, _):
+            assert inner is out
+        assert not out.closed
+    assert out.closed
+
+
 def test_a_full_disk_that_is_cleared_is_written_to_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Disk(io.StringIO):
         is_full = True

@@ -98,7 +98,7 @@ def shown() -> Iterator[tuple[Shown, Shown]]:
     finally:
         sys.stdout, sys.stderr = before
         for stream in (out, err):
-            if stream.is_nowhere:
+            if stream.is_nowhere and stream not in before:  # which is that of an outer context
                 stream.close()
 
 
