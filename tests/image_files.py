@@ -208,32 +208,39 @@ def odd_images() -> dict[str, tuple[bytes, tuple[int, int]]]:
         )
         for place in (2, 4, len(parts) - 1)
     }
-    return found | {
-        "long-orientation.jpg": (jpeg[:2] + exif_segment(4, 1, b"\0\0\0\x06") + jpeg[2:], size[::-1]),
-        "no-orientation.jpg": (jpeg[:2] + exif_segment(3, 0, b"\0\x06\0\0") + jpeg[2:], size),
-        "few-scans.jpg": (few_scans(colour), size),
-        "no-orientation.png": (
-            png[:first] + chunk(b"eXIf", exif_segment(3, 0, b"\0\x06\0\0")[10:]) + png[first:],
-            size,
-        ),
-        "two-palettes.png": (palette[:plte] + second + palette[plte:], size),
-        "unknown-critical.png": (png[:first] + chunk(b"ABCD", b"?") + png[first:], size),
-        "reserved.png": (png[:first] + chunk(b"abcd", b"?") + png[first:], size),
-        "two-headers.png": (png[:33] + png[8:], size),
-        "long-header.png": (PNG_START + chunk(b"IHDR", png[16:29] + b"?") + png[33:], size),
-        "no-checksum.png": (start + chunk(b"IDAT", unpacked[:-4]) + end, size),
-        "no-frames.png": (png[:first] + chunk(b"acTL", bytes(8)) + png[first:], size),
-        "hidden.png": (animated_png(two_frames, behind), (4, 4)),
-        "hidden-grey.png": (
-            encoded(
-                colour.convert("L"),
-                save_all=True,
-                append_images=[colour.rotate(180).convert("L"), colour.convert("L")],
-                default_image=True,
+    return (
+        found
+        | {
+            "long-orientation.jpg": (jpeg[:2] + exif_segment(4, 1, b"\0\0\0\x06") + jpeg[2:], size[::-1]),
+            "no-orientation.jpg": (jpeg[:2] + exif_segment(3, 0, b"\0\x06\0\0") + jpeg[2:], size),
+            "two-orientations.jpg": (  # on which DALI crashes
+                jpeg[:2] + b"".join(exif_segment(3, 1, bytes([0, n, 0, 0])) for n in (6, 3)) + jpeg[2:],
+                size[::-1],
             ),
-            size,
-        ),
-    }
+            "few-scans.jpg": (few_scans(colour), size),
+            "no-orientation.png": (
+                png[:first] + chunk(b"eXIf", exif_segment(3, 0, b"\0\x06\0\0")[10:]) + png[first:],
+                size,
+            ),
+            "two-palettes.png": (palette[:plte] + second + palette[plte:], size),
+            "unknown-critical.png": (png[:first] + chunk(b"ABCD", b"?") + png[first:], size),
+            "reserved.png": (png[:first] + chunk(b"abcd", b"?") + png[first:], size),
+            "two-headers.png": (png[:33] + png[8:], size),
+            "long-header.png": (PNG_START + chunk(b"IHDR", png[16:29] + b"?") + png[33:], size),
+            "no-checksum.png": (start + chunk(b"IDAT", unpacked[:-4]) + end, size),
+            "no-frames.png": (png[:first] + chunk(b"acTL", bytes(8)) + png[first:], size),
+            "hidden.png": (animated_png(two_frames, behind), (4, 4)),
+            "hidden-grey.png": (
+                encoded(
+                    colour.convert("L"),
+                    save_all=True,
+                    append_images=[colour.rotate(180).convert("L"), colour.convert("L")],
+                    default_image=True,
+                ),
+                size,
+            ),
+        }
+    )
 
 
 def few_scans(image: Image.Image) -> bytes:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from image_files import encoded, pixels, save, write_tar
+from image_files import Pixels, encoded, pixels, save, write_jpegs, write_tar
 from plot_inputs import check_legible
 
 from rotnet_fast import evaluate, pretrain, reproduce, visualize
+from rotnet_fast.data import scan
+from rotnet_fast.errors import DataError
 from rotnet_fast.protocols.pretrained import load_pretrained
 
 PRETRAIN = shlex.split(
@@ -87,6 +89,34 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     opened = load_pretrained(Path("run")).open_dataset(torch.device("cpu"))
     assert opened.fingerprint == found["data_fingerprint"]
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
+
+
+def test_flags_ask_for_a_closer_look_and_accept_what_has_changed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jpegs(place / "images")
+    victim = place / "images" / "train" / "light" / "19.jpg"
+    decodes = scan.decode_rgb
+
+    def refusing(content: bytes) -> Pixels:
+        if content == victim.read_bytes():
+            raise DataError("an image cannot be read as an image: for a test")
+        return decodes(content)
+
+    monkeypatch.setattr(scan, "decode_rgb", refusing)
+    assert run_pretrain(place / "images", "--loader", "dali", "--check-images", "decode") == 3
+    assert "light/19.jpg is damaged: it cannot be decoded" in capsys.readouterr().err
+    assert not (place / "run").exists()
+    victim.write_bytes(encoded(pixels(500, 16, 16), "JPEG"))
+    monkeypatch.setattr(scan, "decode_rgb", decodes)
+    assert run_pretrain(place / "images", "--loader", "dali", "--check-images", "decode") == 0
+    assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--check-images", "decode"]) == 0
+    victim.unlink()
+    capsys.readouterr()
+    assert run_pretrain(place / "images", "--resume", "auto") == 4
+    assert "1 removed (train/light/19.jpg). Restore them, go on with" in capsys.readouterr().err
+    assert run_pretrain(place / "images", "--resume", "auto", "--accept-changed-data") == 0
+    assert "going on with other images than the run began with" in capsys.readouterr().err
 
 
 def test_labelled_shards_are_pretrained_on_and_evaluated(place: Path) -> None:

@@ -366,7 +366,8 @@ def _pool(purpose: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix=f"rotnet_fast-{purpose}")
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # this module can be imported where there are no forks, and no DALI
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def require_dali(device: torch.device) -> None:
