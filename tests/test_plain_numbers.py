@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import rotnet_fast
-from rotnet_fast import rotate_batch
+from rotnet_fast import load_backbone, rotate_batch
+from rotnet_fast.backbone import Backbone
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import wrapped_seed
 
@@ -120,3 +123,37 @@ def test_the_draws_say_what_is_wrong_with_them() -> None:
         rotnet_fast.augmentation_draws(torch.arange(2), pad=-1)
     with pytest.raises(ValueError, match="on the device of sample_ids, cpu"):
         rotnet_fast.augmentation_draws(torch.arange(2), seed=torch.zeros(2, dtype=torch.int64, device="meta"))
+
+
+def test_a_backbone_takes_numbers_of_others() -> None:
+    plain = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    backbone = Backbone(
+        plain.network,
+        rotations=torch.tensor(plain.rotations),  # type: ignore[arg-type]
+        mean=np.array(plain.mean),  # type: ignore[arg-type]
+        std=torch.tensor(plain.std, dtype=torch.float64),  # type: ignore[arg-type]
+        image_size=np.int16(32),  # type: ignore[arg-type]
+    )
+    for name in ("rotations", "mean", "std", "image_size"):
+        assert getattr(backbone, name) == getattr(plain, name)
+        kept = getattr(backbone, name)
+        for value in kept if isinstance(kept, tuple) else (kept,):
+            assert type(value) in (int, float)
+    assert torch.equal(backbone(IMAGES, batch_size=np.int64(3)), plain(IMAGES, batch_size=3))  # type: ignore[arg-type]
+    assert torch.equal(backbone.rotation_logits(IMAGES), plain.rotation_logits(IMAGES))
+    for changes, sentence in (
+        ({"mean": 0.5}, "mean is 0.5; it must be a sequence of 3 numbers"),
+        ({"rotations": (0, 90.5, 180, 270)}, "rotations holds 90.5; it must hold whole degrees"),
+        ({"std": ("1", 1, 1)}, "std holds '1'; it must hold numbers"),
+        ({"image_size": 0}, "image_size is 0; it must be at least 1"),
+    ):
+        with pytest.raises(ArgumentError, match=sentence):
+            Backbone(plain.network, **{"rotations": (0, 90, 180, 270), **changes})
+    with pytest.raises(ArgumentError, match=r"batch_size is 2.5; it must be a whole number"):
+        plain(IMAGES, batch_size=2.5)  # type: ignore[arg-type]
+
+
+def test_a_network_takes_numbers_of_numpy() -> None:
+    network = NetworkInNetwork(np.int64(4), np.int32(3), np.float32(0.25), np.uint8(3))  # type: ignore[arg-type]
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+    assert type(network.num_classes) is type(network.in_channels) is int
