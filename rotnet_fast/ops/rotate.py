@@ -96,7 +96,8 @@ def rotate_batch(
             elements.
         IndexError: an index outside [0, N), for images on the CPU. On a CUDA device, where checking would
             force a synchronisation, every element of such an image's views is NaN.
-        RuntimeError: from a graph that torch.compile or torch.export made, instead of errors about
+        RuntimeError: under torch.vmap, and in an export to ONNX; from a graph that torch.compile or
+            torch.export made, instead of errors about
             addresses, indices and the number of elements, which it cannot look at beforehand.
 
     Random draws: Philox4x32-10 keyed by ``seed`` with counter (sample id, epoch): a pure function,
@@ -108,6 +109,12 @@ def rotate_batch(
         given |= {"rotations": rotations, "mean": mean, "std": std, "dtype": dtype, "out": out}
         traced: Any = images.tracer.create_proxy("call_function", rotate_batch, (images, indices), given)
         return traced  # type: ignore[no-any-return]
+    # torch.onnx takes longer to ask, and its exporter by torch.export says by itself that it lacks the op.
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "rotate_batch is no op of ONNX: export what follows it, such as a backbone, which normalises "
+            "uint8 images by torch's own ops there"
+        )
     degrees = check_rotations(rotations)
     warped = any(angle % 90 for angle in degrees)
     check_images(images)
@@ -160,6 +167,10 @@ def _documented(error: RuntimeError) -> Exception:
     sentence = str(error).split("\n", 1)[0]
     if "outside [0, " in sentence:
         return IndexError(sentence[sentence.index("indices[") :])
+    if "Batching rule" in sentence:
+        return RuntimeError(
+            "rotate_batch works on a whole batch and not under torch.vmap: give it all indices at once, [B]"
+        )
     _, is_ours, ours = sentence.partition("rotate_batch: ")
     return ValueError(ours) if is_ours else error
 
