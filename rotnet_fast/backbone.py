@@ -17,7 +17,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from rotnet_fast.backbone_inputs import check_images
+from rotnet_fast.backbone_inputs import check_images, checked_count, checked_numbers
 from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine import checkpoint, weights
 from rotnet_fast.engine.ambient import plain_torch
@@ -26,6 +26,9 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.build import pretrained_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+from rotnet_fast.ops.limits import VIEW_TYPES
+from rotnet_fast.ops.reference import normalisation_coefficients
+from rotnet_fast.plain import as_real, as_whole
 
 MODEL_FILE = "model.safetensors"
 """Name of the weights in an exported folder."""
@@ -85,19 +88,15 @@ class Backbone(nn.Module):
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        for name, values, count in (
-            ("mean", mean, network.in_channels),
-            ("std", std, network.in_channels),
-            ("rotations", rotations, network.num_classes),
-        ):
-            if len(values) != count:
-                raise ArgumentError(f"{name} has {len(values)} values; this network needs {count}")
+        channels = network.in_channels
         self.network = network.requires_grad_(False)
         self.layers = network.layers
-        self.rotations = tuple(rotations)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.image_size = image_size
+        self.rotations: tuple[int, ...] = checked_numbers(
+            "rotations", rotations, network.num_classes, as_whole
+        )
+        self.mean: tuple[float, ...] = tuple(map(float, checked_numbers("mean", mean, channels, as_real)))
+        self.std: tuple[float, ...] = tuple(map(float, checked_numbers("std", std, channels, as_real)))
+        self.image_size = checked_count("image_size", image_size)
         self.metadata = dict(metadata or {})
         self.eval()
 
@@ -171,7 +170,7 @@ class Backbone(nn.Module):
             ArgumentError: a wrong shape or number of channels.
             ValueError: images that cannot be turned.
         """
-        self._check(images, batch_size)
+        batch_size = self._check(images, batch_size)
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 [N,H,W,C] to be turned, got {images.dtype}")
 
@@ -190,8 +189,8 @@ class Backbone(nn.Module):
         batch_size: int,
         reduce: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
+        batch_size = self._check(images, batch_size)
         self.network.check_layers(layers)
-        self._check(images, batch_size)
 
         def maps(batch: torch.Tensor) -> dict[str, torch.Tensor]:
             with self._as_converted():
@@ -208,8 +207,8 @@ class Backbone(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """What ``compute`` gives for all images, [N,...] each, without a second copy of it in memory."""
         device = self._weight.device
-        number = len(images)
-        if number <= batch_size:
+        number = images.shape[0]  # not len, which would fix it in an exported program
+        if torch.compiler.is_exporting() or number <= batch_size:
             return {name: part.float() for name, part in compute(images.to(device)).items()}
         whole: dict[str, torch.Tensor] = {}
         for start in range(0, number, batch_size):
@@ -233,11 +232,18 @@ class Backbone(nn.Module):
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
         """[B,C,H,W] in the network's type, channels_last."""
         if batch.dtype == torch.uint8:
-            return self._views(batch, (0,))
+            is_exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            return self._in_plain_torch(batch) if is_exported else self._views(batch, (0,))
         return batch.to(self._weight.dtype, memory_format=torch.channels_last)
+
+    def _in_plain_torch(self, batch: torch.Tensor) -> torch.Tensor:
+        """What :meth:`_views` gives unturned, to the bit, for programs that run without this package."""
+        scale, shift = normalisation_coefficients(self.mean, self.std, batch.device)
+        return (batch.double() * scale + shift).float().to(self._weight.dtype).permute(0, 3, 1, 2)
 
     def _views(self, batch: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
         """Normalised images uint8 [B,H,W,C] under each rotation, [B*K,C,H,W], not augmented."""
+        dtype = self._weight.dtype
         return rotate_batch(
             batch.contiguous(),
             rotations=rotations,
@@ -245,13 +251,15 @@ class Backbone(nn.Module):
             flip_prob=0.0,
             mean=self.mean,
             std=self.std,
-            dtype=self._weight.dtype,
-        )[0]
+            dtype=dtype if dtype in VIEW_TYPES else torch.float32,
+        )[0].to(dtype)
 
-    def _check(self, images: torch.Tensor, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size is {batch_size}; it must be at least 1")
+    def _check(self, images: torch.Tensor, batch_size: int) -> int:
+        """Check what a call is given; return the batch size as an int."""
         check_images(images, self.mean, self.std)
+        if images.is_meta and not self._weight.is_meta:
+            raise ArgumentError("images is on meta, where tensors have no values: give images that have some")
+        return checked_count("batch_size", batch_size)
 
 
 def _as_they_are(maps: torch.Tensor) -> torch.Tensor:

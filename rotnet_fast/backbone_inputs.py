@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import as_sequence, as_whole, shown
 
 _LEAST_CONTRAST = 0.5
 """Images of 0..1 span more than this; all pixels of normalised ones lie that close together only where they
 show nearly nothing."""
+
+
+def checked_count(name: str, value: int) -> int:
+    """A whole number as an int.
+
+    Raises:
+        ArgumentError: it is none, or below 1.
+    """
+    number = as_whole(value)
+    if number is None:
+        raise ArgumentError(f"{name} is {shown(value)}; it must be a whole number: give an int")
+    if number < 1:
+        raise ArgumentError(f"{name} is {shown(value)}; it must be at least 1")
+    return number
+
+
+def checked_numbers(name: str, values: Any, count: int, convert: Callable[[object], Any]) -> tuple[Any, ...]:
+    """As many numbers as a network needs, as Python's own.
+
+    Args:
+        values: a sequence, or an array or tensor [count].
+        convert: `as_whole` or `as_real` of `rotnet_fast.plain`.
+
+    Raises:
+        ArgumentError: another number of them, or something else.
+    """
+    listed = as_sequence(values)
+    if listed is None:
+        raise ArgumentError(f"{name} is {shown(values)}; it must be a sequence of {count} numbers")
+    if len(listed) != count:
+        raise ArgumentError(f"{name} has {len(listed)} values; this network needs {count}")
+    for value in listed:
+        if convert(value) is None:
+            what = "whole degrees" if convert is as_whole else "numbers"
+            raise ArgumentError(f"{name} holds {shown(value)}; it must hold {what}")
+    return tuple(map(convert, listed))
 
 
 def check_images(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -30,41 +68,58 @@ def check_images(images: torch.Tensor, mean: Sequence[float], std: Sequence[floa
 
     Raises:
         TypeError: images that are no tensor, or of another type.
-        ArgumentError: a wrong shape or number of channels, or values that are not normalised.
+        ArgumentError: a wrong shape, layout or number of channels, or values that are not normalised.
     """
+    if isinstance(images, torch.fx.Proxy):
+        raise TypeError(
+            "images is a Proxy of torch.fx, and a backbone goes by the type of its images, which a Proxy has "
+            "not: trace its network, which takes normalised [N,C,H,W], or use torch.export.export"
+        )
     if not isinstance(images, torch.Tensor):
         raise TypeError(
             f"images must be a tensor, got {type(images).__name__}: use torch.from_numpy or torch.stack"
         )
-    if images.dtype == torch.uint8:
-        layout, position = "uint8 [N,H,W,C]", 3
-    elif images.is_floating_point():
-        layout, position = "normalised [N,C,H,W]", 1
-    else:
+    if images.is_nested or images.layout is not torch.strided:
+        kind = "nested" if images.is_nested else str(images.layout)
+        raise ArgumentError(f"images must be a dense tensor, got a {kind} one: make it one before the call")
+    is_floating = images.is_floating_point()
+    if images.dtype != torch.uint8 and not is_floating:
         raise TypeError(
             f"images must be uint8 [N,H,W,C] with values 0..255, or normalised and floating [N,C,H,W]; "
-            f"got {images.dtype}"
+            f"got {images.dtype}: convert whole numbers of 0..255 by images.to(torch.uint8)"
         )
+    layout, position, other = ("[N,C,H,W]", 1, 3) if is_floating else ("[N,H,W,C]", 3, 1)
+    kind = "floating" if is_floating else "uint8"
     channels = len(mean)
     if images.dim() != 4:
         raise ArgumentError(
-            f"images of type {images.dtype} must be {layout}, got shape {list(images.shape)}"
+            f"{kind} images must be {layout}, got shape {list(images.shape)}"
             + ("; add the first dimension with images[None]" if images.dim() == 3 else "")
         )
-    if images.shape[position] != channels:
+    found = images.shape[position]
+    if found != channels:
+        remedy = f"give images of {channels}"
+        if images.shape[other] == channels:
+            remedy = f"move the channels, images.permute({'0, 3, 1, 2' if is_floating else '0, 2, 3, 1'})"
+        elif found == 1:
+            sizes = f"-1, {channels}, -1, -1" if is_floating else f"-1, -1, -1, {channels}"
+            remedy = f"repeat grey images, images.expand({sizes})"
         raise ArgumentError(
-            f"images of type {images.dtype} must be {layout} with {channels} channels, got shape "
-            f"{list(images.shape)}, which has {images.shape[position]}"
+            f"{kind} images must be {layout} with {channels} channel{'s' * (channels > 1)} here, "
+            f"got shape {list(images.shape)}, which has {found}: {remedy}"
         )
     if 0 in images.shape[1:]:
         raise ArgumentError(f"images must have at least one row and column, got {list(images.shape)}")
-    if images.is_floating_point() and len(images) > 0 and _can_be_read(images):
+    if images.is_floating_point() and images.shape[0] > 0 and _can_be_read(images):
         _check_values(images, mean, std)
 
 
 def _check_values(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     """See :func:`check_images`; waits for the device."""
-    low, high = (value.item() for value in images.detach().aminmax())
+    values = images.detach()
+    if values.element_size() == 1:  # types of 8 bits are there to be stored, not to be compared
+        values = values.float()
+    low, high = (value.item() for value in values.aminmax())
     lowest = min(-m / s for m, s in zip(mean, std, strict=True))
     highest = max((1 - m) / s for m, s in zip(mean, std, strict=True))
     remedy = (

@@ -81,7 +81,7 @@ def draw(
     return philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
 
 
-def augmentation_draws(
+def crop_and_flip_draws(
     sample_ids: torch.Tensor,
     seed: int | torch.Tensor,
     epoch: int | torch.Tensor,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rotnet_fast.plain import as_sequence, as_whole, shown
+
 FOUR_ROTATIONS: tuple[int, ...] = (0, 90, 180, 270)
 """The method's default set; label k is k quarter turns counter-clockwise."""
 
@@ -24,8 +26,8 @@ def check_rotations(rotations: Sequence[int]) -> list[int]:
     """Check a set of rotations and take each modulo 360.
 
     Args:
-        rotations: sequence of 1 to 64 whole degrees, counter-clockwise; negative angles and angles of
-            360 or more are allowed.
+        rotations: sequence, array or tensor [K] of 1 to 64 whole degrees, counter-clockwise; negative angles
+            and angles of 360 or more are allowed.
 
     Returns:
         Degrees in 0..359, one per rotation, in the order given.
@@ -34,19 +36,25 @@ def check_rotations(rotations: Sequence[int]) -> list[int]:
         ValueError: empty, or more than 64.
         TypeError: not a sequence of whole numbers.
     """
-    if isinstance(rotations, (str, bytes)) or not isinstance(rotations, Sequence):
+    angles = as_sequence(rotations)
+    if angles is None:
         raise TypeError(
-            f"rotations must be a sequence of whole degrees such as (0, 90, 180, 270), got {rotations!r}"
+            f"rotations must be a sequence of whole degrees such as (0, 90, 180, 270), got {shown(rotations)}"
         )
-    if not rotations:
+    if not angles:
         raise ValueError("rotations is empty; give at least one angle, such as (0, 90, 180, 270)")
-    for position, angle in enumerate(rotations):
+    degrees = []
+    for position, given in enumerate(angles):
         # Counted as they come: a range can be longer than anything that has a length.
         if position == MAX_ROTATIONS:
             raise ValueError(f"rotations has more than {MAX_ROTATIONS} angles; so many are supported")
-        if isinstance(angle, bool) or not isinstance(angle, int):
-            raise TypeError(f"rotations must hold whole degrees, found {angle!r}; write for example (0, 90)")
-    return [angle % 360 for angle in rotations]
+        angle = as_whole(given)
+        if angle is None:
+            raise TypeError(
+                f"rotations must hold whole degrees, found {shown(given)}; write for example (0, 90)"
+            )
+        degrees.append(angle % 360)
+    return degrees
 
 
 def quarter_turns(rotations: Sequence[int]) -> list[int]:
@@ -63,7 +71,7 @@ def quarter_turns(rotations: Sequence[int]) -> list[int]:
         TypeError: not a sequence of whole numbers.
     """
     degrees = check_rotations(rotations)
-    for angle, turned in zip(rotations, degrees, strict=True):
-        if turned % 90 != 0:
+    for angle in degrees:
+        if angle % 90 != 0:
             raise ValueError(f"rotations holds {angle} degrees; only multiples of 90 are quarter turns")
-    return [turned // 90 for turned in degrees]
+    return [angle // 90 for angle in degrees]

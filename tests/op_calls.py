@@ -20,14 +20,26 @@ import odd_tensors
 import torch
 from hypothesis import strategies as st
 from odd_tensors import ODDITIES, describe, is_plain, is_stored, placed, shifts, side_by_side, stored_bytes
-from op_rules import MOST_ELEMENTS, VIEW_TYPES, Violation, is_warped, views_shape, violations
+from op_rules import MOST_ELEMENTS, VIEW_TYPES, Violation, is_warped, plain, views_shape, violations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.reference import rotate_batch_reference, warp_batch_reference
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
-WRONG_TYPES = (None, True, 1.0, "1", 1j, np.int64(1), [1])
+WRONG_TYPES = (
+    None,
+    True,
+    1.0,
+    "1",
+    1j,
+    [1],
+    np.bool_(True),
+    np.float32(1),
+    torch.tensor(1.0),
+    torch.tensor(True),
+)
+WHOLE_NUMBERS = (np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.int16))
 
 
 class Call:
@@ -87,7 +99,10 @@ def calls(draw: st.DrawFn) -> Call:
     sample_ids = None
     if batch < 9 and (draw(st.booleans()) or "sample_ids" in odd):
         sample_ids = oddity("sample_ids", ids(draw(st.lists(INT64, min_size=batch, max_size=batch))))
-    seed = either("seed", INT64, (2**63, -(2**63) - 1, 2**63 - 1, -(2**63), *WRONG_TYPES))
+        if "sample_ids" in odd and draw(st.integers(0, 2)) == 0:
+            made = [draw(st.integers(0, 99)) for _ in range(batch)]
+            sample_ids = draw(st.sampled_from(OTHER_IDS))(made)
+    seed = either("seed", INT64, (*FAR_SEEDS, *WHOLE_NUMBERS, *WRONG_TYPES))
     by_tensor = draw(st.integers(0, 3)) == 0
     if by_tensor:
         seed = oddity("seed", ids([draw(INT64), draw(INT64)]))
@@ -100,8 +115,12 @@ def calls(draw: st.DrawFn) -> Call:
         "rotations": rotations,
         "sample_ids": sample_ids,
         "seed": seed,
-        "epoch": either("epoch", epochs, (-1, 2**32, 2**32 - 1, 2**70, 0.0, 0, *WRONG_TYPES)),
-        "pad": either("pad", st.sampled_from([0, 1, 4, 40]), (-1, 32767, 32768, 2**62, 10**30, *WRONG_TYPES)),
+        "epoch": either("epoch", epochs, (-1, 2**32, 2**32 - 1, 2**70, 0.0, 0, *WHOLE_NUMBERS, *WRONG_TYPES)),
+        "pad": either(
+            "pad",
+            st.sampled_from([0, 1, 4, 40]),
+            (-1, 32767, 32768, 2**62, 10**30, *WHOLE_NUMBERS, *WRONG_TYPES),
+        ),
         "flip_prob": either("flip_prob", st.one_of(st.just(0.5), st.floats(0, 1)), ODD_PROBABILITIES),
         "mean": per_channel(draw, "mean" in odd, means, channels, ODD_MEANS),
         "std": per_channel(draw, "std" in odd, stds, channels, ODD_STDS),
@@ -122,7 +141,11 @@ def per_channel(
         return values
     other = draw(
         st.sampled_from(
-            [None, *values[:1], values[:-1], [*values, 1], range(2**64), "1", torch.ones(channels)]
+            [
+                *(None, *values[:1], values[:-1], [*values, 1], range(2**64), "1"),
+                *(torch.ones(channels), np.ones(channels, np.float32), torch.ones(channels, 1, 1)),
+                *(torch.ones(channels, device="meta"), np.array(["1"] * channels)),
+            ]
         )
     )
     if not values or draw(st.booleans()):
@@ -144,7 +167,23 @@ def is_mean(value: float) -> bool:
     return value == 0 or abs(value) >= 1e-8
 
 
+FAR_SEEDS = (
+    2**63,
+    -(2**63) - 1,
+    2**63 - 1,
+    -(2**63),
+    2**64 - 1,
+    2**64,
+    10**40,
+    -(10**40),
+    np.uint64(2**64 - 1),
+)
 FAR_ROWS = (-(2**63), 2**63 - 1, 2**62, -(2**62), 2**32, 2**31)
+OTHER_IDS = (
+    *(tuple, lambda made: np.array(made, np.uint16)[::-1], lambda made: np.array(made, ">i4")),
+    *(lambda made: np.array(made, float), lambda made: np.array([made]), lambda made: [[i] for i in made]),
+    *(lambda made: torch.tensor(made, dtype=torch.uint8), set, lambda made: range(len(made))),
+)
 ODD_IMAGES = (
     *(
         torch.zeros(*shape, dtype=torch.uint8)
@@ -222,6 +261,7 @@ def draw_out(draw: st.DrawFn, arguments: dict[str, Any], odd: set[str]) -> Any:
         value = arguments[target]
         if (
             isinstance(value, torch.Tensor)
+            and value.dim() > 0
             and odd_tensors.has_memory(value)
             and is_stored(value)
             and value.is_contiguous()
@@ -266,6 +306,7 @@ class Allocations(TorchDispatchMode):
 
 def expected(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """What a call without violations must return: views [B*K,C,H,W] and labels."""
+    arguments = plain(arguments)
     shape, rotations = views_shape(arguments), arguments["rotations"]
     if shape[0] == 0:  # the definition of a warp would work through the pixels of a view all the same
         return torch.empty(shape, dtype=arguments["dtype"]).permute(0, 3, 1, 2), ids([])
@@ -278,9 +319,9 @@ def expected(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         *((seed[0], seed[1]) if isinstance(seed, torch.Tensor) else (seed, epoch)),
         [angle % 360 if warped else angle % 360 // 90 for angle in rotations],
         arguments["pad"],
-        float(arguments["flip_prob"]),
-        tuple(map(float, arguments["mean"])),
-        tuple(map(float, arguments["std"])),
+        arguments["flip_prob"],
+        arguments["mean"],
+        arguments["std"],
         arguments["dtype"],
     )
     return views.permute(0, 3, 1, 2), labels

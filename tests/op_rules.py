@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from odd_tensors import has_memory, is_plain, is_stored, overlap
 
@@ -40,51 +41,88 @@ def views_shape(arguments: dict[str, Any]) -> tuple[int, int, int, int]:
 
 
 def is_warped(rotations: Any) -> bool:
-    return any(_is_whole(angle) and angle % 90 for angle in _listed(rotations, 64))
+    return any(whole % 90 for whole in map(whole_number, listed(rotations, 64)) if whole is not None)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call without violations in Python's own numbers and int64 tensors."""
+    seed = arguments["seed"]
+    if whole_number(seed) is not None:
+        seed = (whole_number(seed) + 2**63) % 2**64 - 2**63  # modulo 2**64
+    as_ids = {
+        name: None if ids is None else torch.tensor([int(i) for i in ids], dtype=torch.int64)
+        for name, ids in ((name, arguments[name]) for name in ("indices", "sample_ids"))
+    }
+    return {
+        **arguments,
+        **as_ids,
+        "seed": seed,
+        **{name: whole_number(arguments[name]) for name in ("epoch", "pad")},
+        "flip_prob": float(_number(arguments["flip_prob"])),
+        **{name: tuple(float(_number(v)) for v in listed(arguments[name], 4)) for name in ("mean", "std")},
+        "rotations": [whole_number(angle) for angle in listed(arguments["rotations"], 64)],
+    }
 
 
-def _listed(values: object, most: int) -> list[Any]:
+def _number(value: Any) -> Any:
+    """What a number of numpy, or an array or tensor without dimensions, holds."""
+    is_single = isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0
+    return value.item() if is_single and getattr(value, "device", None) != torch.device("meta") else value
+
+
+def whole_number(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if isinstance(number, Integral) and not isinstance(number, bool) else None
+
+
+def _is_real(value: Any) -> bool:
+    number = _number(value)
+    return isinstance(number, Real) and not isinstance(number, bool)
+
+
+def _is_list(values: object) -> bool:
+    is_row = isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == 1
+    return is_row or (isinstance(values, Sequence) and not isinstance(values, (str, bytes)))
+
+
+def listed(values: object, most: int) -> list[Any]:
     """The first values of a sequence; none of what is no sequence of numbers."""
-    is_text = isinstance(values, (str, bytes))
-    return list(islice(values, most)) if isinstance(values, Sequence) and not is_text else []
+    return list(islice(values, most)) if _is_list(values) else []
 
 
 def _settings(arguments: dict[str, Any]) -> Iterator[Violation]:
     rotations = arguments["rotations"]
-    angles = _listed(rotations, 65)
-    if not isinstance(rotations, Sequence) or isinstance(rotations, (str, bytes)):
+    angles = listed(rotations, 65)
+    if not _is_list(rotations):
         yield Violation(TypeError, "rotations")
     elif not 1 <= len(angles) <= 64:
         yield Violation(ValueError, "rotations")
-    if not all(_is_whole(angle) for angle in angles):
+    if any(whole_number(angle) is None for angle in angles):
         yield Violation(TypeError, "rotations")
-    pad, flip_prob = arguments["pad"], arguments["flip_prob"]
-    if not _is_whole(pad):
+    pad, flip_prob = whole_number(arguments["pad"]), _number(arguments["flip_prob"])
+    if pad is None:
         yield Violation(TypeError, "pad")
     elif not 0 <= pad <= 32767:
         yield Violation(ValueError, "pad")
-    if isinstance(flip_prob, bool) or not isinstance(flip_prob, Real):
+    if not _is_real(flip_prob):
         yield Violation(TypeError, "flip_prob")
     elif not 0 <= flip_prob <= 1:
         yield Violation(ValueError, "flip_prob")
     if arguments["dtype"] not in VIEW_TYPES:
         yield Violation(TypeError, "dtype")
-    seed, epoch = arguments["seed"], arguments["epoch"]
-    if isinstance(seed, torch.Tensor):
-        yield from _int64("seed", seed, arguments["images"])
-        if is_plain(seed) and seed.shape != (2,):
+    seed, epoch = arguments["seed"], whole_number(arguments["epoch"])
+    by_tensor = isinstance(seed, torch.Tensor) and whole_number(seed) is None
+    if by_tensor:
+        if seed.dtype != torch.int64:
+            yield Violation(TypeError, "seed")
+        yield from _in_place("seed", seed, arguments["images"])
+        if not is_plain(seed) or not seed.is_contiguous() or seed.shape != (2,):
             yield Violation(ValueError, "seed")
-    elif not _is_whole(seed):
+    elif whole_number(seed) is None:
         yield Violation(TypeError, "seed")
-    elif not -(2**63) <= seed < 2**63:
-        yield Violation(ValueError, "seed")
-    if not _is_whole(epoch):
+    if epoch is None:
         yield Violation(TypeError, "epoch")
-    elif not 0 <= epoch < 2**32 or (epoch != 0 and isinstance(seed, torch.Tensor)):
+    elif not 0 <= epoch < 2**32 or (epoch != 0 and by_tensor):
         yield Violation(ValueError, "epoch")
 
 
@@ -104,7 +142,8 @@ def _images(arguments: dict[str, Any]) -> Iterator[Violation]:
         and 1 <= height <= 32767
         and 1 <= width <= 32767
         and (
-            height == width or not any(_is_whole(r) and r % 180 for r in _listed(arguments["rotations"], 64))
+            height == width
+            or not any((whole_number(r) or 0) % 180 for r in listed(arguments["rotations"], 64))
         )
         and images.is_contiguous()
         and images.device.type in ("cpu", "cuda")
@@ -117,13 +156,13 @@ def _per_channel(arguments: dict[str, Any]) -> Iterator[Violation]:
     is_known = isinstance(images, torch.Tensor) and is_plain(images) and images.dim() == 4
     most = 1e3 if is_warped(arguments["rotations"]) else 1e5
     for name, low, high in (("mean", 1e-8, most), ("std", 1e-6, 1e6)):
-        values = _listed(arguments[name], 5)
-        if not isinstance(arguments[name], Sequence) or isinstance(arguments[name], (str, bytes)):
+        values = [_number(value) for value in listed(arguments[name], 5)]
+        if not _is_list(arguments[name]):
             yield Violation(TypeError, name)
         elif is_known and len(values) != images.shape[3]:
             yield Violation(ValueError, name)
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, Real):
+            if not _is_real(value):
                 yield Violation(TypeError, name)
             elif name == "mean" and value == 0:
                 continue
@@ -131,15 +170,9 @@ def _per_channel(arguments: dict[str, Any]) -> Iterator[Violation]:
                 yield Violation(ValueError, name)
 
 
-def _int64(name: str, tensor: torch.Tensor, images: Any) -> Iterator[Violation]:
+def _in_place(name: str, tensor: torch.Tensor, images: Any) -> Iterator[Violation]:
     """Of seed, indices and sample_ids alike."""
-    if tensor.dtype != torch.int64:
-        yield Violation(TypeError, name)
-    if (
-        not is_plain(tensor)
-        or (isinstance(images, torch.Tensor) and tensor.device != images.device)
-        or not tensor.is_contiguous()
-    ):
+    if not is_plain(tensor) or (isinstance(images, torch.Tensor) and tensor.device != images.device):
         yield Violation(ValueError, name)
 
 
@@ -147,20 +180,28 @@ def _ids(arguments: dict[str, Any]) -> Iterator[Violation]:
     images = arguments["images"]
     batch = len(images) if isinstance(images, torch.Tensor) and is_plain(images) and images.dim() else None
     for name in ("indices", "sample_ids"):
-        tensor = arguments[name]
-        if tensor is None:
+        ids = arguments[name]
+        if ids is None:
             continue
-        if not isinstance(tensor, torch.Tensor):
+        if isinstance(ids, torch.Tensor):
+            if ids.dtype is torch.bool or ids.is_floating_point():
+                yield Violation(TypeError, name)
+            yield from _in_place(name, ids, images)
+            is_row = is_plain(ids) and ids.dim() == 1
+        elif isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+            is_row = ids.ndim == 1
+        elif not _is_list(ids) or any(whole_number(i) is None and not _is_list(i) for i in ids):
             yield Violation(TypeError, name)
             batch = None
             continue
-        yield from _int64(name, tensor, images)
-        if not is_plain(tensor) or tensor.dim() != 1:
+        else:
+            is_row = not any(map(_is_list, ids))
+        if not is_row:
             yield Violation(ValueError, name)
             batch = None
         elif name == "indices":
-            batch = len(tensor)
-        elif batch is not None and len(tensor) != batch:
+            batch = len(ids)
+        elif batch is not None and len(ids) != batch:
             yield Violation(ValueError, name)
 
 
@@ -198,10 +239,16 @@ def _memory(arguments: dict[str, Any]) -> Iterator[Violation]:
     for name, tensor in given.items():
         if not is_stored(tensor):
             yield Violation(ValueError, name)
-    if "out" in given and any(overlap(given["out"], other) for name, other in given.items() if name != "out"):
+    # Ids of another form are copied, and the copy is what must be apart.
+    read = [
+        tensor
+        for name, tensor in given.items()
+        if name == "images" or (name != "out" and tensor.dtype == torch.int64 and tensor.is_contiguous())
+    ]
+    if "out" in given and any(overlap(given["out"], other) for other in read):
         yield Violation(ValueError, "out")
-    indices = given.get("indices")
-    if indices is not None and is_stored(indices):
+    indices = arguments["indices"]
+    if indices is not None and (not isinstance(indices, torch.Tensor) or is_stored(indices)):
         rows = len(arguments["images"])
-        if not all(0 <= index < rows for index in indices.tolist()):
+        if not all(0 <= int(index) < rows for index in indices):
             yield Violation(IndexError, "indices")

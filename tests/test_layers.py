@@ -16,6 +16,7 @@ LAYERS = {
     "rotnet_fast.errors": 0,
     "rotnet_fast.files": 0,
     "rotnet_fast.arrays": 0,
+    "rotnet_fast.plain": 0,
     "rotnet_fast.rotations": 0,
     "rotnet_fast.philox": 0,
     "rotnet_fast.checks": 0,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from odd_tensors import resized
 
 from rotnet_fast.ops import rotate_batch
 
@@ -47,11 +49,76 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         lambda: rotate_batch(torch.zeros(1, 8, 9, 3, dtype=torch.uint8)),
     ),
     "meta images": (ValueError, "CPU or a CUDA device", lambda: rotate_batch(IMAGES.to("meta"))),
-    "indices a list": (TypeError, "indices must be an int64 tensor", lambda: rotate_batch(IMAGES, [0, 1])),
-    "ids a list": (
+    "images an array": (
         TypeError,
-        "sample_ids must be an int64 tensor",
-        lambda: rotate_batch(IMAGES, INDICES, sample_ids=[0, 1]),
+        "got ndarray: use torch.from_numpy",
+        lambda: rotate_batch(np.zeros((4, 8, 8, 3), np.uint8)),
+    ),
+    "images of whole numbers": (
+        TypeError,
+        r"got torch.int64: convert them by images.to\(torch.uint8\)",
+        lambda: rotate_batch(IMAGES.long()),
+    ),
+    "grey images": (
+        ValueError,
+        r"images has 1 channel, mean has more values \(CIFAR-10's, the default\): give mean with 1, such as "
+        r"mean=\(0.5,\), or repeat grey images",
+        lambda: rotate_batch(IMAGES[..., :1].contiguous()),
+    ),
+    "grey images, std forgotten": (
+        ValueError,
+        r"std has more values \(CIFAR-10's, the default\): give std with 1, such as std=\(0.5,\)",
+        lambda: rotate_batch(IMAGES[..., :1].contiguous(), mean=(0.5,)),
+    ),
+    "indices a set": (
+        TypeError,
+        "indices must be a tensor, an array or a",
+        lambda: rotate_batch(IMAGES, {0}),
+    ),
+    "indices of floats": (
+        TypeError,
+        r"whole numbers, got float64: use torch.tensor",
+        lambda: rotate_batch(IMAGES, [0.0, 1.0]),
+    ),
+    "indices in rows": (
+        ValueError,
+        r"must have shape \[B\], got \[1, 2\]",
+        lambda: rotate_batch(IMAGES, [[0, 1]]),
+    ),
+    "indices in uneven rows": (
+        TypeError,
+        "got a list of something else",
+        lambda: rotate_batch(IMAGES, [[0], [0, 1]]),
+    ),
+    "indices a mask": (
+        TypeError,
+        r"got torch.bool: of a mask take mask.nonzero\(\).flatten\(\)",
+        lambda: rotate_batch(IMAGES, torch.ones(4, dtype=torch.bool)),
+    ),
+    "indices beyond their storage": (
+        ValueError,
+        "indices needs 8 bytes of its storage, which has 0",
+        lambda: rotate_batch(IMAGES, resized(INDICES.int())),
+    ),
+    "mean of rows and columns": (
+        TypeError,
+        r"mean must be a sequence of one number.*got Tensor of torch.float32 with shape \[3, 1, 1\]",
+        lambda: rotate_batch(IMAGES, mean=torch.ones(3, 1, 1)),
+    ),
+    "rotations of an array of floats": (
+        TypeError,
+        "whole degrees, found 90.0",
+        lambda: rotate_batch(IMAGES, rotations=np.array([90.0])),
+    ),
+    "a seed without a value": (
+        TypeError,
+        "seed as a tensor must be int64|shape",
+        lambda: rotate_batch(IMAGES, seed=torch.tensor(0.5)),
+    ),
+    "a long pad": (
+        TypeError,
+        r"got \[0, 0.*\.\.\.: give an int, such as 4$",
+        lambda: rotate_batch(IMAGES, pad=[0] * 9999),
     ),
     "mean a number": (TypeError, "mean must be a sequence", lambda: rotate_batch(IMAGES, mean=0.5)),
     "images a list, seed a tensor": (
@@ -78,18 +145,12 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         r"outside \[0, 0\)",
         lambda: rotate_batch(IMAGES[:0], torch.tensor([0])),
     ),
-    "indices int32": (TypeError, "indices must be int64", lambda: rotate_batch(IMAGES, INDICES.int())),
     "indices of two dimensions": (
         ValueError,
         "indices must have shape",
         lambda: rotate_batch(IMAGES, INDICES[None]),
     ),
     "scalar indices": (ValueError, "indices must have shape", lambda: rotate_batch(IMAGES, INDICES[0])),
-    "strided indices": (
-        ValueError,
-        "indices must be contiguous",
-        lambda: rotate_batch(IMAGES, torch.arange(4)[::2]),
-    ),
     "indices elsewhere": (ValueError, "indices is on meta", lambda: rotate_batch(IMAGES, INDICES.to("meta"))),
     "too few ids": (
         ValueError,
@@ -98,7 +159,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "ids float": (
         TypeError,
-        "sample_ids must be int64",
+        "sample_ids must hold whole numbers, got torch.float32: convert them by sample_ids.long",
         lambda: rotate_batch(IMAGES, INDICES, sample_ids=INDICES.float()),
     ),
     "no rotation": (ValueError, "rotations is empty", lambda: rotate_batch(IMAGES, rotations=())),
@@ -126,7 +187,16 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "rotation not listed": (TypeError, "rotations must be", lambda: rotate_batch(IMAGES, rotations=90)),
     "too many rotations": (ValueError, "more than 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
     "seed not whole": (TypeError, "seed must be a whole number", lambda: rotate_batch(IMAGES, seed=0.5)),
-    "seed too large": (ValueError, "seed is", lambda: rotate_batch(IMAGES, seed=2**63)),
+    "seed tensor of halves": (
+        TypeError,
+        r"seed as a tensor must be int64.*convert it by seed.long\(\)",
+        lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2]).int()),
+    ),
+    "seed tensor strided": (
+        ValueError,
+        r"seed must be contiguous, got strides \[2\]",
+        lambda: rotate_batch(IMAGES, seed=torch.arange(4)[::2]),
+    ),
     "seed tensor of one": (
         ValueError,
         r"seed as a tensor must have shape \[2\]",
@@ -134,7 +204,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "seed tensor elsewhere": (
         ValueError,
-        "on the device of images",
+        "seed is on meta; as a tensor it must be on the device of images, cpu",
         lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2], device="meta")),
     ),
     "epoch given twice": (
@@ -179,7 +249,11 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "mean of one channel": (ValueError, "one value per channel", lambda: rotate_batch(IMAGES, mean=(0.5,))),
     "std zero": (ValueError, "std holds 0.0", lambda: rotate_batch(IMAGES, std=(0.0, 1.0, 1.0))),
     "mean infinite": (ValueError, "mean holds inf", lambda: rotate_batch(IMAGES, mean=(float("inf"), 0, 0))),
-    "double views": (TypeError, "dtype must be", lambda: rotate_batch(IMAGES, dtype=torch.float64)),
+    "double views": (
+        TypeError,
+        r"dtype must be.*take float32 and convert the views by .double\(\)",
+        lambda: rotate_batch(IMAGES, dtype=torch.float64),
+    ),
     "out of other dtype": (
         TypeError,
         "out must be a tensor of dtype",

@@ -18,7 +18,7 @@ import rotnet_fast
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 from rotnet_fast.ops.library import LIBRARIES, SCHEMAS
 from rotnet_fast.ops.reference import rotate_batch_reference
-from rotnet_fast.philox import augmentation_draws
+from rotnet_fast.philox import crop_and_flip_draws
 from rotnet_fast.rotations import quarter_turns
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -114,7 +114,7 @@ def test_views_equal_the_definition_for_every_number_of_channels(
 
 def test_definition_equals_numpy_pad_crop_fliplr_rot90_per_image() -> None:
     images = random_images(6, 9, 9, 3)
-    top, left, flip = (draw.tolist() for draw in augmentation_draws(torch.arange(6), 5, 3, 4, 0.5))
+    top, left, flip = (draw.tolist() for draw in crop_and_flip_draws(torch.arange(6), 5, 3, 4, 0.5))
     assert any(flip)
     assert not all(flip)
     views, labels = rotate_batch(images, seed=5, epoch=3)

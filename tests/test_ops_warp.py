@@ -21,7 +21,7 @@ from rotnet_fast.ops.reference import (
     warp_batch_reference,
     warp_coefficients,
 )
-from rotnet_fast.philox import augmentation_draws
+from rotnet_fast.philox import crop_and_flip_draws
 from rotnet_fast.rotations import EIGHT_ROTATIONS, check_rotations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -137,7 +137,7 @@ def test_views_lie_within_the_documented_distance_of_the_ideal_warp(device: torc
     images = random_images(3, side, 3, side)
     rotations = (*EIGHT_ROTATIONS, 1, 30, 89, 100, 200, 359)
     views = grey_levels(images.to(device), rotations, seed=2).cpu()
-    top, left, flip = augmentation_draws(torch.arange(3), 2, 0, 4, 0.5)
+    top, left, flip = crop_and_flip_draws(torch.arange(3), 2, 0, 4, 0.5)
     upright = crop_and_flip(images, top, left, flip, 4, mirrored=True)
     for k, degrees in enumerate(rotations):
         worst = (views[:, k] - ideal_warp(upright, degrees)).abs().max().item()
@@ -185,7 +185,7 @@ def test_a_warped_view_shows_the_exact_paths_crop_with_a_mirrored_border(device:
     padded[:, :, :5], padded[:, :, -5:] = padded[:, :, 5:10].flip(2), padded[:, :, -10:-5].flip(2)
     mirrored = padded.permute(0, 2, 3, 1).byte().contiguous()  # [8,42,42,3]
     # The exact path crops the larger images at the same places: its own border is never reached.
-    top, left, flip = augmentation_draws(torch.arange(8, device=device), 6, 0, 5, 0.5)
+    top, left, flip = crop_and_flip_draws(torch.arange(8, device=device), 6, 0, 5, 0.5)
     crops = torch.stack(
         [image[t : t + 32, x : x + 32] for image, t, x in zip(mirrored, top, left, strict=True)]
     )
@@ -334,7 +334,7 @@ def zero_filled(images: torch.Tensor, degrees: int) -> torch.Tensor:
 def test_corners_give_no_rotation_away_where_black_ones_do(pad: int, flip_prob: float) -> None:
     images = torch.from_numpy(smooth_images(3000, 32, seed=1))
     chance = 100 / 8
-    top, left, flip = augmentation_draws(torch.arange(3000), 0, 0, pad, flip_prob)
+    top, left, flip = crop_and_flip_draws(torch.arange(3000), 0, 0, pad, flip_prob)
     # With a black border around the crop, or without one but turned as a whole: both must be noticed.
     black = crop_and_flip(images, top, left, flip, pad)
     if pad:

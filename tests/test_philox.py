@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rotnet_fast.philox import PURPOSE_AUGMENTATION, PURPOSE_SHUFFLE, augmentation_draws, draw, philox4x32
+from rotnet_fast.philox import PURPOSE_AUGMENTATION, PURPOSE_SHUFFLE, crop_and_flip_draws, draw, philox4x32
 
 core = pytest.importorskip("rotnet_fast._core", reason="the compiled header core was not built")
 
@@ -43,7 +43,7 @@ def test_philox_gives_the_published_known_answers(
 def test_compiled_draws_equal_the_torch_draws(
     sample_id: int, seed: int, epoch: int, pad: int, flip_prob: float
 ) -> None:
-    top, left, flip = augmentation_draws(torch.tensor([sample_id]), seed, epoch, pad, flip_prob)
+    top, left, flip = crop_and_flip_draws(torch.tensor([sample_id]), seed, epoch, pad, flip_prob)
     expected = core.augmentation(sample_id, seed, epoch, pad, flip_prob)
     assert (int(top), int(left), bool(flip)) == expected
 
@@ -78,9 +78,9 @@ def chi_square_p(counts: torch.Tensor) -> float:
 def test_a_million_draws_are_uniform(seed: int) -> None:
     number = 1_000_000
     ids = torch.arange(number)
-    top, left, flip = augmentation_draws(ids, seed, 7, 4, 0.5)
+    top, left, flip = crop_and_flip_draws(ids, seed, 7, 4, 0.5)
     cell = top * 9 + left
-    next_top, next_left, _ = augmentation_draws(ids, seed, 8, 4, 0.5)
+    next_top, next_left, _ = crop_and_flip_draws(ids, seed, 8, 4, 0.5)
     next_epoch_cell = next_top * 9 + next_left
 
     z = (flip.sum().item() - number / 2) / math.sqrt(number / 4)
@@ -97,12 +97,12 @@ def test_a_million_draws_are_uniform(seed: int) -> None:
 
 def test_the_uniformity_test_notices_a_flip_bias_of_half_a_percent() -> None:
     number = 1_000_000
-    _, _, flip = augmentation_draws(torch.arange(number), 0, 7, 4, 0.505)
+    _, _, flip = crop_and_flip_draws(torch.arange(number), 0, 7, 4, 0.505)
     z = (flip.sum().item() - number / 2) / math.sqrt(number / 4)
     assert z > 5
 
 
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 4096)])
 def test_flip_probabilities_zero_and_one_are_certain(probability: float, expected: int) -> None:
-    _, _, flip = augmentation_draws(torch.arange(4096), 0, 0, 4, probability)
+    _, _, flip = crop_and_flip_draws(torch.arange(4096), 0, 0, 4, probability)
     assert int(flip.sum()) == expected

@@ -10,10 +10,8 @@ import pytest
 import torch
 from tiny import read_digits_once, tiny_config
 
+import rotnet_fast
 from rotnet_fast.export import ExportConfig, export
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
-from rotnet_fast.ops.reference import normalisation_coefficients
-from rotnet_fast.philox import augmentation_draws
 from rotnet_fast.pretrain import pretrain
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
@@ -32,16 +30,33 @@ def test_the_example_of_the_op_runs() -> None:
     assert names["rotation_labels"].tolist() == [0, 1, 2, 3] * 128
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_op_equals_the_plain_torch_code_of_the_readme(dtype: torch.dtype) -> None:
-    images = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
-    indices = torch.tensor([3, 19, 0, 7, 7])
-    top, left, flip = augmentation_draws(indices, 5, 2, 4, 0.5)
-    scale, shift = normalisation_coefficients(CIFAR10_MEAN, CIFAR10_STD)
-    names = {"torch": torch, "images": images, "indices": indices, "top": top, "left": left, "flip": flip}
-    names |= {"pad": 4, "H": 32, "W": 32, "scale": scale, "shift": shift, "dtype": dtype}
+def test_the_op_equals_the_plain_torch_code_behind_it() -> None:
+    names: dict[str, Any] = {}
+    exec(code_block("randperm"), names)
+    views, rotation_labels = names.pop("views"), names.pop("rotation_labels")
     exec(code_block("torch.rot90"), names)
-    views, rotation_labels = rotate_batch(images, indices, seed=5, epoch=2, dtype=dtype)
+    assert torch.equal(views, names["views"])
+    assert torch.equal(rotation_labels, names["rotation_labels"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_plain_torch_code_holds_for_other_settings(dtype: str) -> None:
+    written = "seed, epoch, pad, flip_prob, dtype = 0, 3, 4, 0.5, torch.float32"
+    code = code_block("torch.rot90")
+    assert written in code
+    settings = {"seed": -5, "epoch": 2, "pad": 7, "flip_prob": 0.8}
+    changed = f"seed, epoch, pad, flip_prob = {', '.join(map(str, settings.values()))}; dtype = torch.{dtype}"
+    images = torch.randint(0, 256, (20, 31, 31, 3), dtype=torch.uint8)
+    names = {
+        "torch": torch,
+        "rotnet_fast": rotnet_fast,
+        "images": images,
+        "indices": torch.tensor([3, 19, 0, 7, 7]),
+    }
+    exec(code.replace(written, changed), names)
+    views, rotation_labels = rotnet_fast.rotate_batch(
+        images, names["indices"], **settings, dtype=getattr(torch, dtype)
+    )
     assert torch.equal(views, names["views"])
     assert torch.equal(rotation_labels, names["rotation_labels"])
 

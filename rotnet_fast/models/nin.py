@@ -23,6 +23,7 @@ from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops.batch_norm import batch_norm_relu
+from rotnet_fast.plain import as_whole, shown
 
 BLOCK_COUNTS = (3, 4, 5)
 KERNELS = ("torch", "triton-bn", "triton")
@@ -45,8 +46,10 @@ class ConvBnRelu(nn.Module):
         """[B,C_in,H,W] -> [B,C_out,H,W]."""
         x = self.conv(x)
         bn = self.bn
-        # Another kind of BatchNorm may have taken the place of ours, and hooks may listen to it.
-        if type(bn) is not nn.BatchNorm2d or bn.momentum is None or _has_hooks(bn):
+        # torch.fx records layers, not what we make of them; another kind of BatchNorm may have taken the
+        # place of ours, and hooks may listen to it.
+        is_traced = isinstance(x, torch.fx.Proxy)
+        if is_traced or type(bn) is not nn.BatchNorm2d or bn.momentum is None or _has_hooks(bn):
             return functional.relu(bn(x), inplace=True)
         # From here on, what nn.BatchNorm2d does.
         moves = bn.training and bn.track_running_stats
@@ -112,11 +115,11 @@ class NetworkInNetwork(FeatureNetwork):
         if not 0 < width <= 16:
             raise ArgumentError(f"width is {width}; it must lie in (0, 16], 1 being the published network")
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if count < 1:
-                raise ArgumentError(f"{name} is {count}; it must be at least 1")
+            if as_whole(count) is None or count < 1:
+                raise ArgumentError(f"{name} is {shown(count)}; it must be a whole number and at least 1")
         self.kernels = "torch"
-        self.num_classes = num_classes
-        self.in_channels = in_channels
+        self.num_classes = num_classes = int(num_classes)
+        self.in_channels = in_channels = int(in_channels)
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
         first = [scaled_channels(channels, width) for channels in (192, 160, 96)]
         later = [scaled_channels(192, width)] * 3
@@ -197,7 +200,7 @@ class NetworkInNetwork(FeatureNetwork):
     def _block(self, layer: str, x: torch.Tensor) -> torch.Tensor:
         """One block, by the kernels that were chosen."""
         block = self.get_submodule(layer)
-        if self.kernels == "torch" or not block.training:
+        if self.kernels == "torch" or not block.training or isinstance(x, torch.fx.Proxy):
             y: torch.Tensor = block(x)
             return y
         from rotnet_fast.ops.nin_block import fused_batchnorm_relu, fused_tail, runs_on

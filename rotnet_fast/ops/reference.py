@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from rotnet_fast.philox import augmentation_draws
+from rotnet_fast.philox import crop_and_flip_draws
 
 
 def normalisation_coefficients(
@@ -83,7 +83,7 @@ def upright_crops(
         indices = torch.arange(images.shape[0], device=images.device)
     if sample_ids is None:
         sample_ids = indices
-    top, left, flip = augmentation_draws(sample_ids, seed, epoch, pad, flip_prob)
+    top, left, flip = crop_and_flip_draws(sample_ids, seed, epoch, pad, flip_prob)
     return crop_and_flip(images[indices], top, left, flip, pad, mirrored)
 
 

@@ -1,21 +1,28 @@
-"""``rotate_batch``: gather, crop, flip, rotate, normalise, cast and label in one step."""
+"""``rotate_batch``: gather, crop, flip, rotate, normalise, cast and label in one step; and its draws."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import islice
-from numbers import Real
+from typing import Any
 
 import torch
 
 from rotnet_fast.ops import library as library  # registers the op
-from rotnet_fast.ops.limits import MAX_ELEMENTS, MAX_PAD, MAX_SIDE, VIEW_TYPES
-from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations, quarter_turns
-
-CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-
-_NUMBERS = (float, int, Real)  # the last alone would do, at ten times the cost
+from rotnet_fast.ops.arguments import (
+    check_dtype,
+    check_images,
+    check_layout,
+    checked_ids,
+    checked_normalisation,
+    checked_out,
+    checked_pad,
+    checked_probability,
+    checked_seed,
+)
+from rotnet_fast.ops.limits import CIFAR10_MEAN, CIFAR10_STD, MAX_ELEMENTS
+from rotnet_fast.philox import crop_and_flip_draws
+from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 
 def rotate_batch(
@@ -52,14 +59,16 @@ def rotate_batch(
     Args:
         images: uint8 [N,H,W,C], contiguous, on the CPU or a CUDA device; C in 1..4. H must equal W
             unless every turn is a multiple of 180 degrees.
-        indices: int64 [B], rows of ``images`` in [0, N); None takes all N in order.
+        indices: [B], rows of ``images`` in [0, N); None takes all N in order. Fastest as an int64 tensor on
+            the device of ``images``; tensors there of other types of whole numbers, and sequences and
+            arrays of numpy, are copied to one.
         rotations: degrees counter-clockwise, any non-empty sequence of up to 64 whole numbers (K of
             them), modulo 360.
-        sample_ids: int64 [B], the ids that the random draws depend on; None takes ``indices``.
-        seed: int64 seed of the draws, or one int64 tensor [2] on the device of ``images`` that
-            holds (seed, epoch): read when the kernel runs, so that a captured CUDA graph draws
-            fresh numbers at each replay.
-        epoch: in [0, 2**32); must stay 0 where ``seed`` is a tensor.
+        sample_ids: [B], the ids that the random draws depend on, as ``indices``; None takes these.
+        seed: of the draws, a whole number of any size, modulo 2**64; or one int64 tensor [2] on the device
+            of ``images`` that holds (seed, epoch): read when the kernel runs, so that a captured CUDA graph
+            draws fresh numbers at each replay.
+        epoch: in [0, 2**32); must stay 0 where ``seed`` is a tensor [2].
         pad: pixels of black border (mirrored where views are warped) on each side, 0..32767; 0 switches
             the crop off.
         flip_prob: in [0, 1]; 0 switches the flip off.
@@ -70,6 +79,10 @@ def rotate_batch(
         out: views of an earlier call to overwrite: ``dtype`` [B*K,C,H,W], channels_last, dense, and in
             memory of its own. Reusing it spares the page faults of a fresh allocation, which cost more
             than the work. A refused call has not written to it.
+
+    Numbers may be Python's or numpy's, or arrays and tensors without dimensions; sequences of numbers may be
+    arrays and tensors [K] or [C]. Those on a GPU are waited for. Inside torch.compile and torch.export, give
+    Python's numbers and tensors of indices: the values of others are not known there.
 
     Returns:
         ``(views, rotation_labels)``: ``dtype`` [B*K,C,H,W] in channels_last memory format,
@@ -83,22 +96,47 @@ def rotate_batch(
             elements.
         IndexError: an index outside [0, N), for images on the CPU. On a CUDA device, where checking would
             force a synchronisation, every element of such an image's views is NaN.
-        RuntimeError: instead of the latter two, from a graph that torch.compile made, which cannot look
-            at addresses and indices beforehand.
+        RuntimeError: under torch.vmap, and in an export to ONNX; from a graph that torch.compile or
+            torch.export made, instead of errors about
+            addresses, indices and the number of elements, which it cannot look at beforehand.
 
     Random draws: Philox4x32-10 keyed by ``seed`` with counter (sample id, epoch): a pure function,
     equal on every device, independent of batch size, order and threads.
     Source: protocol of Gidaris et al. (ICLR 2018), crop and flip before rotation, one per image.
     """
+    if not isinstance(images, torch.Tensor) and isinstance(images, torch.fx.Proxy):
+        given = {"sample_ids": sample_ids, "seed": seed, "epoch": epoch, "pad": pad, "flip_prob": flip_prob}
+        given |= {"rotations": rotations, "mean": mean, "std": std, "dtype": dtype, "out": out}
+        traced: Any = images.tracer.create_proxy("call_function", rotate_batch, (images, indices), given)
+        return traced  # type: ignore[no-any-return]
+    # torch.onnx takes longer to ask, and its exporter by torch.export says by itself that it lacks the op.
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "rotate_batch is no op of ONNX: export what follows it, such as a backbone, which normalises "
+            "uint8 images by torch's own ops there"
+        )
     degrees = check_rotations(rotations)
     warped = any(angle % 90 for angle in degrees)
-    _check_settings(images, pad, flip_prob, dtype)
-    mean, std = _check_normalisation(mean, std, images.shape[3], warped)
-    key, seed_number = _split_seed(seed, epoch, images)
-    batch = _check_images(images, indices, sample_ids, degrees)
-    _, height, width, channels = images.shape
+    check_images(images)
+    pad, flip_prob = checked_pad(pad), checked_probability(flip_prob)
+    check_dtype(dtype)
+    means, stds = checked_normalisation(mean, std, images.shape[3], warped)
+    key, seed, epoch = checked_seed(seed, epoch, images)
+    check_layout(images, degrees)
+    batch, height, width, channels = images.shape
+    if indices is not None:
+        indices = checked_ids("indices", indices, images.device)
+        batch = indices.shape[0]
+    if sample_ids is not None:
+        sample_ids = checked_ids("sample_ids", sample_ids, images.device)
+        if sample_ids.shape[0] != batch:
+            raise ValueError(
+                f"sample_ids must have shape [{batch}], one per image of the batch, got "
+                f"{list(sample_ids.shape)}"
+            )
     shape = (batch * len(degrees), height, width, channels)
-    if batch * len(degrees) * height * width * channels > MAX_ELEMENTS:
+    # A graph has views of no size yet: there the op itself looks.
+    if not torch.compiler.is_compiling() and math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(
             f"the views would have {batch} x {len(degrees)} x {height} x {width} x {channels} elements; "
             f"at most 2**31 - 1 are supported: pass fewer indices per call"
@@ -106,15 +144,16 @@ def rotate_batch(
     if out is None:
         views = torch.empty(shape, dtype=dtype, device=images.device)
     else:
-        views = _check_out(out, shape, dtype, images)
+        views = checked_out(out, shape, dtype, images)
     labels = torch.empty(shape[0], dtype=torch.int64, device=images.device)
-    source = (images, indices, sample_ids, key, seed_number, epoch)
-    settings = (pad, float(flip_prob), mean, std)
+    source = (images, indices, sample_ids, key, seed, epoch)
+    settings = (pad, flip_prob, means, stds)
     try:
         if warped:
             torch.ops.rotnet_fast.warp_batch_out(views, labels, *source, degrees, *settings)
         else:
-            torch.ops.rotnet_fast.rotate_batch_out(views, labels, *source, quarter_turns(degrees), *settings)
+            turns = [angle // 90 for angle in degrees]
+            torch.ops.rotnet_fast.rotate_batch_out(views, labels, *source, turns, *settings)
     except RuntimeError as error:
         raise _documented(error) from None
     if out is not None and not (torch.compiler.is_compiling() or out.is_inference()):
@@ -128,184 +167,40 @@ def _documented(error: RuntimeError) -> Exception:
     sentence = str(error).split("\n", 1)[0]
     if "outside [0, " in sentence:
         return IndexError(sentence[sentence.index("indices[") :])
+    if "Batching rule" in sentence:
+        return RuntimeError(
+            "rotate_batch works on a whole batch and not under torch.vmap: give it all indices at once, [B]"
+        )
     _, is_ours, ours = sentence.partition("rotate_batch: ")
     return ValueError(ours) if is_ours else error
 
 
-def _check_memory(name: str, tensor: torch.Tensor) -> None:
-    """Refuse what has no shape, or whose elements do not lie in memory as they are."""
-    kind = "nested" if tensor.is_nested else "" if tensor.layout is torch.strided else str(tensor.layout)
-    if not torch.compiler.is_compiling() and tensor.is_neg():
-        kind = "negated"
-    if kind:
-        raise ValueError(
-            f"{name} must be a dense tensor in memory, got a {kind} one: make it one before the call"
-        )
+def augmentation_draws(
+    sample_ids: torch.Tensor,
+    *,
+    seed: int | torch.Tensor = 0,
+    epoch: int = 0,
+    pad: int = 4,
+    flip_prob: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where :func:`rotate_batch` crops each image, and which it flips.
 
+    Args:
+        sample_ids: [B], as there; where it is given none, its ``indices``.
+        seed, epoch, pad, flip_prob: as there.
 
-def _split_seed(
-    seed: int | torch.Tensor, epoch: int, images: torch.Tensor
-) -> tuple[torch.Tensor | None, int]:
-    """Check seed and epoch; return (device tensor or None, seed number)."""
-    if isinstance(seed, torch.Tensor):
-        _check_memory("seed", seed)
-        if seed.dtype != torch.int64:
-            raise TypeError(f"seed as a tensor must be int64 and hold (seed, epoch), got {seed.dtype}")
-        if seed.shape != (2,):
-            raise ValueError(
-                f"seed as a tensor must have shape [2] and hold (seed, epoch), got {list(seed.shape)}"
-            )
-        if seed.device != images.device or not seed.is_contiguous():
-            raise ValueError(
-                f"seed must be a contiguous tensor on the device of images ({images.device}), "
-                f"got one on {seed.device} with strides {seed.stride()}"
-            )
-        _check_whole("epoch", epoch, 0, 2**32)
-        if epoch != 0:
-            raise ValueError(f"epoch is {epoch}, but the seed tensor already holds it: leave epoch at 0")
-        return seed, 0
-    _check_whole("seed", seed, -(2**63), 2**63)
-    _check_whole("epoch", epoch, 0, 2**32)
-    return None, seed
+    Returns:
+        ``(top, left, flip)`` on the device of ``sample_ids`` (the CPU where they are no tensor): int64 [B]
+        and int64 [B] in [0, 2 * pad], the crop's upper left corner in the padded image, and bool [B].
 
-
-def _check_whole(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if not low <= value < high:
-        raise ValueError(f"{name} is {value}; it must lie in [{low}, {high})")
-
-
-def _check_settings(images: torch.Tensor, pad: int, flip_prob: float, dtype: torch.dtype) -> None:
-    if not isinstance(images, torch.Tensor):
-        raise TypeError(f"images must be a uint8 tensor [N,H,W,C], got {type(images).__name__}")
-    _check_memory("images", images)
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 with values 0..255, got {images.dtype}")
-    if images.dim() != 4:
-        raise ValueError(f"images must be [N,H,W,C], got shape {list(images.shape)}")
-    channels = images.shape[3]
-    if not 1 <= channels <= 4:
-        raise ValueError(
-            f"images has {channels} channels in its last dimension; 1 to 4 are supported "
-            f"(channels come last: [N,H,W,C])"
-        )
-    if isinstance(pad, bool) or not isinstance(pad, int):
-        raise TypeError(f"pad must be a whole number of pixels, got {pad!r}")
-    if not 0 <= pad <= MAX_PAD:
-        raise ValueError(f"pad is {pad}; it must lie in [0, {MAX_PAD}]")
-    if isinstance(flip_prob, bool) or not isinstance(flip_prob, _NUMBERS):
-        raise TypeError(f"flip_prob must be a number, got {flip_prob!r}")
-    if not 0.0 <= flip_prob <= 1.0:
-        raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
-    if dtype not in VIEW_TYPES:
-        raise TypeError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
-
-
-def _check_normalisation(
-    mean: Sequence[float], std: Sequence[float], channels: int, warped: bool
-) -> tuple[list[float], list[float]]:
-    # Inside these bounds v * scale + shift is exact in float64, so that every backend rounds the same
-    # number to float32 (see normalisation_coefficients).
-    limit, where = (1e3, " for rotations that are not all multiples of 90") if warped else (1e5, "")
-    means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
-    for value in means:
-        if not (value == 0 or 1e-8 <= abs(value) <= limit):
-            raise ValueError(
-                f"mean holds {value}; each value must be 0 or of magnitude in [1e-8, {limit:g}]{where}"
-            )
-    for value in stds:
-        if not 1e-6 <= value <= 1e6:
-            raise ValueError(f"std holds {value}; each value must be in [1e-6, 1e6]")
-    # Converted last: whole numbers may be larger than any float.
-    return [float(value) for value in means], [float(value) for value in stds]
-
-
-def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
-    if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of one number per channel, got {values!r}")
-    found = list(islice(values, channels + 1))
-    if len(found) != channels:
-        raise ValueError(
-            f"{name} needs one value per channel: images has {channels} channels, {name} has "
-            f"{len(found) if len(found) < channels else 'more'} values"
-        )
-    for value in found:
-        if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-            raise TypeError(f"{name} must hold plain numbers, found {value!r}; of a tensor, take .tolist()")
-    return found
-
-
-def _check_images(
-    images: torch.Tensor,
-    indices: torch.Tensor | None,
-    sample_ids: torch.Tensor | None,
-    degrees: list[int],
-) -> int:
-    """Check shapes, layouts and devices; return the batch size B."""
-    number, height, width, _ = images.shape
-    if height < 1 or width < 1:
-        raise ValueError(f"images must have at least one row and column, got shape {list(images.shape)}")
-    if height > MAX_SIDE or width > MAX_SIDE:
-        raise ValueError(f"images are {height} x {width}; at most {MAX_SIDE} rows and columns are supported")
-    if height != width and any(angle % 180 for angle in degrees):
-        raise ValueError(
-            f"images are {height} x {width}, not square: they can only be turned by 0 and 180 degrees; "
-            f"crop them to a square or pass rotations=(0, 180)"
-        )
-    if not images.is_contiguous():
-        raise ValueError(
-            "images must be contiguous [N,H,W,C]; call images.contiguous() once, before the loop"
-        )
-    if images.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
-    batch = number
-    for name, tensor in (("indices", indices), ("sample_ids", sample_ids)):
-        if tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{name} must be an int64 tensor, got {type(tensor).__name__}: use torch.tensor(...)"
-            )
-        _check_memory(name, tensor)
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-        if tensor.dim() != 1 or (name == "sample_ids" and tensor.shape[0] != batch):
-            expected = "[B]" if name == "indices" else f"[{batch}], one per image of the batch"
-            raise ValueError(f"{name} must have shape {expected}, got {list(tensor.shape)}")
-        batch = tensor.shape[0]
-        if tensor.device != images.device:
-            raise ValueError(f"{name} is on {tensor.device}, images on {images.device}: move one of them")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous; call {name}.contiguous()")
-    return batch
-
-
-def _check_out(
-    out: torch.Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, images: torch.Tensor
-) -> torch.Tensor:
-    """Check the buffer to overwrite; return it as [B*K,H,W,C]."""
-    if not isinstance(out, torch.Tensor) or out.dtype != dtype:
-        found = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
-        raise TypeError(f"out must be a tensor of dtype {dtype}, got {found}")
-    _check_memory("out", out)
-    views, height, width, channels = shape
-    if out.shape != (views, channels, height, width):
-        raise ValueError(f"out must have shape {[views, channels, height, width]}, got {list(out.shape)}")
-    if out.device != images.device:
-        raise ValueError(f"out is on {out.device}, images on {images.device}: move one of them")
-    if out.requires_grad:
-        raise ValueError("out requires grad; pass a buffer that does not (views are data, not parameters)")
-    try:
-        buffer = out.permute(0, 2, 3, 1)
-    except RuntimeError:
-        # All else that a permutation asks for is checked above; of other tensors the op looks at the storage.
-        raise ValueError(
-            "out has less memory than it needs: pass a tensor whose storage was not resized"
-        ) from None
-    if not buffer.is_contiguous():
-        raise ValueError(
-            "out must be dense in channels_last memory format; "
-            "make it with torch.empty(..., memory_format=torch.channels_last)"
-        )
-    return buffer
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a wrong shape, layout, device or range.
+    """
+    device = sample_ids.device if isinstance(sample_ids, torch.Tensor) else torch.device("cpu")
+    sample_ids = checked_ids("sample_ids", sample_ids, device)
+    pad, flip_prob = checked_pad(pad), checked_probability(flip_prob)
+    key, seed, epoch = checked_seed(seed, epoch, sample_ids, "sample_ids")
+    if key is not None:
+        return crop_and_flip_draws(sample_ids, key[0], key[1], pad, flip_prob)
+    return crop_and_flip_draws(sample_ids, seed, epoch, pad, flip_prob)
