@@ -3,19 +3,89 @@
     backbone = torch.hub.load(FOLDER_OF_THE_REPOSITORY, "rotnet_nin", source="local", path="runs/cpu/export")
 
 Compiled kernels are used where the package was built; without them plain torch gives the same results.
+torch.hub looks into this folder before all others. Where nothing was built in it, but an installed package of
+the same version has kernels, that one is taken. A process has one rotnet_fast: one that is imported stays.
+
 Other names begin with an underscore, as torch.hub lists all that do not.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.machinery
 import os
+import re
+import sys
+import warnings
+from pathlib import Path as _Path
 
 import torch
 
-import rotnet_fast
-from rotnet_fast.backbone import Backbone as _Backbone
-from rotnet_fast.errors import ArgumentError as _ArgumentError
-from rotnet_fast.models.nin import NetworkInNetwork as _NetworkInNetwork
+_HERE = _Path(__file__).resolve().parent
+
+
+def _has_kernels(package: _Path) -> bool:
+    return any(package.glob("_C_cpu*.so"))
+
+
+def _version(package: _Path) -> str | None:
+    """What a package says of itself, without importing it."""
+    found = re.search(r'^__version__ = "(.*)"$', (package / "__init__.py").read_text(encoding="utf-8"), re.M)
+    return None if found is None else found[1]
+
+
+def _installed() -> _Path | None:
+    """Folder of the package that would be imported if this folder were not there."""
+    elsewhere = [place for place in sys.path if _Path(place or os.curdir).resolve() != _HERE]
+    for finder in sys.meta_path:
+        is_of_paths = finder is importlib.machinery.PathFinder
+        find_spec = getattr(finder, "find_spec", None)
+        # Installations that can be edited bring a finder of their own, which knows where they lie.
+        spec = None if find_spec is None else find_spec("rotnet_fast", elsewhere if is_of_paths else None)
+        if spec is not None and spec.origin is not None:
+            package = _Path(spec.origin).resolve().parent
+            if package != _HERE / "rotnet_fast":
+                return package
+    return None
+
+
+def _choose_package() -> None:
+    """Import rotnet_fast from where it has kernels."""
+    ours, imported = _HERE / "rotnet_fast", sys.modules.get("rotnet_fast")
+    if imported is not None:
+        package = _Path(str(imported.__file__)).resolve().parent
+        if package != ours and _version(package) != _version(ours):
+            warnings.warn(
+                f"rotnet_fast {_version(package)} of {package} is imported already and is used instead of "
+                f"{_version(ours)} of {_HERE}: load from torch.hub before you import it, or use one version",
+                stacklevel=3,
+            )
+        return
+    installed = None if _has_kernels(ours) else _installed()
+    if installed is None or not _has_kernels(installed):
+        return
+    if _version(installed) != _version(ours):
+        warnings.warn(
+            f"rotnet_fast {_version(installed)} of {installed} has compiled kernels, but {_HERE} is version "
+            f"{_version(ours)} and has none, so that plain torch runs, slowly: build it (pip install -e "
+            f"{_HERE}), or check out the version that is installed",
+            stacklevel=3,
+        )
+        return
+    before = sys.path
+    sys.path = [str(installed.parent), *(place for place in before if place != str(_HERE))]
+    try:
+        importlib.import_module("rotnet_fast")
+    finally:
+        sys.path = before
+
+
+_choose_package()
+
+import rotnet_fast  # noqa: E402
+from rotnet_fast.backbone import Backbone as _Backbone  # noqa: E402
+from rotnet_fast.errors import ArgumentError as _ArgumentError  # noqa: E402
+from rotnet_fast.models.nin import NetworkInNetwork as _NetworkInNetwork  # noqa: E402
 
 dependencies = ["torch", "numpy", "safetensors"]
 

@@ -28,6 +28,7 @@ from rotnet_fast.engine.run_folder import environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrain import pretrain
+from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
     from rotnet_fast.data.loader import Batch
@@ -44,7 +45,7 @@ takes; at 14 steps a second, a week would add 1.7 GB."""
 
 
 @dataclass(frozen=True)
-class SoakConfig:
+class SoakConfig(Settings):
     """Train for long, and say whether memory, open files and threads grow."""
 
     output: Path

@@ -28,6 +28,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
+from rotnet_fast.settings import Settings
 from rotnet_fast.study.settings import stretched
 
 PROGRAM = "python -m benchmarks.speedrun"
@@ -43,7 +44,7 @@ _MEASURED = ("seconds", "rotation_accuracy", "head_accuracy")
 
 
 @dataclass(frozen=True)
-class SpeedrunConfig:
+class SpeedrunConfig(Settings):
     """Compare preset speedrun with preset paper."""
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"

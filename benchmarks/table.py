@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from rotnet_fast.benchmarking.levels import BASELINE
+from rotnet_fast.files import named
 
 OURS = "rotnet_fast"
 
@@ -215,8 +215,8 @@ def render_command(results: dict[str, Any], source: str) -> str:
 def main() -> None:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description="Markdown tables from a benchmark run's JSON.")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--readme", type=Path, help="file whose table is replaced")
+    parser.add_argument("file", type=named)
+    parser.add_argument("--readme", type=named, help="file whose table is replaced")
     parser.add_argument("--section", default="benchmarks", help="name in the lines around the table")
     arguments = parser.parse_args()
     results = json.loads(arguments.file.read_text())

@@ -23,6 +23,7 @@ from rotnet_fast.engine import checkpoint, weights
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import named
 from rotnet_fast.models.build import pretrained_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
@@ -282,7 +283,7 @@ def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto")
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ArgumentError: a device that there is not.
+        ArgumentError: a device that there is not, or an empty path.
         CheckpointError: nothing there, damaged, or not of this program.
     """
     check_device(str(device))
@@ -302,7 +303,7 @@ def _read(path_or_name: str | Path) -> tuple[Mapping[str, torch.Tensor], dict[st
                 f"{path_or_name}; install rotnet_fast again"
             )
         return *weights.unpack(content, _WEIGHTS / name), _WEIGHTS / name
-    path = Path(path_or_name)
+    path = named(path_or_name, "path_or_name")
     if not path.exists():
         raise CheckpointError(
             f"{path_or_name} is neither a file or folder nor the name of a pretrained model; pretrained "

@@ -23,6 +23,7 @@ from rotnet_fast.engine.run_folder import environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ STAGED_BLOCKS = 4
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(Settings):
     """Measure the fused op and training steps on this machine, against what its hardware could do."""
 
     output: Path

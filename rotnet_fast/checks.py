@@ -104,6 +104,16 @@ def batches_of_one(images: int, batch_size: int, what: str = "training") -> Argu
     return ArgumentError(f"{found}, on which BatchNorm cannot train; {remedy}")
 
 
+def check_seed(seed: int) -> None:
+    """Check the seed of a command.
+
+    Raises:
+        ArgumentError: one that not every generator takes.
+    """
+    if not 0 <= seed < 2**63:
+        raise ArgumentError(f"seed is {seed}; it must lie in [0, 2**63): give for example {seed % 2**63}")
+
+
 def check_precision(precision: str, device: str) -> None:
     """Check a number format for a device that is named; of ``auto`` it is known once torch is loaded.
 

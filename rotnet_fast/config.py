@@ -16,11 +16,13 @@ from rotnet_fast.checks import (
     check_images,
     check_needs_gpu,
     check_precision,
+    check_seed,
     check_streaming,
 )
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
+from rotnet_fast.settings import Settings
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedrun"]
 
@@ -72,8 +74,10 @@ it, the recipe leaves it out, so that older checkpoints and studies stay what th
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Pretrain RotNet: learn image features by predicting by how much an image was turned."""
+
+    paths_as_text = ("resume",)
 
     preset: PresetName = "paper"
     """Set of values that the other flags override.
@@ -301,7 +305,7 @@ class PretrainConfig:
             0 < low <= high < math.inf,
             "must be two numbers above 0, ascending",
         )
-        _require("seed", self.seed, 0 <= self.seed < 2**63, "must lie in [0, 2**63)")
+        check_seed(self.seed)
         check_device(self.device)
         check_precision(self.precision, self.device)
         check_image_size(self.dataset, self.image_size)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_streaming
+from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_seed, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, check_device
 from rotnet_fast.engine.ambient import plain_torch
@@ -33,6 +33,7 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.report import render
+from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
     from rotnet_fast.protocols.evaluation import EvaluationSetup
@@ -41,7 +42,7 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Say how good pretrained features are: train classifiers of objects on them."""
 
     checkpoint: Path
@@ -162,8 +163,7 @@ class EvaluateConfig:
             raise ArgumentError(f"flip-prob is {self.flip_prob}; it must lie in [0, 1]")
         if not 0 < self.lr < math.inf:
             raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
-        if not 0 <= self.seed < 2**63:
-            raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        check_seed(self.seed)
         check_device(self.device)
         check_precision(self.precision, self.device)
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)

@@ -26,6 +26,7 @@ from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.report import load_results
+from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
     from rotnet_fast.backbone import Backbone
@@ -42,7 +43,7 @@ _DISPLAY_NAMES = {
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Write a pretrained network as safetensors with a model card."""
 
     checkpoint: Path

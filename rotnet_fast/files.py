@@ -20,18 +20,41 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from rotnet_fast.errors import ArgumentError
+
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Passing through a folder does not take the right to list it, where the system makes the difference.
 _PASS = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
 _PLAIN = os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait for its other end
 
 
+def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """The path that a user means: ``~`` and ``~name`` at its beginning are home folders, as in a shell.
+
+    Every path of a user passes through here: settings by `rotnet_fast.settings`, those of functions in these.
+
+    Args:
+        path: as the user gave it; it need not exist. A name of nobody stays as it is.
+        argument: what errors call it.
+
+    Raises:
+        ArgumentError: an empty text, which would be the current folder.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ArgumentError(f"{argument} is empty; give a path, such as . for the current folder")
+    if not text.startswith("~"):
+        return path if isinstance(path, Path) else Path(path)
+    return Path(os.path.expanduser(text))
+
+
 def followed(path: Path) -> Path:
     """The same file or folder by a name without symbolic links; ``path`` itself where it has none.
 
     Args:
-        path: as the user gave it; it need not exist.
+        path: as the user gave it, see :func:`named`; it need not exist.
     """
+    path = named(path)
     real = os.path.realpath(path)
     return path if real == os.path.abspath(path) else Path(real)
 

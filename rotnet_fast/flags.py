@@ -10,9 +10,11 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr
-from typing import NoReturn, TypeVar
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 from unittest.mock import patch
 
 import tyro
@@ -41,6 +43,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ArgumentError(f"{message}; see {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        _check_none_is_empty(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
 
 def parse_flags(kind: type[T], program: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Settings from flags, by tyro.
@@ -55,8 +61,10 @@ def parse_flags(kind: type[T], program: str, arguments: Sequence[str], default: 
         ArgumentError: an unknown flag or an unreadable value.
         SystemExit: with 0, after ``--help``.
     """
-    # tyro has no public way to get its errors but from stderr, in a box as wide as the terminal.
     is_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if not is_help:
+        _check_none_is_empty(arguments, _lists(kind))
+    # tyro has no public way to get its errors but from stderr, in a box as wide as the terminal.
     drawn = io.StringIO()
     try:
         with patch.dict(os.environ, {} if is_help else {"COLUMNS": "100000"}), redirect_stderr(drawn):
@@ -67,6 +75,36 @@ def parse_flags(kind: type[T], program: str, arguments: Sequence[str], default: 
         if not end.code:
             raise
     raise ArgumentError(f"{what_is_wrong(drawn.getvalue(), arguments)}; see {program} --help")
+
+
+def _lists(kind: type) -> set[str]:
+    """Flags of a dataclass that take one value or more."""
+    hints = get_type_hints(kind)
+    return {
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(kind)
+        if any(
+            get_args(part)[1:] == (Ellipsis,) for part in (hints[field.name], *get_args(hints[field.name]))
+        )
+    }
+
+
+def _check_none_is_empty(arguments: Sequence[str], lists: Collection[str] = ()) -> None:
+    """Refuse values without a letter, as of a variable that is not set, and lists without a value.
+
+    An empty path would be the current folder, and an empty list would be no choice, that is, everything.
+    """
+    for position, word in enumerate(arguments):
+        flag, is_joined, value = word.partition("=")
+        is_flag = word.startswith("--")
+        if not word or (is_flag and is_joined and not value):
+            before = [one for one in arguments[:position] if one.startswith("--")]
+            name = (flag if is_flag else before[-1] if before else "an argument").removeprefix("--")
+            raise ArgumentError(f"{name} is empty; give a value, or leave it out")
+        following = arguments[position + 1 : position + 2]
+        if word in lists and (not following or following[0].startswith("--")):
+            name = word.removeprefix("--")
+            raise ArgumentError(f"{name} is without a value; give one or more, or leave it out")
 
 
 def what_is_wrong(box: str, arguments: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from rotnet_fast.checks import SIZES
 from rotnet_fast.command import run_command
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.files import named
 from rotnet_fast.flags import Parser
 from rotnet_fast.study.summary import is_study, load_study
 from rotnet_fast.verdict import is_at_chance
@@ -157,6 +158,7 @@ def load_results(folder: Path) -> dict[str, Any]:
     Raises:
         ArgumentError: there is none, or it is not the result of an evaluation.
     """
+    folder = named(folder)
     path = folder / "results.json" if folder.is_dir() else folder
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -186,14 +188,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "folders",
         nargs="+",
-        type=Path,
+        type=named,
         metavar="FOLDER",
         help="of rotnet_fast.evaluate: its table is printed; of rotnet_fast.reproduce: RESULTS.md, "
         "index.html and figures/ are written there",
     )
     parser.add_argument(
         "--readme",
-        type=Path,
+        type=named,
         metavar="FILE",
         help="put the main numbers of the one study named between the accuracy markers of this file",
     )

@@ -35,6 +35,7 @@ from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
+from rotnet_fast.settings import Settings
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
 from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings
 from rotnet_fast.study.store import Results
@@ -46,7 +47,7 @@ PROGRAM = "python -m rotnet_fast.reproduce"
 
 
 @dataclass(frozen=True)
-class ReproduceConfig:
+class ReproduceConfig(Settings):
     """Reproduce every table and figure of the method, and write the report."""
 
     preset: StudyPreset = "paper"
@@ -82,7 +83,7 @@ class ReproduceConfig:
     seeds: int = 1
     """Repeat everything with so many seeds, 0, 1, ..."""
 
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
     """table1 table2 table3 figure3 figure4 figure5a figure5b extras ablations, or single entries such as
     table3/rotnet-conv. None: everything."""
 
@@ -123,7 +124,11 @@ class ReproduceConfig:
             raise ArgumentError(
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
             )
-        for wish in self.only:
+        if self.only is not None and not self.only:
+            raise ArgumentError(
+                f"only is empty; choose from {', '.join(ITEMS)}, or leave it out for everything"
+            )
+        for wish in self.only or ():
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
         check_device(self.device)
@@ -184,7 +189,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
 
     context = processes.local_main_first(lambda: make_context(config, processes))
     context = replace(context, command=command)
-    entries = make_plan(context.settings, config.seeds, config.only)
+    entries = make_plan(context.settings, config.seeds, config.only or ())
     known = cells_in_order(make_plan(context.settings, config.seeds))
     cells = cells_in_order(entries)
     if config.dry_run:

@@ -55,23 +55,3 @@ def check_rotations(rotations: Sequence[int]) -> list[int]:
             )
         degrees.append(angle % 360)
     return degrees
-
-
-def quarter_turns(rotations: Sequence[int]) -> list[int]:
-    """Turn degrees counter-clockwise into counts of quarter turns in 0..3.
-
-    Args:
-        rotations: as in :func:`check_rotations`, all multiples of 90.
-
-    Returns:
-        One count per rotation, in the order given.
-
-    Raises:
-        ValueError: empty, more than 64, or an angle that is not a whole multiple of 90.
-        TypeError: not a sequence of whole numbers.
-    """
-    degrees = check_rotations(rotations)
-    for angle in degrees:
-        if angle % 90 != 0:
-            raise ValueError(f"rotations holds {angle} degrees; only multiples of 90 are quarter turns")
-    return [angle // 90 for angle in degrees]

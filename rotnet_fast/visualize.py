@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotnet_fast.checks import check_precision
+from rotnet_fast.checks import check_precision, check_seed
 from rotnet_fast.command import run_command
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
@@ -23,6 +23,7 @@ from rotnet_fast.engine.run_folder import run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ MOST_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class VisualizeConfig:
+class VisualizeConfig(Settings):
     """Draw what a pretrained network predicts and what its features see."""
 
     checkpoint: Path
@@ -109,8 +110,7 @@ class VisualizeConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise ArgumentError(f"seed is {self.seed}; it must lie in [0, 2**63)")
+        check_seed(self.seed)
         if self.images > MOST_IMAGES:
             raise ArgumentError(f"images is {self.images}; it must be at most {MOST_IMAGES}, one row each")
         check_device(self.device)

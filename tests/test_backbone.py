@@ -170,7 +170,7 @@ def test_grey_images_need_a_grey_network() -> None:
         (torch.zeros(2, 16, 16, 3, dtype=torch.int64), TypeError, "got torch.int64"),
         (torch.zeros(16, 16, 3, dtype=torch.uint8), ArgumentError, r"must be \[N,H,W,C\].*images\[None\]"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), ArgumentError, r"has 16: move.*permute\(0, 2, 3, 1\)"),
-        (torch.zeros(2, 16, 16, 1, dtype=torch.uint8), ArgumentError, r"has 1: .*expand\(-1, -1, -1, 3"),
+        (torch.zeros(2, 16, 16, 1, dtype=torch.uint8), ArgumentError, r"has 1: repeat.*\(-1, -1, -1, 3\)"),
         (torch.zeros(2, 16, 16, 3), ArgumentError, r"floating.*\[N,C,H,W\].*move.*\(0, 3, 1, 2\)"),
         (torch.zeros(2, 3, 16), ArgumentError, r"got shape \[2, 3, 16\]"),
         (torch.zeros(2, 3, 0, 16), ArgumentError, "at least one row and column"),

@@ -90,6 +90,11 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "got a list of something else",
         lambda: rotate_batch(IMAGES, [[0], [0, 1]]),
     ),
+    "indices beyond int64": (
+        TypeError,
+        "got a list of other things, or of numbers beyond int64",
+        lambda: rotate_batch(IMAGES, [2**70]),
+    ),
     "indices a mask": (
         TypeError,
         r"got torch.bool: of a mask take mask.nonzero\(\).flatten\(\)",

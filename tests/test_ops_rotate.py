@@ -19,7 +19,7 @@ from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 from rotnet_fast.ops.library import LIBRARIES, SCHEMAS
 from rotnet_fast.ops.reference import rotate_batch_reference
 from rotnet_fast.philox import crop_and_flip_draws
-from rotnet_fast.rotations import quarter_turns
+from rotnet_fast.rotations import check_rotations
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MEAN = (0.4914, 0.4822, 0.4465, 0.31)
@@ -41,7 +41,7 @@ def expected_views(images: torch.Tensor, indices: torch.Tensor | None, **argumen
         arguments.get("sample_ids"),
         arguments.get("seed", 0),
         arguments.get("epoch", 0),
-        quarter_turns(arguments.get("rotations", (0, 90, 180, 270))),
+        [angle // 90 for angle in check_rotations(arguments.get("rotations", (0, 90, 180, 270)))],
         arguments.get("pad", 4),
         arguments.get("flip_prob", 0.5),
         arguments.get("mean", CIFAR10_MEAN[:channels]),

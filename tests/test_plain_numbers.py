@@ -157,3 +157,17 @@ def test_a_network_takes_numbers_of_numpy() -> None:
     network = NetworkInNetwork(np.int64(4), np.int32(3), np.float32(0.25), np.uint8(3))  # type: ignore[arg-type]
     assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
     assert type(network.num_classes) is type(network.in_channels) is int
+
+
+def test_a_backbone_compiles_once_for_batches_of_one_size() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    backbone = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    compiled = torch.compile(backbone, backend=counter, fullgraph=True)
+    for _ in range(3):
+        images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+        torch.testing.assert_close(compiled(images), backbone(images), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,36 @@ def test_fx_keeps_the_op_as_one_call() -> None:
     traced = torch.fx.symbolic_trace(Step())
     assert [node.target for node in traced.graph.nodes].count(rotate_batch) == 1
     assert torch.equal(traced(IMAGES, torch.tensor([1, 3])), Step()(IMAGES, torch.tensor([1, 3])))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jit_keeps_the_op_as_one_call() -> None:
+    traced = torch.jit.trace(Step(), (IMAGES, torch.tensor([0, 1, 2])))
+    assert [node.kind() for node in traced.graph.nodes()].count("rotnet_fast::rotate_batch_out") == 1
+    for rows in ([4, 2], [0, 1, 2, 3, 4, 0]):
+        assert_same(traced(IMAGES, torch.tensor(rows)), Step()(IMAGES, torch.tensor(rows)))
+
+
+def test_an_exported_op_runs_where_the_package_is_imported(tmp_path: Path) -> None:
+    rows = torch.tensor([0, 1])
+    program = export(Step(), (IMAGES, rows), dynamic_shapes={"images": None, "indices": {0: B}})
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch.save((IMAGES, rows[:1], Step()(IMAGES, rows[:1])), tmp_path / "step.pt")
+    code = (
+        "import torch, rotnet_fast.ops\nx, rows, y = torch.load('step.pt')\n"
+        "program = torch.export.load('program.pt2').module()\n"
+        "torch.testing.assert_close(program(x, rows.repeat(2)), y.repeat(2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_vmap_maps_a_network(backbone: Backbone) -> None:
+    mapped = torch.vmap(backbone.network)(FLOATS[:, None])
+    assert_same(mapped[:, 0], backbone.network(FLOATS))
 
 
 def test_vmap_is_told_to_give_the_whole_batch() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from rotnet_fast import load_backbone, rotate_batch
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.build import make_network
 
 IMAGES = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
 
@@ -66,3 +67,18 @@ def test_the_remedies_of_a_backbone_work() -> None:
     grey = whole[..., :1]
     assert torch.equal(backbone(grey.expand(-1, -1, -1, 3)), backbone(grey.repeat(1, 1, 1, 3)))
     assert torch.equal(backbone(whole.long().to(torch.uint8)), backbone(whole))
+
+
+@pytest.mark.parametrize("model", ["nin", "resnet18"])
+def test_a_network_says_which_images_it_takes(model: str) -> None:
+    network = make_network(4, model=model).eval()
+    x = torch.zeros(2, 3, 32, 32)
+    for call in (network, lambda images: network.features(images, [network.default_layer])):
+        with pytest.raises(TypeError, match=r"x is torch.uint8; a network takes normalised images"):
+            call(x.to(torch.uint8))
+        with pytest.raises(
+            TypeError, match=r"x is torch.float64, and the network's weights are.*give it x.to"
+        ):
+            call(x.double())
+    assert network(x.double().to(torch.float32)).dtype == torch.float32
+    assert network.double()(x.double()).dtype == torch.float64

@@ -25,6 +25,7 @@ from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import epoch_checkpoints
 from rotnet_fast.errors import CheckpointError
+from rotnet_fast.files import named
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
 _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
@@ -62,6 +63,7 @@ def load(path: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable, damaged, or not a checkpoint of this program.
         MemoryError, RuntimeError: there is not enough memory for it, which says nothing about the file.
     """
+    path = named(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -126,6 +128,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
+    path = named(path)
     if not path.is_dir():
         return path, load(path), []
     skipped: list[CheckpointError] = []

@@ -20,7 +20,7 @@ from torch import nn
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.names import TIMM, unknown_model
-from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.network import FeatureNetwork, check_input
 
 PROBE = 96
 """Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
@@ -77,12 +77,14 @@ class LibraryNetwork(FeatureNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
+        check_input(x, next(self.model.parameters()))
         logits: torch.Tensor = self.model(x)
         return logits
 
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """See `FeatureNetwork`; maps have the memory format that the library's model gives them."""
         self.check_layers(layers)
+        check_input(x, next(self.model.parameters()))
         maps: dict[str, torch.Tensor] = self._extractor(layers)(x)
         return maps
 

@@ -50,6 +50,7 @@ class FeatureNetwork(nn.Module, ABC):
 
         Raises:
             ArgumentError: a layer that this network does not have, or none at all.
+            TypeError: see :func:`check_input`.
         """
 
     @abstractmethod
@@ -67,6 +68,30 @@ class FeatureNetwork(nn.Module, ABC):
     @abstractmethod
     def check_image_size(self, height: int, width: int) -> None:
         """Raise an ArgumentError unless the network takes images of that many pixels."""
+
+
+def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Refuse what no layer takes; torch names the types, but not the remedy.
+
+    Args:
+        x: what a network is given.
+        weight: one of its parameters.
+
+    Raises:
+        TypeError: images that are not normalised yet, or float64 beside weights of another type.
+    """
+    if not isinstance(x, torch.Tensor):  # torch.fx looks at the layers
+        return
+    if not x.is_floating_point():
+        raise TypeError(
+            f"x is {x.dtype}; a network takes normalised images, floating [B,C,H,W]: make a "
+            f"rotnet_fast.backbone.Backbone of it, which normalises uint8 [B,H,W,C]"
+        )
+    if x.dtype == torch.float64 and weight.dtype != torch.float64:
+        raise TypeError(
+            f"x is torch.float64, and the network's weights are {weight.dtype}: "
+            f"give it x.to({weight.dtype}), or convert it by .double()"
+        )
 
 
 def may_draw(module: nn.Module) -> bool:

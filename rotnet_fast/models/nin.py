@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.network import FeatureNetwork, check_input
 from rotnet_fast.ops.batch_norm import batch_norm_relu
 from rotnet_fast.plain import as_whole, shown
 
@@ -146,6 +146,7 @@ class NetworkInNetwork(FeatureNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
+        check_input(x, self.classifier.weight)
         for layer in self.layers:
             x = self._block(layer, x)
         logits: torch.Tensor = self.classifier(x.mean(dim=(2, 3)))
@@ -165,6 +166,7 @@ class NetworkInNetwork(FeatureNetwork):
             ArgumentError: a layer that this network does not have, or none at all.
         """
         self.check_layers(layers)
+        check_input(x, self.classifier.weight)
         maps = {}
         for layer in self.layers[: max(map(self.layers.index, layers)) + 1]:
             x = self._block(layer, x)

@@ -234,6 +234,8 @@ def _whole_numbers(name: str, ids: Any) -> Any:
         raise TypeError(
             f"{sentence}a {type(ids).__name__} of something else: use torch.tensor(...)"
         ) from None
+    if array.dtype.kind == "O":
+        raise TypeError(f"{sentence}a {type(ids).__name__} of other things, or of numbers beyond int64")
     if array.dtype.kind not in "iu":
         raise TypeError(f"{sentence}{array.dtype}: use torch.tensor(..., dtype=torch.int64)")
     if array.ndim != 1:

@@ -20,6 +20,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import loader_of, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError, DataError
+from rotnet_fast.files import named
 from rotnet_fast.models.build import make_network, pretrained_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import BLOCK_COUNTS, NetworkInNetwork
@@ -213,6 +214,7 @@ def load_pretrained(path: Path) -> Pretrained:
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
     """
+    path = named(path)
     found, state = _newest(path)
     recipe = state.get("config", {})
     if recipe.get("task") != "pretrain":
@@ -235,7 +237,7 @@ def load_supervised(path: Path) -> FeatureNetwork:
         CheckpointError: no whole checkpoint of a whole network, or one of a pretraining.
         ArgumentError: the network's library is missing.
     """
-    found, state = _newest(path)
+    found, state = _newest(named(path))
     config, module = state.get("config", {}), state.get("module", {})
     if config.get("task") == "pretrain":
         raise CheckpointError(

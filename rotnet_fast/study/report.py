@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import followed, named
 from rotnet_fast.study import overview, sections, sections_beyond, sections_pictures
 from rotnet_fast.study.document import Document, plain
 from rotnet_fast.study.figures import draw_figures
@@ -124,6 +124,7 @@ def update_readme(folder: Path, readme: Path) -> None:
         DataError: see `rotnet_fast.study.summary.load_study`.
         CannotWriteError: it cannot be written.
     """
+    folder, readme = named(folder), named(readme, "readme")
     try:
         document = readme.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.files import named
 from rotnet_fast.paper import Circumstances
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
@@ -194,7 +195,7 @@ class Study:
 
 def is_study(folder: Path) -> bool:
     """Whether a folder is one of `rotnet_fast.reproduce`."""
-    return (folder / STUDY_FILE).exists()
+    return (named(folder) / STUDY_FILE).exists()
 
 
 def load_study(folder: Path) -> Study:
@@ -204,7 +205,7 @@ def load_study(folder: Path) -> Study:
         ArgumentError: it is not the folder of a study, or that of another version.
         DataError: the file of a cell is damaged or not one.
     """
-    path = folder / STUDY_FILE
+    path = named(folder) / STUDY_FILE
     remedy = "give a folder that rotnet_fast.reproduce wrote"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
