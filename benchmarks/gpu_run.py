@@ -281,7 +281,7 @@ def levels(run: Run) -> str:
 def steps(run: Run, blocks: int, names: Sequence[str]) -> str:
     """Training steps of a network at some levels."""
     if run.device == "cpu":
-        names = [BASELINE, "default"]
+        names = [BASELINE, "default"] if blocks == 4 else [BASELINE]
     flags = ["--what", "steps", "--blocks", blocks, "--level-limit", 60, "--levels", *names]
     try:
         said = benchmark(run, *flags)

@@ -27,10 +27,6 @@ class ArgumentError(RotnetError, ValueError):
     exit_code = 2
 
 
-class CaptureError(ArgumentError):
-    """A training step could not be captured in a CUDA graph; this process cannot rely on the GPU any more."""
-
-
 class DataError(RotnetError):
     """A data set is missing, incomplete or damaged."""
 
@@ -65,6 +61,12 @@ class PeerLostError(RotnetError):
     """Another process of the same job ended before its work was done."""
 
     exit_code = 8
+
+
+class CaptureError(RotnetError):
+    """A training step could not be captured in a CUDA graph; this process cannot rely on the GPU any more."""
+
+    exit_code = 9
 
 
 class ElsewhereError(RotnetError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from recorded_graph import record
+from recorded_graph import RecordingCapture
 from test_engine_trainer import dataset as dataset  # a fixture
 from test_engine_trainer import make_trainer
 
@@ -127,7 +127,7 @@ def test_captured_steps_that_are_not_finite_change_nothing_either(
 ) -> None:
     # One of three steps in each of 8 epochs, at another place each time: two thirds of them are replayed.
     hashes, lines = [], []
-    for capture in (None, record):
+    for capture in (None, RecordingCapture()):
         with RunFolder(tmp_path / str(capture is None)) as run:
             trainer = make_trainer(
                 dataset, run, CPU, Schedule(0.05), epochs=8, task_class=poisoned(poison, 7), capture=capture

@@ -171,7 +171,7 @@ def test_a_failed_capture_is_one_sentence_that_names_the_remedy() -> None:
         CaptureError, match=r"in a CUDA graph \(cannot be captured\); use --graph off$"
     ) as found:
         step(batch(1))
-    assert found.value.exit_code == 2
+    assert found.value.exit_code == 9
 
 
 class Marking(RotationTask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,24 @@ def starve_the_other(patch: pytest.MonkeyPatch) -> None:
         before_step(patch, 1, fail)
 
 
+class NoCapture:
+    """A GPU on which no step can be captured."""
+
+    def __init__(self, device: object) -> None: ...
+
+    stream = nullcontext
+
+    def __call__(self, work: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def forbid_capture(patch: pytest.MonkeyPatch) -> None:
+    from rotnet_fast.engine import training_step
+
+    patch.setattr(training_step, "use_graph", lambda *arguments: True)
+    patch.setattr(training_step, "CudaCapture", NoCapture)
+
+
 def end(code: int, folder: Path) -> Ended:
     """Break the command in the way that this exit code stands for."""
     arguments = [*TINY, "--output", str(folder)]
@@ -57,6 +76,8 @@ def end(code: int, folder: Path) -> Ended:
         case 8:
             ended: Ended = on_ranks(2, run_command, arguments, starve_the_other)[0]
             return ended
+        case 9:
+            return in_a_process(arguments, forbid_capture)
         case code if code > 128:
             return in_a_process(arguments, partial(stop_before, 1, code - 128))
     raise AssertionError(f"nothing gives exit code {code}")
@@ -71,6 +92,7 @@ SENTENCES = {
     6: "error: the device ran out of memory.*; use a smaller --batch-size or --width",
     7: "error: cannot write /dev/null/run: Not a directory; free some space or choose another folder",
     8: "error: process 0 lost contact with another process of this job",
+    9: r"error: .* captured in a CUDA graph \(operation not permitted.*\); use --graph off",
     129: "stopped by SIGHUP",
     130: "stopped by SIGINT",
     138: "stopped by SIGUSR1",

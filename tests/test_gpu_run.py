@@ -276,7 +276,7 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
         for name in ("supervised", "conv", "nonlinear", "fine-tuned", "speedrun-conv")
     }
     assert methods == {
-        "supervised": [("supervised", "")],
+        "supervised": [("supervised", None)],
         "conv": [("frozen", "conv")],
         "nonlinear": [("frozen", "nonlinear")],
         "fine-tuned": [("fine-tune", "nonlinear"), ("fine-tune", "conv")],
