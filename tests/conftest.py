@@ -22,6 +22,9 @@ import torch
 from rotnet_fast.data.dali import require_dali
 from rotnet_fast.errors import ArgumentError
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
+
 DEVICES = [
     "cpu",
     pytest.param(
@@ -44,7 +47,6 @@ class FaultLog(Protocol):
 
 
 BROKEN_BY_TEST = pytest.StashKey[list[Fault]]()
-BROKEN = pytest.StashKey[list[Fault]]()
 
 
 @pytest.fixture(params=DEVICES)
@@ -79,10 +81,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--only-cuda", action="store_true", help="run only the tests that need a CUDA device")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[BROKEN] = []
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--only-cuda``, keep the tests that would be skipped without a GPU, as their marks say."""
     for item in items:
@@ -112,17 +110,21 @@ def pytest_runtest_makereport(
     known = any(fault.survived < fault.tried for fault in faults)
     if (report.failed and not known) or (report.when == "call" and report.passed and not faults):
         faults.append(Fault(mark.args[0] if mark.args else item.name, 1, int(report.passed)))
-    if report.when == "teardown":
-        item.config.stash[BROKEN].extend(faults)
+    if report.when == "teardown":  # reports come from the processes of pytest-xdist, too
+        report.user_properties.extend(("fault", list(fault)) for fault in faults)
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table of faults, where any was tried."""
     tried, survived = Counter[str](), Counter[str]()
-    for fault in config.stash[BROKEN]:
-        tried[fault.name] += fault.tried
-        survived[fault.name] += fault.survived
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for report in reports:
+        for kind, value in getattr(report, "user_properties", ()):
+            if kind == "fault":
+                fault = Fault(*value)
+                tried[fault.name] += fault.tried
+                survived[fault.name] += fault.survived
     if not tried:
         return
     width = max(map(len, tried))

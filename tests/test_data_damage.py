@@ -29,7 +29,7 @@ from rotnet_fast.data.scan import GOOD, examine
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.errors import DataError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DALI runs on Linux alone")
+pytestmark = pytest.mark.needs_dali
 
 BAD_IMAGES = bad_images()
 MUTANTS = 15  # of each of five dozen kinds of image

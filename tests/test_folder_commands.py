@@ -91,6 +91,7 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
 
 
+@pytest.mark.needs_dali
 def test_flags_ask_for_a_closer_look_and_accept_what_has_changed(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -356,7 +356,7 @@ def raw_arguments(**changes: object) -> list[object]:
         {"mean": [0.5]},
         {"std": []},
     ],
-    ids=str,
+    ids=lambda changes: " ".join(changes),  # not values that nobody wrote
 )
 def test_the_compiled_op_itself_refuses_what_would_be_unsafe(changes: dict[str, object]) -> None:
     from rotnet_fast.ops.library import LIBRARIES
@@ -379,7 +379,7 @@ def test_the_compiled_op_itself_refuses_what_would_be_unsafe(changes: dict[str, 
         {"views": torch.empty(7, 8, 8, 3)},
         {"indices": torch.tensor([0, 4])},
     ],
-    ids=str,
+    ids=lambda changes: " ".join(changes),
 )
 def test_the_compiled_warp_itself_refuses_what_would_be_unsafe(changes: dict[str, object]) -> None:
     from rotnet_fast.ops.library import LIBRARIES
