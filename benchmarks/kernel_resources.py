@@ -169,7 +169,7 @@ def compile_kernels(
         if nvdisasm is None:
             return kernels
         costs = {mangled: view_cost(kernel) for mangled, kernel in disassemble(nvdisasm, cubin).items()}
-    return [_with_cost(kernel, costs[kernel.kernel]) for kernel in kernels]
+    return [_with_cost(kernel, costs.get(kernel.kernel)) for kernel in kernels]
 
 
 def _with_cost(kernel: Kernel, cost: ViewCost | None) -> Kernel:

@@ -65,13 +65,15 @@ def find_nvdisasm(nvcc: str) -> str:
 
 
 def disassemble(nvdisasm: str, cubin: Path) -> dict[str, Code]:
-    """The kernels of a cubin by their mangled names.
+    """The kernels of a cubin by their mangled names; none where nvdisasm is older than the architecture.
 
     Raises:
         DisassemblyError: nvdisasm fails, or prints what cannot be read.
     """
     command = [nvdisasm, "-c", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Cannot decode architecture" in done.stderr:
+        return {}
     if done.returncode != 0:
         raise DisassemblyError(f"nvdisasm fails: {done.stderr.strip()}")
     return read(done.stdout)

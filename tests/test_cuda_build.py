@@ -121,7 +121,13 @@ def test_a_view_takes_few_instructions(
         find_nvdisasm(nvcc)
     except DisassemblyError as error:
         pytest.skip(f"instructions cannot be counted here: {error}")
-    counted = [kernel for kernel in kernels if f"<Cast{element}, 3, true>" in kernel["kernel"]]
+    counted = [
+        kernel
+        for kernel in kernels
+        if f"<Cast{element}, 3, true>" in kernel["kernel"]
+        # An older nvdisasm does not know the newest architecture.
+        and (kernel["view_stores"] is not None or kernel["architecture"] in ("sm_80", "sm_90", "sm_90a"))
+    ]
     assert len(counted) >= 6
     # With 96 threads, each stores that often: fewer would say that the wrong loop was counted.
     assert {kernel["view_stores"] for kernel in counted} == {stores}
