@@ -224,7 +224,7 @@ def test_the_last_three_epochs_are_kept_beyond_the_ten_thousandth(dataset: Datas
 
 def test_what_an_epoch_has_just_written_is_never_removed(dataset: Dataset, tmp_path: Path) -> None:
     with RunFolder(tmp_path) as run:
-        for later in (7, 8, 9):  # of a run that is gone on with from an older checkpoint
+        for later in (7, 8, 9):  # left by a run that was resumed from an older checkpoint
             (run.checkpoints / f"epoch-000{later}.pt").touch()
         make_trainer(dataset, run, torch.device("cpu"), Schedule(0.05), epochs=1).fit()
     assert [epoch for epoch, _ in epoch_checkpoints(tmp_path / "checkpoints")] == [1, 7, 8, 9]

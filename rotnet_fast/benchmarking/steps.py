@@ -159,7 +159,6 @@ def measure_steps(
         for other in rows.values():
             if "seconds" in other and "seconds" in baseline:
                 other["times_baseline"] = baseline["seconds"] / other["seconds"]
-                # Not of a GPU's host, which may wait without computing.
                 cpu_seconds = max(other["cpu_seconds"], 1e-9)
                 other["times_baseline_by_cpu_seconds"] = baseline["cpu_seconds"] / cpu_seconds
         report(list(rows.values()))
