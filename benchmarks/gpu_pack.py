@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-WHEELS = ("tyro", "docstring-parser", "typeguard", "kymatio", "appdirs", "configparser")
+WHEELS = ("kymatio", "appdirs", "configparser")
 """Of the dependencies, those that machines made for PyTorch often lack, and what they need in turn."""
 
 PLATFORMS = ("any", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

@@ -19,13 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PresetName, PretrainConfig
 from rotnet_fast.engine.run_folder import write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
+from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.settings import Settings
@@ -297,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        config = tyro.cli(SpeedrunConfig, prog=PROGRAM, args=arguments)
+        config = parse_flags(SpeedrunConfig, PROGRAM, arguments)
         config.validate()
         content = run(config, " ".join([PROGRAM, *arguments]))
         print(f"\n{render(content)}\nresults: {config.output / 'speedrun.json'}")

@@ -54,7 +54,7 @@ QUICK = "pretrain --preset quickstart --output NEW"
 CASES = [
     # Arguments: 2
     WrongUse("pretrain --preset papier", 2, ("preset is 'papier'", "choose from quickstart, cpu,")),
-    WrongUse(f"{QUICK} --epoch 5", 2, ("--epoch 5 is no option", "did you mean --epochs?")),
+    WrongUse(f"{QUICK} --epoch 5", 2, ("unrecognized option --epoch", "did you mean --epochs?")),
     WrongUse(f"{QUICK} --epochs 0", 2, ("epochs is 0", "must be at least 1")),
     WrongUse(f"{QUICK} --epochs many", 2, ("epochs is many", "must be a whole number")),
     WrongUse(f"{QUICK} --lr nan", 2, ("lr is nan", "must be a number above 0")),

@@ -1,40 +1,32 @@
-"""Flags of the commands; whatever is wrong with them is one sentence.
+"""Flags of the commands: argparse for the dataclasses that describe them.
 
-Importing this module does not import torch.
+Whatever is wrong with a command line is one sentence. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import itertools
-import os
-import re
-import sys
-from collections.abc import Collection, Sequence
-from contextlib import redirect_stderr
-from dataclasses import fields
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
-from unittest.mock import patch
-
-import tyro
+import ast
+import difflib
+import inspect
+import textwrap
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rotnet_fast.errors import ArgumentError
 
 T = TypeVar("T")
 
-_IN_WORDS = {
-    "{None}|": "None or ",
-    "[INT [INT ...]]": "whole numbers",
-    "FLOAT FLOAT": "two numbers",
-    "INT": "a whole number",
-    "FLOAT": "a number",
-}
-"""What tyro's help calls a kind of value -> what errors call it."""
+_WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+_SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
+_COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, for the few flags that no dataclass describes; it raises instead of leaving.
+    """argparse's parser, which raises an error instead of ending the program.
 
     Raises:
         ArgumentError: a wrong flag or value.
@@ -44,99 +36,227 @@ class Parser(argparse.ArgumentParser):
         raise ArgumentError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        _check_none_is_empty(sys.argv[1:] if args is None else args)
+        flag = "an argument"
+        for word in args:
+            name, is_joined, value = word.partition("=")
+            if name.startswith("--"):
+                flag = name.removeprefix("--")
+            if not word or (name.startswith("--") and is_joined and not value):
+                # As of a shell variable that is not set; an empty path would be the current folder.
+                raise ArgumentError(f"{flag} is empty; give a value, or leave it out")
         return super().parse_known_args(args, namespace)
 
 
-def parse_flags(kind: type[T], program: str, arguments: Sequence[str], default: T | None = None) -> T:
-    """Settings from flags, by tyro.
+def parse_flags(kind: type[T], program: str, arguments: Sequence[str], base: T | None = None) -> T:
+    """Make the settings that flags ask for.
 
     Args:
-        kind: dataclass of the settings.
+        kind: dataclass of the settings. Each field is a flag; the text below it is the flag's help.
         program: what the user called, such as ``python -m rotnet_fast.export``.
         arguments: what stands behind it.
-        default: values of flags that are not given; None for those of the dataclass.
+        base: values of flags that are not given; None for those of the dataclass.
 
     Raises:
-        ArgumentError: an unknown flag or an unreadable value.
+        ArgumentError: an unknown flag, an unreadable value, or a flag that is missing.
         SystemExit: with 0, after ``--help``.
     """
-    is_help = not {"-h", "--help"}.isdisjoint(arguments)
-    if not is_help:
-        _check_none_is_empty(arguments, _lists(kind))
-    # tyro has no public way to get its errors but from stderr, in a box as wide as the terminal.
-    drawn = io.StringIO()
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        _parser(kind, program, base, is_help=True).print_help()
+        raise SystemExit(0)
+    given = given_flags(kind, program, arguments)
+    if base is not None:
+        return replace(base, **given)  # type: ignore[type-var]
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in given and field.default is MISSING:
+            flag = f"{_flag(field.name)} {_metavar(_hints(kind)[field.name])}"
+            raise ArgumentError(f"{_name(field.name)} is missing; give {flag}; see {program} --help")
+    return kind(**given)
+
+
+def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Read the flags that are given, by the names of their fields; ``--help`` is passed over.
+
+    Raises:
+        ArgumentError: an unknown flag, or an unreadable value.
+    """
+    # argparse takes -1e-3 for a flag, but not what begins with a space, which is nothing to numbers.
+    words = [f" {word}" if word.startswith("-") and _is_number(word) else word for word in arguments]
+    words = [_with_hyphens(word) for word in words if word not in ("-h", "--help")]
+    flags = {_flag(name): hint for name, hint in _hints(kind).items()}
+    for flag, is_joined, _ in (word.partition("=") for word in words):
+        positive = flag.replace("--no-", "--", 1)
+        if is_joined and bool in (flags.get(flag), flags.get(positive)):
+            wanted = f"give {positive} or --no-{positive.removeprefix('--')}"
+            raise ArgumentError(f"{flag} takes no value; {wanted}; see {program} --help")
+    found, unknown = _parser(kind, program).parse_known_args(words)
+    if unknown:
+        word = unknown[0]
+        similar = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+        meant = f" (did you mean {similar[0]}?)" if similar else ""
+        what = "option" if word.startswith("-") else "argument"
+        raise ArgumentError(f"unrecognized {what} {word}{meant}; see {program} --help")
     try:
-        with patch.dict(os.environ, {} if is_help else {"COLUMNS": "100000"}), redirect_stderr(drawn):
-            if default is None:
-                return tyro.cli(kind, prog=program, args=arguments)
-            return tyro.cli(kind, prog=program, args=arguments, default=default)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    raise ArgumentError(f"{what_is_wrong(drawn.getvalue(), arguments)}; see {program} --help")
+        return {
+            name: value if isinstance(value, bool) else _read(_name(name), value, _hints(kind)[name])
+            for name, value in vars(found).items()
+        }
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}; see {program} --help") from None
 
 
-def _lists(kind: type) -> set[str]:
-    """Flags of a dataclass that take one value or more."""
-    hints = get_type_hints(kind)
+def _parser(kind: type, program: str, base: object = None, is_help: bool = False) -> Parser:
+    """Make a parser with one option for each field; the result has only those that are given.
+
+    Args:
+        base: whose values the help names as defaults; None for those of the dataclass.
+        is_help: show how many words each flag takes. For reading them, any number is taken, as what is
+            wrong is said in this module's words.
+    """
+    parser = Parser(
+        program,
+        usage=f"{program} [flags]",
+        description=(kind.__doc__ or "").strip(),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
+    texts = _field_docs(kind)
+    for field in fields(kind):  # type: ignore[arg-type]
+        default = field.default if base is None else getattr(base, field.name)
+        hint = _hints(kind)[field.name]
+        text = texts.get(field.name, "").replace("%", "%%")
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        text += " (required)" if default is MISSING else f" (default: {shown.replace('%', '%%')})"
+        if hint is bool:
+            parser.add_argument(_flag(field.name), action=_OnOff, help=text)
+        else:
+            nargs = _nargs(hint) if is_help else "*"
+            parser.add_argument(_flag(field.name), nargs=nargs, metavar=_metavar(hint), help=text)
+    return parser
+
+
+class _OnOff(argparse.Action):
+    """``--flag`` and ``--no-flag``. That of argparse repeats the default in its help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
+        negative = option_strings[0].replace("--", "--no-", 1)
+        super().__init__([*option_strings, negative], dest, nargs=0, **others)
+
+    def __call__(self, _parser: Any, namespace: Any, _values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, option is not None and not option.startswith("--no-"))
+
+
+def _read(name: str, words: Sequence[str], hint: Any) -> Any:
+    """Make the value of a field from the words behind its flag."""
+    kinds = _kinds(hint)
+    is_optional = type(None) in kinds
+    if is_optional and list(words) == ["None"]:
+        return None
+    (kind, *others) = (one for one in kinds if one is not type(None))
+    if others:  # several sets of choices
+        kind = Literal[tuple(choice for one in (kind, *others) for choice in get_args(one))]
+    wanted = _wanted(kind)
+    if not words and get_args(kind)[1:] == (Ellipsis,):
+        raise ArgumentError(f"{name} is without a value; give one or more, or leave it out")
+    if not words:
+        raise ArgumentError(f"{name} is without a value; give {wanted}")
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        is_complete = parts[-1] is Ellipsis or len(words) == len(parts)
+        values = [_converted(name, word, parts[0]) for word in words]
+        found: Any = tuple(values) if is_complete and None not in values else None
+    else:
+        found = _converted(name, words[0], kind) if len(words) == 1 else None
+    if found is None:
+        none = ", or None" if is_optional else ""
+        raise ArgumentError(f"{name} is {' '.join(words).strip()}; it must be {wanted}{none}")
+    return found
+
+
+def _converted(name: str, word: str, kind: Any) -> Any:
+    """A word as a value of one kind; None where it is not one."""
+    choices = [choice for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
+    if choices:
+        for choice in choices:
+            if str(choice) == word:
+                return choice
+        raise ArgumentError(f"{name} is {word!r}; choose from {', '.join(map(str, choices))}")
+    try:
+        return kind(word)
+    except ValueError:
+        return None
+
+
+def _wanted(kind: Any) -> str:
+    """What a value must be, as it follows "it must be"."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is not tuple:
+        return _WANTED[kind]
+    first, *rest = get_args(kind)
+    several = _SEVERAL.get(first, "values")
+    return several if rest == [Ellipsis] else f"{_COUNTS[1 + len(rest)]} {several}"
+
+
+def _metavar(hint: Any) -> str:
+    kind = next(one for one in _kinds(hint) if one is not type(None))
+    if get_origin(kind) is tuple:
+        return _metavar(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        choices = (str(choice) for one in _kinds(hint) for choice in get_args(one))
+        return f"{{{','.join(choices)}}}"
+    name: str = kind.__name__
+    return "TEXT" if kind is str else name.upper()
+
+
+def _nargs(hint: Any) -> int | str | None:
+    """argparse's number of words: None for one, + for one or more."""
+    kind = next(one for one in _kinds(hint) if one is not type(None))
+    if get_origin(kind) is not tuple:
+        return None
+    return "+" if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of anything else, itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """Name of a field -> the text below it, which Python itself does not keep."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
     return {
-        f"--{field.name.replace('_', '-')}"
-        for field in fields(kind)
-        if any(
-            get_args(part)[1:] == (Ellipsis,) for part in (hints[field.name], *get_args(hints[field.name]))
-        )
+        ast.unparse(field.target): " ".join(str(below.value.value).split())
+        for field, below in zip(definition.body, definition.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
     }
 
 
-def _check_none_is_empty(arguments: Sequence[str], lists: Collection[str] = ()) -> None:
-    """Refuse values without a letter, as of a variable that is not set, and lists without a value.
-
-    An empty path would be the current folder, and an empty list would be no choice, that is, everything.
-    """
-    for position, word in enumerate(arguments):
-        flag, is_joined, value = word.partition("=")
-        is_flag = word.startswith("--")
-        if not word or (is_flag and is_joined and not value):
-            before = [one for one in arguments[:position] if one.startswith("--")]
-            name = (flag if is_flag else before[-1] if before else "an argument").removeprefix("--")
-            raise ArgumentError(f"{name} is empty; give a value, or leave it out")
-        following = arguments[position + 1 : position + 2]
-        if word in lists and (not following or following[0].startswith("--")):
-            name = word.removeprefix("--")
-            raise ArgumentError(f"{name} is without a value; give one or more, or leave it out")
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
-def what_is_wrong(box: str, arguments: Sequence[str]) -> str:
-    """The finding of tyro's box, in the words of this package's own errors.
-
-    Args:
-        box: as tyro draws it, wide enough for its lines not to be wrapped. Of one in unknown words, the text
-            is given without the frame.
-        arguments: that were wrong.
-    """
-    lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()[1:]]
-    finding, *explained = [line for line in lines if line] or [box.strip()]
-    flags = [line.split() for line in explained if line.startswith("--")]
-    if found := re.match(r"Unrecognized options: (.*)", finding):
-        similar = f" (did you mean {flags[0][0]}?)" if flags else ""
-        return f"{found[1].replace(', ', ' ')} is no option of this command{similar}"
-    if found := re.match(r"Error parsing --([\w-]+):", finding):
-        wanted = " ".join(flags[0][1:]) if flags else "of another kind"
-        for metavar, words in _IN_WORDS.items():
-            wanted = wanted.replace(metavar, words)
-        return f"{found[1]} is {_value_of(found[1], arguments)}; it must be {wanted}"
-    if found := re.match(r"invalid choice '(.*)' for argument '--([\w-]+)'. Expected one of (.*)", finding):
-        choices = sorted(re.findall(r"'(.*?)'", found[3]))  # tyro's order differs from call to call
-        return f"{found[2]} is {found[1]!r}; choose from {', '.join(choices)}"
-    if found := re.match(r"Missing value for argument '--([\w-]+)'. Expected (\d+) value", finding):
-        return f"{found[1]} is without a value; give {found[2]}"
-    if finding.startswith("Missing from") and flags:
-        return f"{flags[0][0].removeprefix('--')} is missing; give {' '.join(flags[0])}"
-    return finding.rstrip(".")
+def _with_hyphens(word: str) -> str:
+    """``--data_dir`` is ``--data-dir``."""
+    name, joined, value = word.partition("=")
+    return f"{name.replace('_', '-')}{joined}{value}" if name.startswith("--") else word
 
 
-def _value_of(name: str, arguments: Sequence[str]) -> str:
-    """What was given for a flag, as it was written."""
-    behind = list(arguments)[list(arguments).index(f"--{name}") + 1 :] if f"--{name}" in arguments else []
-    return " ".join(itertools.takewhile(lambda word: not word.startswith("--"), behind)) or "unreadable"
+def _flag(name: str) -> str:
+    return f"--{_name(name)}"
+
+
+def _name(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Settings that are refused before torch or the data are loaded, and the sentences made of tyro's boxes."""
+"""Settings that are refused before torch or the data are loaded, and how wrong flags are answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import cifar10, digits
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.evaluate import EvaluateConfig
-from rotnet_fast.flags import parse_flags, what_is_wrong
+from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
 
 
@@ -26,15 +26,28 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--epoch 5", "--epoch 5 is no option of this command (did you mean --epochs?)"),
-        ("5", "5 is no option of this command"),
+        ("--epoch 5", "unrecognized option --epoch (did you mean --epochs?)"),
+        ("--zzz", "unrecognized option --zzz"),
+        ("-x", "unrecognized option -x"),
+        ("5", "unrecognized argument 5"),
+        ("--nesterov yes", "unrecognized argument yes"),
+        ("--nesterov=yes", "--nesterov takes no value; give --nesterov or --no-nesterov"),
+        ("--no-nesterov=no", "--no-nesterov takes no value; give --nesterov or --no-nesterov"),
         ("--epochs 1.5", "epochs is 1.5; it must be a whole number"),
-        ("--log-every x", "log-every is x; it must be None or a whole number"),
+        ("--lr=abc", "lr is abc; it must be a number"),
+        ("--lr abc", "lr is abc; it must be a number"),
+        ("--lr 0.1 0.2", "lr is 0.1 0.2; it must be a number"),
+        ("--lr", "lr is without a value; give a number"),
+        ("--lr --epochs 3", "lr is without a value; give a number"),
+        ("--data-dir a b", "data-dir is a b; it must be a path, or None"),
+        ("--log-every x", "log-every is x; it must be a whole number, or None"),
         ("--rotations 0 9.5 --lr 1", "rotations is 0 9.5; it must be whole numbers"),
         ("--crop-scale 0 x", "crop-scale is 0 x; it must be two numbers"),
-        ("--epochs", "epochs is without a value; give 1"),
+        ("--crop-scale 1", "crop-scale is 1; it must be two numbers"),
+        ("--epochs", "epochs is without a value; give a whole number"),
+        ("--dataset", "dataset is without a value; give one of cifar10, folder, digits"),
         ("--blocks 6", "blocks is '6'; choose from 3, 4, 5"),
-        ("--dataset mnist", "dataset is 'mnist'; choose from cifar10, digits, folder"),
+        ("--dataset mnist", "dataset is 'mnist'; choose from cifar10, folder, digits"),
     ],
 )
 def test_a_wrong_flag_is_one_sentence(flags: str, sentence: str) -> None:
@@ -48,9 +61,40 @@ def test_a_flag_that_is_missing_is_named() -> None:
         parse_flags(EvaluateConfig, "program", [])
 
 
-def test_a_box_in_unknown_words_keeps_its_finding() -> None:
-    box = "╭─ News ─────╮\n│ It is odd. │\n│ ────────── │\n│ See there  │\n╰────────────╯"
-    assert what_is_wrong(box, []) == "It is odd"
+def test_flags_are_read_by_the_types_of_their_fields() -> None:
+    flags = (
+        "--lr -1e-3 --rotations -90 0 --no-nesterov --limit_train None --blocks=3 --crop-scale 0.5 1 --lr=2"
+    )
+    assert given_flags(PretrainConfig, "program", shlex.split(flags)) == {
+        "lr": 2.0,
+        "rotations": (-90, 0),
+        "nesterov": False,
+        "limit_train": None,
+        "blocks": 3,
+        "crop_scale": (1.0, 2.0),
+    }
+
+
+def test_flags_replace_values_of_the_base() -> None:
+    base = PretrainConfig(epochs=7, lr=0.5)
+    config = parse_flags(PretrainConfig, "program", ["--epochs", "9"], base)
+    assert (config.epochs, config.lr) == (9, 0.5)
+
+
+def test_the_help_shows_every_flag_with_its_text_and_the_default_of_the_base(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(PretrainConfig, "program", ["--epochs", "x", "--help"], PretrainConfig(epochs=77))
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in PretrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "--epochs INT Passes over the training images. (default: 77)" in shown
+    assert "--blocks {3,4,5} Conv blocks of the Network in Network." in shown
+    assert "--crop-scale FLOAT FLOAT" in shown
+    assert "--nesterov, --no-nesterov" in shown
 
 
 @pytest.mark.parametrize(
