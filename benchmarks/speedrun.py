@@ -28,7 +28,6 @@ from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.settings import Settings
-from rotnet_fast.study.settings import stretched
 
 PROGRAM = "python -m benchmarks.speedrun"
 
@@ -101,13 +100,10 @@ class SpeedrunConfig(Settings):
         full = self.speedrun_epochs if recipe == "speedrun" and self.speedrun_epochs else preset.epochs
         epochs = max(1, round(self.epochs_scale * full))
         return replace(
-            preset,
+            preset.stretched(epochs),
             dataset=self.dataset,
             data_dir=self.data_dir,
             width=self.width,
-            epochs=epochs,
-            milestones=stretched(preset.milestones, preset.epochs, epochs),
-            warmup=preset.warmup * epochs / preset.epochs,
             limit_train=self.limit_train,
             limit_test=self.limit_test,
             seed=seed,

@@ -7,46 +7,26 @@ vectors = backbone(images)                          # uint8 [N,H,W,C] -> fp32 [N
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import nn
 
 from rotnet_fast.backbone_inputs import check_images, checked_count, checked_numbers
-from rotnet_fast.config import NIN, check_device
-from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.device import resolve_device
-from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.files import named
-from rotnet_fast.models.build import pretrained_network
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
 from rotnet_fast.plain import as_real, as_whole
-
-MODEL_FILE = "model.safetensors"
-"""Name of the weights in an exported folder."""
-
-PRETRAINED: dict[str, tuple[str, str]] = {
-    "nin4-half-cifar10-jpeg": (
-        "nin4-half-cifar10-jpeg.safetensors",
-        "49e115f627a794cc5ad4fe2a2d9eda38e2fbd99512f37ef9c2f3dd9779b352ff",
-    ),
-}
-"""Name of a pretrained model that ships with the package -> its file in ``rotnet_fast/weights/``, and the
-SHA-256 (hexadecimal) of that file."""
+from rotnet_fast.pretrained import Pretrained, read_pretrained, undescribed
 
 DEFAULT_BATCH_SIZE = 256
-
-_WEIGHTS = Path(__file__).resolve().parent / "weights"
-_log = logging.getLogger("rotnet_fast")
 
 
 class Backbone(nn.Module):
@@ -272,14 +252,14 @@ def _pooled(maps: torch.Tensor) -> torch.Tensor:
 
 
 @plain_torch()
-def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto") -> Backbone:
+def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.device = "auto") -> Backbone:
     """A pretrained network, frozen and ready to extract features.
 
     Args:
-        path_or_name: a folder or .safetensors file that ``python -m rotnet_fast.export`` wrote; a run folder
-            of ``python -m rotnet_fast.pretrain`` (its newest whole checkpoint is taken), or a .pt checkpoint
-            or snapshot in it; or the name of a model that ships with the package, see ``PRETRAINED``. A name
-            goes before a path.
+        path_or_name: a folder or file that ``python -m rotnet_fast.export`` wrote; a run folder of ``python
+            -m rotnet_fast.pretrain`` (its newest whole checkpoint is taken), or a checkpoint or snapshot in
+            it; or the name of a model that ships with the package, see `rotnet_fast.pretrained.SHIPPED`. A
+            name goes before a path.
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -288,106 +268,30 @@ def load_backbone(path_or_name: str | Path, device: str | torch.device = "auto")
     """
     check_device(str(device))
     where = resolve_device(str(device))
-    tensors, metadata, origin = _read(path_or_name)
-    return build(tensors, metadata, origin).to(where)
+    return backbone_of(read_pretrained(path_or_name, "path_or_name")).to(where)
 
 
-def _read(path_or_name: str | Path) -> tuple[Mapping[str, torch.Tensor], dict[str, str], Path]:
-    """Tensors and metadata, and where they come from."""
-    if isinstance(path_or_name, str) and path_or_name in PRETRAINED:
-        name, sha256 = PRETRAINED[path_or_name]
-        content = _read_bytes(_WEIGHTS / name)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise CheckpointError(
-                f"{_WEIGHTS / name} is damaged: its SHA-256 is not that of the pretrained model "
-                f"{path_or_name}; install rotnet_fast again"
-            )
-        return *weights.unpack(content, _WEIGHTS / name), _WEIGHTS / name
-    path = named(path_or_name, "path_or_name")
-    if not path.exists():
-        raise CheckpointError(
-            f"{path_or_name} is neither a file or folder nor the name of a pretrained model; pretrained "
-            f"models: {', '.join(PRETRAINED) or 'none in this version'}"
-        )
-    if path.is_dir():
-        if (path / MODEL_FILE).exists():
-            path = path / MODEL_FILE
-        elif not (path / "checkpoints").is_dir():
-            raise CheckpointError(
-                f"{path} holds neither {MODEL_FILE} nor a folder checkpoints; give a folder that "
-                f"python -m rotnet_fast.export or python -m rotnet_fast.pretrain wrote"
-            )
-    if path.suffix == ".safetensors":
-        return *weights.unpack(_read_bytes(path), path), path
-    if path.is_file() and path.suffix != ".pt":
-        raise CheckpointError(f"{path} is no .safetensors or .pt file")
-    found, state, skipped = checkpoint.load_newest(path)
-    for error in skipped:
-        _log.warning("%s; taking an older one", error)
-    return state.get("module", {}), describe(state, found), found
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def describe(state: Mapping[str, Any], origin: Path) -> dict[str, str]:
-    """Metadata of a pretraining's checkpoint or snapshot: all that :func:`build` needs, and where the weights
-    come from; values other than text are JSON.
-
-    Args:
-        state: as `rotnet_fast.engine.checkpoint.load` gives it.
-        origin: where it was read from, for errors.
+def backbone_of(pretrained: Pretrained) -> Backbone:
+    """The backbone of a pretrained network, on the CPU.
 
     Raises:
-        CheckpointError: it is not one of a pretraining.
+        CheckpointError: what is said of it does not fit its weights.
     """
-    recipe = state.get("config", {})
-    if recipe.get("task") != "pretrain":
-        raise CheckpointError(
-            f"the checkpoint {origin} is not one of a pretraining; give a run folder of "
-            f"python -m rotnet_fast.pretrain"
-        )
-    model = recipe.get("model", NIN)
-    names = ["in_channels", "rotations", "image_size"]
-    values = {
-        "mean": CIFAR10_MEAN,  # all data sets are normalised with them
-        "std": CIFAR10_STD,
-        "epochs": state["epoch"],
-        "seed": recipe["seed"],
-    }
-    if model == NIN:
-        names += ["blocks", "width"]
-        values["layers"] = [f"conv{block}" for block in range(1, recipe["blocks"] + 1)]
-    values |= {name: recipe[name] for name in names}
-    return {
-        **({"architecture": "NetworkInNetwork"} if model == NIN else {"model": model}),
-        "dataset": recipe["dataset"],
-        "state_hash": checkpoint.state_hash(state["module"]),
-        **{name: json.dumps(value) for name, value in values.items()},
-    }
-
-
-def build(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], origin: Path) -> Backbone:
-    """The network that metadata describe, with these weights, on the CPU.
-
-    Raises:
-        CheckpointError: metadata and weights do not fit each other or this version.
-    """
+    config = pretrained.config
     try:
-        model = metadata.get("model", NIN)
-        names = ["in_channels", "rotations", "image_size", "mean", "std"]
-        names += ["blocks", "width", "layers"] if model == NIN else []
-        known = {name: json.loads(metadata[name]) for name in names}
-        network = pretrained_network({**known, "model": model}, tensors)
-        if known.get("layers", list(network.layers)) != list(network.layers):
-            raise ValueError(f"layers {known['layers']}")
-        inputs = {name: known[name] for name in ("rotations", "mean", "std", "image_size")}
-        return Backbone(network, **inputs, metadata=metadata)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{origin} does not describe a network that this version of rotnet_fast can build ({error})"
-        ) from error
+        return Backbone(
+            pretrained.network(),
+            rotations=config.rotations,
+            mean=pretrained.mean,
+            std=pretrained.std,
+            image_size=config.image_size,
+            metadata={
+                "model": config.model,
+                "dataset": pretrained.dataset_name or config.dataset,
+                "epochs": str(pretrained.epoch),
+                "seed": str(config.seed),
+                "state_hash": pretrained.state_hash(),
+            },
+        )
+    except ValueError as error:
+        raise undescribed(pretrained.path, error) from error

@@ -1,8 +1,8 @@
-"""Measure this machine: ``python -m rotnet_fast.benchmark --output FILE.json [flags]``.
+"""Measure this machine: ``python -m rotnet_fast.benchmark [--output FILE.json] [flags]``.
 
-Ceilings of the hardware, the fused op, the stages of a training step (drawn as a roofline into FILE.png and
-FILE.svg) and whole steps from plain torch up to all that the package does, in one run, so that they can be
-compared. The images are synthetic.
+Ceilings of the hardware, the fused op, the stages of a training step and whole steps from plain torch up to
+all that the package does, in one run, so that they can be compared. Tables are printed; with ``--output``,
+everything is kept as JSON, too, and the roofline of the stages is drawn. The images are synthetic.
 
 Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
 """
@@ -44,8 +44,8 @@ STAGED_BLOCKS = 4
 class BenchmarkConfig(Settings):
     """Measure the fused op and training steps on this machine, against what its hardware could do."""
 
-    output: Path
-    """JSON file to write; the roofline lies beside it, as .png and .svg."""
+    output: Path | None = None
+    """JSON file to write; the roofline lies beside it, as .png and .svg. None: tables are printed only."""
 
     device: str = "auto"
     """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
@@ -85,7 +85,7 @@ class BenchmarkConfig(Settings):
         Raises:
             ArgumentError: a setting with a value that cannot be used.
         """
-        if self.output.suffix != ".json":
+        if self.output is not None and self.output.suffix != ".json":
             raise ArgumentError(f"output is {self.output}; give a file whose name ends in .json")
         for name in ("what", "blocks", "levels"):
             if getattr(self, name) == ():
@@ -136,7 +136,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         CannotWriteError: a file cannot be written.
     """
     config.validate()
-    check_output(config.output.parent)
+    if config.output is not None:
+        check_output(config.output.parent)
     from rotnet_fast.engine.device import resolve_device
 
     device = resolve_device(config.device)
@@ -159,20 +160,25 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "window_seconds": effort.window_seconds,
     }
 
-    output = followed(config.output)
+    output = None if config.output is None else followed(config.output)
+
+    def write() -> None:
+        if output is not None:
+            write_json(output, results)
 
     def finish(name: str, found: Any, lines: list[str]) -> None:
         results[name] = found
         print("\n".join([*lines, ""]), flush=True)
-        write_json(output, results)  # after each part: a long run that is stopped was not in vain
+        write()  # after each part: a long run that is stopped was not in vain
 
     def keep(rows: list[dict[str, Any]]) -> None:
         results["steps"] = rows
-        write_json(output, results)
+        write()
 
     print(f"{facts['device']}, torch {facts['torch']}; synthetic images\n", flush=True)
-    ensure_folder(output.parent)
-    write_json(output, results)  # before minutes of measuring: a wrong path is known now
+    if output is not None:
+        ensure_folder(output.parent)
+    write()  # before minutes of measuring: a wrong path is known now
     ceilings = measure_ceilings(device, effort, config.quick)
     finish("ceilings", ceilings, ceilings_lines(ceilings))
     for part in config.parts():
@@ -182,11 +188,13 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         elif part == "stages":
             rows = _stages(config, device, effort)
             finish(part, rows, stages_lines(rows))
-            _draw(config, results)
+            if output is not None:
+                _draw(output, results)
         else:
             rows = _steps(config, device, effort, ceilings, keep)
             finish(part, rows, steps_lines(rows))
-    print(f"written: {output}")
+    if output is not None:
+        print(f"written: {output}")
     return results
 
 
@@ -266,7 +274,7 @@ def chosen_levels(names: tuple[str, ...] | None, device: torch.device) -> list[L
     return list(levels.values()) if names is None else [levels[name] for name in names]
 
 
-def _draw(config: BenchmarkConfig, results: dict[str, Any]) -> None:
+def _draw(output: Path, results: dict[str, Any]) -> None:
     from rotnet_fast.plots.roofline import roofline
     from rotnet_fast.plots.style import save
 
@@ -279,7 +287,7 @@ def _draw(config: BenchmarkConfig, results: dict[str, Any]) -> None:
             f"{results['stages'][0]['precision']}, {results['environment']['device']}"
         ),
     )
-    for path in save(figure, followed(config.output).with_suffix("")):
+    for path in save(figure, output.with_suffix("")):
         print(f"written: {path}")
 
 

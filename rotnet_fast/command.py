@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be any bytes
     reuse_freed_memory()
-    with shown() as (out, err):
+    with shown() as (out, err), _printed_warnings():
         try:
             code = _run(command)
             out.finish()
@@ -65,6 +66,24 @@ def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -
         finally:
             out.finish()
             err.finish()
+
+
+@contextmanager
+def _printed_warnings() -> Iterator[None]:
+    """Context in which the package's warnings are lines of the command."""
+    logger, handler = logging.getLogger("rotnet_fast"), _Warnings()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Warnings(logging.Handler):
+    """Prints what the package warns of to the stderr of the moment, which may be switched off."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(f"{record.levelname}: {record.getMessage()}"), file=sys.stderr)
 
 
 def _reason(error: OSError) -> str:

@@ -6,7 +6,9 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +21,9 @@ from rotnet_fast.checks import (
     check_seed,
     check_streaming,
 )
+from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.files import followed
+from rotnet_fast.files import followed, named
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 from rotnet_fast.settings import Settings
 
@@ -56,21 +59,19 @@ _NOT_PART_OF_THE_RECIPE = (
 ``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat unless it is
 told to ``accept_changed_data``."""
 
-_LARGEST_PADDED_SIZE = 64
+_OPTIMISATION = (
+    "lr",
+    "schedule",
+    "milestones",
+    "warmup",
+    "lr_factor",
+    "optimizer",
+    "muon_lr",
+    "nesterov",
+    "weight_decay",
+)
 
-ADDED_LATER: dict[str, Any] = {
-    "model": NIN,
-    "crop": "pad",
-    "crop_scale": (0.08, 1.0),
-    "crop_ratio": (3 / 4, 4 / 3),
-    "decoder": "auto",
-    "sync_batchnorm": False,
-    "warmup": 0.0,
-    "optimizer": "sgd",
-    "muon_lr": 0.05,
-}
-"""Settings that older versions did not have -> the value that they had without saying so. Where a setting has
-it, the recipe leaves it out, so that older checkpoints and studies stay what they are."""
+_LARGEST_PADDED_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,8 @@ class PretrainConfig(Settings):
     or what --resume names."""
 
     resume: str | None = None
-    """Go on with a run: from this checkpoint file, or the newest whole one of this run folder.
+    """Resume a run: from this checkpoint file, or the newest whole one of this run folder. Its settings are
+    taken, unless a preset is named or other flags say otherwise.
     auto: the run folder of these settings; from the beginning where it has no checkpoint."""
 
     eval_every: int = 1
@@ -313,7 +315,7 @@ class PretrainConfig(Settings):
         check_streaming(self.dataset, self.loader, self.is_cropped)
         self.check_needs_gpu(self.device)
         if self.resume not in (None, "auto"):
-            self._check_resume(Path(self.resume))
+            check_resume(self.resume, self.output)
 
     def check_needs_gpu(self, device: str) -> None:
         """Check the settings that need a GPU.
@@ -328,24 +330,25 @@ class PretrainConfig(Settings):
         check_needs_gpu("graph", self.graph, self.graph == "on", device)
         check_needs_gpu("kernels", self.kernels, self.kernels != "torch", device)
 
-    def _check_resume(self, path: Path) -> None:
-        if not path.exists():
-            raise CheckpointError(f"resume is {path}, which does not exist; give auto, or a run folder")
-        if path.is_file() and path.parent.name != "checkpoints" and self.output is None:
-            raise CheckpointError(
-                f"resume is {path}, which is no file in the checkpoints/ of a run folder; give one, or the "
-                f"run folder itself, or say with --output where the run is to go on"
-            )
-
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result; a run is resumed only with the same ones."""
         values = {**asdict(self), "crop": "resized" if self.is_cropped else "pad"}
-        return {
-            name: value
-            for name, value in values.items()
-            if name not in _NOT_PART_OF_THE_RECIPE
-            and not (name in ADDED_LATER and value == ADDED_LATER[name])
-        }
+        return {name: value for name, value in values.items() if name not in _NOT_PART_OF_THE_RECIPE}
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], **others: Any) -> PretrainConfig:
+        """Make settings of what :meth:`recipe` gave; lists may stand for tuples, as JSON has them.
+
+        Args:
+            recipe: may hold other names as well, which are passed over.
+            others: settings that are no part of a recipe, or that replace some of it.
+
+        Raises:
+            KeyError: a setting is missing.
+            ArgumentError: a value is not one of its setting.
+        """
+        names = cls.__dataclass_fields__.keys() - set(_NOT_PART_OF_THE_RECIPE)
+        return cls(**{**{name: recipe[name] for name in names}, **others})
 
     @property
     def is_cropped(self) -> bool:
@@ -361,6 +364,27 @@ class PretrainConfig(Settings):
         defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _OF_NIN_ALONE}
         return replace(self, model=model, **defaults)
 
+    def stretched(self, epochs: int) -> PretrainConfig:
+        """These settings for another number of epochs, with milestones and warm-up in proportion."""
+        return replace(
+            self,
+            epochs=epochs,
+            milestones=stretched(self.milestones, self.epochs, epochs),
+            warmup=self.warmup * epochs / self.epochs,
+        )
+
+    def optimisation(self) -> dict[str, Any]:
+        """How weights follow gradients, by the names of the settings; a supervised training takes no more."""
+        return {name: getattr(self, name) for name in _OPTIMISATION}
+
+    def schedules(self) -> tuple[Schedule, Schedule | None]:
+        """Learning rates of what SGD trains, and of what Muon does; None where SGD trains everything."""
+
+        def schedule(lr: float) -> Schedule:
+            return Schedule(lr, self.schedule, self.milestones, self.lr_factor, self.epochs, self.warmup)
+
+        return schedule(self.lr), schedule(self.muon_lr) if self.optimizer == "muon" else None
+
     def output_folder(self) -> Path:
         """Where the run is kept."""
         if self.output is not None:
@@ -370,6 +394,28 @@ class PretrainConfig(Settings):
             return followed(path.parent.parent if path.is_file() else path)
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
         return followed(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
+
+
+def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] | None) -> Path:
+    """The run folder or checkpoint that a run is to be resumed from.
+
+    Args:
+        resume: as the user gave it.
+        output: run folder; None for that of the checkpoint.
+
+    Raises:
+        ArgumentError: an empty path.
+        CheckpointError: it does not exist, or is a file that belongs to no run folder.
+    """
+    path = named(resume, "resume")
+    if not path.exists():
+        raise CheckpointError(f"resume is {path}, which does not exist; give auto, or a run folder")
+    if path.is_file() and path.parent.name != "checkpoints" and output is None:
+        raise CheckpointError(
+            f"resume is {path}, which is no file in the checkpoints/ of a run folder; give one, or the run "
+            f"folder itself, or say with --output where the run is to be resumed"
+        )
+    return path
 
 
 def check_device(name: str) -> None:

@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_seed, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
-from rotnet_fast.config import NIN, check_device
+from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
-from rotnet_fast.engine.output import check_output, claimed
-from rotnet_fast.engine.run_folder import environment, read_settings, run_of, was_begun_by_this_job
+from rotnet_fast.engine.output import check_is_no_study, check_output, claimed
+from rotnet_fast.engine.run_folder import environment, read_settings, was_begun_by_this_job
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.report import render
 from rotnet_fast.settings import Settings
 
@@ -45,8 +46,11 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 class EvaluateConfig(Settings):
     """Say how good pretrained features are: train classifiers of objects on them."""
 
-    checkpoint: Path
-    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
+    paths_as_text = ("checkpoint",)
+
+    checkpoint: str
+    """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint file, an exported folder, or
+    the name of a model that comes with the package."""
 
     layers: tuple[str, ...] | None = None
     """Feature maps to put heads on: conv1, conv2 ... of nin, each after its block's pool; of another network,
@@ -178,17 +182,13 @@ class EvaluateConfig(Settings):
                 "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, "
                 "--supervised, --knn or --linear"
             )
-        if not self.checkpoint.exists():
-            raise CheckpointError(
-                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
-                f"python -m rotnet_fast.pretrain printed"
-            )
+        find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
         """Where this evaluation is kept."""
         if self.output is not None:
             return followed(self.output)
-        run = followed(run_of(self.checkpoint))
+        run = followed(find_model(self.checkpoint).home)
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
             if is_restart() and was_begun_by_this_job(run / f"evaluate-{number:03d}"):
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except Interrupted:
                 if processes.is_main:
                     again = shlex.join([*arguments, *([] if config.output else ["--output", str(folder)])])
-                    print(f"saved; go on with: {program_as_started(PROGRAM)} {again}", file=sys.stderr)
+                    print(f"saved; resume with: {program_as_started(PROGRAM)} {again}", file=sys.stderr)
                 raise
             if processes.is_main:
                 print(f"\n{render(results)}\n\nresults: {folder / 'results.json'}")
@@ -240,10 +240,10 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     folder = followed(folder)
 
     def begun() -> dict[str, Any] | None:
+        check_is_no_study(folder)
         check_output(folder)
         previous = read_settings(folder)
-        of = None if previous is None else Path(previous.get("checkpoint", "")).resolve()
-        if of not in (None, config.checkpoint.resolve()):
+        if previous is not None and previous.get("checkpoint") != place_of(config.checkpoint):
             raise ArgumentError(f"output {folder} holds another run; choose another folder with --output")
         return previous
 
@@ -267,7 +267,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
         "backbone": checkpoint.state_hash(setup.pretrained),
-        "network": described(setup),
+        "network": network_of(setup),
         "pretraining": setup.pretraining,
         "dataset": {
             "name": dataset.name,
@@ -291,8 +291,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
-        # Absolute: who goes on with this evaluation may stand in another folder.
-        there = {**settings, "checkpoint": os.path.abspath(config.checkpoint)}
+        # Absolute: who resumes this evaluation may stand in another folder.
+        there = {**settings, "checkpoint": place_of(config.checkpoint)}
         written = {"settings": there, "environment": results["environment"], "job": job()}
 
         def write() -> None:
@@ -318,10 +318,14 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     return results
 
 
-def described(setup: EvaluationSetup) -> dict[str, Any]:
+def place_of(checkpoint: str) -> str:
+    """The name of a model that ships with the package, or the real path of another one."""
+    return find_model(checkpoint).shipped_as or os.path.realpath(checkpoint)
+
+
+def network_of(setup: EvaluationSetup) -> dict[str, Any]:
     """What results.json says of the network."""
-    sizes = {"blocks": setup.blocks, "width": setup.width} if setup.model == NIN else {}
-    return {"model": setup.model, **sizes, "rotations": setup.rotations}
+    return {name: getattr(setup.config, name) for name in ("model", "blocks", "width", "rotations")}
 
 
 def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:
@@ -337,17 +341,19 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.protocols.batches import check_batches
     from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
-    from rotnet_fast.protocols.pretrained import load_pretrained
+    from rotnet_fast.protocols.images import described, open_images
 
     device = processes.device(config.device)
     check_needs_gpu("graph", config.graph, config.graph == "on", device.type)
     precision = resolve_precision(config.precision, device)
-    pretrained = load_pretrained(config.checkpoint)
-    recipe = pretrained.recipe
+    pretrained = read_pretrained(config.checkpoint)
+    recipe = pretrained.config
+    print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
     network = pretrained.network()
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read
-    dataset = pretrained.open_dataset(
+    dataset = open_images(
+        pretrained,
         device,
         name=config.dataset,
         data_dir=config.data_dir,
@@ -363,14 +369,11 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         first_of_each_class(dataset.train, config.images_per_class)
     network.check_image_size(*dataset.train.image_shape[:2])
     setup = EvaluationSetup(
-        pretrained=pretrained.module,
-        blocks=recipe["blocks"],
-        width=recipe["width"],
-        rotations=pretrained.rotations,
-        in_channels=recipe["in_channels"],
-        uniform_gamma=recipe.get("uniform_gamma", False),
-        pad=recipe["pad"] if config.pad is None else config.pad,
-        flip_prob=recipe["flip_prob"] if config.flip_prob is None else config.flip_prob,
+        pretrained=pretrained.state,
+        config=recipe,
+        in_channels=pretrained.in_channels,
+        pad=recipe.pad if config.pad is None else config.pad,
+        flip_prob=recipe.flip_prob if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
         layers=layers,
         heads=config.heads,
@@ -383,9 +386,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         precision=precision,
         graph=config.graph,
         folder=folder,
-        model=network.name,
-        recipe=recipe,
-        pretraining=pretrained.described(dataset, config.data_dir),
+        pretraining=described(pretrained, dataset, config.data_dir),
         progress=processes.is_main,
     )
     check_batches(setup, network, config.protocols())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.command import run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import ensure_folder, write_atomically
-from rotnet_fast.engine.output import check_output
-from rotnet_fast.engine.run_folder import run_of
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.engine.output import STUDY_FILE, check_is_no_study, check_output
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.model_card import CardFacts, render_card
+from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
 from rotnet_fast.report import load_results
 from rotnet_fast.settings import Settings
 
@@ -46,8 +46,11 @@ _DISPLAY_NAMES = {
 class ExportConfig(Settings):
     """Write a pretrained network as safetensors with a model card."""
 
-    checkpoint: Path
-    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint or snapshot file."""
+    paths_as_text = ("checkpoint",)
+
+    checkpoint: str
+    """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint or snapshot file, an
+    exported folder, or the name of a model that comes with the package."""
 
     output: Path | None = None
     """Folder to write. None: export in the run folder, or export-<name> for a checkpoint file."""
@@ -64,18 +67,16 @@ class ExportConfig(Settings):
         """
         if self.data_licence is not None and not self.data_licence.strip():
             raise ArgumentError("data-licence is empty; give a text, or leave it out")
-        if not self.checkpoint.exists():
-            raise CheckpointError(
-                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
-                f"python -m rotnet_fast.pretrain printed"
-            )
+        find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
         """Where the export goes."""
         if self.output is not None:
             return followed(self.output)
-        suffix = "" if self.checkpoint.is_dir() else f"-{self.checkpoint.stem}"
-        return followed(run_of(self.checkpoint)) / f"export{suffix}"
+        model = find_model(self.checkpoint)
+        is_one_of_several = model.path.is_file() and model.path.parent != model.home
+        suffix = f"-{model.path.stem}" if is_one_of_several and not model.shipped_as else ""
+        return followed(model.home) / f"export{suffix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,6 +105,7 @@ def export(config: ExportConfig) -> Path:
     """
     config.validate()
     folder = config.output_folder()
+    check_is_no_study(folder)
     check_output(folder)
     check_replaceable(folder)
     _export(config, folder)
@@ -113,31 +115,36 @@ def export(config: ExportConfig) -> Path:
 @plain_torch()
 def _export(config: ExportConfig, folder: Path) -> None:
     """:func:`export` into a folder that may be written to."""
-    from rotnet_fast.backbone import MODEL_FILE, build, describe
-    from rotnet_fast.engine import checkpoint, weights
+    from rotnet_fast.backbone import backbone_of
+    from rotnet_fast.engine import weights
 
-    path, state, skipped = checkpoint.load_newest(config.checkpoint)
-    for error in skipped:
-        print(f"WARNING: {error}; taking an older one", file=sys.stderr)
-    metadata = describe(state, path)
-    recipe, run = state["config"], run_of(config.checkpoint)
-    print(f"weights of {path}, after {state['epoch']} of {recipe['epochs']} epochs")
-    settings, results = read_run(run, recipe)
-    name = settings.get("dataset_name") or results.get("dataset") or _DISPLAY_NAMES[recipe["dataset"]]
-    backbone = build(state["module"], metadata, path)
-    content = weights.pack(state["module"], {**metadata, "dataset_name": name})
+    pretrained = read_pretrained(config.checkpoint)
+    recipe, run = pretrained.config, pretrained.run or pretrained.home
+    print(f"weights of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+    settings, results = read_run(run, pretrained)
+    name = (
+        pretrained.dataset_name
+        or settings.get("dataset_name")
+        or results.get("dataset")
+        or _DISPLAY_NAMES[recipe.dataset]
+    )
+    backbone = backbone_of(pretrained)
+    metadata = pretrained.metadata(name)
+    content = weights.pack(pretrained.state, metadata)
     facts = CardFacts(
-        recipe=recipe,
-        epochs=state["epoch"],
-        steps=state.get("step", 0),
-        metrics={} if state.get("step", 0) else state["metrics"].get("test", {}),
+        config=recipe,
+        in_channels=pretrained.in_channels,
+        ablation=pretrained.identity.get("ablation", ""),
+        epochs=pretrained.epoch,
+        steps=pretrained.step,
+        metrics=pretrained.metrics,
         preset=settings.get("preset"),
         dataset_name=name,
-        train_images=results.get("train_images") or recipe["limit_train"] or images_per_epoch(state),
-        test_images=results.get("test_images") or recipe["limit_test"],
+        train_images=results.get("train_images") or recipe.limit_train or pretrained.images_per_epoch,
+        test_images=results.get("test_images") or recipe.limit_test,
         hardware=results.get("environment", {}).get("device"),
         evaluations=find_evaluations(run, metadata["state_hash"]),
-        feature_shapes=feature_shapes(backbone, recipe["in_channels"]),
+        feature_shapes=feature_shapes(backbone, pretrained.in_channels),
         default_layer=backbone.network.default_layer,
         parameters=sum(parameter.numel() for parameter in backbone.network.parameters()),
         state_hash=metadata["state_hash"],
@@ -145,7 +152,7 @@ def _export(config: ExportConfig, folder: Path) -> None:
         file_sha256=hashlib.sha256(content).hexdigest(),
         data_licence=config.data_licence,
     )
-    if state["epoch"] == recipe["epochs"] and (run.parent.parent / "study.json").exists():
+    if pretrained.epoch == recipe.epochs and (run.parent.parent / STUDY_FILE).exists():
         facts = replace(facts, evaluations=[(f"study {run.parent.parent.name}", study_results(run))])
     card = render_card(facts)
     ensure_folder(folder)
@@ -167,7 +174,7 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def read_run(run: Path, recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and results of the run that a checkpoint belongs to; empty where they are not there.
 
     Results count only where they are about the same data, as the checkpoint may have been moved.
@@ -177,9 +184,9 @@ def read_run(run: Path, recipe: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     """
     settings = read_json(run / "config.json").get("settings", {})
     results = read_json(run / "results.json")
-    if results.get("data_fingerprint") != recipe["data_fingerprint"]:
+    if results.get("data_fingerprint") != pretrained.identity["data_fingerprint"]:
         results = {}
-    if settings.get("dataset") != recipe["dataset"]:
+    if settings.get("dataset") != pretrained.config.dataset:
         settings = {}
     return settings, results
 
@@ -199,13 +206,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
     return content
-
-
-def images_per_epoch(state: Mapping[str, Any]) -> int | None:
-    """Training images, from the count that a checkpoint keeps; None for a snapshot, which keeps none."""
-    if "log" not in state or state.get("step", 0) or not state["epoch"]:
-        return None
-    return int(state["log"]["images"]) // int(state["epoch"])
 
 
 def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, Any]]]:
@@ -234,7 +234,7 @@ def study_results(run: Path) -> dict[str, Any]:
         ArgumentError: a file cannot be read.
     """
     folder = run.parent.parent
-    study = read_json(folder / "study.json")["settings"]
+    study = read_json(folder / STUDY_FILE)["settings"]
     cells = []
     for path in sorted((folder / "cells").glob("*.json")):
         cell = read_json(path)

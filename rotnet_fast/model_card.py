@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rotnet_fast
-from rotnet_fast.config import ADDED_LATER, NIN
+from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.report import Cell
 
 _METHODS = {
@@ -47,7 +47,9 @@ class CardFacts:
     """What a card is made of.
 
     Attributes:
-        recipe: ``config`` of the checkpoint.
+        config: recipe of the pretraining.
+        in_channels: channels of the images.
+        ablation: name of what was changed about the method on purpose; empty for the method itself.
         epochs, steps: finished epochs, and steps of the one after them.
         metrics: on the test images after the last finished epoch; empty where it was not tested.
         preset: name of the recipe; None where it is not recorded.
@@ -63,7 +65,9 @@ class CardFacts:
         data_licence: what the user says of it.
     """
 
-    recipe: Mapping[str, Any]
+    config: PretrainConfig
+    in_channels: int
+    ablation: str
     epochs: int
     steps: int
     metrics: Mapping[str, float]
@@ -99,12 +103,12 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _title(facts: CardFacts) -> str:
-    model = f"NIN-{facts.recipe['blocks']}" if _is_nin(facts) else facts.recipe["model"]
+    model = f"NIN-{facts.config.blocks}" if _is_nin(facts) else facts.config.model
     return f"RotNet, {model}, {_text(facts.dataset_name)}"
 
 
 def _is_nin(facts: CardFacts) -> bool:
-    return bool(facts.recipe.get("model", NIN) == NIN)
+    return facts.config.model == NIN
 
 
 def _library_name(model: str) -> str:
@@ -115,7 +119,7 @@ def _library_name(model: str) -> str:
 
 def _front_matter(facts: CardFacts) -> str:
     """YAML; texts are quoted as JSON, which YAML reads, too."""
-    name = facts.recipe["dataset"]
+    name = facts.config.dataset
     lines = ["license: mit"] if name != "folder" else ["license: other", "license_name: see-licence-section"]
     lines += ["library_name: rotnet_fast", "pipeline_tag: image-feature-extraction", "tags:"]
     lines += ["- self-supervised-learning", "- rotnet", "- rotation-prediction", "- pytorch", "- safetensors"]
@@ -156,21 +160,21 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
 
 
 def _summary(facts: CardFacts) -> str:
-    recipe = facts.recipe
+    config = facts.config
     if _is_nin(facts):
-        network = f"a Network in Network with {recipe['blocks']} conv blocks"
+        network = f"a Network in Network with {config.blocks} conv blocks"
     else:
-        network = f"the network {_library_name(recipe['model'])}, trained from scratch,"
+        network = f"the network {_library_name(config.model)}, trained from scratch,"
     return (
         f"Image features learned without labels: {network} "
         f"that learned to tell by how much an image had been turned "
-        f"({', '.join(map(str, recipe['rotations']))} degrees counter-clockwise), after RotNet (Gidaris, "
+        f"({', '.join(map(str, config.rotations))} degrees counter-clockwise), after RotNet (Gidaris, "
         f"Singh and Komodakis, ICLR 2018). Made with rotnet_fast {rotnet_fast.__version__}."
     )
 
 
 def _use(facts: CardFacts) -> str:
-    size, channels = facts.recipe["image_size"], facts.recipe["in_channels"]
+    size, channels = facts.config.image_size, facts.in_channels
     layer = facts.default_layer
     depth, height, width = facts.feature_shapes[layer]
     return f"""```python
@@ -189,19 +193,19 @@ SHA-256 of the weights' values: `{facts.state_hash}`."""
 
 
 def _architecture(facts: CardFacts) -> str:
-    recipe = facts.recipe
+    config = facts.config
     rows = [f"| {layer} | {c} | {h} x {w} |" for layer, (c, h, w) in facts.feature_shapes.items()]
-    size = recipe["image_size"]
+    size = config.image_size
     if _is_nin(facts):
         network = (
-            f"{recipe['blocks']} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
-            f"ReLU; width multiplier {recipe['width']:g}; global average pooling and a linear classifier of"
+            f"{config.blocks} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
+            f"ReLU; width multiplier {config.width:g}; global average pooling and a linear classifier of"
         )
     else:
-        network = f"{_library_name(recipe['model'])}, with a classifier of"
+        network = f"{_library_name(config.model)}, with a classifier of"
     return "\n".join(
         [
-            f"{network} {len(recipe['rotations'])} rotations; {facts.parameters:,} parameters.",
+            f"{network} {len(config.rotations)} rotations; {facts.parameters:,} parameters.",
             "",
             f"Feature maps of an image of {size} x {size} pixels:",
             "",
@@ -213,75 +217,77 @@ def _architecture(facts: CardFacts) -> str:
 
 
 def _training(facts: CardFacts) -> str:
-    recipe = facts.recipe
-    rate = f"learning rate {recipe['lr']:g}"
-    if recipe["schedule"] == "step":
-        milestones = ", ".join(map(str, recipe["milestones"]))
-        rate += f", times {recipe['lr_factor']:g} after epochs {milestones}" if milestones else ", constant"
+    config = facts.config
+    rate = f"learning rate {config.lr:g}"
+    if config.schedule == "step":
+        milestones = ", ".join(map(str, config.milestones))
+        rate += f", times {config.lr_factor:g} after epochs {milestones}" if milestones else ", constant"
     else:
-        warmup = recipe.get("warmup", 0.0)
+        warmup = config.warmup
         risen = f" after a warm-up of {warmup:g} epochs" if warmup else ""
-        rate += f"{risen}, falling to 0 ({recipe['schedule']})"
-    views = recipe["batch_size"] * (1 if _shows_one_rotation(recipe) else len(recipe["rotations"]))
-    done = f"{facts.epochs} of {recipe['epochs']}"
+        rate += f"{risen}, falling to 0 ({config.schedule})"
+    views = config.batch_size * (1 if _shows_one_rotation(facts) else len(config.rotations))
+    done = f"{facts.epochs} of {config.epochs}"
     if facts.steps:
         done += f", and {facts.steps} steps of the next"
-    size = recipe["image_size"]
+    size = config.image_size
     data = (
         f"{_text(facts.dataset_name)}, {_count(facts.train_images)} training images of {size} x {size} pixels"
     )
     data += ". No labels were used"
-    if recipe.get("limit_train") is not None:
+    if config.limit_train is not None:
         data += ", except to choose a subset that is balanced over the classes"
-    nesterov = "Nesterov momentum" if recipe["nesterov"] else "momentum"
+    nesterov = "Nesterov momentum" if config.nesterov else "momentum"
     optimiser = f"SGD, {nesterov} 0.9"
-    if recipe.get("optimizer") == "muon":
-        muon_lr = recipe.get("muon_lr", ADDED_LATER["muon_lr"])
-        optimiser = f"Muon for filters, with learning rate {muon_lr:g} on the same schedule; else {optimiser}"
+    if config.optimizer == "muon":
+        optimiser = (
+            f"Muon for filters, with learning rate {config.muon_lr:g} on the same schedule; else {optimiser}"
+        )
     items = {
         "data": data,
-        "augmentation": _augmentation(recipe),
-        "optimiser": f"{optimiser}, weight decay {recipe['weight_decay']:g}, batches of "
-        f"{recipe['batch_size']} images ({views} views)",
+        "augmentation": _augmentation(facts),
+        "optimiser": f"{optimiser}, weight decay {config.weight_decay:g}, batches of "
+        f"{config.batch_size} images ({views} views)",
         "schedule": rate + (f"; preset `{facts.preset}`" if facts.preset else ""),
         "epochs": done,
-        "precision": f"{recipe['precision']} (weights are float32)",
-        "seed": str(recipe["seed"]),
+        "precision": f"{config.precision} (weights are float32)",
+        "seed": str(config.seed),
     }
-    if recipe.get("uniform_gamma"):
+    if config.uniform_gamma:
         items["first weights"] = "BatchNorm's scales from U(0, 1)"
-    if recipe.get("ablation"):
-        items["ablation"] = f"{recipe['ablation']}: not the method as published"
+    if facts.ablation:
+        items["ablation"] = f"{facts.ablation}: not the method as published"
     if facts.hardware:
         items["hardware"] = _text(facts.hardware)
     return "\n".join(f"- {name}: {text}" for name, text in items.items())
 
 
-def _shows_one_rotation(recipe: Mapping[str, Any]) -> bool:
-    return bool(recipe.get("ablation") == "OneRotation")
+def _shows_one_rotation(facts: CardFacts) -> bool:
+    return facts.ablation == "OneRotation"
 
 
-def _augmentation(recipe: Mapping[str, Any]) -> str:
+def _augmentation(facts: CardFacts) -> str:
     """What is done to a training image, in order."""
-    size, is_warped = recipe["image_size"], any(angle % 90 for angle in recipe["rotations"])
-    if recipe.get("crop", "pad") == "resized":
-        least, most = (f"{100 * share:.3g}" for share in recipe.get("crop_scale", ADDED_LATER["crop_scale"]))
-        low, high = (f"{ratio:.3g}" for ratio in recipe.get("crop_ratio", ADDED_LATER["crop_ratio"]))
+    config = facts.config
+    size, is_warped = config.image_size, any(angle % 90 for angle in config.rotations)
+    if config.is_cropped:
+        least, most = (f"{100 * share:.3g}" for share in config.crop_scale)
+        low, high = (f"{ratio:.3g}" for ratio in config.crop_ratio)
         crop = (
             f"random crop of {least} to {most} % of the image's area, with a width of {low} to {high} times "
         )
         crop += f"its height, resized to {size} x {size} pixels"
-    elif recipe["pad"]:
+    elif config.pad:
         border = "mirrored" if is_warped else "black"
-        crop = f"random crop within a {border} border of {recipe['pad']} pixels"
+        crop = f"random crop within a {border} border of {config.pad} pixels"
     else:
         crop = "no crop"
-    probability = recipe["flip_prob"]
-    number = "one random rotation" if _shows_one_rotation(recipe) else "every rotation"
+    probability = config.flip_prob
+    number = "one random rotation" if _shows_one_rotation(facts) else "every rotation"
     turned = f"{number} of each image"
     if is_warped:
         turned = f"{number} of each image's central square of {size / 2**0.5:.1f} pixels, enlarged to {size}"
-    if recipe.get("ablation") == "FlipAfterRotation":
+    if facts.ablation == "FlipAfterRotation":
         flip = f"left-right flip of each view with probability {probability or 0.5:g}"
         return f"{crop}; then {turned}; then {flip}"
     flip = f"left-right flip with probability {probability:g}" if probability else "no flip"
@@ -293,7 +299,7 @@ def _results(facts: CardFacts) -> str:
     if "rotation_accuracy" in facts.metrics:
         by_degrees = ", ".join(
             f"{degrees}°: {facts.metrics[key]:.2f} %"
-            for degrees in facts.recipe["rotations"]
+            for degrees in facts.config.rotations
             if (key := f"rotation_accuracy/{degrees}") in facts.metrics
         )
         accuracy = (
@@ -322,7 +328,7 @@ def _results(facts: CardFacts) -> str:
 
 
 def _limitations(facts: CardFacts) -> str:
-    size = facts.recipe["image_size"]
+    size = facts.config.image_size
     best = f"{facts.default_layer} is usually the best layer for objects"
     if not _is_nin(facts):
         best = "Which layer is best for objects has to be tried"
@@ -336,15 +342,15 @@ def _limitations(facts: CardFacts) -> str:
     ]
     if not _is_nin(facts):
         items.append("Another network than the published one: published accuracies do not apply.")
-    elif facts.recipe["width"] != 1:
+    elif facts.config.width != 1:
         items.append("Another width than the published network's: published accuracies do not apply.")
-    if facts.epochs < facts.recipe["epochs"]:
+    if facts.epochs < facts.config.epochs:
         items.append("The training had not reached its end.")
     return "\n".join(f"- {item}" for item in items)
 
 
 def _licence(facts: CardFacts) -> str:
-    data = facts.data_licence or _LICENCES[facts.recipe["dataset"]]
+    data = facts.data_licence or _LICENCES[facts.config.dataset]
     return f"- code: MIT\n- data, {_text(facts.dataset_name)}: {_text(data)}"
 
 

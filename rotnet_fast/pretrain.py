@@ -12,20 +12,27 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import program_as_started, run_command, said_once
-from rotnet_fast.config import NIN, PretrainConfig
+from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
-from rotnet_fast.engine.output import claimed
-from rotnet_fast.engine.run_folder import RunFolder, loader_of, run_of, was_begun_by_this_job
+from rotnet_fast.engine.output import check_is_no_study, claimed
+from rotnet_fast.engine.run_folder import (
+    RunFolder,
+    loader_of,
+    read_settings,
+    run_of,
+    was_begun_by_this_job,
+)
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError, printable
-from rotnet_fast.flags import Parser, parse_flags
+from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.verdict import of_pretraining
@@ -52,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = pretrain(config)
         except Interrupted:
             if is_main():
-                print(f"saved; go on with: {resume_command(arguments, config)}", file=sys.stderr)
+                folder = shlex.quote(str(config.output_folder()))
+                print(f"saved; resume with: {program_as_started(PROGRAM)} --resume {folder}", file=sys.stderr)
             raise
         if is_main():
             print(summary(config, results))
@@ -61,24 +69,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> PretrainConfig:
-    """Settings from flags: the preset's values, and what the other flags say instead.
+    """Settings from flags; what they do not say, the resumed run says, else the preset.
 
     Raises:
         ArgumentError: a value that cannot be used.
+        CheckpointError: there is nothing to resume at the path given, or nothing that says how.
         SystemExit: with 0, after ``--help``.
     """
-    parser = Parser(PROGRAM, add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default="paper")
-    parser.add_argument("--model", default=NIN)
-    known = parser.parse_known_args(arguments)[0]
-    if known.preset not in PRESETS:
-        raise ArgumentError(f"preset is {known.preset!r}; choose from {', '.join(PRESETS)}")
-    # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
-    default = PRESETS[known.preset]().with_model(known.model)
-    config = parse_flags(PretrainConfig, PROGRAM, arguments, default)
+    is_help = not {"-h", "--help"}.isdisjoint(arguments)
+    given: dict[str, Any] = {}
+    with suppress(*[ArgumentError] * is_help):
+        given = given_flags(PretrainConfig, PROGRAM, arguments)
+    base = base_settings(given) if not is_help else PRESETS[given.get("preset", "paper")]()
+    config = parse_flags(PretrainConfig, PROGRAM, arguments, base)
     config.validate()
     check_model_name(config.model)
     return config
+
+
+def base_settings(given: Mapping[str, Any]) -> PretrainConfig:
+    """The settings that flags change: those of the run to resume, or of the preset where one is named.
+
+    Args:
+        given: values of the flags, by the names of their fields.
+
+    Raises:
+        ArgumentError, CheckpointError: see :func:`parse`.
+    """
+    # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
+    preset = PRESETS[given.get("preset", "paper")]().with_model(given.get("model", NIN))
+    if "resume" not in given or given["resume"] is None or "preset" in given:
+        return preset
+    if given["resume"] == "auto":
+        saved = settings_of_run(replace(preset, **given).output_folder())
+        return preset if saved is None else saved.with_model(given.get("model", saved.model))
+    path = check_resume(given["resume"], given.get("output"))
+    saved = settings_of_run(run_of(path)) or settings_in_checkpoint(path)
+    return saved.with_model(given.get("model", saved.model))
+
+
+def settings_of_run(run: Path) -> PretrainConfig | None:
+    """What a run folder's config.json says; None where there is none.
+
+    Raises:
+        ArgumentError: it cannot be read, or is not of a pretraining.
+    """
+    settings = read_settings(run)
+    if settings is None:
+        return None
+    # Consent to changed images is for once, and a run may have moved.
+    kept = {name: value for name, value in settings.items() if name not in _FOR_ONE_RUN}
+    try:
+        return PretrainConfig(**kept)
+    except (TypeError, ArgumentError) as error:
+        raise ArgumentError(f"{run / 'config.json'} is not that of a pretraining ({error})") from error
+
+
+_FOR_ONE_RUN = ("accept_changed_data", "output", "resume")
+
+
+def settings_in_checkpoint(path: Path) -> PretrainConfig:
+    """The recipe in a checkpoint, which says neither where the images lie nor how to report.
+
+    Raises:
+        CheckpointError: no whole checkpoint of a pretraining.
+    """
+    from rotnet_fast.pretrained import read_pretrained
+
+    return read_pretrained(path, "resume").config
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -99,36 +157,57 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         is_again = processes.from_main(lambda: is_again and was_begun_by_this_job(folder))
         if is_again and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
             config = replace(config, resume="auto", output=folder)
+        processes.on_main(lambda: check_folder(folder))
         if processes.is_main:
             warn_of_late_milestones(config)
         with claimed(folder, is_again or config.resume is not None, processes) as run:
             return _pretrain(config, run, processes)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that another command keeps its results in.
+
+    Raises:
+        ArgumentError: it holds a study or an evaluation, or config.json cannot be read.
+    """
+    check_is_no_study(folder)
+    settings = read_settings(folder)
+    if settings is not None and "preset" not in settings:
+        raise ArgumentError(
+            f"output {folder} holds a run of another command, not a pretraining; choose another folder with "
+            f"--output"
+        )
+
+
 @plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
     """:func:`pretrain` in an open run folder."""
+    import torch
+
     from rotnet_fast.data.loaders import free_memory, open_dataset
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
     from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
     # All that can be known before a data set is read or downloaded.
-    def check() -> tuple[torch.device, Precision]:
+    def check() -> torch.device:
         device = processes.device(config.device)
-        precision = resolve_precision(config.precision, device)
         config.check_needs_gpu(device.type)
-        if config.model != NIN:
-            make_network(len(config.rotations), model=config.model)
-        return device, precision
+        with torch.random.fork_rng(devices=[]):
+            make_network(len(config.rotations), model=config.model, blocks=config.blocks, width=config.width)
+        return device
 
     def begun() -> str | None:
         if config.resume is None:
             return None
         return loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
 
-    device, precision = processes.everywhere(check)
-    found = processes.from_main(lambda: checkpoint_to_resume(config, run.path, precision))
+    device = processes.everywhere(check)
+    found = processes.from_main(lambda: checkpoint_to_resume(config, run.path))
+    is_open = config.precision == "auto" and found is not None
+    chosen = found[1]["config"]["precision"] if found is not None and is_open else config.precision
+    precision = processes.everywhere(lambda: resolve_precision(chosen, device))
+    processes.on_main(lambda: check_same_recipe(config, precision, found))
     # All take the same loader: that of the run, or what suits the process with the least memory.
     least = -processes.maximum(-free_memory(device))[0]
     streaming = streaming_of(config, device, processes.from_main(begun), least)
@@ -207,19 +286,15 @@ def warn_of_late_milestones(config: PretrainConfig) -> None:
         )
 
 
-def checkpoint_to_resume(
-    config: PretrainConfig, run: Path, precision: Precision
-) -> tuple[Path, dict[str, Any]] | None:
-    """Path and state of the checkpoint to go on from; None to start from the beginning.
+def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Path and state of the checkpoint to resume from; None to start from the beginning.
 
     Args:
         config: says which: a file, or the newest whole one of a run folder.
         run: folder of this run; ``--resume auto`` starts from the beginning where it has no checkpoint.
-        precision: in use.
 
     Raises:
-        CheckpointError: no whole checkpoint of a pretraining, or one with other settings. Whether the data
-            are the same is known later.
+        CheckpointError: no whole checkpoint of a pretraining.
     """
     from rotnet_fast.engine import checkpoint
 
@@ -230,21 +305,33 @@ def checkpoint_to_resume(
     if is_auto and not checkpoint.candidates(path):
         print(f"{path} has no checkpoint yet: starting from the beginning")
         return None
-    found, state, skipped = checkpoint.load_newest(path)
-    for error in skipped:
-        print(f"WARNING: {error}; trying an older one", file=sys.stderr)
-    saved = state.get("config", {})
-    if saved.get("task") != "pretrain" or "optimizer" not in state:
+    found, state = checkpoint.load_newest(path)
+    if state.get("config", {}).get("task") != "pretrain" or "optimizer" not in state:
         raise CheckpointError(
-            f"the checkpoint {found} is not one that a pretraining can go on from; give a run folder of "
+            f"the checkpoint {found} is not one that a pretraining can be resumed from; give a run folder of "
             f"{PROGRAM}, or a file in its checkpoints/"
         )
+    return found, state
+
+
+def check_same_recipe(
+    config: PretrainConfig, precision: Precision, found: tuple[Path, dict[str, Any]] | None
+) -> None:
+    """Refuse a checkpoint of other settings; whether the images are the same is known later.
+
+    Raises:
+        CheckpointError: it names every setting that differs.
+    """
+    from rotnet_fast.engine import checkpoint
+
+    if found is None:
+        return
+    path, state = found
     settings = {**config.recipe(), "precision": precision.name}
-    others = ("task", "in_channels", "data_fingerprint")
-    refusal = checkpoint.refusal({k: v for k, v in saved.items() if k not in others}, settings, found)
+    saved = {name: value for name, value in state["config"].items() if name in settings or name == "ablation"}
+    refusal = checkpoint.refusal(saved, settings, path)
     if refusal is not None:
         raise refusal
-    return found, state
 
 
 def on_these_images(
@@ -313,15 +400,6 @@ def image_list_name(identity: Mapping[str, Any]) -> str:
     return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
-def resume_command(arguments: Sequence[str], config: PretrainConfig) -> str:
-    """The command that goes on with a run started with these arguments."""
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume")
-    others = parser.parse_known_args(list(arguments))[1]
-    program = program_as_started(PROGRAM)
-    return f"{program} {shlex.join([*others, '--resume', str(config.output_folder())])}"
-
-
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """What is printed at the end."""
     folder = config.output_folder()
@@ -335,7 +413,9 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     if wrong is not None:
         lines.append(f"WARNING: {wrong.sentence}")
     if wrong is None or not wrong.is_hopeless:
-        lines.append(f"next: python -m rotnet_fast.evaluate --checkpoint {shlex.quote(str(folder))}")
+        # Features are evaluated by object classes, which not all images have.
+        command = "evaluate" if results["classes"] else "visualize"
+        lines.append(f"next: python -m rotnet_fast.{command} --checkpoint {shlex.quote(str(folder))}")
     return "\n".join(lines)
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.checks import check_precision, check_seed
 from rotnet_fast.command import run_command
-from rotnet_fast.config import check_device
+from rotnet_fast.config import PretrainConfig, check_device
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.output import check_output
-from rotnet_fast.engine.run_folder import run_of
+from rotnet_fast.engine.output import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,8 +47,11 @@ MOST_IMAGES = 100
 class VisualizeConfig(Settings):
     """Draw what a pretrained network predicts and what its features see."""
 
-    checkpoint: Path
-    """Run folder of a pretraining (its newest checkpoint is taken), or a checkpoint file."""
+    paths_as_text = ("checkpoint",)
+
+    checkpoint: str
+    """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint file, an exported folder, or
+    the name of a model that comes with the package."""
 
     what: tuple[Picture | Literal["all"], ...] = ("all",)
     """rotations: test images under all rotations, with predictions.
@@ -117,11 +120,7 @@ class VisualizeConfig(Settings):
         check_precision(self.precision, self.device)
         if not self.what:
             raise ArgumentError(f"what is empty; choose from all, {', '.join(PICTURES)}")
-        if not self.checkpoint.exists():
-            raise CheckpointError(
-                f"checkpoint {self.checkpoint} does not exist; give the run folder that "
-                f"python -m rotnet_fast.pretrain printed"
-            )
+        find_model(self.checkpoint)
         if self.supervised is not None and not self.supervised.exists():
             raise CheckpointError(
                 f"supervised {self.supervised} does not exist; give the folder supervised of an evaluation "
@@ -134,7 +133,9 @@ class VisualizeConfig(Settings):
 
     def output_folder(self) -> Path:
         """Where the pictures are kept."""
-        return followed(run_of(self.checkpoint)) / "figures" if self.output is None else followed(self.output)
+        if self.output is not None:
+            return followed(self.output)
+        return followed(find_model(self.checkpoint).home) / "figures"
 
 
 class Analyses:
@@ -149,20 +150,24 @@ class Analyses:
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
         from rotnet_fast.engine.device import resolve_device
         from rotnet_fast.engine.precision import resolve_precision
-        from rotnet_fast.protocols.pretrained import load_pretrained, load_supervised
+        from rotnet_fast.protocols.images import open_images
+        from rotnet_fast.protocols.supervised import load_supervised
 
         device = resolve_device(config.device)
         resolve_precision(config.precision, device)  # before the network is read
-        pretrained = load_pretrained(config.checkpoint)
-        precision = resolve_precision(precision_of(config, pretrained.recipe, device.type), device)
-        batch_size = config.batch_size or int(pretrained.recipe["batch_size"])
+        pretrained = read_pretrained(config.checkpoint)
+        recipe = pretrained.config
+        print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+        precision = resolve_precision(precision_of(config, recipe, device.type), device)
+        batch_size = config.batch_size or recipe.batch_size
         self.network = pretrained.network().to(device)
         self.layer = self.network.default_layer if config.layer is None else config.layer
         self.network.check_layers([self.layer])  # before a data set is read
         self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
-        dataset = pretrained.open_dataset(
+        dataset = open_images(
+            pretrained,
             device,
             data_dir=config.data_dir,
             limit_train=config.limit_train,
@@ -172,7 +177,7 @@ class Analyses:
         )
         self.classes = dataset.classes
         self.seed = config.seed
-        self.rotations = pretrained.rotations
+        self.rotations = recipe.rotations
         self.bank = images_of(dataset, dataset.train, device, batch_size)
         self.test = images_of(dataset, dataset.test, device, batch_size)
         self.shown = one_of_each_class(dataset.test.labels, config.images, config.seed)
@@ -219,9 +224,9 @@ class Analyses:
         return [(name, filters(network)) for name, network in self.networks.items()]
 
 
-def precision_of(config: VisualizeConfig, recipe: Mapping[str, Any], device: str) -> str:
+def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -> str:
     """The number format to use: that which was asked for, else the pretraining's where the device has it."""
-    wanted = str(recipe["precision"]) if config.precision == "auto" else config.precision
+    wanted = recipe.precision if config.precision == "auto" else config.precision
     return "fp32" if config.precision == "auto" and wanted == "fp16" and device == "cpu" else wanted
 
 
@@ -325,6 +330,7 @@ def visualize(config: VisualizeConfig) -> list[Path]:
     """
     config.validate()
     folder = config.output_folder()
+    check_is_no_study(folder)
     check_output(folder)  # before data and network are read
     return _visualize(config, folder)
 

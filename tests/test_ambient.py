@@ -18,7 +18,7 @@ from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.protocols.pretrained import load_pretrained
+from rotnet_fast.pretrained import read_pretrained
 from rotnet_fast.report import render
 from rotnet_fast.visualize import VisualizeConfig, visualize
 
@@ -193,9 +193,9 @@ def test_pictures_and_exports_are_the_same_files(
 
 
 def test_the_network_of_a_run_is_read_as_it_is(state: State, run: Path) -> None:
-    expected = load_pretrained(run).network().state_dict()
+    expected = read_pretrained(run).network().state_dict()
     with state():
-        found = load_pretrained(run).network()
+        found = read_pretrained(run).network()
     assert checkpoint.state_hash(found.state_dict()) == checkpoint.state_hash(expected)
 
 

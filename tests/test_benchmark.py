@@ -128,6 +128,18 @@ def test_a_part_alone_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert "64 x 32x32, 8 rotations, bf16, whole epoch" in capsys.readouterr().out
 
 
+def test_without_a_file_the_tables_are_printed_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--quick --device cpu --what stages --batch-size 2 --blocks 3 --width 0.1"
+    assert main(shlex.split(flags)) == 0
+    printed = capsys.readouterr().out
+    assert "stage of the NIN-4 step" in printed
+    assert "written" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
@@ -157,9 +169,7 @@ def test_a_wrong_value_is_one_sentence_and_an_exit_code(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(
-    "flags", ["--help", "", "--wrong", "--output a.json --what nothing", "--output a.txt"]
-)
+@pytest.mark.parametrize("flags", ["--help", "--wrong", "--output a.json --what nothing", "--output a.txt"])
 def test_help_and_wrong_flags_answer_without_torch(flags: str) -> None:
     program = (
         "import sys; from rotnet_fast.benchmark import main\n"

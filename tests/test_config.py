@@ -142,19 +142,24 @@ def test_runs_of_another_network_have_its_name() -> None:
     assert folder == Path("runs/paper-cifar10-timm-resnet18-seed3")
 
 
-def test_a_recipe_names_a_network_only_where_it_is_not_that_of_older_versions() -> None:
-    nin, other = parse([]).recipe(), parse(["--model", "resnet18"]).recipe()
-    assert other == {**nin, "model": "resnet18"}
-    assert "model" not in nin
+def test_a_recipe_holds_every_setting_that_decides_the_result() -> None:
+    flags = ["--schedule", "linear", "--warmup", "2", "--optimizer", "muon", "--muon-lr", "0.03", "--model"]
+    plain, other = parse([]).recipe(), parse([*flags, "resnet18"]).recipe()
+    changes = {"schedule": "linear", "warmup": 2.0, "optimizer": "muon", "muon_lr": 0.03, "model": "resnet18"}
+    assert other == {**plain, **changes}
+    assert not plain.keys() & {"preset", "data_dir", "device", "output", "log_every"}
 
 
-def test_a_recipe_tells_optimiser_and_warm_up_only_where_they_are_not_those_of_older_versions() -> None:
-    older = parse([]).recipe()
-    assert not older.keys() & {"warmup", "optimizer", "muon_lr"}
-    newer = parse(
-        ["--schedule", "linear", "--warmup", "2", "--optimizer", "muon", "--muon-lr", "0.03"]
-    ).recipe()
-    assert newer == {**older, "schedule": "linear", "warmup": 2.0, "optimizer": "muon", "muon_lr": 0.03}
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_are_made_of_their_recipe_again_also_from_json(preset: PresetName) -> None:
+    config = replace(PRESETS[preset](), crop="pad")
+    recipe = json.loads(json.dumps({**config.recipe(), "data_fingerprint": "0"}))
+    assert PretrainConfig.from_recipe(recipe, preset=preset) == config
+    del recipe["lr"]
+    with pytest.raises(KeyError, match="lr"):
+        PretrainConfig.from_recipe(recipe)
+    with pytest.raises(ArgumentError, match="lr is 'x'"):
+        PretrainConfig.from_recipe({**recipe, "lr": "x"})
 
 
 def test_speedrun_changes_the_training_but_neither_the_network_nor_the_data() -> None:
@@ -176,8 +181,8 @@ def test_speedrun_changes_the_training_but_neither_the_network_nor_the_data() ->
 def test_a_named_run_is_resumed_in_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").touch()
-    assert parse(["--resume", str(tmp_path)]).output_folder() == tmp_path
-    assert parse(["--resume", str(tmp_path / "checkpoints" / "last.pt")]).output_folder() == tmp_path
+    for path in (tmp_path, tmp_path / "checkpoints" / "last.pt"):
+        assert parse(["--preset", "paper", "--resume", str(path)]).output_folder() == tmp_path
 
 
 WITHOUT_TORCH = """
@@ -228,9 +233,8 @@ def test_help_and_wrong_flags_answer_without_torch(tmp_path: Path) -> None:
     assert "Traceback" not in script.stderr
 
 
-def test_the_recipe_says_whether_images_are_cropped_only_where_they_are() -> None:
+def test_the_recipe_says_whether_images_are_cropped() -> None:
     small = PretrainConfig(dataset="folder", data_dir=Path("photos"))
     large = replace(small, image_size=224)
-    assert "crop" not in small.recipe()  # as in checkpoints that know no crops
-    assert "crop" not in replace(large, crop="pad").recipe()
+    assert small.recipe()["crop"] == replace(large, crop="pad").recipe()["crop"] == "pad"
     assert large.recipe()["crop"] == replace(small, crop="resized").recipe()["crop"] == "resized"

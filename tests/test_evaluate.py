@@ -82,7 +82,7 @@ def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixtu
 def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:
     assert evaluate(run, "--no-frozen --knn") == 0
     results = load_results(run / "evaluate-001")
-    _, state, _ = checkpoint.load_newest(run)
+    _, state = checkpoint.load_newest(run)
     assert results["dataset"]["fingerprint"] == state["config"]["data_fingerprint"]
     assert (results["dataset"]["train_images"], results["dataset"]["test_images"]) == (40, 20)
     sizes = {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
@@ -118,7 +118,7 @@ def test_refused_evaluation_leaves_the_folder_as_it_was(
     assert evaluate(run, "--heads conv") == 0
     before = [(output / name).read_bytes() for name in ("config.json", "results.json")]
     assert evaluate(run, f"--heads conv --seed 1 --output {shlex.quote(str(output))}") == 4
-    assert "there seed is 0, here 1" in capsys.readouterr().err
+    assert "seed is 0 there and 1 here" in capsys.readouterr().err
     assert [(output / name).read_bytes() for name in ("config.json", "results.json")] == before
 
 
@@ -209,14 +209,14 @@ def test_wrong_value_leaves_no_empty_folder_behind(run: Path) -> None:
 
 def test_missing_run_folder_is_a_checkpoint_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path / "nowhere") == 4
-    assert "nowhere does not exist; give the run folder" in capsys.readouterr().err
+    assert "nowhere does not exist; give a run folder" in capsys.readouterr().err
 
 
 def test_folder_without_checkpoints_is_a_checkpoint_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(tmp_path) == 4
-    assert "there is no checkpoint in" in capsys.readouterr().err
+    assert "holds neither model.safetensors nor a folder checkpoints" in capsys.readouterr().err
 
 
 def test_damaged_checkpoint_is_passed_over_for_an_older_one(

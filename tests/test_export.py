@@ -75,7 +75,8 @@ def test_the_file_is_plain_safetensors_with_all_that_rebuilds_the_network(run: P
     assert metadata["rotnet_fast_format"] == "1"
     assert metadata["state_hash"] == checkpoint.state_hash(module)
     assert metadata["dataset_name"] == "handwritten digits (scikit-learn)"
-    known = {name: json.loads(metadata[name]) for name in ("blocks", "width", "in_channels", "rotations")}
+    config = json.loads(metadata["config"])
+    known = {name: config[name] for name in ("blocks", "width", "in_channels", "rotations")}
     assert known == {"blocks": 3, "width": 0.05, "in_channels": 3, "rotations": [0, 90, 180, 270]}
     assert json.loads(metadata["layers"]) == ["conv1", "conv2", "conv3"]
     assert (len(json.loads(metadata["mean"])), len(json.loads(metadata["std"]))) == (3, 3)
@@ -276,8 +277,8 @@ def test_what_is_missing_or_damaged_is_one_sentence_and_an_exit_code(
     (tmp_path / "empty").mkdir()
     (run / "file").write_text("")
     for code, sentence, arguments in (
-        (4, "nowhere does not exist; give the run folder", (tmp_path / "nowhere",)),
-        (4, "there is no checkpoint in", (tmp_path / "empty",)),
+        (4, "nowhere does not exist; give a run folder", (tmp_path / "nowhere",)),
+        (4, "holds neither model.safetensors nor a folder checkpoints", (tmp_path / "empty",)),
         (4, "is cut short, damaged or not one of rotnet_fast's", (run / "config.json",)),
         (4, "is not one of a pretraining", (run / "evaluate-001" / "frozen",)),
         (2, "data-licence is empty", (run, "--data-licence", " ")),

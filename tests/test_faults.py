@@ -98,7 +98,7 @@ def test_a_full_disk_costs_nothing_but_time(
     assert code == 7
     assert err == (
         f"error: cannot write {run / name}: File too large; "
-        f"free some space or choose another folder with --output\n"
+        f"free some space, or choose another folder with --output\n"
     )
     assert_all_checkpoints_are_whole(run, kept)
     assert in_a_process(flags_of(run)).code == 0  # there is space again
@@ -153,7 +153,7 @@ def test_a_folder_that_becomes_read_only_is_named_and_the_run_goes_on_later(
     code, _, err = in_a_process(flags_of(run), partial(lock_before, step, run / folder))
     assert code == 7
     assert err.startswith(f"error: cannot write {run / folder}/")
-    assert "Permission denied; free some space or choose another folder with --output" in err
+    assert "Permission denied; get the right to write there, or choose another folder with --output" in err
     code, _, err = in_a_process(flags_of(run), without_privileges)  # it still is
     assert code == 7
     assert "Permission denied" in err

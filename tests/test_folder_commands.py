@@ -15,7 +15,8 @@ from plot_inputs import check_legible
 from rotnet_fast import evaluate, pretrain, reproduce, visualize
 from rotnet_fast.data import scan
 from rotnet_fast.errors import DataError
-from rotnet_fast.protocols.pretrained import load_pretrained
+from rotnet_fast.pretrained import read_pretrained
+from rotnet_fast.protocols.images import open_images
 
 PRETRAIN = shlex.split(
     "--preset quickstart --dataset folder --image-size 16 --blocks 3 --width 0.05 --epochs 1 --batch-size 16 "
@@ -86,7 +87,7 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     # What the pretraining did about it holds for its images later, too.
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 0
     assert results(place / "run" / "evaluate-001")["dataset"]["skipped"] == ["train/cat/3.png"]
-    opened = load_pretrained(Path("run")).open_dataset(torch.device("cpu"))
+    opened = open_images(read_pretrained("run"), torch.device("cpu"))
     assert opened.fingerprint == found["data_fingerprint"]
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
 

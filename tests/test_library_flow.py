@@ -28,7 +28,8 @@ from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.protocols.pretrained import load_pretrained, load_supervised
+from rotnet_fast.pretrained import read_pretrained
+from rotnet_fast.protocols.supervised import load_supervised
 from rotnet_fast.report import load_results, render
 
 MODEL = "mobilenet_v3_small"  # quick; has dropout, and stages whose names have dots
@@ -104,7 +105,7 @@ def test_published_numbers_of_nin_do_not_stand_beside_another_network(run: Path)
 
 
 def test_fine_tuning_trains_what_the_layer_depends_on_and_nothing_else(run: Path) -> None:
-    before = load_pretrained(run).module
+    before = read_pretrained(run).state
     state = checkpoint.load_newest(run / "evaluate-001" / f"fine-tune-{LAYER}-conv")[1]["module"]
     for name, value in before.items():
         is_below = name.startswith("features.") and int(name.split(".")[1]) <= 8
@@ -112,7 +113,7 @@ def test_fine_tuning_trains_what_the_layer_depends_on_and_nothing_else(run: Path
 
 
 def test_frozen_network_is_untouched(run: Path) -> None:
-    before = load_pretrained(run).module
+    before = read_pretrained(run).state
     state = checkpoint.load_newest(run / "evaluate-001" / "frozen")[1]["module"]
     backbone = {key.removeprefix("backbone."): state[key] for key in state if key.startswith("backbone.")}
     assert checkpoint.state_hash(backbone) == checkpoint.state_hash(dict(before))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny import tiny_config
 
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.model_card import CardFacts, render_card
 
 BLACK = "random crop within a black border of 4 pixels"
@@ -21,8 +22,11 @@ CROP = (
 
 def card(**changes: Any) -> str:
     """The card of a tiny pretraining with another recipe."""
+    ablation = changes.pop("ablation", "")
     facts = CardFacts(
-        recipe={**tiny_config(Path()).recipe(), "in_channels": 3, **changes},
+        config=PretrainConfig.from_recipe({**tiny_config(Path()).recipe(), **changes}),
+        in_channels=3,
+        ablation=ablation,
         epochs=2,
         steps=0,
         metrics={},

@@ -23,7 +23,6 @@ from rotnet_fast.protocols.classification import ObjectClassification, ObjectVie
 from rotnet_fast.protocols.evaluation import first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
-from rotnet_fast.protocols.supervised import SupervisedRecipe
 from rotnet_fast.report import Cell
 
 CPU = torch.device("cpu")
@@ -49,11 +48,8 @@ def trained_network() -> NetworkInNetwork:
 def setup(tmp_path: Path) -> EvaluationSetup:
     return EvaluationSetup(
         pretrained=trained_network().state_dict(),
-        blocks=3,
-        width=0.05,
-        rotations=(0, 90, 180, 270),
+        config=PretrainConfig(blocks=3, width=0.05),
         in_channels=3,
-        uniform_gamma=False,
         pad=1,
         flip_prob=0.5,
         dataset=Dataset("made", "made", ("a", "b", "c", "d"), made_split(40, 0), made_split(22, 1), "0" * 64),
@@ -77,7 +73,7 @@ def run(protocol: str, setup: EvaluationSetup) -> list[Cell]:
 
 def final_state(setup: EvaluationSetup, training: str) -> dict[str, torch.Tensor]:
     """Weights and buffers after a training of the setup."""
-    _, state, _ = checkpoint.load_newest(setup.folder / training)
+    _, state = checkpoint.load_newest(setup.folder / training)
     module: dict[str, torch.Tensor] = state["module"]
     return module
 
@@ -142,7 +138,7 @@ def test_each_kind_of_head_has_its_own_schedule(setup: EvaluationSetup) -> None:
 )
 def test_schedule_scales_with_the_length_of_the_run(epochs: int, milestones: tuple[int, ...]) -> None:
     assert stretched((30, 60, 80), 100, epochs) == milestones
-    schedule = SupervisedRecipe.of(PretrainConfig().recipe(), epochs).schedule
+    schedule, _ = PretrainConfig().stretched(epochs).schedules()
     assert schedule.milestones == milestones
     assert schedule.lr(0) == 0.1
     assert schedule.lr(milestones[0]) == pytest.approx(0.02)
@@ -194,7 +190,8 @@ def test_random_network_depends_on_the_seed_alone(setup: EvaluationSetup) -> Non
 
 def test_random_network_starts_as_the_pretrained_one_did(setup: EvaluationSetup) -> None:
     assert setup.random_network(4, 3).conv1[0].bn.weight.eq(1).all()
-    assert replace(setup, uniform_gamma=True).random_network(4, 3).conv1[0].bn.weight.lt(1).all()
+    drawn = replace(setup, config=replace(setup.config, uniform_gamma=True))
+    assert drawn.random_network(4, 3).conv1[0].bn.weight.lt(1).all()
 
 
 def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationSetup) -> None:
@@ -351,7 +348,7 @@ def test_finished_training_is_not_repeated(setup: EvaluationSetup) -> None:
 
 def test_folder_of_an_evaluation_with_other_settings_is_refused(setup: EvaluationSetup) -> None:
     run("frozen", setup)
-    with pytest.raises(CheckpointError, match=r"there images_per_class is None, here 2"):
+    with pytest.raises(CheckpointError, match=r"images_per_class is None there and 2 here"):
         run("frozen", replace(setup, images_per_class=2))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.files import followed, named
 from rotnet_fast.flags import parse_flags
-from rotnet_fast.pretrain import parse, pretrain, resume_command
+from rotnet_fast.pretrain import parse, pretrain
 from rotnet_fast.report import load_results
 from rotnet_fast.report import main as report
 from rotnet_fast.reproduce import ReproduceConfig
@@ -190,10 +189,3 @@ def test_functions_take_paths_as_users_write_them(home: Path) -> None:
 def test_names_of_nobody_stay(home: Path) -> None:
     assert named("~no-such-user/x") == Path("~no-such-user/x")
     assert named(Path("x/~")) == Path("x/~")
-
-
-def test_a_run_can_be_gone_on_with_by_the_command_that_is_printed(home: Path) -> None:
-    arguments = ["--preset", "quickstart", "--output", "~/run"]
-    again = shlex.split(resume_command(arguments, parse(arguments)))
-    (home / "run").mkdir()
-    assert parse(again[3:]).output_folder() == home / "run"

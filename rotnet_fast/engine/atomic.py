@@ -94,10 +94,19 @@ def cut_off(path: Path, length: int) -> None:
         raise cannot_write(path, error) from error
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "remove something of yours there",
+    errno.EACCES: "get the right to write there",
+    errno.EPERM: "get the right to write there",
+    errno.ELOOP: "put a file or folder of its own in its place",
+    errno.EMFILE: "raise the limit of open files with ulimit -n",
+}
+"""What can be done about a failed write; other errors leave no choice but another folder."""
+
+
 def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
     """The one sentence that a failed write is reported with."""
     reason = error.strerror or str(error)
-    remedy = "free some space"
-    if error.errno == errno.ELOOP:
-        remedy = "put a file or folder of its own in its place"
-    return CannotWriteError(f"cannot write {path}: {reason}; {remedy} or choose another folder with --output")
+    remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
+    return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with --output")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.config import ADDED_LATER
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
@@ -32,6 +32,8 @@ _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]
 _TRAILER_BYTES = len(_TRAILER.format(digest="0" * 64))
 
 _GIVE_A_RUN = "give a run folder of python -m rotnet_fast.pretrain, or a file of its checkpoints/"
+
+_log = logging.getLogger("rotnet_fast")
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -116,27 +118,33 @@ def candidates(run: Path) -> list[Path]:
     return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
 
 
-def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]]:
+def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
     """Read one checkpoint, or the newest whole one of a run folder.
+
+    A warning is logged for each damaged one that is passed over.
 
     Args:
         path: a checkpoint file or a run folder.
 
     Returns:
-        Where it was read from, the state, and why newer ones were passed over (to be told to the user).
+        Where it was read from, and the state.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
     """
     path = named(path)
     if not path.is_dir():
-        return path, load(path), []
+        return path, load(path)
     skipped: list[CheckpointError] = []
     for candidate in candidates(path):
         try:
-            return candidate, load(candidate), skipped
+            state = load(candidate)
         except CheckpointError as error:
             skipped.append(error)
+            continue
+        for reason in skipped:
+            _log.warning("%s; using an older one", reason)
+        return candidate, state
     if skipped:
         raise CheckpointError(
             f"all {len(skipped)} checkpoints in {path} are unusable; the newest: "
@@ -146,35 +154,40 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any], list[CheckpointError]
 
 
 def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path) -> CheckpointError | None:
-    """Why a run does not go on from a checkpoint; None where it does.
+    """Say why a run is not resumed from a checkpoint, naming all differences; None where it can be.
 
     Args:
         saved, identity: settings that make a run what it is, of the checkpoint and of the run.
         origin: where the checkpoint was read from.
     """
-    # Where the files themselves are others, their contents are, too.
-    for name in sorted(saved.keys() | identity.keys(), key=lambda name: (name == "data_contents", name)):
-        old, new = (values.get(name, ADDED_LATER.get(name)) for values in (saved, identity))
-        if name == "data_contents" and None in (old, new):
-            continue  # older checkpoints do not say it, nor do those of images in memory
-        if old != new:
-            loaders = ["dali" if str(value).startswith("files:") else "resident" for value in (old, new)]
-            if name == "data_fingerprint" and loaders[0] != loaders[1]:
-                return CheckpointError(
-                    f"the checkpoint {origin} is one of --loader {loaders[0]}, and this run uses "
-                    f"{loaders[1]}; leave --loader out to go on with it, or start a new run with another "
-                    f"--output"
-                )
-            if name == "data_contents":
-                return CheckpointError(
-                    f"the checkpoint {origin} is of a run on other images: files of the same names and "
-                    f"lengths now hold something else; restore them, or start a new run with another --output"
-                )
-            return CheckpointError(
-                f"the checkpoint {origin} belongs to another run: there {name} is {old!r}, here {new!r}; use "
-                f"the same value, or start a new run with another --output"
-            )
-    return None
+    names = sorted(name for name in saved.keys() | identity.keys() if saved.get(name) != identity.get(name))
+    if "data_contents" in names and None in (saved.get("data_contents"), identity.get("data_contents")):
+        names.remove("data_contents")  # images in memory have none
+    if not names:
+        return None
+    fingerprints = [str(values.get("data_fingerprint")) for values in (saved, identity)]
+    loaders = ["dali" if fingerprint.startswith("files:") else "resident" for fingerprint in fingerprints]
+    if "data_fingerprint" in names and loaders[0] != loaders[1]:
+        return CheckpointError(
+            f"the checkpoint {origin} is one of --loader {loaders[0]}, and this run uses {loaders[1]}; leave "
+            f"--loader out to resume it, or start a new run with another --output"
+        )
+    if names == ["data_contents"]:
+        return CheckpointError(
+            f"the checkpoint {origin} is of a run on other images: files of the same names and lengths now "
+            f"hold something else; restore them, or start a new run with another --output"
+        )
+    differences = ", ".join(
+        f"{name} is {_shown(saved.get(name))} there and {_shown(identity.get(name))} here" for name in names
+    )
+    return CheckpointError(
+        f"the checkpoint {origin} belongs to another run: {differences}; use the run's values, or start a "
+        f"new run with another --output"
+    )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else repr(value)
 
 
 def all_finite(state: Any) -> bool:

@@ -16,6 +16,24 @@ from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.run_folder import RunFolder, open_run_folder
 from rotnet_fast.errors import ArgumentError
 
+STUDY_FILE = "study.json"
+"""Settings of a study, in its folder."""
+
+
+def check_is_no_study(folder: Path) -> None:
+    """Refuse the folder of a study for anything else, and the run folders that are its own.
+
+    Raises:
+        ArgumentError: it holds a study, or is the run folder of one of its trainings.
+    """
+    for place, what in ((folder, "holds a study"), (folder.parent.parent, "belongs to a study")):
+        is_its_own = place == folder or folder.parent.name in ("runs", "work")
+        if is_its_own and (place / STUDY_FILE).exists():
+            raise ArgumentError(
+                f"output {folder} {what} of python -m rotnet_fast.reproduce; choose another folder with "
+                f"--output"
+            )
+
 
 def check_output(folder: Path) -> None:
     """Refuse a folder that cannot be made or written to, before work is done for it.

@@ -19,7 +19,6 @@ from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, CaptureError, RotnetError
 from rotnet_fast.models.network import FeatureNetwork, may_draw
-from rotnet_fast.models.nin import NetworkInNetwork
 
 Work = Callable[[], None]
 
@@ -154,7 +153,7 @@ def use_graph(
     if setting == "on":
         return True
     networks = [part for part in module.modules() if isinstance(part, FeatureNetwork)]
-    return obstacle is None and all(isinstance(network, NetworkInNetwork) for network in networks)
+    return obstacle is None and all(network.is_capturable for network in networks)
 
 
 def _obstacle(

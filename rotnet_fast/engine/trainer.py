@@ -345,7 +345,7 @@ class Trainer:
         """
         path = self.run.path
         found = self.processes.from_main(
-            lambda: checkpoint.load_newest(path)[:2] if checkpoint.candidates(path) else None
+            lambda: checkpoint.load_newest(path) if checkpoint.candidates(path) else None
         )
         if found is not None:
             self.load_state(found[1], found[0])
@@ -371,10 +371,10 @@ class Trainer:
             state["step"],
             log["images"],
             log["seconds"],
-            log.get("waited", 0.0),  # not known of older checkpoints
+            log["waited"],
             dict(state["metrics"]),
-            log.get("best", mean_accuracy(state["metrics"].get("test", {}))),  # nor is that of epochs before
-            log.get("skipped", 0),
+            log["best"],
+            log["skipped"],
         )
         self.run.truncate_metrics(log["metrics_position"])
 

@@ -152,12 +152,11 @@ class TrainingStep:
         for number, group in enumerate(self._optimizer.param_groups):
             self.lrs[number] = float(group["lr"])
             group["lr"] = self._device_lrs[number].fill_(self.lrs[number])
-            # Which implementation computes is not the file's business; older ones were written by another.
+            # Which implementation computes is not the file's business.
             group["fused"], group["foreach"] = True, None
         self._scaler.load_state_dict(state["scaler"])
         self.sums.load_state_dict(state["sums"], device)
-        if "guard" in state:  # older checkpoints were written where the first bad step ended a run
-            self.guard.load_state_dict(state["guard"])
+        self.guard.load_state_dict(state["guard"])
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-
 from rotnet_fast.config import NIN
-from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import NetworkInNetwork
@@ -37,24 +31,3 @@ def make_network(
     if model == NIN:
         return NetworkInNetwork(num_classes, blocks, width, in_channels, uniform_gamma)
     return LibraryNetwork(model, num_classes, in_channels)
-
-
-@plain_torch()
-def pretrained_network(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> FeatureNetwork:
-    """The network of a pretraining with its weights, on the CPU.
-
-    Args:
-        recipe: ``rotations``, ``in_channels``, ``model`` (nin where it lacks) and, of nin, ``blocks`` and
-            ``width``.
-        state: state dict.
-
-    Raises:
-        KeyError: the recipe lacks one of them.
-        ArgumentError: it describes a network that cannot be made.
-        RuntimeError: the weights are not of this network.
-    """
-    model = recipe.get("model", NIN)
-    sizes = {name: recipe[name] for name in ("blocks", "width")} if model == NIN else {}
-    network = make_network(len(recipe["rotations"]), recipe["in_channels"], model, **sizes)
-    network.load_state_dict(state)
-    return network

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from rotnet_fast.errors import ArgumentError
+
 
 class FeatureNetwork(nn.Module, ABC):
     """An image classifier whose feature maps can be tapped by the names of its layers.
@@ -22,6 +24,10 @@ class FeatureNetwork(nn.Module, ABC):
         stride: pixels of the image per cell of the last feature map, along each side: a power of two.
         num_classes: outputs; the number of rotations, or of object classes.
         in_channels: channels of the images.
+        is_capturable: whether its training steps are known to work in a CUDA graph.
+        most_cells: longest side of a feature map that a non-linear head takes in as it is; None for any, as
+            in the paper, whose maps have 8x8 but for conv1. Larger maps of other networks are averaged down:
+            flattened, layer1 of resnet18 on 224x224 images would give a first layer of 40 million weights.
         may_draw: whether a step in train mode may draw random numbers, as dropout does.
 
     Shape:
@@ -35,6 +41,8 @@ class FeatureNetwork(nn.Module, ABC):
     stride: int
     num_classes: int
     in_channels: int
+    is_capturable: bool = False
+    most_cells: int | None = 8
     may_draw: bool
 
     @abstractmethod
@@ -68,6 +76,18 @@ class FeatureNetwork(nn.Module, ABC):
     @abstractmethod
     def check_image_size(self, height: int, width: int) -> None:
         """Raise an ArgumentError unless the network takes images of that many pixels."""
+
+    def use_kernels(self, kernels: str) -> None:
+        """Choose what computes the network in training mode.
+
+        Args:
+            kernels: ``torch``; the paper's network knows others.
+
+        Raises:
+            ArgumentError: kernels that this network does not have.
+        """
+        if kernels != "torch":
+            raise ArgumentError(f"kernels is {kernels!r}, which {self.name} does not have; use torch")
 
 
 def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:

@@ -99,6 +99,8 @@ class NetworkInNetwork(FeatureNetwork):
     name = NIN
     default_layer = "conv2"  # Table 1 of the paper: where object classifiers do best
     stride = 4
+    is_capturable = True
+    most_cells = None
     may_draw = False
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rotnet_fast.config import NIN, PretrainConfig
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, SplitT, take
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import make_loader
@@ -39,8 +39,8 @@ class EvaluationSetup:
 
     Attributes:
         pretrained: state of the pretrained network.
-        blocks, width, rotations, in_channels: what that network was made with.
-        uniform_gamma: how that network and untrained ones start, see `NetworkInNetwork`.
+        config: recipe of its pretraining, which untrained and supervised networks follow, too.
+        in_channels: channels of the images.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
         dataset: object images with labels.
         layers, heads: where heads are trained, and which.
@@ -52,20 +52,15 @@ class EvaluationSetup:
         folder: each training has a run folder in it.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
             is one visit to each labelled image; lr_factor is what a milestone multiplies by.
-        model: name of the network; blocks, width and uniform_gamma are of nin alone.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
-        recipe: of the pretraining, which a supervised network follows, too; the paper's by default.
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
         progress: whether trainings report on the terminal.
     """
 
     pretrained: Mapping[str, Any]
-    blocks: int
-    width: float
-    rotations: tuple[int, ...]
+    config: PretrainConfig
     in_channels: int
-    uniform_gamma: bool
     pad: int
     flip_prob: float
     dataset: Dataset[AnySplit]
@@ -81,9 +76,7 @@ class EvaluationSetup:
     folder: Path
     revisit: bool = True
     lr_factor: float = 0.2
-    model: str = NIN
     graph: str = "auto"
-    recipe: Mapping[str, Any] = field(default_factory=lambda: PretrainConfig().recipe())
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
@@ -94,7 +87,7 @@ class EvaluationSetup:
 
     def pretrained_network(self) -> FeatureNetwork:
         """A fresh copy of the pretrained network, on the device."""
-        network = self._network(len(self.rotations), self.blocks)
+        network = self._network(len(self.config.rotations), self.config.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 
@@ -109,10 +102,10 @@ class EvaluationSetup:
         return make_network(
             num_classes,
             self.in_channels,
-            self.model,
+            self.config.model,
             blocks=blocks,
-            width=self.width,
-            uniform_gamma=self.uniform_gamma,
+            width=self.config.width,
+            uniform_gamma=self.config.uniform_gamma,
         )
 
     def untrained_backbones(self) -> dict[str, FeatureNetwork]:
@@ -123,8 +116,8 @@ class EvaluationSetup:
         statistics, test results depend on how test images are batched: in a fixed pseudo-random
         order, in batches of the training's size.
         """
-        running = self.random_network(len(self.rotations), self.blocks)
-        batch = self.random_network(len(self.rotations), self.blocks)
+        size = len(self.config.rotations), self.config.blocks
+        running, batch = self.random_network(*size), self.random_network(*size)
         use_batch_statistics(batch)
         return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
 
@@ -138,7 +131,7 @@ class EvaluationSetup:
             placements,
             image_shape=(channels, height, breadth),
             num_classes=len(self.dataset.classes),
-            width=self.width,
+            width=self.config.width,
             seed=self.seed,
             frozen=frozen,
         ).to(self.device)
@@ -215,14 +208,11 @@ class EvaluationSetup:
                 return task.confusions()
 
     def _identity(self, task: ObjectClassification, name: str) -> dict[str, Any]:
-        # The sizes of a nin can be read off its weights; another network needs its name.
-        network = {
-            "model": self.model,
+        return {
+            "model": self.config.model,
+            "width": self.config.width,
             "num_classes": len(self.dataset.classes),
             "in_channels": self.in_channels,
-        }
-        return {
-            **({} if self.model == NIN else network),
             "task": f"evaluate {name}",
             "backbone": checkpoint.state_hash(self.pretrained),
             **self.dataset.identity(),

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rotnet_fast.config import NIN
 from rotnet_fast.engine.task import ParameterGroup
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.heads import ConvClassifier, NonLinearClassifier
@@ -18,12 +17,6 @@ from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
 
 HEADS = ("nonlinear", "conv")
-
-MOST_CELLS = 8
-"""Longest side of a map that the non-linear head takes as it is from any other network than the paper's.
-
-Paper: the whole map, 8x8 but for conv1. Ours: larger maps of other networks are averaged down to that,
-because flattened, layer1 of resnet18 on 224x224 images would give a first layer of 40 million weights."""
 
 
 class HeadsOnBackbone(nn.Module):
@@ -72,12 +65,11 @@ class HeadsOnBackbone(nn.Module):
         self.layers = tuple(dict.fromkeys(layer for layer, _ in self.placements))
         self.heads = nn.ModuleDict()
         sizes = self._feature_sizes(image_shape)
-        most_cells = None if backbone.name == NIN else MOST_CELLS
         for layer, kind in self.placements:
             channels, height, breadth = sizes[layer]
             generator = torch.Generator().manual_seed(seed)
             self.heads[head_name(layer, kind)] = (
-                NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells)
+                NonLinearClassifier(channels, height, breadth, num_classes, generator, backbone.most_cells)
                 if kind == "nonlinear"
                 else ConvClassifier(channels, num_classes, width, generator)
             )

@@ -21,13 +21,11 @@ from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
-from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.models.nin import NetworkInNetwork
 
 
 def streaming_of(
@@ -111,19 +109,14 @@ def pretraining(
             from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 
             synchronise_batchnorm(network, group)
-        if isinstance(network, NetworkInNetwork):
-            network.use_kernels(config.kernels)
+        network.use_kernels(config.kernels)
 
     processes.everywhere(prepare)
 
-    def schedule(lr: float) -> Schedule:
-        return Schedule(
-            lr, config.schedule, config.milestones, config.lr_factor, config.epochs, config.warmup
-        )
-
+    schedule, muon = config.schedules()
     task = task_type(
         network,
-        schedule(config.lr),
+        schedule,
         test_loader,
         rotations=config.rotations,
         seed=config.seed,
@@ -135,7 +128,7 @@ def pretraining(
         compile=config.compile,
         processes=processes,
         group=group,
-        muon=schedule(config.muon_lr) if config.optimizer == "muon" else None,
+        muon=muon,
     )
     settings = TrainerSettings(
         epochs=config.epochs,
@@ -214,6 +207,7 @@ def pretrain_with(
         "dataset": dataset.display_name,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
+        "classes": len(dataset.classes),
         "data_fingerprint": dataset.fingerprint,
         "loader": loader,
         "skipped_images": dataset.skipped,

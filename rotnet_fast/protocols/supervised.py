@@ -8,15 +8,16 @@ Source: Gidaris et al., ICLR 2018, Table 3 and Figure 5b.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from rotnet_fast.config import ADDED_LATER
-from rotnet_fast.engine.schedule import Schedule, stretched
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.task import parameter_groups
+from rotnet_fast.errors import CheckpointError
+from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
@@ -24,41 +25,8 @@ from rotnet_fast.report import Cell
 
 BLOCKS = 3
 
-
-@dataclass(frozen=True)
-class SupervisedRecipe:
-    """How a supervised network is trained.
-
-    Attributes:
-        schedule: of all parameters, but for those that ``muon`` is about.
-        muon: of the filters of convolutions, which follow Muon then; None for SGD throughout.
-        nesterov, weight_decay: of SGD.
-    """
-
-    schedule: Schedule
-    muon: Schedule | None
-    nesterov: bool
-    weight_decay: float
-
-    @classmethod
-    def of(cls, recipe: Mapping[str, Any], epochs: int) -> SupervisedRecipe:
-        """That of a pretraining, for a run of so many epochs.
-
-        Args:
-            recipe: as `rotnet_fast.config.PretrainConfig.recipe` gives it.
-        """
-
-        def known(name: str) -> Any:
-            return recipe.get(name, ADDED_LATER.get(name))
-
-        milestones = stretched(tuple(recipe["milestones"]), recipe["epochs"], epochs)
-        warmup = known("warmup") * epochs / recipe["epochs"]
-
-        def schedule(lr: float) -> Schedule:
-            return Schedule(lr, recipe["schedule"], milestones, recipe["lr_factor"], epochs, warmup)
-
-        muon = schedule(known("muon_lr")) if known("optimizer") == "muon" else None
-        return cls(schedule(recipe["lr"]), muon, recipe["nesterov"], recipe["weight_decay"])
+KIND = "supervised"
+"""What checkpoints of these trainings say of themselves, whatever their folder is called."""
 
 
 def supervised(setup: EvaluationSetup) -> list[Unit]:
@@ -67,35 +35,63 @@ def supervised(setup: EvaluationSetup) -> list[Unit]:
 
 
 def _supervised(setup: EvaluationSetup) -> list[Cell]:
-    confusion = train_supervised(setup, setup.recipe, "supervised")
+    confusion = train_supervised(setup, "supervised")
     return [Cell.of("supervised", None, None, "", confusion)]
 
 
-def train_supervised(setup: EvaluationSetup, recipe: Mapping[str, Any], name: str) -> list[list[int]]:
-    """Train the network by a pretraining's recipe in the folder ``name`` of a setup.
+def train_supervised(setup: EvaluationSetup, name: str) -> list[list[int]]:
+    """Train the network by the pretraining's recipe in the folder ``name`` of a setup.
 
     Returns:
         Confusion matrix on the test images.
     """
+    recipe = setup.config.stretched(setup.epochs)
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
-    chosen = SupervisedRecipe.of(recipe, setup.epochs)
     confusions = setup.train(
         name,
-        lambda views: supervised_task(network, views, chosen),
-        nesterov=chosen.nesterov,
-        weight_decay=chosen.weight_decay,
-        identity={"recipe": asdict(chosen)},
+        lambda views: supervised_task(network, views, recipe),
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        identity={"kind": KIND, "blocks": BLOCKS, **recipe.optimisation()},
     )
     return confusions["object"]
 
 
 def supervised_task(
-    network: FeatureNetwork, views: ObjectViews, recipe: SupervisedRecipe
+    network: FeatureNetwork, views: ObjectViews, recipe: PretrainConfig
 ) -> ObjectClassification:
     """Train a whole network, on the device of ``views``, to tell object classes; named ``object``."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"object": network(batch)}
 
-    groups = parameter_groups(network, recipe.schedule, recipe.muon)
-    return ObjectClassification(network, classify, groups, views)
+    return ObjectClassification(network, classify, parameter_groups(network, *recipe.schedules()), views)
+
+
+@plain_torch()
+def load_supervised(path: Path) -> FeatureNetwork:
+    """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
+
+    Args:
+        path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.
+
+    Raises:
+        CheckpointError: no whole checkpoint of a supervised training.
+        ArgumentError: the network's library is missing.
+    """
+    found, state = checkpoint.load_newest(path)
+    known = state.get("config", {})
+    if known.get("kind") != KIND:
+        raise CheckpointError(
+            f"the checkpoint {found} is not one of a supervised training; give the folder supervised of an "
+            f"evaluation with --supervised"
+        )
+    network = make_network(
+        known["num_classes"],
+        known["in_channels"],
+        known["model"],
+        blocks=known["blocks"],
+        width=known["width"],
+    )
+    network.load_state_dict(state["module"])
+    return network

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
@@ -90,16 +89,12 @@ class Builder:
 
     def supervised(self, images_per_class: int | None = None, revisit: bool = True) -> StudyCell:
         """The 3-block network trained from scratch on the labels, on the pretext task's schedule."""
-        config = self.study.pretext
-        settings = self._training(self.study.supervised_epochs, config.lr)
+        recipe = self.study.pretext.stretched(self.study.supervised_epochs)
+        settings = self._training(recipe.epochs, recipe.lr)
         settings |= {
             "images_per_class": self._all_as_none(images_per_class),
             "revisit": revisit,
-            "schedule": config.schedule,
-            "milestones": list(stretched(config.milestones, config.epochs, self.study.supervised_epochs)),
-            "lr_factor": config.lr_factor,
-            "nesterov": config.nesterov,
-            "weight_decay": config.weight_decay,
+            **recipe.optimisation(),
         }
         return StudyCell("supervised", settings)
 

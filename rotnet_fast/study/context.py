@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.protocols.evaluation import EvaluationSetup
-from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 from rotnet_fast.study.store import Results
@@ -64,14 +64,10 @@ class Context:
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
         state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
-        training = self.settings.pretext
         return EvaluationSetup(
             pretrained=state,
-            blocks=pretext["blocks"] if pretext else 4,
-            width=training.width,
-            rotations=tuple(pretext["rotations"]) if pretext else FOUR_ROTATIONS,
+            config=PretrainConfig.from_recipe(pretext) if pretext else self.settings.pretext,
             in_channels=self.settings.data.channels,
-            uniform_gamma=training.uniform_gamma,
             pad=settings.get("pad", 0),
             flip_prob=settings.get("flip_prob", 0.0),
             dataset=self.dataset,

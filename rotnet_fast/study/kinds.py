@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +30,13 @@ from rotnet_fast.study.pictures import PICTURES
 def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     """A pretraining, in a run folder like any other's."""
     (cell,) = cells
-    names = PretrainConfig.__dataclass_fields__
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in cell.settings.items()
-        if name in names
-    }
-    config = replace(
-        context.settings.pretext,
-        **values,
+    config = PretrainConfig.from_recipe(
+        cell.settings,
+        preset=context.settings.preset,
         data_dir=context.data_dir,
         dataset_name=context.dataset_name,
         device=str(context.device),
-        graph=context.graph,  # type: ignore[arg-type]
+        graph=context.graph,
         output=folder,
         resume="auto",
         tensorboard=False,
@@ -100,7 +93,7 @@ def frozen_network(setup: EvaluationSetup, cell: StudyCell) -> FeatureNetwork:
     """The network that a cell needs, or an untrained one."""
     if cell.needs:
         return setup.pretrained_network()
-    return setup.random_network(len(setup.rotations), setup.blocks)
+    return setup.random_network(len(setup.config.rotations), setup.config.blocks)
 
 
 def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
@@ -118,7 +111,7 @@ def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 def supervised(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     """A 3-block network from scratch, by the recipe of the pretraining."""
     (cell,) = cells
-    confusion = train_supervised(context.setup(cell, folder.parent), cell.settings, folder.name)
+    confusion = train_supervised(context.setup(cell, folder.parent), folder.name)
     keep_last_checkpoint(folder)
     return {cell.key: _classified(confusion)}
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from rotnet_fast.checks import smallest_batch
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 
@@ -125,9 +124,8 @@ class StudySettings:
         Raises:
             KeyError, TypeError: it was written by another version.
         """
-        pretext = {key: _frozen(value) for key, value in values["pretext"].items()}
         data = {key: _frozen(value) for key, value in values["data"].items()}
-        config = PretrainConfig(preset=values["preset"], **pretext)
+        config = PretrainConfig.from_recipe(values["pretext"], preset=values["preset"])
         return cls(**{**values, "pretext": config, "data": StudyData(**data)})
 
 
@@ -156,15 +154,13 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         )
     base = PRESETS[preset]()
     epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
-    pretext = replace(
-        base,
+    config = replace(
+        base.stretched(epochs),
         preset=preset,
         dataset=data.name,  # type: ignore[arg-type]
         image_size=data.image_size,
         limit_train=data.limit_train,
         limit_test=data.limit_test,
-        epochs=epochs,
-        milestones=stretched(base.milestones, base.epochs, epochs),
         precision=precision,  # type: ignore[arg-type]
     )
     return StudySettings(
@@ -172,7 +168,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         scale=scale,
         data=data,
         precision=precision,
-        pretext=pretext,
+        pretext=PretrainConfig.from_recipe(config.recipe(), preset=preset),
         supervised_epochs=max(1, round(lengths.supervised_epochs * scale)),
         head_epochs=max(1, round(lengths.head_epochs * scale)),
         head_lr=0.1,

@@ -24,13 +24,11 @@ from typing import Any
 
 from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.lock import FileLock
+from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.engine.run_folder import snapshot_path, write_json
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
 from rotnet_fast.study.settings import StudySettings
-
-STUDY_FILE = "study.json"
-"""Settings of a study, in its folder."""
 
 
 def cell_path(folder: Path, key: str) -> Path:

@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
 from rotnet_fast.paper import Circumstances
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
-from rotnet_fast.study.store import STUDY_FILE, cell_path
+from rotnet_fast.study.store import cell_path
 
 _PARTS: Mapping[str, type | tuple[type, ...]] = {
     "kind": str,

@@ -1,0 +1,284 @@
+"""Pretrained networks, wherever they lie.
+
+One resolver serves all commands and `rotnet_fast.load_backbone`. It takes a run folder of ``python -m
+rotnet_fast.pretrain``, a checkpoint or snapshot in it, what ``python -m rotnet_fast.export`` wrote, or the
+name of a model that ships with the package. The content of a file decides what it is, not its name.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.run_folder import run_of
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import named
+
+if TYPE_CHECKING:
+    import torch
+
+    from rotnet_fast.models.network import FeatureNetwork
+
+MODEL_FILE = "model.safetensors"
+"""Name of the weights in an exported folder."""
+
+SHIPPED: dict[str, str] = {
+    "nin4-half-cifar10-jpeg": "fd16be534a775c214e6b16d5b92f84dc872d77612e5c9129635a9e6751ebbd9e",
+}
+"""Name of a model that ships with the package -> SHA-256 (hexadecimal) of its file, which is
+``rotnet_fast/weights/NAME.safetensors``."""
+
+_WEIGHTS = Path(__file__).resolve().parent / "weights"
+
+_GIVE = (
+    "give a run folder of python -m rotnet_fast.pretrain, a checkpoint in it, a folder of "
+    "python -m rotnet_fast.export"
+)
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """Where a pretrained network lies.
+
+    Attributes:
+        path: a run folder, or a file.
+        home: folder in which commands put what they make of the network, unless they are told another.
+        shipped_as: name of a model that ships with the package; None for others.
+    """
+
+    path: Path
+    home: Path
+    shipped_as: str | None = None
+
+
+def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> ModelPath:
+    """Find a pretrained network; nothing is read yet.
+
+    Args:
+        model: a path, or the name of a model that ships with the package. A name goes before a path.
+        argument: what errors call it.
+
+    Raises:
+        ArgumentError: an empty path.
+        CheckpointError: there is nothing of that name, or a folder without a model.
+    """
+    if isinstance(model, str) and model in SHIPPED:
+        return ModelPath(_WEIGHTS / f"{model}.safetensors", Path("runs") / model, model)
+    path = named(model, argument)
+    if not path.exists():
+        near = difflib.get_close_matches(os.fspath(model), SHIPPED, n=1)
+        meant = f"did you mean {near[0]}? Else {_GIVE}" if near else _GIVE
+        raise CheckpointError(
+            f"{argument} {path} does not exist; {meant}, or the name of a model that comes with the package: "
+            f"{', '.join(SHIPPED)}"
+        )
+    if not path.is_dir():
+        return ModelPath(path, run_of(path))
+    if (path / MODEL_FILE).exists():
+        return ModelPath(path / MODEL_FILE, path)
+    if (path / "checkpoints").is_dir():
+        return ModelPath(path, path)
+    runs = sorted(place.parent for place in path.glob("*/checkpoints"))
+    if runs:
+        shown = ", ".join(map(str, runs[:3])) + (", ..." if len(runs) > 3 else "")
+        raise CheckpointError(f"{argument} {path} is no run folder, but holds {len(runs)}: give {shown}")
+    raise CheckpointError(f"{argument} {path} holds neither {MODEL_FILE} nor a folder checkpoints; {_GIVE}")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained network, and what is known of its pretraining.
+
+    Attributes:
+        path: file that the weights were read from.
+        home: see `ModelPath`.
+        run: folder of the pretraining; None of an exported network.
+        state: weights and buffers by name, on the CPU.
+        identity: all that made the pretraining what it was, as plain values: the recipe, ``in_channels``, the
+            fingerprint of the images, ...
+        config: the recipe in it.
+        epoch, step: finished epochs, and steps of the next one.
+        metrics: of the test images, in percent; empty in mid-epoch.
+        images_per_epoch: training images; None where that is not known.
+        mean, std: per channel, of the normalisation.
+        dataset_name: what results call the images; None where that is not recorded here.
+    """
+
+    path: Path
+    home: Path
+    run: Path | None
+    state: Mapping[str, torch.Tensor]
+    identity: Mapping[str, Any]
+    config: PretrainConfig
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    images_per_epoch: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dataset_name: str | None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.identity["in_channels"])
+
+    @plain_torch()
+    def network(self) -> FeatureNetwork:
+        """Make the network with its weights, on the CPU.
+
+        Raises:
+            CheckpointError: the weights are not of the network that is described.
+            ArgumentError: the network's library is missing.
+        """
+        from rotnet_fast.models.build import make_network
+
+        config = self.config
+        network = make_network(
+            len(config.rotations), self.in_channels, config.model, blocks=config.blocks, width=config.width
+        )
+        try:
+            network.load_state_dict(self.state)
+        except RuntimeError as error:
+            raise undescribed(self.path, error) from error
+        return network
+
+    def metadata(self, dataset_name: str) -> dict[str, str]:
+        """What an exported file says beside its weights; values other than text are JSON."""
+        network = self.network()
+        values = {
+            "config": self.identity,
+            "epochs": self.epoch,
+            "metrics": self.metrics,
+            "images_per_epoch": self.images_per_epoch,
+            "layers": network.layers,
+            "mean": self.mean,
+            "std": self.std,
+        }
+        return {
+            "architecture": network.name,
+            "dataset_name": dataset_name,
+            "state_hash": self.state_hash(),
+            **{name: json.dumps(value, sort_keys=True) for name, value in values.items()},
+        }
+
+    def state_hash(self) -> str:
+        """See `rotnet_fast.engine.checkpoint.state_hash`."""
+        from rotnet_fast.engine.checkpoint import state_hash
+
+        return state_hash(self.state)
+
+
+@plain_torch()
+def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint") -> Pretrained:
+    """Read a pretrained network, of a run folder its newest whole checkpoint.
+
+    Args:
+        model, argument: see :func:`find_model`.
+
+    Raises:
+        ArgumentError: an empty path.
+        CheckpointError: nothing there, damaged, not of this program, or of another kind of training.
+    """
+    from rotnet_fast.engine import checkpoint
+
+    found = find_model(model, argument)
+    if found.shipped_as or (found.path.is_file() and _is_safetensors(found.path)):
+        return _read_exported(found)
+    path, state = checkpoint.load_newest(found.path)
+    identity = state.get("config", {})
+    if identity.get("task") != "pretrain":
+        raise CheckpointError(
+            f"the checkpoint {path} is not one of a pretraining; give a run folder of "
+            f"python -m rotnet_fast.pretrain"
+        )
+    step = state.get("step", 0)  # snapshots are taken between epochs, and do not count images
+    images = state["log"]["images"] if "log" in state and state["epoch"] and not step else None
+    from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+
+    return Pretrained(
+        path=path,
+        home=found.home,
+        run=run_of(found.path),
+        state=state["module"],
+        identity=identity,
+        config=_config_in(identity, path),
+        epoch=state["epoch"],
+        step=step,
+        metrics={} if step else state["metrics"].get("test", {}),
+        images_per_epoch=None if images is None else images // state["epoch"],
+        mean=CIFAR10_MEAN,  # all data sets are normalised with them
+        std=CIFAR10_STD,
+        dataset_name=None,
+    )
+
+
+def _read_exported(found: ModelPath) -> Pretrained:
+    from rotnet_fast.engine import weights
+
+    try:
+        content = found.path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {found.path}: {error.strerror or error}") from error
+    if found.shipped_as is not None and hashlib.sha256(content).hexdigest() != SHIPPED[found.shipped_as]:
+        raise CheckpointError(
+            f"{found.path} is damaged: its SHA-256 is not that of the pretrained model {found.shipped_as}; "
+            f"install rotnet_fast again"
+        )
+    state, metadata = weights.unpack(content, found.path)
+    try:
+        names = ("config", "epochs", "metrics", "images_per_epoch", "layers", "mean", "std")
+        known = {name: json.loads(metadata[name]) for name in names}
+        pretrained = Pretrained(
+            path=found.path,
+            home=found.home,
+            run=None,
+            state=state,
+            identity=known["config"],
+            config=_config_in(known["config"], found.path),
+            epoch=known["epochs"],
+            step=0,
+            metrics=known["metrics"],
+            images_per_epoch=known["images_per_epoch"],
+            mean=tuple(known["mean"]),
+            std=tuple(known["std"]),
+            dataset_name=metadata["dataset_name"],
+        )
+        if known["layers"] != list(pretrained.network().layers):
+            raise ValueError(f"layers {known['layers']}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise undescribed(found.path, error) from error
+    return pretrained
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON header, and the header."""
+    try:
+        with path.open("rb") as file:
+            return file.read(10)[8:] == b'{"'
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _config_in(identity: Mapping[str, Any], origin: Path) -> PretrainConfig:
+    try:
+        return PretrainConfig.from_recipe(identity)
+    except (KeyError, ArgumentError) as error:
+        raise undescribed(origin, error) from error
+
+
+def undescribed(origin: Path, error: Exception) -> CheckpointError:
+    """The refusal of a file in which something is missing or does not fit."""
+    return CheckpointError(
+        f"{origin} does not describe a network that this version of rotnet_fast can build ({error})"
+    )

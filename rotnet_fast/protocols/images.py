@@ -1,0 +1,174 @@
+"""The images of a pretraining, for the commands that look at its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rotnet_fast import checks
+from rotnet_fast.data.crop import Decoder, RandomResizedCrop
+from rotnet_fast.data.datasets import Dataset, load_dataset
+from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
+from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.engine.run_folder import loader_of, read_settings
+from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.pretrained import Pretrained
+
+
+def open_images(
+    pretrained: Pretrained,
+    device: torch.device,
+    *,
+    name: str | None = None,
+    data_dir: Path | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    bad_images: str | None = None,
+    loader: LoaderName | None = None,
+    progress: bool = True,
+    check_images: str = "structure",
+) -> Dataset[AnySplit]:
+    """The images of the pretraining, or others of the same size, in memory or streamed, with its crops.
+
+    Args:
+        pretrained: whose images.
+        device: where batches are needed.
+        name: of the data set; None for that of the pretraining, with its folder and limits where the
+            other arguments do not say otherwise.
+        data_dir, limit_train, limit_test: see `load_dataset`.
+        bad_images: likewise; None for what the pretraining did about them.
+        loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
+        progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
+
+    Raises:
+        ArgumentError: a value that cannot be used.
+        DataError: the data set is missing, incomplete or damaged; or nobody named other images, and those
+            that lie where the pretraining had its own are others.
+    """
+    run, recipe = pretrained.run, pretrained.config
+    settings = (read_settings(run) if run else None) or {}
+    is_own = name in (None, recipe.dataset) and data_dir is None
+    if name in (None, recipe.dataset):
+        limit_train = limit_train or recipe.limit_train
+        limit_test = limit_test or recipe.limit_test
+    name = name or recipe.dataset
+    if is_own:
+        data_dir = _own_folder(pretrained, settings.get("data_dir"))
+    checks.check_images(name, data_dir, limit_train, limit_test)
+    if name == "cifar10" and recipe.image_size != checks.CIFAR10_SIDE:
+        raise ArgumentError(
+            f"dataset is cifar10, whose images have {checks.CIFAR10_SIDE} pixels, and the checkpoint is "
+            f"of a network for {recipe.image_size}; give another --dataset, or another --checkpoint"
+        )
+    crop = None
+    if recipe.is_cropped and name == "folder":
+        crop = RandomResizedCrop(recipe.crop_scale, recipe.crop_ratio)
+    begun = None
+    if loader is None:
+        loader, begun = "auto", loader_of(run) if run else None
+    decoder: Decoder = recipe.decoder if device.type == "cuda" else "auto"
+    bad_images = bad_images or settings.get("bad_images", "fail")
+    try:
+        dataset = open_dataset(
+            name,
+            data_dir,
+            recipe.image_size,
+            limit_train,
+            limit_test,
+            Streaming(device, loader, crop, decoder, begun),
+            progress=progress,
+            bad_images=bad_images,
+            check_images=check_images,
+            display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
+        )
+    except ArgumentError as error:
+        limits = {"limit_train": limit_train, "limit_test": limit_test}
+        blamed = str(error).partition(" is ")[0]
+        if is_own and blamed in limits and limits[blamed] == getattr(recipe, blamed):  # which once were there
+            raise _others(pretrained, data_dir, str(error).partition(":")[0]) from error
+        raise
+    if is_own:
+        _check_own(pretrained, dataset, data_dir, (limit_train, limit_test), bad_images)
+    return dataset
+
+
+def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
+    """What results say of the pretraining beside a data set that was opened from this folder."""
+    recipe = pretrained.config
+    is_other_folder = dataset.name == "folder" and data_dir is not None
+    is_same = not is_other_folder or dataset.fingerprint == pretrained.identity["data_fingerprint"]
+    return {
+        "epochs": pretrained.epoch,
+        "is_limited": recipe.limit_train is not None,
+        "has_same_images": dataset.name == recipe.dataset and is_same,
+    }
+
+
+def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
+    """Where the pretraining had its images; None for a data set that needs no folder."""
+    kind, place = pretrained.config.dataset, None if recorded is None else Path(recorded)
+    if kind == "folder":
+        record = _record(pretrained)
+        found = f"the images of this run lay in {place}, as {record} says, which is not there"
+        if place is None:
+            found = f"where the images of this run lie is not known, as {record} does not say it"
+        if place is None or not place.is_dir():
+            raise DataError(f"{found}; give their folder with --data-dir")
+    is_missing = kind == "cifar10" and place is not None and not place.exists()
+    return None if is_missing else place  # the archive is the same wherever it lies
+
+
+def _record(pretrained: Pretrained) -> Path:
+    """The file that says where the images lie, if any does."""
+    return pretrained.path if pretrained.run is None else pretrained.run / "config.json"
+
+
+def _check_own(
+    pretrained: Pretrained,
+    dataset: Dataset[AnySplit],
+    data_dir: Path | None,
+    limits: tuple[int | None, ...],
+    bad: str,
+) -> None:
+    """Make sure that images are those that the network was pretrained on.
+
+    Args:
+        pretrained: the network.
+        dataset: what lies there now, after the limits.
+        data_dir: where; None for a data set that needs no folder.
+        limits: of training and test images.
+        bad: what to do about damaged images.
+    """
+    recipe = pretrained.config
+    known = pretrained.identity
+    is_encoded = known["data_fingerprint"].startswith("files:")
+    own_limits = recipe.limit_train, recipe.limit_test
+    if limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
+        # Fingerprints are over what was taken of a data set, and in what form.
+        dataset = load_dataset(
+            recipe.dataset,
+            data_dir,
+            recipe.image_size,
+            *own_limits,
+            progress=False,
+            bad_images=bad,
+            encoded=is_encoded,
+        )
+    found = dataset.identity()
+    for name, what in (
+        ("data_fingerprint", "fingerprint"),
+        ("data_contents", "digest of their contents"),
+    ):
+        old, new = (str(values.get(name)).removeprefix("files:")[:12] for values in (known, found))
+        if old != new:
+            raise _others(pretrained, data_dir, f"their {what} is {new}..., and the checkpoint's is {old}...")
+
+
+def _others(pretrained: Pretrained, data_dir: Path | None, finding: str) -> DataError:
+    where = "" if data_dir is None else f" in {data_dir}, where {_record(pretrained)} says that they lay,"
+    return DataError(
+        f"the images{where} are not those of the pretraining: {finding}; restore them, or name the "
+        f"images to use with --data-dir"
+    )
