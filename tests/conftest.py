@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Generator
 from functools import cache
@@ -21,6 +22,9 @@ import torch
 
 from rotnet_fast.data.dali import require_dali
 from rotnet_fast.errors import ArgumentError
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup; the tests send themselves that signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the processes share the cores
