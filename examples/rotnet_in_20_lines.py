@@ -1,8 +1,8 @@
 """RotNet on scikit-learn's handwritten digits: learn image features by telling how far each image was turned.
 
-The package supplies the images, the order of an epoch, the fused op and the network; all else is plain torch.
-On a CPU, the weights have the bits of ``python -m rotnet_fast.pretrain --preset quickstart --precision fp32``.
-Fused SGD is part of that, because torch's other implementations of SGD round differently.
+Images, epoch order, fused op and network come from the package; everything else is plain torch. On a CPU, the
+weights have the bits of ``python -m rotnet_fast.pretrain --preset quickstart --precision fp32``. Fused SGD is
+part of that, because torch's other implementations of SGD round differently.
 """
 
 import torch
