@@ -28,8 +28,8 @@ void check_activations(const Tensor& tensor, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "batch_norm_relu: x must be a tensor [B,H,W,C] with elements");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
                   "batch_norm_relu: x must be float32 or bfloat16");
-  bool alike = tensor.is_cpu() && tensor.dim() == 4 && tensor.is_contiguous() &&
-               tensor.scalar_type() == x.scalar_type();
+  bool alike =
+      tensor.is_cpu() && tensor.dim() == 4 && tensor.is_contiguous() && tensor.scalar_type() == x.scalar_type();
   for (int64_t d = 0; alike && d < 4; ++d) alike = tensor.size(d) == x.size(d);
   STD_TORCH_CHECK(alike, "batch_norm_relu: activations must be contiguous CPU tensors of the shape and type of x");
 }
@@ -53,7 +53,8 @@ void check_memory(std::initializer_list<Argument> written, std::initializer_list
   const auto memories = [](std::initializer_list<Argument> arguments) {
     std::vector<Memory> found;
     for (const Argument& argument : arguments) {
-      if (argument.tensor != nullptr) found.push_back(memory_of("batch_norm_relu", argument.name, *argument.tensor));
+      if (argument.tensor != nullptr)
+        found.push_back(memory_of("batch_norm_relu", argument.name, *argument.tensor));
     }
     return found;
   };
@@ -105,9 +106,8 @@ void batch_norm_relu_train_out(const Tensor& y, const Tensor& mean, const Tensor
 
   const cpu::BatchNormKernel& kernel = kernel_for(x);
   std::vector<double> sums(plan.chunks * 2 * plan.channels), moments(2 * plan.channels);
-  over_chunks(plan, [&](int64_t begin, int64_t end) {
-    kernel.moments(plan, x.data_ptr(), sums.data(), begin, end);
-  });
+  over_chunks(plan,
+              [&](int64_t begin, int64_t end) { kernel.moments(plan, x.data_ptr(), sums.data(), begin, end); });
   double* variances = moments.data() + plan.channels;
   cpu::combine_moments(plan, sums.data(), moments.data(), variances);
   const auto count = static_cast<double>(plan.rows);
@@ -137,12 +137,11 @@ void batch_norm_relu_eval_out(const Tensor& y, const Tensor& mean, const Tensor&
   const float* running_means = channel_data(running_mean, plan);
   const float* running_vars = channel_data(running_var, plan);
   const cpu::ChannelStatistics channels{channel_data(weight, plan), channel_data(bias, plan), means, inverse_stds};
-  check_memory({{"y", &y}, {"mean", &mean}, {"inverse_std", &inverse_std}},
-               {{"running_mean", &running_mean},
-                {"running_var", &running_var},
-                {"x", &x},
-                {"weight", &weight},
-                {"bias", &bias}});
+  check_memory({{"y", &y}, {"mean", &mean}, {"inverse_std", &inverse_std}}, {{"running_mean", &running_mean},
+                                                                             {"running_var", &running_var},
+                                                                             {"x", &x},
+                                                                             {"weight", &weight},
+                                                                             {"bias", &bias}});
   std::copy(running_means, running_means + plan.channels, means);
   for (int64_t c = 0; c < plan.channels; ++c) {
     inverse_stds[c] = static_cast<float>(1 / std::sqrt(running_vars[c] + eps));

@@ -44,9 +44,9 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   job.num_images = images.size(0);
   const int64_t height = images.size(1), width = images.size(2), channels = images.size(3);
   constexpr int64_t kMaxSide = 32767;  // positions, padding included, stay far inside an int
-  STD_TORCH_CHECK(height >= 1 && height <= kMaxSide && width >= 1 && width <= kMaxSide && channels >= 1 &&
-                      channels <= 4,
-                  "rotate_batch_out: images must have 1 to 32767 rows and columns and 1 to 4 channels");
+  STD_TORCH_CHECK(
+      height >= 1 && height <= kMaxSide && width >= 1 && width <= kMaxSide && channels >= 1 && channels <= 4,
+      "rotate_batch_out: images must have 1 to 32767 rows and columns and 1 to 4 channels");
   STD_TORCH_CHECK(pad >= 0 && pad <= 32767, "rotate_batch_out: pad must lie in [0, 32767]");
   STD_TORCH_CHECK(flip_prob >= 0.0 && flip_prob <= 1.0, "rotate_batch_out: flip_prob must lie in [0, 1]");
   STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
@@ -70,8 +70,7 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
                       labels.size(0) == job.batch * num_views,
                   "rotate_batch_out: labels must be a contiguous int64 tensor [B*K]");
   for (const Tensor* output : {&views, &labels}) {
-    STD_TORCH_CHECK(output->is_cpu() == images.is_cpu() &&
-                        output->get_device_index() == images.get_device_index(),
+    STD_TORCH_CHECK(output->is_cpu() == images.is_cpu() && output->get_device_index() == images.get_device_index(),
                     "rotate_batch_out: views and labels must be on the device of images");
   }
   switch (views.scalar_type()) {

@@ -50,8 +50,8 @@ double streaming_store_rate(const py::buffer& buffer, int threads, int repeats) 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The host/device header core: random draws, index maps, normalisation.";
   module.def("philox4x32", &philox, py::arg("counter"), py::arg("key"), "Ten rounds of Philox4x32.");
-  module.def("augmentation", &augmentation, py::arg("sample_id"), py::arg("seed"), py::arg("epoch"), py::arg("pad"),
-             py::arg("flip_prob"), "(top, left, flip) of one image.");
+  module.def("augmentation", &augmentation, py::arg("sample_id"), py::arg("seed"), py::arg("epoch"),
+             py::arg("pad"), py::arg("flip_prob"), "(top, left, flip) of one image.");
   module.def("unrotate", &unrotate, py::arg("turn"), py::arg("row"), py::arg("column"), py::arg("height"),
              py::arg("width"), "(row, column) of the upright image that a view shows at (row, column).");
   module.def("normalise", &normalise, py::arg("value"), py::arg("mean"), py::arg("std"),

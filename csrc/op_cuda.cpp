@@ -40,9 +40,9 @@ void rotate_batch_out_cuda(const Tensor& views, const Tensor& labels, const Tens
 }
 
 void warp_batch_out_cuda(const Tensor& views, const Tensor& labels, const Tensor& images,
-                         std::optional<Tensor> indices, std::optional<Tensor> sample_ids, std::optional<Tensor> key,
-                         int64_t seed, int64_t epoch, std::vector<int64_t> degrees, int64_t pad, double flip_prob,
-                         std::vector<double> mean, std::vector<double> std) {
+                         std::optional<Tensor> indices, std::optional<Tensor> sample_ids,
+                         std::optional<Tensor> key, int64_t seed, int64_t epoch, std::vector<int64_t> degrees,
+                         int64_t pad, double flip_prob, std::vector<double> mean, std::vector<double> std) {
   check_device(images);
   const WarpJob job = make_warp_job(make_job(views, labels, images, indices, sample_ids, key, seed, epoch,
                                              degrees.size(), pad, flip_prob, mean, std),

@@ -189,7 +189,7 @@ def kinds_of_call(call: ast.Call, name: str) -> Iterator[str]:
 def sources() -> dict[str, str]:
     """Path -> text of all Python that ships, builds or measures."""
     files = [ROOT / "setup.py", ROOT / "hubconf.py"]
-    for folder in ("rotnet_fast", "benchmarks", "build_tools"):
+    for folder in ("rotnet_fast", "benchmarks", "build_tools", "examples"):
         files += (ROOT / folder).rglob("*.py")
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted(files)}
 

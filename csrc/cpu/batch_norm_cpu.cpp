@@ -36,8 +36,8 @@ void combine_moments(const RowPlan& plan, const double* sums, double* mean, doub
     const double* chunk_mean = sums + chunk * 2 * channels;
     const double* spread = chunk_mean + channels;
     const auto before = static_cast<double>(plan.begin_of(chunk));
-    const double share = static_cast<double>(plan.end_of(chunk) - plan.begin_of(chunk)) /
-                         static_cast<double>(plan.end_of(chunk));
+    const double share =
+        static_cast<double>(plan.end_of(chunk) - plan.begin_of(chunk)) / static_cast<double>(plan.end_of(chunk));
     for (int64_t c = 0; c < channels; ++c) {
       const double difference = chunk_mean[c] - mean[c];
       mean[c] += difference * share;

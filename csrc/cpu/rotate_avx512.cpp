@@ -97,8 +97,7 @@ struct Avx512Lanes {
     }
     for (int r = 0; r < 4; ++r) {
       _mm512_storeu_si512(to + static_cast<int64_t>(r) * to_pitch, _mm512_shuffle_i32x4(b[r], b[8 + r], 0x88));
-      _mm512_storeu_si512(to + static_cast<int64_t>(8 + r) * to_pitch,
-                          _mm512_shuffle_i32x4(b[r], b[8 + r], 0xdd));
+      _mm512_storeu_si512(to + static_cast<int64_t>(8 + r) * to_pitch, _mm512_shuffle_i32x4(b[r], b[8 + r], 0xdd));
       _mm512_storeu_si512(to + static_cast<int64_t>(4 + r) * to_pitch,
                           _mm512_shuffle_i32x4(b[4 + r], b[12 + r], 0x88));
       _mm512_storeu_si512(to + static_cast<int64_t>(12 + r) * to_pitch,
@@ -215,8 +214,8 @@ void run(const RotateJob& job, int64_t begin, int64_t end, bool stream) {
 void rotate_range_avx512(const RotateJob& job, int64_t begin, int64_t end, bool stream) {
   // Streaming stores need aligned addresses in every row of the output.
   const int64_t row_bytes = static_cast<int64_t>(job.width) * job.channels * bytes_per_element(job.type);
-  stream = stream && job.height == job.width && row_bytes % 64 == 0 &&
-           reinterpret_cast<uintptr_t>(job.views) % 64 == 0;
+  stream =
+      stream && job.height == job.width && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(job.views) % 64 == 0;
   switch (job.type) {
     case OutputType::kFloat32:
       return run<OutputType::kFloat32>(job, begin, end, stream);

@@ -27,8 +27,7 @@ Kernels find_kernels() {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16")) {
       // The warp of a pixel fits the vectors of AVX2: no code of its own.
-      kernels.list[kernels.count++] = {"avx512", rotate_range_avx512, warp_range_avx2,
-                                         &kBatchNormAvx512};
+      kernels.list[kernels.count++] = {"avx512", rotate_range_avx512, warp_range_avx2, &kBatchNormAvx512};
     }
   }
 #endif

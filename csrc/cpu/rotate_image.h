@@ -10,13 +10,14 @@
 // and backwards; bands of 16 transposed columns serve 90 and 270 the same way.
 
 constexpr int64_t kPrefetchBytes = 4096;  // beyond, the processor has noticed the sequence itself
-constexpr int kBlock = 16;  // pixels per block; also the guard around every scratch row
+constexpr int kBlock = 16;                // pixels per block; also the guard around every scratch row
 
 inline int round_up_to_block(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 
 // The loop behind load_row where no instruction set does better: pixel x of the crop's row is stored
 // column x + shift, counted from the right where flipped; what lies outside is black.
-inline void load_row_bytewise(uint32_t* row, const uint8_t* stored, int width, int channels, int shift, bool flip) {
+inline void load_row_bytewise(uint32_t* row, const uint8_t* stored, int width, int channels, int shift,
+                              bool flip) {
   for (int x = 0; x < width; ++x) {
     const int column = (flip ? width - 1 - x : x) + shift;
     uint32_t pixel = 0;
@@ -121,8 +122,7 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
           // unrotate: view row i shows tile row i forwards, or row height-1-i backwards.
           const int y = unrotate(job.turns[k], i, 0, height, width).row;
           lanes.emit_row(view + static_cast<int64_t>(i) * width * channels,
-                         scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch, width,
-                         job.turns[k] == 2);
+                         scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch, width, job.turns[k] == 2);
         }
       }
     }
@@ -131,8 +131,7 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
       for (int x0 = 0; x0 < width; x0 += kBlock) {
         for (int y0 = 0; y0 < height; y0 += kBlock) {
           Lanes::transpose(scratch.band + y0, scratch.band_pitch,
-                           scratch.tile + static_cast<int64_t>(y0) * scratch.tile_pitch + x0,
-                           scratch.tile_pitch);
+                           scratch.tile + static_cast<int64_t>(y0) * scratch.tile_pitch + x0, scratch.tile_pitch);
         }
         const int columns = std::min(kBlock, width - x0);
         for (int k = 0; k < job.num_views; ++k) {
@@ -142,8 +141,7 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
             // unrotate: tile column x is view row width-1-x downwards (90) or row x upwards (270).
             const int i = job.turns[k] == 1 ? width - 1 - (x0 + c) : x0 + c;
             lanes.emit_row(view + static_cast<int64_t>(i) * height * channels,
-                           scratch.band + static_cast<int64_t>(c) * scratch.band_pitch, height,
-                           job.turns[k] == 3);
+                           scratch.band + static_cast<int64_t>(c) * scratch.band_pitch, height, job.turns[k] == 3);
           }
         }
       }

@@ -8,7 +8,6 @@
   ROTNET_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define ROTNET_TARGET_END _Pragma("clang attribute pop")
 #else
-#define ROTNET_TARGET_BEGIN(features) \
-  _Pragma("GCC push_options") ROTNET_PRAGMA(GCC target(features))
+#define ROTNET_TARGET_BEGIN(features) _Pragma("GCC push_options") ROTNET_PRAGMA(GCC target(features))
 #define ROTNET_TARGET_END _Pragma("GCC pop_options")
 #endif

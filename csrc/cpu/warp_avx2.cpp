@@ -42,9 +42,8 @@ struct Avx2WarpLanes {
       const __m256i moved = _mm256_madd_epi16(_mm256_sub_epi32(lower, upper), _mm256_set1_epi32(tap.down));
       const __m256i both = _mm256_add_epi32(_mm256_slli_epi32(upper, kPositionBits), moved);
       const __m128i left = _mm256_castsi256_si128(both), right = _mm256_extracti128_si256(both, 1);
-      const __m128i sum =
-          _mm_add_epi32(_mm_slli_epi32(left, kPositionBits),
-                        _mm_mullo_epi32(_mm_sub_epi32(right, left), _mm_set1_epi32(tap.right)));
+      const __m128i sum = _mm_add_epi32(_mm_slli_epi32(left, kPositionBits),
+                                        _mm_mullo_epi32(_mm_sub_epi32(right, left), _mm_set1_epi32(tap.right)));
       const __m128i level = _mm_srli_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << (kDropped - 1))), kDropped);
       const __m128i ordered = _mm_shuffle_epi32(level, _MM_SHUFFLE(3, 1, 2, 0));
       // Whole vectors are stored: what is too much is overwritten by the next pixel.
@@ -62,8 +61,7 @@ struct Avx2WarpLanes {
       // Round to nearest, ties to even; values are finite.
       const __m128i bits = _mm_castps_si128(value);
       const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
-      const __m128i rounded =
-          _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, odd), _mm_set1_epi32(0x7fff)), 16);
+      const __m128i rounded = _mm_srli_epi32(_mm_add_epi32(_mm_add_epi32(bits, odd), _mm_set1_epi32(0x7fff)), 16);
       _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi32(rounded, rounded));
     }
   }

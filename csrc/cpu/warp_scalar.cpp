@@ -33,8 +33,8 @@ struct ScalarWarpLanes {
       const SpreadPixel* from = crop + tap.offset;
       const uint64_t levels = interpolate(from[0], from[1], from[pitch], from[pitch + 1], tap.right, tap.down);
       for (int c = 0; c < channels; ++c) {
-        *out++ = to_bits(
-            normalise_grey_level(grey_level(levels, c), normalisation.scale[c], normalisation.shift[c]));
+        *out++ =
+            to_bits(normalise_grey_level(grey_level(levels, c), normalisation.scale[c], normalisation.shift[c]));
       }
     }
   }

@@ -56,12 +56,14 @@ inline bool rows_are_vectors(const RotateJob& job) {
 struct Block {
   int64_t n;
   int first_view, end_view;
-  int y0, x0;          // the tile's corner in the upright crop
-  int height, width;   // of the tile
-  bool valid;          // whether the image's index lies inside [0, num_images)
+  int y0, x0;         // the tile's corner in the upright crop
+  int height, width;  // of the tile
+  bool valid;         // whether the image's index lies inside [0, num_images)
 };
 
-ROTNET_HOST_DEVICE int64_t image_index(const RotateJob& job, int64_t n) { return job.indices ? job.indices[n] : n; }
+ROTNET_HOST_DEVICE int64_t image_index(const RotateJob& job, int64_t n) {
+  return job.indices ? job.indices[n] : n;
+}
 
 ROTNET_HOST_DEVICE Block make_block(const RotateJob& job, const Grid& grid, unsigned number) {
   Block block;
@@ -194,9 +196,9 @@ struct VectorOf {
   static constexpr int kPixels = (kElements + (kAnyPhase ? C - 1 : 0) + C - 1) / C;
   static constexpr int kPixelBits = C * kBits, kWords = (kPixels * kPixelBits + 31) / 32, kParts = 32 / kBits;
 
-  int column;       // of the first pixel
-  int last;         // from it to the last one; not every phase touches that, and it may lie beyond the row then
-  unsigned shift;   // bits of the first pixel that belong to the vector before
+  int column;      // of the first pixel
+  int last;        // from it to the last one; not every phase touches that, and it may lie beyond the row then
+  unsigned shift;  // bits of the first pixel that belong to the vector before
   float scale[C], offset[C];  // of the channels, from the first element's on
 
   // Elements from `first` on, of rows of `columns` pixels.
@@ -276,9 +278,7 @@ template <class Cast, int C, int kBits>
 class WholeTile {
  public:
   ROTNET_HOST_DEVICE WholeTile(int thread, const float (&scale)[4], const float (&shift)[4])
-      : row_(thread / kPerRow),
-        first_(thread % kPerRow * Maker::kElements),
-        maker_(first_, kTile, scale, shift) {}
+      : row_(thread / kPerRow), first_(thread % kPerRow * Maker::kElements), maker_(first_, kTile, scale, shift) {}
 
   // A copy of the code for each turn: steps through the tile that are known when compiling are part of the load
   // instructions.
@@ -302,7 +302,8 @@ class WholeTile {
   static_assert(kThreads % kPerRow == 0, "a thread stays in its columns");
 
   template <int kTurn>
-  ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, int k, const uint32_t* tile) const {
+  ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, int k,
+                                       const uint32_t* tile) const {
     const Place place = place_of(job, block, kTurn);
     const Walk walk = walk_of(kTurn, kTile, kTile);
     const uint32_t* from = tile + walk.origin + row_ * walk.down + maker_.column * walk.right;
@@ -342,7 +343,8 @@ ROTNET_HOST_DEVICE void write_turned(const RotateJob& job, const Block& block, i
       const int i = e / per_row, rest = e - i * per_row;
       const int j = rest / C, channel = rest - j * C;
       const uint64_t pixel = tile_pixel<C, kBits>(tile + walk.origin + i * walk.down + j * walk.right);
-      const auto value = static_cast<float>(static_cast<uint32_t>(pixel >> (kBits * channel)) & ((1u << kBits) - 1));
+      const auto value =
+          static_cast<float>(static_cast<uint32_t>(pixel >> (kBits * channel)) & ((1u << kBits) - 1));
       views[row_of<C>(job, block, k, place, i) + rest] =
           Cast::bits(fmaf(value, pick<C>(scale, channel), pick<C>(shift, channel)));
     }

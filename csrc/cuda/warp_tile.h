@@ -63,8 +63,8 @@ ROTNET_HOST_DEVICE WarpBlock make_warp_block(const WarpJob& job, const Grid& gri
 
 // This thread's pixels of the window. Those beyond the crop are not touched by any sample.
 template <int C>
-ROTNET_HOST_DEVICE void load_window(const WarpJob& job, const WarpBlock& block, const Augmentation draw, int thread,
-                                    Window& window) {
+ROTNET_HOST_DEVICE void load_window(const WarpJob& job, const WarpBlock& block, const Augmentation draw,
+                                    int thread, Window& window) {
   const int width = job.width;
   const int64_t index = image_index(job, block.n);
   const uint8_t* image = job.images + (block.valid ? index : 0) * width * width * C;
@@ -84,8 +84,8 @@ ROTNET_HOST_DEVICE void load_window(const WarpJob& job, const WarpBlock& block, 
 
 // This thread's samples of the tile. All threads must have loaded the window.
 template <int C>
-ROTNET_HOST_DEVICE void sample_tile(const WarpJob& job, const WarpBlock& block, const WarpGroups& groups, int thread,
-                                    const Window& window, LevelTile& tile) {
+ROTNET_HOST_DEVICE void sample_tile(const WarpJob& job, const WarpBlock& block, const WarpGroups& groups,
+                                    int thread, const Window& window, LevelTile& tile) {
   const WarpAngle angle = job.angles[groups.example[block.group]];
   const int neighbour = job.width > 1 ? 1 : 0;  // a lone pixel has none
   const int column = thread % kTile;
@@ -104,8 +104,8 @@ ROTNET_HOST_DEVICE void sample_tile(const WarpJob& job, const WarpBlock& block, 
 
 // This thread's part of the block's views, and their labels. All threads must have sampled.
 template <class Cast, int C, bool kVector>
-ROTNET_HOST_DEVICE void write_warped(const WarpJob& job, const WarpBlock& block, const WarpGroups& groups, int thread,
-                                     const LevelTile& tile) {
+ROTNET_HOST_DEVICE void write_warped(const WarpJob& job, const WarpBlock& block, const WarpGroups& groups,
+                                     int thread, const LevelTile& tile) {
   write_views_of<Cast, C, 16, kVector>(job, block, thread, tile, kGreyStep,
                                        [&](int k) { return groups.of_view[k] == block.group; });
 }

@@ -18,9 +18,7 @@ struct Augmentation {
 };
 
 // Probability as a threshold on a 32-bit draw; 2^32 (always) does not fit 32 bits, hence 64.
-inline uint64_t flip_threshold(double probability) {
-  return static_cast<uint64_t>(probability * 4294967296.0);
-}
+inline uint64_t flip_threshold(double probability) { return static_cast<uint64_t>(probability * 4294967296.0); }
 
 ROTNET_HOST_DEVICE Augmentation draw_augmentation(int64_t sample_id, int64_t seed, int64_t epoch, int pad,
                                                   uint64_t threshold) {

@@ -26,9 +26,9 @@ struct RotateJob {
   int width;
   int channels;  // 1..4
   int pad;
-  int num_views;                // K
-  uint8_t turns[kMaxViews];     // quarter turns counter-clockwise, 0..3
-  uint64_t flip_threshold;      // of 2^32
+  int num_views;             // K
+  uint8_t turns[kMaxViews];  // quarter turns counter-clockwise, 0..3
+  uint64_t flip_threshold;   // of 2^32
   Normalisation normalisation;
   OutputType type;
   void* views;      // [batch * K, height, width, channels]

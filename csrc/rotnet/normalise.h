@@ -26,8 +26,7 @@ inline Normalisation make_normalisation(const double* mean, const double* std, i
 }
 
 inline float normalise(uint8_t value, float scale, float shift) {
-  return static_cast<float>(static_cast<double>(value) * static_cast<double>(scale) +
-                            static_cast<double>(shift));
+  return static_cast<float>(static_cast<double>(value) * static_cast<double>(scale) + static_cast<double>(shift));
 }
 
 // The same for a grey level with eight fractional bits (0..65280), as the warp makes them. Scaling by a

@@ -35,7 +35,8 @@ struct WarpJob : RotateJob {
 // No value comes near a rounding boundary (a test checks it), so every maths library gives the same.
 inline int64_t warp_sine(int degrees) {
   constexpr double kRadians = 3.14159265358979323846 / 180.0;
-  return std::llround(std::sin(degrees * kRadians) / (2.0 * std::sqrt(2.0)) * static_cast<double>(1LL << kFineBits));
+  return std::llround(std::sin(degrees * kRadians) / (2.0 * std::sqrt(2.0)) *
+                      static_cast<double>(1LL << kFineBits));
 }
 
 inline WarpAngle make_warp_angle(int degrees) { return {warp_sine(90 - degrees), warp_sine(degrees)}; }
@@ -90,8 +91,8 @@ ROTNET_HOST_DEVICE uint64_t interpolate(const SpreadPixel& upper_left, const Spr
                                         uint32_t right, uint32_t down) {
   constexpr int kDropped = 2 * kPositionBits - kGreyBits;
   constexpr uint64_t kHalf = 0x0000000100000001ull << (kDropped - 1), kLanes = 0x0000ffff0000ffffull;
-  const uint64_t even =
-      blend(blend(upper_left.even, upper_right.even, right), blend(lower_left.even, lower_right.even, right), down);
+  const uint64_t even = blend(blend(upper_left.even, upper_right.even, right),
+                              blend(lower_left.even, lower_right.even, right), down);
   const uint64_t odd =
       blend(blend(upper_left.odd, upper_right.odd, right), blend(lower_left.odd, lower_right.odd, right), down);
   return (((even + kHalf) >> kDropped) & kLanes) | (((odd + kHalf) >> kDropped) & kLanes) << 16;

@@ -37,7 +37,8 @@ def make_optimizer(
             values["is_orthogonalised"] = group.is_orthogonalised
         optimizer = Muon(options, **common)
     else:
-        # One kernel for all parameters, with the same bits on the CPU as torch's others.
+        # One kernel for all parameters, which skips a step that the guard has marked; torch's other
+        # implementations cannot, and round differently in the last bits.
         optimizer = torch.optim.SGD(options, **common, fused=True)
     for values in optimizer.param_groups:
         if values["momentum"] != 0:

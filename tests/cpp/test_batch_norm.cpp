@@ -132,7 +132,8 @@ bool equals_definition(const Case<Element>& made, const Result<Element>& found) 
       const double y = std::max(0.0, distance * scale + made.channels.bias[c]);
       if (!near(value_of(found.y[i]), y, step * (1 + y))) return false;
       const double g = value_of(found.y[i]) > 0 ? value_of(made.grad_y[i]) : 0;
-      const double inside = g - (first + distance * inverse_std * inverse_std * second) / static_cast<double>(rows);
+      const double inside =
+          g - (first + distance * inverse_std * inverse_std * second) / static_cast<double>(rows);
       const double around = std::fabs(scale) * (std::fabs(g) + 1) * (1 + std::fabs(distance * inverse_std));
       if (!near(value_of(found.grad_x[i]), scale * inside, step * (around + 1e-6))) return false;
     }
@@ -202,7 +203,7 @@ void stored_bits_agree() {
 void check_batch_norm() {
   std::mt19937_64 random(11);
   const int64_t shapes[][2] = {
-      {1, 1},   {2, 1},   {700, 1},   {20000, 1}, {3, 5},    {50, 7},    {97, 16}, {501, 17},
+      {1, 1},    {2, 1},   {700, 1}, {20000, 1}, {3, 5},     {50, 7},   {97, 16},   {501, 17},
       {900, 40}, {33, 96}, {5, 193}, {150, 255}, {130, 256}, {64, 257}, {40, 1000}, {1, 300},
   };
   for (const auto& shape : shapes) {

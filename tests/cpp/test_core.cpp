@@ -57,7 +57,8 @@ bool equals_definition(const RotateJob& job) {
           const bool inside = at.row >= 0 && at.row < job.height && at.column >= 0 && at.column < job.width;
           for (int c = 0; c < job.channels; ++c) {
             const uint8_t value =
-                inside ? job.images[((index * job.height + at.row) * job.width + at.column) * job.channels + c] : 0;
+                inside ? job.images[((index * job.height + at.row) * job.width + at.column) * job.channels + c]
+                       : 0;
             const int64_t element =
                 (((n * job.num_views + k) * job.height + i) * job.width + j) * job.channels + c;
             const float normalised = normalise(value, job.normalisation.scale[c], job.normalisation.shift[c]);

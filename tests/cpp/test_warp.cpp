@@ -20,7 +20,8 @@ void positions_stay_inside_the_crop_at_every_angle() {
     const WarpAngle angle = make_warp_angle(degrees);
     expect(angle.cosine >= 0 && angle.sine >= 0 && angle.cosine + angle.sine <= (int64_t{1} << 39) + 1,
            "the square stays inside the crop");
-    const double cosine = std::cos(degrees * std::acos(-1.0) / 180), sine = std::sin(degrees * std::acos(-1.0) / 180);
+    const double cosine = std::cos(degrees * std::acos(-1.0) / 180),
+                 sine = std::sin(degrees * std::acos(-1.0) / 180);
     for (const int width : {1, 2, 3, 4, 5, 31, 32, 224, 4095, 32767}) {
       const int last = width - 1;
       const int steps = width < 300 ? last : 3;  // of large images, the corners and some between
@@ -63,7 +64,8 @@ bool equals_definition(const WarpJob& job, const std::vector<int>& degrees) {
       Position at = uncrop(draw, job.pad, row, column, width);
       // Step by step, unlike mirror(): what lies beyond an edge shows what lies as far before it.
       for (int* position : {&at.row, &at.column}) {
-        while (*position < 0 || *position >= width) *position = *position < 0 ? -1 - *position : 2 * width - 1 - *position;
+        while (*position < 0 || *position >= width)
+          *position = *position < 0 ? -1 - *position : 2 * width - 1 - *position;
       }
       return job.images[((index * width + at.row) * width + at.column) * job.channels + c];
     };
@@ -192,7 +194,8 @@ void equals_the_definition(cpu::WarpRange run, const char* name, int calls) {
     run(job, plan, 0, job.batch / 2);
     if (job.batch > 0) run(job, plan, job.batch / 2, job.batch);
     if (!equals_definition(job, degrees)) {
-      std::printf("%s: side %d, channels %d, type %d\n", name, job.width, job.channels, static_cast<int>(job.type));
+      std::printf("%s: side %d, channels %d, type %d\n", name, job.width, job.channels,
+                  static_cast<int>(job.type));
       expect(false, "warp equals the definition");
     }
     std::free(views);

@@ -163,9 +163,9 @@ void print(const RandomJob& made) {
   const char* types[] = {"float32", "bfloat16", "float16"};
   std::printf("%s to %s, %d x %d x %d, batch %" PRId64 " of %" PRId64
               ", %d views, pad %d, offset %zu, %d multiprocessors",
-              made.warp ? "warp" : "rotate", types[static_cast<int>(made.job.type)], made.job.height, made.job.width,
-              made.job.channels, made.job.batch, made.job.num_images, made.job.num_views, made.job.pad, made.offset,
-              simt::multiprocessors);
+              made.warp ? "warp" : "rotate", types[static_cast<int>(made.job.type)], made.job.height,
+              made.job.width, made.job.channels, made.job.batch, made.job.num_images, made.job.num_views,
+              made.job.pad, made.offset, simt::multiprocessors);
 }
 
 // The views and labels of the CPU kernels. Those of bad indices are left out.
@@ -209,7 +209,8 @@ int64_t first_difference(const RandomJob& made, const uint8_t* found, const uint
   for (int64_t n = 0; n < made.job.batch; ++n) {
     const bool valid = made.valid(n);
     const int64_t begin = n * per_image;
-    if (valid && std::memcmp(found + begin * size, expected + begin * size, static_cast<size_t>(per_image * size)) == 0) {
+    if (valid &&
+        std::memcmp(found + begin * size, expected + begin * size, static_cast<size_t>(per_image * size)) == 0) {
       continue;
     }
     for (int64_t e = begin; e < begin + per_image; ++e) {
@@ -235,7 +236,8 @@ bool check(const RandomJob& made) {
   const int64_t blocks_before = simt::blocks_run;
   const cudaError_t error = made.warp ? cuda::warp(job, nullptr) : cuda::rotate(job, nullptr);
   if (error != cudaSuccess) return std::printf("differs: error %d of the launch: ", error), false;
-  if (job.batch == 0 && simt::blocks_run != blocks_before) return std::printf("differs: blocks without images: "), false;
+  if (job.batch == 0 && simt::blocks_run != blocks_before)
+    return std::printf("differs: blocks without images: "), false;
 
   if (const int64_t e = first_difference(made, found.data(), expected.data()); e >= 0) {
     const int64_t view = e / made.view_elements(), pixel = e % made.view_elements() / job.channels;
@@ -289,7 +291,8 @@ int main(int count, char** arguments) {
                       std::to_string(made.job.channels));
     }
   }
-  for (const auto& [name, times] : simt::launches) std::printf("launched %" PRId64 " times: %s\n", times, name.c_str());
+  for (const auto& [name, times] : simt::launches)
+    std::printf("launched %" PRId64 " times: %s\n", times, name.c_str());
   std::printf("%d jobs, %" PRId64 " blocks, %" PRId64 " waits at barriers, %" PRId64 " elements, %" PRId64
               " bad indices, %zu kernels by type and channels, 0 differences\n",
               jobs, simt::blocks_run, simt::barriers_passed, elements, bad, variants.size());

@@ -45,8 +45,8 @@ struct SharedVariable {
   int64_t block = -1;                       // the one that it belongs to
 };
 
-inline int planted = 0;         // number of the fault that is switched on; 0 for none
-inline int multiprocessors = 1; // that the device claims to have
+inline int planted = 0;          // number of the fault that is switched on; 0 for none
+inline int multiprocessors = 1;  // that the device claims to have
 inline std::mt19937_64 random_bits;
 inline std::map<std::string, int64_t> launches;  // by kernel, as written in the launch
 inline std::string last_launch;
@@ -179,7 +179,8 @@ inline uint32_t funnelshift_lc(uint32_t low, uint32_t high, uint32_t shift) {
 }
 
 inline void store_16_bytes(uint4* to, const uint4& value) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) fail("a store of 16 bytes to an address that is no multiple of 16,");
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0)
+    fail("a store of 16 bytes to an address that is no multiple of 16,");
   std::memcpy(to, &value, sizeof(value));
 }
 

@@ -137,7 +137,8 @@ Activations run(const cpu::BatchNormKernel& kernel, const cpu::RowPlan& plan, in
   found.sums.resize(plan.chunks * 2 * plan.channels);
   found.products.resize(found.sums.size());
   const std::vector<float> ones(plan.channels, 1.0f);
-  cpu::LineCoefficients line = cpu::forward_coefficients(plan, {ones.data(), ones.data(), ones.data(), ones.data()});
+  cpu::LineCoefficients line =
+      cpu::forward_coefficients(plan, {ones.data(), ones.data(), ones.data(), ones.data()});
   line.tilt = line.offset = line.shift;
   const auto over_chunks = [&](const auto& pass) {
     share_out(plan.chunks, cpu::chunks_per_thread(plan), threads, pass);
@@ -145,12 +146,10 @@ Activations run(const cpu::BatchNormKernel& kernel, const cpu::RowPlan& plan, in
   const void *x = found.x.data(), *grad_y = found.grad_y.data();
   over_chunks([&](int64_t a, int64_t b) { kernel.moments(plan, x, found.sums.data(), a, b); });
   over_chunks([&](int64_t a, int64_t b) { kernel.normalise(plan, line, x, found.y.data(), a, b); });
-  over_chunks([&](int64_t a, int64_t b) {
-    kernel.gradient_sums(plan, line, x, grad_y, found.products.data(), a, b);
-  });
-  over_chunks([&](int64_t a, int64_t b) {
-    kernel.input_gradient(plan, line, x, grad_y, found.grad_x.data(), a, b);
-  });
+  over_chunks(
+      [&](int64_t a, int64_t b) { kernel.gradient_sums(plan, line, x, grad_y, found.products.data(), a, b); });
+  over_chunks(
+      [&](int64_t a, int64_t b) { kernel.input_gradient(plan, line, x, grad_y, found.grad_x.data(), a, b); });
   return found;
 }
 
