@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.backbone_inputs import check_images, checked_count, checked_numbers
-from rotnet_fast.config import check_device
+from rotnet_fast.checks import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError

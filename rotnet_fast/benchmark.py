@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rotnet_fast.checks import check_device
 from rotnet_fast.command import run_command
-from rotnet_fast.config import PretrainConfig, check_device
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.output import check_output
 from rotnet_fast.engine.run_folder import environment, write_json

@@ -7,6 +7,7 @@ folder.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from rotnet_fast.errors import ArgumentError, DataError
@@ -112,6 +113,16 @@ def check_seed(seed: int) -> None:
     """
     if not 0 <= seed < 2**63:
         raise ArgumentError(f"seed is {seed}; it must lie in [0, 2**63): give for example {seed % 2**63}")
+
+
+def check_device(name: str) -> None:
+    """Check the form of a device's name; whether there is such a device is known once torch is loaded.
+
+    Raises:
+        ArgumentError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ArgumentError(f"device is {name}; it must be auto, cpu, cuda or cuda:N")
 
 
 def check_precision(precision: str, device: str) -> None:

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rotnet_fast.checks import (
-    check_image_size,
-    check_images,
-    check_needs_gpu,
-    check_precision,
-    check_seed,
-    check_streaming,
-)
+from rotnet_fast.checks import check_image_size, check_needs_gpu, check_seed, check_streaming
 from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed, named
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
-from rotnet_fast.settings import Settings
+from rotnet_fast.settings import ImageSettings, at_least_one
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedrun"]
 
@@ -75,7 +67,7 @@ _LARGEST_PADDED_SIZE = 64
 
 
 @dataclass(frozen=True)
-class PretrainConfig(Settings):
+class PretrainConfig(ImageSettings):
     """Pretrain RotNet: learn image features by predicting by how much an image was turned."""
 
     paths_as_text = ("resume",)
@@ -87,28 +79,9 @@ class PretrainConfig(Settings):
     slides, paper, official: the published recipes, 100, 100 and 200 epochs.
     speedrun: another optimiser and schedule, for features like the paper's in a fraction of its epochs."""
 
-    dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
-    """cifar10: the official archive, read where it lies or downloaded.
-    folder: JPEG or PNG files, or tar shards of them, in train/ and test/, with class folders or without.
-    digits: scikit-learn's handwritten digits, no files needed."""
-
-    data_dir: Path | None = None
-    """Folder of the data set's files."""
-
-    bad_images: Literal["fail", "skip"] = "fail"
-    """What to do about damaged images in the data folder.
-    fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
-
-    check_images: Literal["structure", "decode"] = "structure"
-    """How closely the images of the data folder are looked at before the first step, each once.
-    structure: markers, checksums, a PNG's pixels. decode: decoded, too, which takes as long as an epoch."""
-
     accept_changed_data: bool = False
     """Go on with a run although its images have changed since: some were repaired, removed or added, say.
     What has changed is listed either way."""
-
-    dataset_name: str | None = None
-    """What results call the data set. None: its own name."""
 
     image_size: int = 32
     """Height and width in pixels that the images of folder and digits are resized to."""
@@ -132,12 +105,6 @@ class PretrainConfig(Settings):
 
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width / height of a resized crop."""
-
-    limit_train: int | None = None
-    """Train on this many images only, balanced over the classes."""
-
-    limit_test: int | None = None
-    """Test on this many images only, balanced over the classes."""
 
     model: str = NIN
     """nin: the paper's Network in Network. Else the name of a classification network of torchvision, such as
@@ -205,13 +172,6 @@ class PretrainConfig(Settings):
     seed: int = 0
     """Decides the first weights, the order of the images and their augmentation."""
 
-    device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of forward and backward pass.
-    auto: bf16 where the device computes in it, else fp32. fp16 needs a CUDA device."""
-
     compile: Literal["auto", "none", "default", "max"] = "auto"
     """torch.compile of the network: off, on, or on with a longer search for fast kernels.
     auto: what is known to be faster on the device, which is off."""
@@ -264,11 +224,8 @@ class PretrainConfig(Settings):
             _is_rotation_set(self.rotations),
             "must be two to 64 different whole degrees, such as 0 90 180 270",
         )
-        for name in ("epochs", "batch_size", "eval_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
-        for name in ("limit_train", "limit_test", "log_every", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            _require(name, value, value is None or value >= 1, "must be at least 1, or None")
+        super().validate()
+        at_least_one(self, "epochs", "batch_size", "eval_every", "log_every", "checkpoint_every_steps")
         seconds = self.checkpoint_every_seconds
         _require(
             "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
@@ -308,10 +265,7 @@ class PretrainConfig(Settings):
             "must be two numbers above 0, ascending",
         )
         check_seed(self.seed)
-        check_device(self.device)
-        check_precision(self.precision, self.device)
         check_image_size(self.dataset, self.image_size)
-        check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
         check_streaming(self.dataset, self.loader, self.is_cropped)
         self.check_needs_gpu(self.device)
         if self.resume not in (None, "auto"):
@@ -416,16 +370,6 @@ def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] 
             f"folder itself, or say with --output where the run is to be resumed"
         )
     return path
-
-
-def check_device(name: str) -> None:
-    """Check the form of a device's name; whether there is such a device is known once torch is loaded.
-
-    Raises:
-        ArgumentError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    """
-    is_known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
-    _require("device", name, is_known, "must be auto, cpu, cuda or cuda:N")
 
 
 def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:

@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_seed, check_streaming
+from rotnet_fast.checks import check_images, check_needs_gpu, check_seed, check_streaming
 from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
-from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
 from rotnet_fast.engine.output import check_is_no_study, check_output, claimed
@@ -34,7 +33,7 @@ from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.report import render
-from rotnet_fast.settings import Settings
+from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
     from rotnet_fast.protocols.evaluation import EvaluationSetup
@@ -43,7 +42,7 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Settings):
+class EvaluateConfig(PretrainedImageSettings):
     """Say how good pretrained features are: train classifiers of objects on them."""
 
     paths_as_text = ("checkpoint",)
@@ -105,29 +104,8 @@ class EvaluateConfig(Settings):
     dataset: Literal["cifar10", "folder", "digits"] | None = None
     """Images with labels. None: those of the pretraining, with its folder, size and limits."""
 
-    data_dir: Path | None = None
-    """Folder of the data set's files. None: that of the pretraining."""
-
-    loader: Literal["auto", "resident", "dali"] | None = None
-    """Keep all images in memory, or stream them, see rotnet_fast.pretrain. None: as in pretraining."""
-
-    bad_images: Literal["fail", "skip"] | None = None
-    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
-
     check_images: Literal["structure", "decode"] = "structure"
     """How closely images are looked at beforehand, see rotnet_fast.pretrain."""
-
-    limit_train: int | None = None
-    """Train on this many images only, balanced over the classes. None: as in pretraining."""
-
-    limit_test: int | None = None
-    """Test on this many images only, balanced over the classes. None: as in pretraining."""
-
-    device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format. auto: bf16 where the device computes in it, else fp32."""
 
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
@@ -157,19 +135,15 @@ class EvaluateConfig(Settings):
             DataError: the data folder is not there.
             CheckpointError: the checkpoint's path does not exist.
         """
-        for name in ("epochs", "batch_size", "images_per_class", "limit_train", "limit_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        super().validate()
+        check_seed(self.seed)
+        at_least_one(self, "epochs", "batch_size", "images_per_class")
         if self.pad is not None and not 0 <= self.pad <= 32767:
             raise ArgumentError(f"pad is {self.pad}; it must lie in [0, 32767]")
         if self.flip_prob is not None and not 0 <= self.flip_prob <= 1:
             raise ArgumentError(f"flip-prob is {self.flip_prob}; it must lie in [0, 1]")
         if not 0 < self.lr < math.inf:
             raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
-        check_seed(self.seed)
-        check_device(self.device)
-        check_precision(self.precision, self.device)
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
         if self.dataset is not None:
             check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)

@@ -12,7 +12,7 @@ import inspect
 import textwrap
 import types
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -68,7 +68,7 @@ def parse_flags(kind: type[T], program: str, arguments: Sequence[str], base: T |
         return replace(base, **given)  # type: ignore[type-var]
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in given and field.default is MISSING:
-            flag = f"{_flag(field.name)} {_metavar(_hints(kind)[field.name])}"
+            flag = f"{_flag(field.name)} {_metavar(kind, field.name)}"
             raise ArgumentError(f"{_name(field.name)} is missing; give {flag}; see {program} --help")
     return kind(**given)
 
@@ -122,7 +122,8 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     texts = _field_docs(kind)
-    for field in fields(kind):  # type: ignore[arg-type]
+    own = inspect.get_annotations(kind)  # before those that commands share
+    for field in sorted(fields(kind), key=lambda field: field.name not in own):  # type: ignore[arg-type]
         default = field.default if base is None else getattr(base, field.name)
         hint = _hints(kind)[field.name]
         text = texts.get(field.name, "").replace("%", "%%")
@@ -132,7 +133,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
             parser.add_argument(_flag(field.name), action=_OnOff, help=text)
         else:
             nargs = _nargs(hint) if is_help else "*"
-            parser.add_argument(_flag(field.name), nargs=nargs, metavar=_metavar(hint), help=text)
+            parser.add_argument(_flag(field.name), nargs=nargs, metavar=_metavar(kind, field.name), help=text)
     return parser
 
 
@@ -199,15 +200,18 @@ def _wanted(kind: Any) -> str:
     return several if rest == [Ellipsis] else f"{_COUNTS[1 + len(rest)]} {several}"
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(settings: type, name: str) -> str:
+    """What stands for the value of a flag in the help."""
+    hint = _hints(settings)[name]
     kind = next(one for one in _kinds(hint) if one is not type(None))
     if get_origin(kind) is tuple:
-        return _metavar(get_args(kind)[0])
-    if get_origin(kind) is Literal:
+        hint = kind = get_args(kind)[0]
+    if name in getattr(settings, "paths_as_text", ()):
+        return "PATH"
+    if get_origin(kind) is Literal or len(_kinds(kind)) > 1:
         choices = (str(choice) for one in _kinds(hint) for choice in get_args(one))
         return f"{{{','.join(choices)}}}"
-    name: str = kind.__name__
-    return "TEXT" if kind is str else name.upper()
+    return {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}[kind]
 
 
 def _nargs(hint: Any) -> int | str | None:
@@ -229,15 +233,20 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _field_docs(kind: type) -> dict[str, str]:
     """Name of a field -> the text below it, which Python itself does not keep."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        ast.unparse(field.target): " ".join(str(below.value.value).split())
-        for field, below in zip(definition.body, definition.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(below, ast.Expr)
-        and isinstance(below.value, ast.Constant)
-    }
+    texts: dict[str, str] = {}
+    for part in reversed(kind.__mro__):
+        if not is_dataclass(part):
+            continue
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(definition, ast.ClassDef)
+        texts |= {
+            ast.unparse(field.target): " ".join(str(below.value.value).split())
+            for field, below in zip(definition.body, definition.body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        }
+    return texts
 
 
 def _is_number(word: str) -> bool:

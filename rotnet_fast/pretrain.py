@@ -171,7 +171,10 @@ def check_folder(folder: Path) -> None:
         ArgumentError: it holds a study or an evaluation, or config.json cannot be read.
     """
     check_is_no_study(folder)
-    settings = read_settings(folder)
+    try:
+        settings = read_settings(folder)
+    except ArgumentError:
+        return  # which is told where the settings are needed
     if settings is not None and "preset" not in settings:
         raise ArgumentError(
             f"output {folder} holds a run of another command, not a pretraining; choose another folder with "

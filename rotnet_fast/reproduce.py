@@ -23,9 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rotnet_fast.checks import check_images, check_needs_gpu, check_precision
+from rotnet_fast.checks import check_needs_gpu
 from rotnet_fast.command import program_as_started, run_command, said_once
-from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.output import check_output
@@ -35,7 +34,7 @@ from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
-from rotnet_fast.settings import Settings
+from rotnet_fast.settings import ImageSettings, at_least_one
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
 from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings
 from rotnet_fast.study.store import Results
@@ -47,38 +46,17 @@ PROGRAM = "python -m rotnet_fast.reproduce"
 
 
 @dataclass(frozen=True)
-class ReproduceConfig(Settings):
+class ReproduceConfig(ImageSettings):
     """Reproduce every table and figure of the method, and write the report."""
 
     preset: StudyPreset = "paper"
     """Recipe of every training: slides, paper and official are the published ones; quickstart and cpu are
     for two cores."""
 
-    dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
-    """Images with labels, as in rotnet_fast.pretrain."""
-
-    data_dir: Path | None = None
-    """Folder of the data set's files."""
-
-    bad_images: Literal["fail", "skip"] = "fail"
-    """What to do about damaged images, as in rotnet_fast.pretrain."""
-
-    check_images: Literal["structure", "decode"] = "structure"
-    """How closely images are looked at beforehand, as in rotnet_fast.pretrain."""
-
-    dataset_name: str | None = None
-    """What the report calls the data set. None: its own name."""
-
     scale: float = 1.0
-    """Fraction of the epochs and of the training images, for trying it out; at least six epochs of
-    pretraining, one of everything else, and eight images per class. Labels per class are the paper's shares
-    of a class; all test images stay."""
-
-    limit_train: int | None = None
-    """Train on this many images only, balanced over the classes, of which --scale takes its fraction."""
-
-    limit_test: int | None = None
-    """Test on this many images only, balanced over the classes."""
+    """Fraction of the epochs and of the training images that --limit-train leaves, for trying it out; at
+    least six epochs of pretraining, one of everything else, and eight images per class. Labels per class
+    are the paper's shares of a class; all test images stay."""
 
     seeds: int = 1
     """Repeat everything with so many seeds, 0, 1, ..."""
@@ -96,12 +74,6 @@ class ReproduceConfig(Settings):
     output: Path | None = None
     """Results folder. None: studies/<preset>-<dataset>, with the scale where it is not 1."""
 
-    device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format. auto: bf16 where the device computes in it, else fp32."""
-
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
 
@@ -112,14 +84,10 @@ class ReproduceConfig(Settings):
             ArgumentError: a setting with a value that cannot be used.
             DataError: the data folder is not there.
         """
+        super().validate()
         if not 0 < self.scale <= 1:
             raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
-        if self.seeds < 1:
-            raise ArgumentError(f"seeds is {self.seeds}; it must be at least 1")
-        for name in ("limit_train", "limit_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        at_least_one(self, "seeds")
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ArgumentError(
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
@@ -131,10 +99,7 @@ class ReproduceConfig(Settings):
         for wish in self.only or ():
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
-        check_device(self.device)
-        check_precision(self.precision, self.device)
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
-        check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
 
     def output_folder(self) -> Path:
         """Where the study is kept."""

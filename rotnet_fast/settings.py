@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from rotnet_fast.checks import check_device, check_images, check_precision
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.plain import as_real, as_sequence, as_whole, plain_number, shown
@@ -138,3 +139,105 @@ _PLAIN: dict[Any, Callable[[str, Any], Any]] = {
     Path: _path,
 }
 """Annotation of a field -> what makes a value of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings):
+    """Where a command computes, and in which number format."""
+
+    device: str = "auto"
+    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format. auto: bf16 where the device computes in it, else fp32. fp16 needs a CUDA device."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+        """
+        check_device(self.device)
+        check_precision(self.precision, self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(DeviceSettings):
+    """Images that a command trains and tests on."""
+
+    dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
+    """cifar10: the official archive, read where it lies or downloaded.
+    folder: image files, or tar shards of them, in train/ and test/, with class folders or without.
+    digits: scikit-learn's handwritten digits, no files needed."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files."""
+
+    dataset_name: str | None = None
+    """What results call the data set. None: its own name."""
+
+    bad_images: Literal["fail", "skip"] = "fail"
+    """What to do about damaged images in the data folder.
+    fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
+
+    check_images: Literal["structure", "decode"] = "structure"
+    """How closely the images of the data folder are looked at before the first step, each once.
+    structure: markers, checksums, a PNG's pixels. decode: decoded, too, which takes as long as an epoch."""
+
+    limit_train: int | None = None
+    """Train on this many images only, balanced over the classes."""
+
+    limit_test: int | None = None
+    """Test on this many images only, balanced over the classes."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+            DataError: the data folder is not there.
+        """
+        super().validate()
+        at_least_one(self, "limit_train", "limit_test")
+        check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedImageSettings(DeviceSettings):
+    """Images for a pretrained network: those that it was pretrained on, unless others are named."""
+
+    data_dir: Path | None = None
+    """Folder of the data set's files. None: that of the pretraining."""
+
+    loader: Literal["auto", "resident", "dali"] | None = None
+    """Keep all images in memory, or stream them, see rotnet_fast.pretrain. None: as in pretraining."""
+
+    bad_images: Literal["fail", "skip"] | None = None
+    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
+
+    limit_train: int | None = None
+    """Use this many training images only, balanced over the classes. None: as in pretraining."""
+
+    limit_test: int | None = None
+    """Use this many test images only, balanced over the classes. None: as in pretraining."""
+
+    def validate(self) -> None:
+        """Check what the types alone do not.
+
+        Raises:
+            ArgumentError: a setting with a value that cannot be used.
+        """
+        super().validate()
+        at_least_one(self, "limit_train", "limit_test")
+
+
+def at_least_one(settings: Settings, *names: str) -> None:
+    """Refuse counts below 1; None stands for no limit.
+
+    Raises:
+        ArgumentError: one of them is.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ArgumentError(f"{_flag_name(name)} is {value}; it must be at least 1")

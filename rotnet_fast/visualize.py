@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rotnet_fast.checks import check_precision, check_seed
+from rotnet_fast.checks import check_seed
 from rotnet_fast.command import run_command
-from rotnet_fast.config import PretrainConfig, check_device
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.output import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
-from rotnet_fast.settings import Settings
+from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ MOST_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class VisualizeConfig(Settings):
+class VisualizeConfig(PretrainedImageSettings):
     """Draw what a pretrained network predicts and what its features see."""
 
     paths_as_text = ("checkpoint",)
@@ -74,28 +74,10 @@ class VisualizeConfig(Settings):
     seed: int = 0
     """Decides which images are shown, and the start of t-SNE."""
 
-    data_dir: Path | None = None
-    """Folder of the data set's files. None: that of the pretraining."""
-
-    loader: Literal["auto", "resident", "dali"] | None = None
-    """Keep all images in memory, or decode them as they are needed. None: as in pretraining."""
-
-    bad_images: Literal["fail", "skip"] | None = None
-    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
-
-    limit_train: int | None = None
-    """Look for neighbours among this many training images only. None: as in pretraining."""
-
-    limit_test: int | None = None
-    """Test on this many images only, balanced over the classes. None: as in pretraining."""
-
     batch_size: int | None = None
     """Images per forward pass. None: as in pretraining."""
 
-    device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", kw_only=True)
     """Number format. auto: that of the pretraining, so that its accuracy is shown; where the device does not
     compute in that, fp32."""
 
@@ -109,15 +91,11 @@ class VisualizeConfig(Settings):
             ArgumentError: a setting with a value that cannot be used.
             CheckpointError: a path of a checkpoint does not exist.
         """
-        for name in ("images", "batch_size", "limit_train", "limit_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ArgumentError(f"{name.replace('_', '-')} is {value}; it must be at least 1")
+        super().validate()
         check_seed(self.seed)
+        at_least_one(self, "images", "batch_size")
         if self.images > MOST_IMAGES:
             raise ArgumentError(f"images is {self.images}; it must be at most {MOST_IMAGES}, one row each")
-        check_device(self.device)
-        check_precision(self.precision, self.device)
         if not self.what:
             raise ArgumentError(f"what is empty; choose from all, {', '.join(PICTURES)}")
         find_model(self.checkpoint)

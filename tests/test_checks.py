@@ -71,7 +71,7 @@ def test_flags_are_read_by_the_types_of_their_fields() -> None:
         "nesterov": False,
         "limit_train": None,
         "blocks": 3,
-        "crop_scale": (1.0, 2.0),
+        "crop_scale": (0.5, 1.0),
     }
 
 
