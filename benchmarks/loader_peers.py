@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
 Batches = Iterator[torch.Tensor]
 """Endless uint8 [B,H,W,C] or [B,C,H,W], or float views [B*4,C,H,W]."""

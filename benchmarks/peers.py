@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.rotations import EIGHT_ROTATIONS
 
 PAD = 4

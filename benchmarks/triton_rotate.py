@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.peers import PAD, Peer
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
 _BLOCK = 1024  # numbers per program
 

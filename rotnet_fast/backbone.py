@@ -20,9 +20,10 @@ from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import as_real, as_whole
 from rotnet_fast.pretrained import Pretrained, read_pretrained, undescribed
 

@@ -88,8 +88,9 @@ def _check_kernel() -> list[str]:
     """Run the kernels of this machine against the plain-torch definition."""
     import torch
 
-    from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+    from rotnet_fast.ops import rotate_batch
     from rotnet_fast.ops.reference import rotate_batch_reference
+    from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
     advice = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:

@@ -13,6 +13,11 @@ from rotnet_fast.checks import SIZES
 from rotnet_fast.config import NIN
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
+CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+"""Per-channel statistics of CIFAR-10's training images, for pixel values in [0, 1], as in the released code.
+All data sets are normalised with them: BatchNorm follows every convolution, so others would change little."""
+
 EPOCHS = 100
 """Of the pretraining and of all that is trained on its features."""
 

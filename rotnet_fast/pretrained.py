@@ -204,7 +204,7 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
         )
     step = state.get("step", 0)  # snapshots are taken between epochs, and do not count images
     images = state["log"]["images"] if "log" in state and state["epoch"] and not step else None
-    from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+    from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
     return Pretrained(
         path=path,

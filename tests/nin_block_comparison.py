@@ -17,9 +17,9 @@ from torch import nn
 from triton_interpreter import DEVICE
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.experimental import triton_launch
+from rotnet_fast.experimental.nin_block import fused_batchnorm_relu, fused_tail, runs_on
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.ops import triton_launch
-from rotnet_fast.ops.nin_block import fused_batchnorm_relu, fused_tail, runs_on
 
 # Largest norm of a difference, relative to the norm. The reference rounds where the kernels round, so that
 # what remains is fp32 arithmetic, and here and there a number that it tips over to the next 16-bit one.

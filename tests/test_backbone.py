@@ -21,8 +21,8 @@ from rotnet_fast.engine import checkpoint, weights
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.ops.reference import normalisation_coefficients
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.pretrain import pretrain
 
 ROTATIONS = (0, 90, 180, 270)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rotnet_fast.data import datasets
 from rotnet_fast.data.datasets import Dataset, check_has_classes, fingerprint, limit_split, load_dataset
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.errors import ArgumentError, DataError
-from rotnet_fast.ops.rotate import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.ops import rotate_batch
 
 
 def split_of(labels: list[int]) -> Split:
@@ -160,7 +160,8 @@ def test_what_needs_classes_refuses_images_without() -> None:
 
 
 def test_the_statistics_are_those_that_the_operator_uses_by_default() -> None:
-    assert (datasets.MEAN, datasets.STD) == (CIFAR10_MEAN, CIFAR10_STD)
+    defaults = inspect.signature(rotate_batch).parameters
+    assert (Dataset.mean, Dataset.std) == (defaults["mean"].default, defaults["std"].default)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.experimental.nin_block import check_layers
+from rotnet_fast.experimental.triton_tiles import Tiles, column_tiles, matmul_tiles, weight_tiles
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
-from rotnet_fast.ops.nin_block import check_layers
-from rotnet_fast.ops.triton_tiles import Tiles, column_tiles, matmul_tiles, weight_tiles
 
 triton = pytest.importorskip("triton", reason="Triton is not installed on this machine")
 
@@ -92,7 +92,7 @@ def resources(
     ("capability", "dtype"), [(80, "bf16"), (90, "bf16"), (90, "fp32"), (100, "bf16"), (120, "bf16")]
 )
 def test_products_compile_at_full_width_without_spilling(capability: int, dtype: str) -> None:
-    from rotnet_fast.ops import triton_matmul as kernels
+    from rotnet_fast.experimental import triton_matmul as kernels
 
     if capability == 80 and triton.__version__ < "3.7":
         pytest.skip("Triton 3.6 keeps 8 bytes of the forward product on the stack for compute capability 8.0")
@@ -114,7 +114,7 @@ def test_products_compile_at_full_width_without_spilling(capability: int, dtype:
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_the_other_kernels_compile_at_full_width_without_spilling(capability: int) -> None:
-    from rotnet_fast.ops import triton_batchnorm, triton_matmul
+    from rotnet_fast.experimental import triton_batchnorm, triton_matmul
 
     tiles = column_tiles(ROWS, 192)
     block = {"CHANNELS": 192, "BLOCK_ROWS": tiles.rows, "BLOCK_CHANNELS": tiles.columns}

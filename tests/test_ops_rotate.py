@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rotnet_fast
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD, rotate_batch
+from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.library import LIBRARIES, SCHEMAS
 from rotnet_fast.ops.reference import rotate_batch_reference
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.philox import crop_and_flip_draws
 from rotnet_fast.rotations import check_rotations
 

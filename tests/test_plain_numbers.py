@@ -14,7 +14,7 @@ from rotnet_fast import load_backbone, rotate_batch
 from rotnet_fast.backbone import Backbone
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.ops import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import wrapped_seed
 
 IMAGES = torch.randint(0, 256, (8, 12, 12, 3), dtype=torch.uint8)

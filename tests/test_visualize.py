@@ -148,7 +148,7 @@ def test_damaged_checkpoint_is_passed_over_for_an_older_one(
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--supervised nowhere", 4, "supervised nowhere does not exist"),
-        ("--supervised {run}", 4, "is one of a pretraining; give a supervised training"),
+        ("--supervised {run}", 4, "is not one of a supervised training; give the folder"),
     ],
 )
 def test_wrong_value_is_one_sentence_and_an_exit_code(
@@ -164,7 +164,7 @@ def test_wrong_value_is_one_sentence_and_an_exit_code(
 
 def test_missing_and_other_checkpoints_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize(run / "nowhere") == 4
-    assert "nowhere does not exist; give the run folder" in capsys.readouterr().err
+    assert "nowhere does not exist; give a run folder" in capsys.readouterr().err
     assert visualize(run / "evaluate-001" / "supervised") == 4
     assert "is not one of a pretraining" in capsys.readouterr().err
 

@@ -19,13 +19,9 @@ from rotnet_fast.data.scan import CHECKS
 from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset, limit_rows
 from rotnet_fast.data.split import Split as Split
 from rotnet_fast.errors import ArgumentError, DataError, printable
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
-
-MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-"""Per-channel statistics of CIFAR-10, for pixel values in [0, 1], as in the method's released code. All
-data sets use them: BatchNorm follows every convolution, so that other statistics would change little."""
 
 DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset]] = {
     "cifar10": cifar10.load,
@@ -62,8 +58,8 @@ class Dataset(Generic[Half]):
     train: Half
     test: Half
     fingerprint: str
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
     skipped: tuple[str, ...] = ()
     crop: RandomResizedCrop | None = None
     decoder: Decoder = "auto"

@@ -181,8 +181,8 @@ class NetworkInNetwork(FeatureNetwork):
 
         Args:
             kernels: ``torch``; ``triton-bn``, which fuses BatchNorm and ReLU; or ``triton``, which fuses them
-                into the 1x1 convolutions, too (`rotnet_fast.ops.nin_block`). Both Triton ways work on CUDA
-                devices; elsewhere, and in eval mode, torch computes.
+                into the 1x1 convolutions, too (`rotnet_fast.experimental.nin_block`). Both Triton ways work on
+                CUDA devices; elsewhere, and in eval mode, torch computes.
 
         Raises:
             ArgumentError: an unknown name, layers that the kernels cannot compute, or no Triton.
@@ -190,7 +190,7 @@ class NetworkInNetwork(FeatureNetwork):
         if kernels not in KERNELS:
             raise ArgumentError(f"kernels is {kernels!r}; choose from {', '.join(KERNELS)}")
         if kernels != "torch":
-            from rotnet_fast.ops.nin_block import check_layers, check_triton
+            from rotnet_fast.experimental.nin_block import check_layers, check_triton
 
             check_triton()
             for layer in self.layers:
@@ -207,7 +207,7 @@ class NetworkInNetwork(FeatureNetwork):
         if self.kernels == "torch" or not block.training or isinstance(x, torch.fx.Proxy):
             y: torch.Tensor = block(x)
             return y
-        from rotnet_fast.ops.nin_block import fused_batchnorm_relu, fused_tail, runs_on
+        from rotnet_fast.experimental.nin_block import fused_batchnorm_relu, fused_tail, runs_on
 
         if not runs_on(x.device):
             y = block(x)

@@ -1,6 +1,5 @@
 """The fused rotate-and-batch step, its plain-torch reference and the loader of the compiled kernels."""
 
-from rotnet_fast.ops.limits import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.ops.rotate import augmentation_draws, rotate_batch
 
-__all__ = ["CIFAR10_MEAN", "CIFAR10_STD", "augmentation_draws", "rotate_batch"]
+__all__ = ["augmentation_draws", "rotate_batch"]

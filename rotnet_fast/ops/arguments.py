@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rotnet_fast.ops.limits import CIFAR10_MEAN, CIFAR10_STD, MAX_PAD, MAX_SIDE, VIEW_TYPES
+from rotnet_fast.ops.limits import MAX_PAD, MAX_SIDE, VIEW_TYPES
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import as_real, as_sequence, as_whole, shown, wrapped_seed
 
 _DEFAULTS = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD}

@@ -13,7 +13,3 @@ MAX_SIDE = 32767
 MAX_PAD = 32767
 
 VIEW_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
-CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
-"""Of the training images, per channel, for pixel values in [0, 1]."""

@@ -20,7 +20,8 @@ from rotnet_fast.ops.arguments import (
     checked_probability,
     checked_seed,
 )
-from rotnet_fast.ops.limits import CIFAR10_MEAN, CIFAR10_STD, MAX_ELEMENTS
+from rotnet_fast.ops.limits import MAX_ELEMENTS
+from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.philox import crop_and_flip_draws
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.ops.triton_tiles import MAX_CHANNELS
+from rotnet_fast.experimental.triton_tiles import MAX_CHANNELS
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -132,7 +132,7 @@ def runs_on(device: torch.device) -> bool:
     """Whether the kernels run on a device: on CUDA devices, and on the CPU in Triton's interpreter."""
     if device.type == "cuda":
         return True
-    from rotnet_fast.ops import triton_launch
+    from rotnet_fast.experimental import triton_launch
 
     return device.type == "cpu" and triton_launch.is_interpreted()
 
@@ -173,7 +173,7 @@ class _Tail(torch.autograd.Function):
         weight2: torch.Tensor,
         *affine: torch.Tensor,
     ) -> torch.Tensor:
-        from rotnet_fast.ops import triton_launch as launch
+        from rotnet_fast.experimental import triton_launch as launch
 
         rows0 = _to_rows(y0)
         low1, low2 = (weight.detach().flatten(1).to(y0.dtype).contiguous() for weight in (weight1, weight2))
@@ -189,7 +189,7 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        from rotnet_fast.ops import triton_launch as launch
+        from rotnet_fast.experimental import triton_launch as launch
 
         y0, rows1, rows2, state0, state1, state2, low1, low2, weight1, weight2 = ctx.saved_tensors
         rows0, g2 = _to_rows(y0), _to_rows(grad)
@@ -214,7 +214,7 @@ class _BatchNormRelu(torch.autograd.Function):
     def forward(
         ctx: Any, y: torch.Tensor, norm: nn.BatchNorm2d, gamma: torch.Tensor, beta: torch.Tensor
     ) -> torch.Tensor:
-        from rotnet_fast.ops import triton_launch as launch
+        from rotnet_fast.experimental import triton_launch as launch
 
         rows = _to_rows(y)
         state = launch.finish_statistics(launch.column_statistics(rows), norm)
@@ -224,7 +224,7 @@ class _BatchNormRelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor]:
-        from rotnet_fast.ops import triton_launch as launch
+        from rotnet_fast.experimental import triton_launch as launch
 
         y, state = ctx.saved_tensors
         rows, g = _to_rows(y), _to_rows(grad)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from triton import cdiv, knobs
 
-from rotnet_fast.ops import triton_batchnorm, triton_matmul
-from rotnet_fast.ops.triton_tiles import Tiles, column_tiles, matmul_tiles, weight_tiles
+from rotnet_fast.experimental import triton_batchnorm, triton_matmul
+from rotnet_fast.experimental.triton_tiles import Tiles, column_tiles, matmul_tiles, weight_tiles
 
 _GROUPS_AT_ONCE = 64  # when partial sums are put together
 

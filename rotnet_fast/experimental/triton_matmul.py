@@ -11,7 +11,7 @@ memory.
 import triton
 import triton.language as tl
 
-from rotnet_fast.ops.triton_batchnorm import (
+from rotnet_fast.experimental.triton_batchnorm import (
     activation,
     add_tile,
     input_gradient,
