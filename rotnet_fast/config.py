@@ -88,7 +88,7 @@ class PretrainConfig(Settings):
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
     """cifar10: the official archive, read where it lies or downloaded.
-    folder: JPEG or PNG files, or tar shards of them, in train/ and test/, with class folders or without.
+    folder: image files, or tar shards of them, in train/ and test/, with class folders or without.
     digits: scikit-learn's handwritten digits, no files needed."""
 
     data_dir: Path | None = None

@@ -1,4 +1,4 @@
-"""A data set of one's own: JPEG or PNG files in a folder, or in tar shards."""
+"""A data set of one's own: image files in a folder, or in tar shards."""
 
 from __future__ import annotations
 

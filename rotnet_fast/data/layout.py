@@ -32,8 +32,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.data.cache import FOLDER_NAME, cache_places
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES, SUFFIXES_SAID
 from rotnet_fast.data.passed import PassedOver
-from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_shards
+from rotnet_fast.data.shards import index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.errors import DataError
 

@@ -21,7 +21,7 @@ _OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set 
 
 
 class ImageSource(ABC):
-    """N encoded images (JPEG or PNG files) that can be read by number, from any thread.
+    """N encoded images that can be read by number, from any thread.
 
     A source can be pickled; the copy opens its files anew. Its parts (see :meth:`take`) are cheap to send to
     other processes.

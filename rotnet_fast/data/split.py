@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The training or the test half of a data set as JPEG and PNG files, not decoded.
+    """The training or the test half of a data set as image files, not decoded.
 
     Every image was looked at (see :mod:`rotnet_fast.data.scan`) and found whole as far as its structure and
     its checksums tell.
