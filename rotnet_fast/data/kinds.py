@@ -58,6 +58,14 @@ _STARTS = {
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
+PACKED = {
+    "a gzip archive": (".gz", "gunzip"),
+    "a bzip2 archive": (".bz2", "bunzip2"),
+    "an xz archive": (".xz", "unxz"),
+    "a Zstandard archive": (".zst", "unzstd"),
+}
+"""What holds one file, which may be a tar -> its suffix and the command that leaves that file."""
+
 NOT_READ = (*dict.fromkeys(_STARTS.values()), _HEIF, _ZEROS, _TEXT, UNKNOWN)
 """What :func:`not_read` says."""
 

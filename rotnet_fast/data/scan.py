@@ -50,6 +50,7 @@ from rotnet_fast.data.verdicts import GOOD as GOOD
 from rotnet_fast.data.verdicts import REASONS as REASONS
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError, printable
+from rotnet_fast.files import is_out_of_descriptors
 
 _FORMAT = "5"  # raise it when the same images would get other values
 _SHOWN = 5
@@ -109,7 +110,7 @@ class Scanner:
         self._keys = source.keys()
         kept = read_cache(places, "scan", _FORMAT, np.int32, (None, _KEY + _COLUMNS))
         if self._keys is not None and kept is not None and _is_scan(kept[:, _KEY:]):
-            rows = _find(self._keys, np.ascontiguousarray(kept[:, :_KEY]).view(np.int64))
+            rows = find_rows(self._keys, np.ascontiguousarray(kept[:, :_KEY]).view(np.int64))
             self._table[rows >= 0] = kept[rows[rows >= 0], _KEY:]
 
     @property
@@ -204,7 +205,7 @@ def check_images(
     )
 
 
-def _find(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def find_rows(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Positions of keys [N,2] among others [M,2]; -1 for one that is not there."""
     order = np.argsort(among[:, 0], kind="stable")
     places = np.searchsorted(among[order, 0], keys[:, 0])
@@ -218,7 +219,9 @@ def _examine_chunk(source: ImageSource, decodes: bool) -> npt.NDArray[np.int32]:
     for index in range(len(source)):
         try:
             content = source.read(index)
-        except DataError:
+        except DataError as error:
+            if is_out_of_descriptors(error.__cause__):  # of which no image is to blame
+                raise
             rows.append((0, 0, 0, UNREADABLE, 0, 0, 0, 0))
             continue
         height, width, convert, verdict = examine(content, decodes)

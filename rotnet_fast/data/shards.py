@@ -26,7 +26,7 @@ from rotnet_fast.data.passed import PassedOver
 from rotnet_fast.data.source import TarSource
 from rotnet_fast.data.tar import Member, list_members
 from rotnet_fast.errors import DataError
-from rotnet_fast.files import open_plain
+from rotnet_fast.files import cannot_read, open_plain
 
 DOTTED = "images with a dot in their names, which end at the first dot in WebDataset: rename them"
 _FORMAT = "3"  # raise it when the same shards would be indexed otherwise
@@ -126,9 +126,7 @@ def _read_shard(shard: str, passed_over: PassedOver) -> Iterator[tuple[Member, i
         with open(shard, "rb", opener=_open_plain) as file:
             yield from _samples(shard, file, list_members(file), passed_over)
     except OSError as error:
-        raise DataError(
-            f"{shard} cannot be read as a tar shard ({error}); make or fetch it anew, or remove it"
-        ) from error
+        raise DataError(cannot_read(shard, error, "make or fetch it anew, or remove it")) from error
 
 
 def _open_plain(path: str, _: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.errors import DataError
-from rotnet_fast.files import open_plain
+from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
 
 _OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set has more shards than that
 
@@ -112,7 +112,7 @@ class FileSource(ImageSource):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error}); repair or remove it") from error
+            raise DataError(cannot_read(path, error, "repair or remove it")) from error
         return _of_size(content, size, path)
 
     def _states(self) -> Iterable[object] | None:
@@ -160,13 +160,22 @@ class TarSource(ImageSource):
     def read(self, index: int) -> bytes:
         size, shard = int(self.byte_sizes[index]), int(self.shard_numbers[index])
         try:
-            descriptor = self._open(self.shards[shard])
+            descriptor = self._descriptor(self.shards[shard])
             content = _pread(descriptor.number, size, int(self.offsets[index]))
             if self.shard_times is not None:
                 _check_time(descriptor.number, self.shard_times[shard], self.names[index])
         except OSError as error:
-            raise DataError(f"{self.names[index]} cannot be read ({error}); repair the shard") from error
+            raise DataError(cannot_read(self.names[index], error, "repair the shard")) from error
         return _of_size(content, size, self.names[index])
+
+    def _descriptor(self, shard: str) -> _Descriptor:
+        try:
+            return self._open(shard)
+        except OSError as error:
+            if not is_out_of_descriptors(error):
+                raise
+            self._open.cache_clear()  # the limit is lower than usual: begin again with this one
+            return self._open(shard)
 
     def _states(self) -> Iterable[object] | None:
         if self.shard_times is None:
