@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import socket
@@ -374,3 +375,15 @@ def test_a_file_or_another_data_set_is_not_downloaded_to(
     (tmp_path / "data" / "train").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert len(load_dataset("cifar10", progress=False).train) == 5 * PER_FILE  # to where nobody named it
+
+
+def test_where_too_many_files_are_open_the_limit_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    unpack(tmp_path, contents)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"data_batch_1\.bin cannot be opened, as this process has \d+ files"):
+        load_dataset("cifar10", tmp_path, progress=False)

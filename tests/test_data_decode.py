@@ -16,6 +16,7 @@ from PIL import Image
 
 from rotnet_fast.data import workers
 from rotnet_fast.data.decode import decode_image, decode_images, decode_rgb, encode_ppm
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES, IMAGES, image_kind
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
 
@@ -211,6 +212,21 @@ def test_a_killed_worker_process_is_reported(tmp_path: Path, monkeypatch: pytest
 def test_worker_processes_do_not_import_torch() -> None:
     command = "import sys, rotnet_fast.data.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_every_kind_that_is_read_has_its_suffixes_and_is_known_by_its_content() -> None:
+    Image.init()
+    colour = Image.fromarray(pixels(0))
+    for kind in IMAGES:
+        assert image_kind(encoded(colour, kind)) == kind
+        suffixes = {suffix for suffix, of in Image.registered_extensions().items() if of == kind}
+        assert suffixes & set(IMAGE_SUFFIXES) == suffixes - {".apng"}
+    for kind in {*Image.SAVE} - {*IMAGES, "MPO"}:
+        try:
+            content = encoded(colour, kind)
+        except (OSError, ValueError, KeyError):  # that hold no colour, or need more than the image
+            continue
+        assert image_kind(content) is None, kind
 
 
 def upright_colour() -> Pixels:

@@ -15,6 +15,7 @@ import pytest
 from image_files import encoded, pixels, save, write_tar
 
 from rotnet_fast.data.datasets import load_dataset
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES
 from rotnet_fast.data.layout import Listing, list_folder
 from rotnet_fast.data.shards import DOTTED
 from rotnet_fast.errors import DataError
@@ -247,8 +248,8 @@ def test_a_linked_folder_is_read_and_one_that_leads_back_is_named(tmp_path: Path
         list_folder(tmp_path / "data")
 
 
-@pytest.mark.parametrize("name", ["0.jfif", "0.JPE", "0.jif", "0.pjpeg", "0.pjp"])
-def test_other_suffixes_of_jpegs_are_read(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [f"0{suffix}" for suffix in IMAGE_SUFFIXES] + ["0.JPE", "0.WebP", "0.TIF"])
+def test_every_suffix_of_an_image_is_read(name: str, tmp_path: Path) -> None:
     make(tmp_path, [f"train/{name}", "test/0.jpg"])
     assert halves(list_folder(tmp_path))[0] == [f"train/{name}"]
 
