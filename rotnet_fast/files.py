@@ -184,11 +184,12 @@ def cannot_read(what: str, error: OSError, remedy: str) -> str:
     """
     if error.errno == errno.EMFILE:
         limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        remedy = f"raise the limit with `ulimit -n {_MORE_FILES}` in the shell that starts it"
-        if most != resource.RLIM_INFINITY and most < _MORE_FILES:
-            remedy = f"raise the limit with `ulimit -n {most}` in the shell that starts it"
-            if most <= limit:
-                remedy = "the administrator can raise it (nofile in /etc/security/limits.conf)"
+        more = max(_MORE_FILES, 4 * limit)
+        if most != resource.RLIM_INFINITY:
+            more = min(more, most)
+        remedy = f"raise it with `ulimit -n {more}` in the shell that starts it"
+        if more <= limit:
+            remedy = "the administrator can raise it (nofile in /etc/security/limits.conf)"
         return f"{what} cannot be opened, as this process has {limit} files open, its limit; {remedy}"
     if error.errno == errno.ENFILE:
         return f"{what} cannot be opened, as too many files are open on this machine; end other programs"

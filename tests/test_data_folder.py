@@ -340,7 +340,7 @@ def test_images_of_both_halves_are_counted_in_a_warning(
         load_dataset("folder", pets, 8, progress=False, encoded=encoded)
         assert capsys.readouterr().err == (
             "WARNING: 2 of 4 test images are training images, too, such as test/cat/also.png, which is "
-            "train/dog/1.png; remove them from one half, or accuracies come out too high\n"
+            "train/dog/1.png; remove one of each two, or accuracies come out too high\n"
         )
     load_dataset("folder", pets, 8, 1, 1, progress=False, encoded=encoded)  # which are not among these
     assert capsys.readouterr().err == ""

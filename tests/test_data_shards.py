@@ -268,7 +268,7 @@ def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path: Path) -> N
 @pytest.mark.parametrize("way", ["scan", "list", "index"])
 @pytest.mark.parametrize(
     ("above", "remedy"),
-    [(0, "the administrator can raise it (nofile in"), (100, "raise the limit with `ulimit -n ")],
+    [(0, "the administrator can raise it (nofile in"), (100, "raise it with `ulimit -n ")],
 )
 def test_where_too_many_files_are_open_no_image_is_blamed(
     kind: str, way: str, above: int, remedy: str, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +90,12 @@ class OpenFolder:
         contents = np.ascontiguousarray(self._scanner.scan.contents).view(np.int64)
         found = find_rows(contents[test], contents[train])
         common = np.flatnonzero(found >= 0)
-        if len(common):
+        if len(common) and os.environ.get("LOCAL_RANK", "0") == "0":  # all processes find the same
             one, other = int(test[common[0]]), int(train[found[common[0]]])
             name = self._listing.source.relative_name
             said = (
                 f"{len(common)} of {len(test)} test images are training images, too, such as {name(one)}, "
-                f"which is {name(other)}; remove them from one half, or accuracies come out too high"
+                f"which is {name(other)}; remove one of each two, or accuracies come out too high"
             )
             print(f"WARNING: {printable(said)}", file=sys.stderr)
 

@@ -83,7 +83,7 @@ def not_read(content: bytes) -> str:
     """What a file is that is no image of ``IMAGES``: one of ``NOT_READ``, which ends a sentence with "is".
 
     Args:
-        content: the file or its first 512 bytes, not empty.
+        content: the file, not empty; its first 512 bytes tell all but whether there is nothing else than zeros.
     """
     first = content[:512]
     if first[4:8] == b"ftyp":
@@ -92,7 +92,7 @@ def not_read(content: bytes) -> str:
         found = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower() if start.startswith(b"<") else first
         if found.startswith(start):
             return kind
-    if not any(first):
+    if content.count(0) == len(content):
         return _ZEROS
     try:
         # The last letter may be cut off.
