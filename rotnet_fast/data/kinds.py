@@ -83,7 +83,7 @@ def not_read(content: bytes) -> str:
     """What a file is that is no image of ``IMAGES``: one of ``NOT_READ``, which ends a sentence with "is".
 
     Args:
-        content: the file, not empty; its first 512 bytes tell all but whether there is nothing else than zeros.
+        content: the file, not empty; of one that begins with zeros all of it, else its first 512 bytes.
     """
     first = content[:512]
     if first[4:8] == b"ftyp":
