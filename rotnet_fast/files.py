@@ -182,18 +182,23 @@ def cannot_read(what: str, error: OSError, remedy: str) -> str:
         error: what the system says.
         remedy: for whatever is wrong with it; another is given where too many files are open.
     """
-    if error.errno == errno.EMFILE:
-        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        more = max(_MORE_FILES, 4 * limit)
-        if most != resource.RLIM_INFINITY:
-            more = min(more, most)
-        remedy = f"raise it with `ulimit -n {more}` in the shell that starts it"
-        if more <= limit:
-            remedy = "the administrator can raise it (nofile in /etc/security/limits.conf)"
-        return f"{what} cannot be opened, as this process has {limit} files open, its limit; {remedy}"
-    if error.errno == errno.ENFILE:
-        return f"{what} cannot be opened, as too many files are open on this machine; end other programs"
+    if is_out_of_descriptors(error):
+        return f"{what} cannot be opened, {out_of_descriptors(error)}"
     return f"{what} cannot be read ({error}); {remedy}"
+
+
+def out_of_descriptors(error: OSError) -> str:
+    """The rest of a sentence about what could not be done, where :func:`is_out_of_descriptors` is true."""
+    if error.errno == errno.ENFILE:
+        return "as too many files are open on this machine; end other programs"
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = max(_MORE_FILES, 4 * limit)
+    if most != resource.RLIM_INFINITY:
+        more = min(more, most)
+    remedy = f"raise it with `ulimit -n {more}` in the shell that starts it"
+    if more <= limit:
+        remedy = "the administrator can raise it (nofile in /etc/security/limits.conf)"
+    return f"as this process has {limit} files open, its limit; {remedy}"
 
 
 def is_archive(name: str) -> bool:

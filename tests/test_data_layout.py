@@ -568,3 +568,16 @@ def test_packed_shards_are_read_after_the_command_that_is_named(
 def test_an_archive_beside_images_is_passed_over(tmp_path: Path) -> None:
     make(tmp_path, ["train/0.jpg", "train/x.zip", "test/1.jpg", "photos.tar.gz"])
     assert passed_over(tmp_path) == {".zip": (1, "train/x.zip"), ".gz": (1, "photos.tar.gz")}
+
+
+def test_class_folders_are_read_once_they_are_moved_into_train(tmp_path: Path) -> None:
+    make(tmp_path, [f"{name}/{number:02}.jpg" for name in ("cats", "dogs") for number in range(11)])
+    with pytest.raises(DataError, match=r"Found: folders \(such as cats\)") as caught:
+        list_folder(tmp_path)
+    assert f"move them into {tmp_path / 'train'}, of which every 20th image" in str(caught.value)
+    (tmp_path / "train").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("cats", "dogs")
+    assert halves(listing)[1] == ["train/cats/00.jpg", "train/dogs/09.jpg"]

@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.engine.atomic import append_line, cut_off, link_atomically, write_atomically
+from rotnet_fast.engine.atomic import (
+    append_line,
+    cannot_write,
+    cut_off,
+    link_atomically,
+    write_atomically,
+)
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import CannotWriteError
 from rotnet_fast.export import ExportConfig, export
@@ -303,3 +309,5 @@ def test_of_too_many_open_files_the_remedy_is_one_that_can_be_done(
     assert said.endswith("too many files are open on this machine; end other programs")
     said = cannot_read("x.tar", OSError(errno.EIO, "Input/output error"), "repair it")
     assert said == "x.tar cannot be read ([Errno 5] Input/output error); repair it"
+    said = str(cannot_write("last.pt", OSError(errno.EMFILE, "Too many open files")))
+    assert f"cannot write last.pt, as this process has {limit} files open, its limit; {remedy}" in said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
 
-_OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set has more shards than that
+_OPEN_SHARDS = 256  # at most: a large set has more shards than a process may have files open
+_SHARE_OF_SHARDS = 8  # one in so many files that may be open: there are several sources, and other files
 
 
 class ImageSource(ABC):
@@ -151,7 +153,9 @@ class TarSource(ImageSource):
         self.shard_times = shard_times
         # One descriptor per shard serves all threads, as pread has no position. One that is pushed out of
         # the cache is closed when the last thread has let go of it.
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _OPEN_SHARDS if allowed == resource.RLIM_INFINITY else allowed // _SHARE_OF_SHARDS
+        self._open = functools.lru_cache(max(1, min(_OPEN_SHARDS, most)))(_Descriptor)
 
     def __reduce__(self) -> tuple[object, ...]:
         places = (self.shards, self.shard_numbers, self.offsets, self.shard_times)

@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 
 from rotnet_fast.errors import CannotWriteError
-from rotnet_fast.files import link_file, make_folder, open_to_append, replacing
+from rotnet_fast.files import (
+    is_out_of_descriptors,
+    link_file,
+    make_folder,
+    open_to_append,
+    out_of_descriptors,
+    replacing,
+)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -96,6 +103,8 @@ def cut_off(path: Path, length: int) -> None:
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
     """The one sentence that a failed write is reported with."""
+    if is_out_of_descriptors(error):
+        return CannotWriteError(f"cannot write {path}, {out_of_descriptors(error)}")
     reason = error.strerror or str(error)
     remedy = "free some space"
     if error.errno == errno.ELOOP:
