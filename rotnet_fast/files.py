@@ -207,7 +207,7 @@ def is_archive(name: str) -> bool:
 
 
 def unpacking(folder: str, archives: Sequence[str]) -> str:
-    """The commands that unpack archives, with the first for an example.
+    """The commands that unpack the first of some archives.
 
     Args:
         folder: where they lie.
@@ -216,10 +216,10 @@ def unpacking(folder: str, archives: Sequence[str]) -> str:
     path, place = shlex.quote(os.path.join(folder, archives[0])), shlex.quote(folder or ".")
     name = archives[0].lower()
     if name.endswith(".zip"):
-        return f"unpack them, such as with `unzip {path} -d {place}`"
+        return f"unpack it with `unzip {path} -d {place}`"
     command = next(command for suffix, command in _UNPACKED_BY.items() if name.endswith(suffix))
     whole = f"unpack a data set with `tar -xf {path} -C {place}`"
-    return f"{whole}, and make plain tar shards with `{command} {path}`"
+    return f"{whole}, or make a plain tar shard with `{command} {path}`"
 
 
 def temporary_path(path: Path) -> Path:

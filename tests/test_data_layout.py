@@ -503,7 +503,7 @@ def test_a_half_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
         (["train/a/0.jpg", "val/a/0.jpg"], "val", r"is a half of a data set; give --data-dir {root}\. Found"),
         (["Train/0.jpg", "Test/0.jpg"], "", r"rename {root}/Test as test, {root}/Train as train\. Found"),
         (["training/0.jpg", "testing/0.jpg"], "", r"{root}/testing as test, {root}/training as train\."),
-        (["train/0.jpg", "Testing/0.jpg"], "", r"no second half: rename {root}/Testing as test"),
+        (["train/0.jpg", "Testing/0.jpg", "Train/0.jpg"], "", r"half: rename {root}/Testing as test$"),
         (["cats/0.jpg", "dogs/0.jpg"], "", r"are classes, move them into {root}/train, of which every 20th"),
         (["data_batch_1.bin"], "", r"it is the CIFAR-10 of --dataset cifar10; give .* --data-dir /"),
         (["cifar-10-batches-bin/data_batch_1.bin"], "", r"cifar10; give that with --data-dir {root}\. Found"),
@@ -537,7 +537,7 @@ def test_a_packed_data_set_is_read_after_the_command_that_is_named(name: str, tm
     make(tmp_path / "files", ["train/0.jpg", "test/1.jpg"])
     pack_folder(tmp_path / "files", tmp_path / "data set" / name)
     with pytest.raises(
-        DataError, match="holds archives, which are not read where they are packed; "
+        DataError, match=r"holds the archive x.*, and nothing is read where it is packed; unpack"
     ) as caught:
         list_folder(tmp_path / "data set")
     command = str(caught.value).split("`")[1]
@@ -559,7 +559,9 @@ def test_packed_shards_are_read_after_the_command_that_is_named(
         for number in range(others):  # of which it might seem that they are all
             write_tar(tmp_path / "data" / half / f"x{number}.tar", shard(0, 1, labels=False))
     for _ in range(2):
-        with pytest.raises(DataError, match=r"holds archives, .*make plain tar shards with ") as caught:
+        with pytest.raises(
+            DataError, match=r"holds the archive 0.* is packed; .*make a plain tar shard with "
+        ) as caught:
             list_folder(tmp_path / "data")
         subprocess.run(["sh", "-c", str(caught.value).split("`")[3]], check=True)
     assert [len(half) for half in halves(list_folder(tmp_path / "data"))] == [2 + others, 2 + others]
@@ -581,3 +583,8 @@ def test_class_folders_are_read_once_they_are_moved_into_train(tmp_path: Path) -
     listing = list_folder(tmp_path)
     assert listing.classes == ("cats", "dogs")
     assert halves(listing)[1] == ["train/cats/00.jpg", "train/dogs/09.jpg"]
+
+
+def test_a_folder_that_is_called_like_a_half_and_holds_something_else_is_none(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "train/1.jpg", "eval/score.py", "Train/0.jpg"])
+    assert halves(list_folder(tmp_path)) == (["train/1.jpg"], ["train/0.jpg"])

@@ -74,9 +74,9 @@ class Listing:
         source: the images, those of the training half first.
         labels: int64 [N]; all 0 where there are no classes.
         train_count: images of the training half.
-        held_out: there is no second half, so that images of the first are test images.
         digest: SHA-256 (hexadecimal) over each file's place, size and time of change.
         passed_over: what else there is.
+        held_out: there is no second half, so that images of the first are test images.
     """
 
     classes: tuple[str, ...]
@@ -118,12 +118,20 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
                 passed_over.add("beside train/", name)
         if second is not None:
             return _list_halves(root, train, second, passed_over, progress)
-        if alike := _called_like_halves(top):
+        alike = {name: half for name, half in _called_like_halves(top).items() if half != "train"}
+        alike = {name: half for name, half in alike.items() if _look(root, name).kinds() == train.kinds()}
+        if alike:
             raise DataError(f"{root} has train/, but no second half: {_renaming(root, alike)}")
         passed_over.update(train.others)
         return _list_undivided(root, train, passed_over, progress)
     except OSError as error:
         raise DataError(cannot_read(root, error, EXPECTED)) from error
+
+
+def _packed(path: str, folder: _Folder) -> str:
+    count, first = len(folder.archives), folder.archives[0]
+    held = f"{count} archives such as {first}" if count > 1 else f"the archive {first}"
+    return f"holds {held}, and nothing is read where it is packed; {unpacking(path, folder.archives)}"
 
 
 def _called_like_halves(top: _Folder) -> dict[str, str]:
@@ -142,7 +150,7 @@ def _hint(root: str, top: _Folder) -> str:
     real = os.path.realpath(root)
     above, name = os.path.split(real)
     if top.archives:
-        return f"it holds archives, which are not read where they are packed; {unpacking(root, top.archives)}"
+        return f"it {_packed(root, top)}"
     for inner in top.folders:
         if os.path.isdir(os.path.join(root, inner, "train")):
             return f"train/ lies in {inner}/; give --data-dir {os.path.join(root, inner)}"
@@ -273,10 +281,7 @@ def _form(root: str, folder: _Folder) -> str:
     present = folder.kinds()
     path = os.path.join(root, folder.place)
     if folder.archives and present in ([], ["shards"]):  # of shards they may be the larger part
-        raise DataError(
-            f"{path} holds archives, which are not read where they are packed; "
-            f"{unpacking(path, folder.archives)}"
-        )
+        raise DataError(f"{path} {_packed(path, folder)}")
     if len(present) == 1:
         return present[0]
     if not present:
