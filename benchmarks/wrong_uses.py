@@ -8,6 +8,7 @@ the answers say. With words, only the cases that contain one of them are run.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import shlex
@@ -50,6 +51,8 @@ class WrongUse:
 
 
 QUICK = "pretrain --preset quickstart --output NEW"
+FOLDER = "pretrain --output NEW --dataset folder --data-dir"
+CIFAR = "pretrain --output NEW --dataset cifar10 --data-dir"
 
 CASES = [
     # Arguments: 2
@@ -90,7 +93,19 @@ CASES = [
     WrongUse("doctor --fix", 2, ("--fix", "--help")),
     # Data: 3
     WrongUse("pretrain --dataset folder --data-dir nowhere", 3, ("data-dir is nowhere", "give the folder")),
-    WrongUse("pretrain --dataset folder --data-dir half", 3, ("half has train/ but no test/", "must hold")),
+    WrongUse(f"{FOLDER} half", 3, ("half/train/class holds no images", "add some or remove the folder")),
+    WrongUse(f"{FOLDER} classes", 3, ("classes has no train/", "move them into classes/train")),
+    WrongUse(f"{FOLDER} above", 3, ("above has no train/", "give --data-dir above/photos")),
+    WrongUse(f"{FOLDER} above/photos/test", 3, ("test has no train/", "half of a data set; give --data-dir")),
+    WrongUse(f"{FOLDER} called", 3, ("called has no train/", "rename called/Test as test")),
+    WrongUse(f"{FOLDER} packed", 3, ("packed has no train/", "`tar -xf packed/x.tgz -C packed`")),
+    WrongUse(f"{FOLDER} packed/x.tgz", 3, ("packed/x.tgz, an archive", "`tar -xf packed/x.tgz -C packed`")),
+    WrongUse(f"{FOLDER} others", 3, ("others has no train/", "Found: 2 .heic", "1 .txt", "it must hold")),
+    WrongUse(f"{FOLDER} tiny", 3, ("val_annotations.txt names no class for val_1.jpg", "unpack the data")),
+    WrongUse(f"{CIFAR} cifar", 3, ("bin lacks data_batch_1.bin", "unpack cifar-10-binary.tar.gz again")),
+    WrongUse(f"{CIFAR} cifar/cifar-10-batches-bin", 3, ("bin lacks data_batch_1.bin", "unpack cifar-10")),
+    WrongUse(f"{CIFAR} .", 3, ("data-dir is ., but CIFAR-10 lies in", "give --data-dir")),
+    WrongUse(f"{CIFAR} half", 3, ("half, which holds train/", "with --dataset folder")),
     WrongUse("reproduce --dataset digits --output study", 3, ("study/study.json", "another --output")),
     # Checkpoints: 4
     WrongUse(f"{QUICK} --resume nowhere", 4, ("resume is nowhere", "give auto, or a run folder")),
@@ -134,12 +149,30 @@ def make_world(world: Path) -> Iterator[None]:
     (world / "a-file").write_text("")
     (world / "empty").mkdir()
     (world / "half" / "train" / "class").mkdir(parents=True)
+    for name, content in _data_folders().items():
+        (world / name).parent.mkdir(parents=True, exist_ok=True)
+        (world / name).write_bytes(content)
     (world / "study").mkdir()
     (world / "study" / "study.json").write_text(json.dumps({"format": 0, "settings": {}, "seeds": 1}))
     (world / "busy" / "checkpoints").mkdir(parents=True)
     with (world / "busy" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _data_folders() -> dict[str, bytes]:
+    """Files of folders that no data set can be read from as they are."""
+    return {
+        **dict.fromkeys(("classes/cat/0.jpg", "classes/dog/0.jpg"), b""),
+        **dict.fromkeys(("above/photos/train/a/0.jpg", "above/photos/test/a/0.jpg"), b""),
+        **dict.fromkeys(("called/Train/0.jpg", "called/Test/0.jpg"), b""),
+        "packed/x.tgz": gzip.compress(b""),
+        **dict.fromkeys(("others/0.heic", "others/1.heic", "others/notes.txt"), b""),
+        **dict.fromkeys(("tiny/train/a/images/0.jpg", "tiny/val/images/val_0.jpg"), b""),
+        "tiny/val/images/val_1.jpg": b"",
+        "tiny/val/val_annotations.txt": b"val_0.jpg\ta\n",
+        "cifar/cifar-10-batches-bin/data_batch_2.bin": b"",
+    }
 
 
 def ask(case: WrongUse, world: Path) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.files import is_archive, unpacking
 
 SIZES = {"cifar10": (50_000, 10_000), "digits": (1_437, 360)}
 """Training and test images of the data sets that are the same everywhere."""
@@ -36,6 +37,11 @@ def check_images(
         # One of several machines may lack the folder: reading it says so, where all processes hear of it.
         if "RANK" not in os.environ and not data_dir.is_dir():
             state = "is no folder" if data_dir.exists() else "does not exist"
+            if data_dir.is_file() and is_archive(data_dir.name):
+                how = unpacking(os.fspath(data_dir.parent), [data_dir.name])
+                raise DataError(f"data-dir is {data_dir}, an archive; {how}, and give the folder")
+            if data_dir.is_file() and data_dir.suffix.lower() == ".tar":
+                remedy = f"{data_dir.parent}, the folder of the shards, or unpack it"
             raise DataError(f"data-dir is {data_dir}, which {state}; give {remedy}")
     limits = (("limit-train", limit_train), ("limit-test", limit_test))
     for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):

@@ -25,11 +25,13 @@ from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.engine.streams import open_standard_descriptors, shown
 from rotnet_fast.errors import (
     CannotWriteError,
+    DataError,
     ElsewhereError,
     OutOfMemoryError,
     RotnetError,
     printable,
 )
+from rotnet_fast.files import cannot_read, is_out_of_descriptors
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
@@ -108,6 +110,8 @@ def _run(command: Callable[[], object]) -> int:
             print("stopped; what had been saved before is kept", file=sys.stderr)
         return 130
     except OSError as error:
+        if is_out_of_descriptors(error):
+            return _fail(DataError(cannot_read(str(error.filename or "a file"), error, "")))
         if error.errno not in _CANNOT_WRITE:
             raise
         return _fail(cannot_write(error.filename or "to the run folder", error))

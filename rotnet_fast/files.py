@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import secrets
+import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,14 @@ from rotnet_fast.errors import ArgumentError
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Passing through a folder does not take the right to list it, where the system makes the difference.
 _PASS = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
+_MORE_FILES = 4096
+_UNPACKED_BY = {
+    **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
+    **dict.fromkeys((".tar.xz", ".txz"), "unxz"),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), "bunzip2"),
+    **dict.fromkeys((".tar.zst", ".tzst"), "unzstd"),
+}
+"""Suffixes of compressed tar files -> the command that leaves the tar file."""
 _PLAIN = os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait for its other end
 
 
@@ -157,6 +167,59 @@ def open_plain(path: str | os.PathLike[str]) -> int:
         OSError: it cannot be opened, or is a FIFO, a device or the like.
     """
     return _checked_plain(os.open(path, os.O_RDONLY | _PLAIN), path)
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether an error says that too many files are open, about which the file at hand can do nothing."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def cannot_read(what: str, error: OSError, remedy: str) -> str:
+    """The sentence about a file or folder that cannot be read.
+
+    Args:
+        what: its name.
+        error: what the system says.
+        remedy: for whatever is wrong with it; another is given where too many files are open.
+    """
+    if is_out_of_descriptors(error):
+        return f"{what} cannot be opened, {out_of_descriptors(error)}"
+    return f"{what} cannot be read ({error}); {remedy}"
+
+
+def out_of_descriptors(error: OSError) -> str:
+    """The rest of a sentence about what could not be done, where :func:`is_out_of_descriptors` is true."""
+    if error.errno == errno.ENFILE:
+        return "as too many files are open on this machine; end other programs"
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = max(_MORE_FILES, 4 * limit)
+    if most != resource.RLIM_INFINITY:
+        more = min(more, most)
+    remedy = f"raise it with `ulimit -n {more}` in the shell that starts it"
+    if more <= limit:
+        remedy = "the administrator can raise it (nofile in /etc/security/limits.conf)"
+    return f"as this process has {limit} files open, its limit; {remedy}"
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file is called like an archive that must be unpacked; a plain .tar need not be."""
+    return name.lower().endswith((".zip", *_UNPACKED_BY))
+
+
+def unpacking(folder: str, archives: Sequence[str]) -> str:
+    """The commands that unpack the first of some archives.
+
+    Args:
+        folder: where they lie.
+        archives: their names, of which :func:`is_archive` is true.
+    """
+    path, place = shlex.quote(os.path.join(folder, archives[0])), shlex.quote(folder or ".")
+    name = archives[0].lower()
+    if name.endswith(".zip"):
+        return f"unpack it with `unzip {path} -d {place}`"
+    command = next(command for suffix, command in _UNPACKED_BY.items() if name.endswith(suffix))
+    whole = f"unpack a data set with `tar -xf {path} -C {place}`"
+    return f"{whole}, or make a plain tar shard with `{command} {path}`"
 
 
 def temporary_path(path: Path) -> Path:

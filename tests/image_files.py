@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import tarfile
@@ -118,6 +119,37 @@ def good_images() -> dict[str, tuple[bytes, tuple[int, int], bool]]:
             True,
         ),
         **{name: (content, size, True) for name, (content, size) in odd_images().items()},
+        **{name: (content, size, True) for name, (content, size) in rare_images().items()},
+    }
+
+
+def rare_images() -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """Name -> file that is neither JPEG nor PNG, and its size when upright."""
+    colour = Image.fromarray(np.kron(pixels(0, 3, 5), np.ones((8, 8, 1), np.uint8)))
+    size = (24, 40)
+    alpha = Image.fromarray(np.concatenate([pixels(2), pixels(3)[:, :, :1]], axis=2))
+    several = {"save_all": True, "append_images": [colour.rotate(180)]}
+    return {
+        "lossy.webp": (encoded(colour, "WEBP"), size),
+        "lossless.webp": (encoded(colour, "WEBP", lossless=True), size),
+        "alpha.webp": (encoded(alpha, "WEBP", lossless=True), (8, 8)),
+        "animated.webp": (encoded(colour, "WEBP", lossless=True, **several), size),
+        "turned.webp": (encoded(colour, "WEBP", exif=exif(6)), size[::-1]),
+        "webp.jpg": (encoded(colour, "WEBP"), size),
+        "rgb.bmp": (encoded(colour, "BMP"), size),
+        "palette.bmp": (encoded(colour.convert("P"), "BMP"), size),
+        "rgb.tif": (encoded(colour, "TIFF"), size),
+        "grey.tiff": (encoded(colour.convert("L"), "TIFF", compression="tiff_lzw"), size),
+        "jpeg.tif": (encoded(colour, "TIFF", compression="jpeg"), size),
+        "cmyk.tif": (encoded(colour.convert("CMYK"), "TIFF"), size),
+        "alpha.tif": (encoded(alpha, "TIFF"), (8, 8)),
+        "big.tif": (encoded(colour, "TIFF", big_tiff=True), size),
+        "pages.tif": (encoded(colour, "TIFF", **several), size),
+        "turned.tif": (encoded(colour, "TIFF", exif=exif(6)), size[::-1]),
+        "rgb.gif": (encoded(colour, "GIF"), size),
+        "animated.gif": (encoded(colour, "GIF", **several), size),
+        "transparent.gif": (encoded(alpha, "GIF"), (8, 8)),
+        "grey.gif": (encoded(colour.convert("L"), "GIF"), size),
     }
 
 
@@ -270,8 +302,23 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     deep = np.random.default_rng(1).integers(0, 65536, (6, 7, 1), dtype=np.uint16)
     return {
         "empty.jpg": (b"", "is empty"),
-        "gif.jpg": (encoded(colour, "GIF"), "is neither JPEG nor PNG"),
-        "text.png": (b"<html>not found</html>", "is neither JPEG nor PNG"),
+        "page.png": (b"\n<HTML>not found</html>", "is an HTML page, not the image"),
+        "text.png": ("no image, alas \u2026".encode(), "is a text file"),
+        "avif.jpg": (encoded(colour, "AVIF"), "is a HEIC or AVIF image: convert it"),
+        "document.jpg": (encoded(colour, "PDF"), "is a PDF document: convert it"),
+        "ppm.png": (encoded(colour, "PPM"), "is of no known kind"),
+        "packed.jpg": (gzip.compress(jpeg), "is a gzip archive"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        "zeros.jpg": (bytes(len(jpeg)), "is full of zero bytes"),
+        "half.webp": (encoded(colour, "WEBP")[:-20], "cannot be decoded: it is damaged, or of a rare kind"),
+        "half.bmp": (encoded(colour, "BMP")[:-20], "cannot be decoded: it is damaged, or of a rare kind"),
+        "half.gif": (encoded(large, "GIF")[:-500], "cannot be decoded: it is damaged, or of a rare kind"),
+        "half.tif": (half_tiff(large), "cannot be decoded: it is damaged, or of a rare kind"),
+        "lab.tif": (encoded(colour.convert("LAB"), "TIFF"), "cannot be decoded: it is damaged, or of a rare"),
+        "bomb.bmp": (bmp_header(20_000, 20_000), "is a decompression bomb"),
+        "long.bmp": (bmp_header(40_000, 1), "has more than 32767 pixels a side"),
+        "deep-grey.tif": (encoded(Image.fromarray(deep[:, :, 0]), "TIFF"), "is a grey image of 16 bits"),
+        "float.tif": (encoded(Image.fromarray(deep[:, :, 0]).convert("F"), "TIFF"), "is a grey image of 16"),
         "header-only.jpg": (jpeg[:20], "has a damaged header"),
         "no-header.jpg": (jpeg[:3] + b"\0" * 200, "has a damaged header"),
         "no-header.png": (PNG_START, "has a damaged header"),
@@ -296,6 +343,17 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "deep-grey.png": (deep_png(deep, 0), "is a grey image of 16 bits"),
         **damaged_pixels(large),
     }
+
+
+def bmp_header(width: int, height: int) -> bytes:
+    """A BMP without its pixels."""
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def half_tiff(image: Image.Image) -> bytes:
+    """A TIFF whose directory stands before its pixels, half of which are missing."""
+    whole = encoded(image, "TIFF")
+    return whole[: len(whole) // 2]
 
 
 def damaged_pixels(image: Image.Image) -> dict[str, tuple[bytes, str]]:
@@ -374,5 +432,6 @@ def write_jpegs(folder: Path) -> Path:
             for number in range(count):
                 path = folder / half / name / f"{number:02d}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encoded(pixels(number, 16, 16) // 2 + 120 * place, "JPEG"))
+                seed = number + 100 * (half == "test")
+                path.write_bytes(encoded(pixels(seed, 16, 16) // 2 + 120 * place, "JPEG"))
     return folder

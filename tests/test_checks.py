@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
-from rotnet_fast.checks import CIFAR10_SIDE, SIZES
+from rotnet_fast.checks import CIFAR10_SIDE, SIZES, check_images
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import cifar10, digits
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
@@ -108,3 +109,22 @@ def test_names_of_networks_pass_before_their_library_is_imported(model: str) -> 
 def test_a_name_that_is_in_no_source_is_refused_with_names_like_it(model: str, near: str) -> None:
     with pytest.raises(ArgumentError, match=f"model is '{model}', which there is not; did you mean .*{near}"):
         check_model_name(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("photos.zip", "an archive; unpack it with `unzip {0}/photos.zip -d {0}`, and give the"),
+        ("photos.tar.gz", "an archive; unpack a data set with `tar -xf {0}/photos.tar.gz -C {0}`, or make"),
+        ("photos.tar", "which is no folder; give {0}, the folder of the shards, or unpack it"),
+        ("photos.jpg", "which is no folder; give the folder that holds train/ and test/"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_of_images_is_answered_with_what_to_do(
+    name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        check_images("folder", tmp_path / name, None, None)
+    assert f"data-dir is {tmp_path / name}, {remedy.format(tmp_path)}" in str(caught.value)

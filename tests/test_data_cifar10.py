@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import socket
@@ -150,13 +151,6 @@ def test_an_unpacked_file_of_another_size_is_refused(tmp_path: Path, contents: C
     contents["data_batch_3.bin"] += b"\0"
     unpack(tmp_path, contents)
     with pytest.raises(DataError, match=r"data_batch_3\.bin has 30731 bytes, not 30730"):
-        load_dataset("cifar10", tmp_path, progress=False)
-
-
-def test_an_unpacked_folder_that_lacks_a_file_is_refused(tmp_path: Path, contents: Contents) -> None:
-    del contents["test_batch.bin"]
-    unpack(tmp_path, contents)
-    with pytest.raises(DataError, match=r"test_batch\.bin cannot be read"):
         load_dataset("cifar10", tmp_path, progress=False)
 
 
@@ -314,4 +308,82 @@ def test_a_server_that_stops_answering_is_given_up(
 def test_the_python_edition_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"pickles")
     with pytest.raises(DataError, match="the Python edition is not read: it holds pickles"):
+        load_dataset("cifar10", tmp_path, progress=False)
+
+
+def test_the_unpacked_folder_itself_may_be_given(tmp_path: Path, contents: Contents) -> None:
+    unpacked = unpack(tmp_path, contents)
+    above = load_dataset("cifar10", tmp_path, progress=False)
+    assert load_dataset("cifar10", unpacked, progress=False).fingerprint == above.fingerprint
+    renamed = unpacked.rename(tmp_path / "cifar")
+    assert load_dataset("cifar10", renamed, progress=False).fingerprint == above.fingerprint
+
+
+def test_a_half_unpacked_folder_is_answered_with_all_that_is_missing(
+    tmp_path: Path, contents: Contents
+) -> None:
+    unpacked = unpack(tmp_path, contents)
+    for name in ("data_batch_2.bin", "test_batch.bin"):
+        (unpacked / name).unlink()
+    for data_dir in (tmp_path, unpacked):
+        with pytest.raises(
+            DataError, match=r"bin lacks data_batch_2\.bin, test_batch\.bin; unpack cifar-10-binary"
+        ):
+            load_dataset("cifar10", data_dir, progress=False)
+    for name in contents:
+        (unpacked / name).unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r"bin lacks data_batch_1\.bin, .*; unpack cifar-10-binary"):
+        load_dataset("cifar10", unpacked, progress=False)
+
+
+def test_a_file_of_another_length_is_answered_with_what_to_do(tmp_path: Path, contents: Contents) -> None:
+    unpacked = unpack(tmp_path, contents)
+    (unpacked / "data_batch_3.bin").write_bytes(contents["data_batch_3.bin"][:-1])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin has 30729 bytes, not 30730; unpack cifar-10"):
+        load_dataset("cifar10", tmp_path, progress=False)
+
+
+def test_a_folder_above_is_answered_with_the_one_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
+) -> None:
+    (tmp_path / "sets" / "cifar").mkdir(parents=True)
+    store(tmp_path / "sets" / "cifar", pin(monkeypatch, pack(contents)))
+    with pytest.raises(DataError, match=r"CIFAR-10 lies in .*/cifar; give --data-dir .*sets/cifar$"):
+        load_dataset("cifar10", tmp_path / "sets", progress=False)
+    load_dataset("cifar10", tmp_path / "sets" / "cifar", progress=False)
+
+
+def test_the_folder_of_the_python_edition_is_answered_with_the_one_to_give(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"pickles")
+    with pytest.raises(DataError, match=r"the Python edition of CIFAR-10, .*; give --data-dir") as caught:
+        load_dataset("cifar10", tmp_path / "cifar-10-batches-py", progress=False)
+    assert f"give --data-dir {tmp_path} to have" in str(caught.value)
+
+
+def test_a_file_or_another_data_set_is_not_downloaded_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents, serve: Callable[..., None]
+) -> None:
+    serve(pin(monkeypatch, pack(contents)))
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"which holds train/ and not the archive of CIFAR-10; .* folder"):
+        load_dataset("cifar10", tmp_path / "photos", progress=False)
+    (tmp_path / "cifar.bin").touch()
+    with pytest.raises(DataError, match="a file; give the folder that holds cifar-10-binary"):
+        load_dataset("cifar10", tmp_path / "cifar.bin", progress=False)
+    assert list(tmp_path.rglob("*.tar.gz")) == []
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset("cifar10", progress=False).train) == 5 * PER_FILE  # to where nobody named it
+
+
+def test_where_too_many_files_are_open_the_limit_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contents: Contents
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    unpack(tmp_path, contents)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"data_batch_1\.bin cannot be opened, as this process has \d+ files"):
         load_dataset("cifar10", tmp_path, progress=False)

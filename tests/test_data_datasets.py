@@ -152,11 +152,17 @@ def test_an_unknown_way_with_bad_images_is_refused() -> None:
         load_dataset("digits", bad_images="ignore")
 
 
+def test_what_needs_classes_refuses_images_of_one() -> None:
+    one = Dataset("folder", "folder pets", ("cat", "dog"), split_of([1, 1]), split_of([0, 1]), "fingerprint")
+    with pytest.raises(DataError, match=r"all training images of folder pets are of one class, dog; give a"):
+        check_has_classes(one)
+    check_has_classes(replace(one, train=split_of([0, 1])))
+
+
 def test_what_needs_classes_refuses_images_without() -> None:
     dataset = Dataset("folder", "folder pets", (), split_of([0]), split_of([0]), "fingerprint")
     with pytest.raises(DataError, match="folder pets has no classes to learn"):
         check_has_classes(dataset)
-    check_has_classes(replace(dataset, classes=("cat",)))
 
 
 def test_the_statistics_are_those_that_the_operator_uses_by_default() -> None:

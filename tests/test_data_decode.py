@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import Pixels, chunk, deep_png, encoded, exif, pixels, png_header, save
+from image_files import Pixels, chunk, deep_png, encoded, exif, pixels, png_header, rare_images, save
 from PIL import Image
 
 from rotnet_fast.data import workers
 from rotnet_fast.data.decode import decode_image, decode_images, decode_rgb, encode_ppm
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES, IMAGES, image_kind
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
 
@@ -27,7 +28,9 @@ def source_of(folder: Path) -> FileSource:
     return FileSource(str(folder), [str(path) for path in paths], sizes)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\xff\xd8\xff\xe0 no jpeg", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"GIF89a", b"%PDF-1.7", b"\xff\xd8\xff\xe0 no", b"\x89PNG\r\n\x1a\n"]
+)
 def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.jpg cannot be read as an image"):
@@ -86,7 +89,7 @@ def test_a_transparent_palette_entry_becomes_black(tmp_path: Path) -> None:
 
 def test_a_grey_image_of_16_bits_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(DataError, match=r"deep\.png is a grey image of 16 bits; save it with 8 bits per"):
+    with pytest.raises(DataError, match=r"deep\.png is a grey image of 16 bits or more; save it with 8"):
         decode_image(str(tmp_path / "deep.png"), 8)
 
 
@@ -209,3 +212,51 @@ def test_a_killed_worker_process_is_reported(tmp_path: Path, monkeypatch: pytest
 def test_worker_processes_do_not_import_torch() -> None:
     command = "import sys, rotnet_fast.data.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_every_kind_that_is_read_has_its_suffixes_and_is_known_by_its_content() -> None:
+    Image.init()
+    colour = Image.fromarray(pixels(0))
+    for kind in IMAGES:
+        assert image_kind(encoded(colour, kind)) == kind
+        suffixes = {suffix for suffix, of in Image.registered_extensions().items() if of == kind}
+        assert suffixes & set(IMAGE_SUFFIXES) == suffixes - {".apng"}
+    for kind in {*Image.SAVE} - {*IMAGES, "MPO"}:
+        try:
+            content = encoded(colour, kind)
+        except (OSError, ValueError, KeyError):  # that hold no colour, or need more than the image
+            continue
+        assert image_kind(content) is None, kind
+
+
+def upright_colour() -> Pixels:
+    """What every image of ``rare_images`` in these colours shows."""
+    return np.kron(pixels(0, 3, 5), np.ones((8, 8, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lossless.webp",
+        "animated.webp",
+        "rgb.bmp",
+        "rgb.tif",
+        "big.tif",
+        "pages.tif",
+        "rgb.gif",
+        "animated.gif",
+    ],
+)
+def test_of_every_kind_that_loses_nothing_the_pixels_are_those_of_the_first_image(name: str) -> None:
+    assert np.array_equal(decode_rgb(rare_images()[name][0]), upright_colour())
+
+
+def test_a_turned_tiff_is_upright() -> None:
+    decoded = decode_rgb(rare_images()["turned.tif"][0])
+    assert np.array_equal(decoded, np.rot90(upright_colour(), -1))
+
+
+@pytest.mark.parametrize("name", ["alpha.webp", "alpha.tif"])
+def test_transparency_is_laid_on_black_in_every_kind(name: str) -> None:
+    as_png = encoded(np.concatenate([pixels(2), pixels(3)[:, :, :1]], axis=2))
+    assert np.array_equal(decode_rgb(rare_images()[name][0]), decode_rgb(as_png))

@@ -111,13 +111,12 @@ def rename(path: Path) -> None:
     ("spoil", "part", "message"),
     [
         (rename, "train", r"has no train/: it must hold .* Found: folders \(such as cow\)"),
-        (rename, "test", r"has train/ but no test/, val/ or validation/: it must hold"),
         (rename, "test/dog", "must hold the same classes; only one has cow, dog"),
         (remove, "train/cat", "must hold the same classes; only one has cat"),
         (
             lambda path: (path / "0.png").unlink(),
             "test/dog",
-            r"test/dog holds no \.jpg, \.jpeg or",
+            r"test/dog holds no images \(\.jpg, ",
         ),
     ],
 )
@@ -132,7 +131,7 @@ def test_an_incomplete_layout_is_refused(
 def test_a_half_without_classes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match=r"train holds no class folders, no JPEG or PNG files and no \.tar"):
+    with pytest.raises(DataError, match=r"train holds no class folders, no images \(\.jpg, "):
         load(tmp_path)
 
 
@@ -327,3 +326,38 @@ def test_encoded_halves_hold_the_same_images_as_decoded_ones(pets: Path) -> None
     assert isinstance(encoded.train, EncodedSplit)
     assert encoded.train.sizes.tolist() == [[8, 8], [8, 8], [8, 8], [6, 20], [8, 8], [8, 8], [8, 8]]
     assert encoded.train.convert.tolist() == [False] * 7
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_images_of_both_halves_are_counted_in_a_warning(
+    pets: Path, encoded: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_dataset("folder", pets, 8, progress=False, encoded=encoded)
+    assert capsys.readouterr().err == ""
+    save(pets / "test" / "dog" / "also.png", pixels(11))
+    save(pets / "test" / "cat" / "also.png", pixels(11))
+    for _ in range(2):  # the second time from the cache
+        load_dataset("folder", pets, 8, progress=False, encoded=encoded)
+        assert capsys.readouterr().err == (
+            "WARNING: 2 of 4 test images are training images, too, such as test/cat/also.png, which is "
+            "train/dog/1.png; remove one of each two, or accuracies come out too high\n"
+        )
+    load_dataset("folder", pets, 8, 1, 1, progress=False, encoded=encoded)  # which are not among these
+    assert capsys.readouterr().err == ""
+
+
+def test_a_test_half_that_is_the_training_half_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        save(tmp_path / "train" / f"{number}.png", pixels(number))
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    load_dataset("folder", tmp_path, 8, progress=False)
+    assert "WARNING: 4 of 4 test images are training images, too" in capsys.readouterr().err
+
+
+def test_the_same_image_in_one_half_is_no_matter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/0", "train/1", "test/2", "test/3"):
+        save(tmp_path / f"{name}.png", pixels(name.startswith("test")))
+    load_dataset("folder", tmp_path, 8, progress=False)
+    assert capsys.readouterr().err == ""

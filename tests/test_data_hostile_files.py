@@ -179,7 +179,7 @@ def test_no_name_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixtu
         )
         said = capsys.readouterr().err
         assert code == 3
-        assert "\\x1b[2J\\x9b1m.png is neither JPEG nor PNG" in said
+        assert "\\x1b[2J\\x9b1m.png is a text file" in said
         assert said.replace("\n", "").isprintable()
 
 

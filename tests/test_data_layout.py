@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
+import shutil
+import subprocess
+import tarfile
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import pytest
 from image_files import encoded, pixels, save, write_tar
 
 from rotnet_fast.data.datasets import load_dataset
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES
 from rotnet_fast.data.layout import Listing, list_folder
 from rotnet_fast.data.shards import DOTTED
 from rotnet_fast.errors import DataError
@@ -44,7 +50,7 @@ def shard(first: int, count: int, labels: bool = True) -> dict[str, bytes]:
     return members
 
 
-@pytest.mark.parametrize("second", ["test", "val", "validation"])
+@pytest.mark.parametrize("second", ["test", "val", "valid", "validation"])
 def test_class_folders_in_two_halves(tmp_path: Path, second: str) -> None:
     make(
         tmp_path,
@@ -156,7 +162,7 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
         (["notes.txt"], r"Found: 1 \.txt \(such as notes\.txt\)"),
         (["cats/0.jpg", "dogs/0.jpg"], r"has no train/: .* Found: folders \(such as cats\)"),
         (["test/0.jpg"], r"has no train/: .* Found: folders \(such as test\)"),
-        (["train/0.jpg"], r"has train/ but no test/, val/ or validation/"),
+        (["train/0.jpg"], r"train holds one image; it needs at least two, one of them for the test"),
         (
             ["0.jpg", "cats/0.jpg"],
             r"mixes folders \(such as cats\), image files \(such as 0\.jpg\); keep one",
@@ -168,12 +174,12 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
         (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ \.tar shards"),
         (["train/a/0.jpg", "val/a/0.jpg", "val/b/0.jpg"], r"train/ and val/ .* same classes; only one has b"),
         (
-            ["train/a/0.jpg", "test/a/0.webp", "test/a/1.webp"],
-            r"test/a holds no \.jpg, \.jpeg or \.png files, but 2 \.webp \(such as test/a/0\.webp\): convert",
+            ["train/a/0.jpg", "test/a/0.heic", "test/a/1.heic"],
+            r"test/a holds no images \(\.jpg, .*\), but 2 \.heic \(such as test/a/0\.heic\): convert or",
         ),
         (
             ["train/0.jpg", "test/notes.txt"],
-            r"test holds no class folders, no JPEG or PNG files and no \.tar shards, but 1 \.txt",
+            r"test holds no class folders, no images \(\.jpg, .* and no \.tar shards, but 1 \.txt",
         ),
     ],
 )
@@ -185,7 +191,7 @@ def test_any_other_layout_is_refused(tmp_path: Path, places: list[str], message:
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"nowhere cannot be read as a folder of images .*it must hold train/"
+        DataError, match=r"nowhere cannot be read \(.*No such file or directory.*\); it must hold train/"
     ):
         list_folder(tmp_path / "nowhere")
 
@@ -242,18 +248,18 @@ def test_a_linked_folder_is_read_and_one_that_leads_back_is_named(tmp_path: Path
         list_folder(tmp_path / "data")
 
 
-@pytest.mark.parametrize("name", ["0.jfif", "0.JPE", "0.jif", "0.pjpeg", "0.pjp"])
-def test_other_suffixes_of_jpegs_are_read(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [f"0{suffix}" for suffix in IMAGE_SUFFIXES] + ["0.JPE", "0.WebP", "0.TIF"])
+def test_every_suffix_of_an_image_is_read(name: str, tmp_path: Path) -> None:
     make(tmp_path, [f"train/{name}", "test/0.jpg"])
     assert halves(list_folder(tmp_path))[0] == [f"train/{name}"]
 
 
 def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
-    others = ["train/a/0.webp", "train/a/in/1.WEBP", "train/a/x.tar", "train/a/README", "train/labels.csv"]
+    others = ["train/a/0.heic", "train/a/in/1.HEIC", "train/a/x.tar", "train/a/README", "train/labels.csv"]
     beside = ["test/.DS_Store", "test/a/._1.jpg", "val/a/0.jpg", "notes.txt", "montage.png", ".git/x.png"]
     make(tmp_path, ["train/a/0.jpg", "test/a/1.jpg", *others, *beside, ".rotnet_fast_cache/scan.npy"])
     assert passed_over(tmp_path) == {
-        ".webp": (2, "train/a/0.webp"),
+        ".heic": (2, "train/a/0.heic"),
         ".tar": (1, "train/a/x.tar"),
         "without a suffix": (1, "train/a/README"),
         ".csv": (1, "train/labels.csv"),
@@ -262,7 +268,7 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
         "beside train/": (2, "montage.png"),
     }
     text = str(list_folder(tmp_path).passed_over)
-    assert text.startswith("3 hidden (such as .git), 2 .webp (such as train/a/0.webp), 2 beside train/ (such")
+    assert text.startswith("3 hidden (such as .git), 2 .heic (such as train/a/0.heic), 2 beside train/ (such")
 
 
 def test_many_kinds_are_shown_in_part(tmp_path: Path) -> None:
@@ -277,7 +283,7 @@ def test_of_several_second_halves_that_with_classes_suits_a_first_with_classes(t
 
 
 def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> None:
-    members = {"0.png": b"", "0.cls": b"0", "0.json": b"", "0.mask.png": b"", ".x.png": b"", "1.webp": b""}
+    members = {"0.png": b"", "0.cls": b"0", "0.json": b"", "0.mask.png": b"", ".x.png": b"", "1.heic": b""}
     dotted = {"v1.0.jpg": b"", "v1.1.jpg": b"", "a/b.c.d.JPEG": b""}
     for half in ("train", "test"):
         write_tar(tmp_path / half / "s.tar", {**members, **dotted})
@@ -289,7 +295,7 @@ def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> N
             ".json": (2, "s.tar/0.json"),
             "further images of samples": (2, "s.tar/0.mask.png"),
             "hidden": (2, "s.tar/.x.png"),
-            ".webp": (2, "s.tar/1.webp"),
+            ".heic": (2, "s.tar/1.heic"),
             DOTTED: (6, "s.tar/v1.0.jpg"),
             ".idx": (1, "test/s.idx"),
         }
@@ -361,14 +367,224 @@ def test_one_line_says_what_is_used_and_what_is_not(
     for name in "ab":
         save(tmp_path / "pets" / "test" / name / "0.png", pixels(9))
     (tmp_path / "pets" / "train" / "a" / "2.png").write_bytes(b"damaged")
-    (tmp_path / "pets" / "train" / "a" / "\x1b.webp").touch()
+    (tmp_path / "pets" / "train" / "a" / "\x1b.heic").touch()
     load_dataset("folder", tmp_path / "pets", 8, limit_test=1, bad_images="skip", encoded=encoded_too)
     assert capsys.readouterr().out == (
         "data: folder pets: 5 training images of 2 classes, 1 test image of 1 class; left out as damaged: 1; "
-        "passed over: 1 .webp (such as train/a/\\x1b.webp)\n"
+        "passed over: 1 .heic (such as train/a/\\x1b.heic)\n"
     )
     load_dataset("digits")
     assert capsys.readouterr().out == (
         "data: handwritten digits (scikit-learn): 1,437 training images of 10 classes, 360 test images of 10 "
         "classes\n"
     )
+
+
+def test_train_alone_holds_out_every_20th_image(tmp_path: Path) -> None:
+    make(tmp_path, [f"train/{name}/{number:02}.jpg" for name in "ab" for number in range(15)])
+    listing = list_folder(tmp_path)
+    train, test = halves(listing)
+    assert test == ["train/a/00.jpg", "train/b/05.jpg"]
+    assert len(train) == 28
+    assert listing.classes == ("a", "b")
+    assert listing.labels.tolist() == [0] * 14 + [1] * 14 + [0, 1]
+    assert listing.held_out
+    make(tmp_path, ["val/a/0.jpg", "val/b/0.jpg"])
+    assert not list_folder(tmp_path).held_out
+
+
+@pytest.mark.parametrize("kind", ["images", "shards"])
+def test_train_alone_holds_out_what_the_folder_itself_does(kind: str, tmp_path: Path) -> None:
+    for place in (tmp_path / "bare", tmp_path / "halves" / "train"):
+        if kind == "shards":
+            write_tar(place / "0.tar", shard(0, 25))
+        else:
+            make(place, [f"{number:02}.jpg" for number in range(25)])
+    bare, inside = list_folder(tmp_path / "bare"), list_folder(tmp_path / "halves")
+    assert [[f"train/{name}" for name in half] for half in halves(bare)] == list(halves(inside))
+    assert bare.labels.tolist() == inside.labels.tolist()
+
+
+def test_shards_of_both_halves_in_train_alone_are_divided_by_their_names(tmp_path: Path) -> None:
+    for name in ("train-0", "val-0"):
+        write_tar(tmp_path / "train" / f"{name}.tar", shard(0, 2))
+    train, test = halves(list_folder(tmp_path))
+    assert [len(train), test[0]] == [2, "train/val-0.tar/000.png"]
+
+
+def test_one_line_says_that_images_are_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        save(tmp_path / "pets" / "train" / f"{number}.png", pixels(number))
+    load_dataset("folder", tmp_path / "pets", 8)
+    assert capsys.readouterr().out == (
+        "data: folder pets: 2 training images without labels, 1 test image without labels; every 20th image "
+        "is held out for the test, as there is no second half\n"
+    )
+
+
+def tiny_imagenet(data_dir: Path) -> Path:
+    """Two classes as Tiny ImageNet has them once it is unpacked."""
+    places = [
+        f"train/{name}/images/{name}_{number}.JPEG" for name in ("n01", "n02", "n03") for number in range(2)
+    ]
+    make(data_dir, [*places, *(f"train/{name}/{name}_boxes.txt" for name in ("n01", "n02", "n03"))])
+    make(data_dir, [f"val/images/val_{number}.JPEG" for number in range(4)])
+    make(data_dir, ["test/images/test_0.JPEG", "test/images/test_1.JPEG", "words.txt", "wnids.txt"])
+    lines = ["val_0.JPEG\tn03\t0\t0\t9\t9", "val_3.JPEG\tn01\t1\t1\t9\t9", "val_1.JPEG\tn02\t0\t0", ""]
+    (data_dir / "val" / "val_annotations.txt").write_text("\n".join([*lines, "val_2.JPEG\tn01"]) + "\r\n")
+    return data_dir
+
+
+def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    listing = list_folder(tiny_imagenet(tmp_path))
+    train, test = halves(listing)
+    assert listing.classes == ("n01", "n02", "n03")
+    assert train[:3] == [f"train/n01/images/n01_{n}.JPEG" for n in (0, 1)] + ["train/n02/images/n02_0.JPEG"]
+    assert test == [f"val/images/val_{number}.JPEG" for number in (2, 3, 1, 0)]
+    assert listing.labels.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 2]
+    assert listing.passed_over.found["beside train/"] == (1, "test/")
+    digest = listing.digest
+    text = (tmp_path / "val" / "val_annotations.txt").read_text()
+    (tmp_path / "val" / "val_annotations.txt").write_text(text.replace("val_0.JPEG\tn03", "val_0.JPEG\tn02"))
+    with pytest.raises(DataError, match=r"train/ and val/images/ .* same classes; only one has n03"):
+        list_folder(tmp_path)
+    (tmp_path / "val" / "val_annotations.txt").write_text(text.replace("val_2.JPEG\tn01", "val_2.JPEG\tn02"))
+    other = list_folder(tmp_path)
+    assert other.labels.tolist()[6:] == [0, 1, 1, 2]
+    assert (other.digest != digest) == (halves(other)[1] != test)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("val_0.JPEG n01\n", r"line 1 of .*val_annotations\.txt does not give one class of one image"),
+        ("\nval_0.JPEG\t\n", "line 2 of .* does not give one class of one image; it must be the name"),
+        ("val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* does not give one class of one image"),
+        ("val_0.JPEG\tn01\n", r"names no class for val_1\.JPEG, .*3\.JPEG; unpack the data set again, or"),
+        (
+            "".join(f"val_{number}.JPEG\tn01\n" for number in range(14)),
+            r"names, but .* not hold, val_10\.JPEG, .*val_7\.JPEG and 2 others; unpack the data set again",
+        ),
+    ],
+)
+def test_annotations_that_do_not_fit_their_images_are_refused(
+    lines: str, message: str, tmp_path: Path
+) -> None:
+    (tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").write_text(lines)
+    with pytest.raises(DataError, match=message):
+        list_folder(tmp_path)
+
+
+def test_without_labels_of_the_second_half_there_is_a_way_out(tmp_path: Path) -> None:
+    (tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"but test/images/ image files .*; make .*, or move test/ away: without"
+    ):
+        list_folder(tmp_path)
+    for name in ("test", "val"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    assert halves(list_folder(tmp_path))[1] == ["train/n01/images/n01_0.JPEG"]
+
+
+def test_a_half_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
+    make(tmp_path, ["train/images/0.jpg", "train/readme.md", "valid/images/1.jpg"])
+    listing = list_folder(tmp_path)
+    assert (listing.classes, halves(listing)) == ((), (["train/images/0.jpg"], ["valid/images/1.jpg"]))
+    assert listing.passed_over.found == {".md": (1, "train/readme.md")}
+    make(tmp_path / "deep", ["train/images/a/0.jpg", "train/images/b/0.jpg", "test/a/1.jpg", "test/b/1.jpg"])
+    assert list_folder(tmp_path / "deep").classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("places", "given", "message"),
+    [
+        (["a/train/0.jpg", "a/test/0.jpg"], "", r"train/ lies in a/; give --data-dir {root}/a\. Found"),
+        (["train/a/0.jpg", "val/a/0.jpg"], "train", r"is a half of a data set; give --data-dir {root}\. F"),
+        (["train/a/0.jpg", "val/a/0.jpg"], "val", r"is a half of a data set; give --data-dir {root}\. Found"),
+        (["Train/0.jpg", "Test/0.jpg"], "", r"rename {root}/Test as test, {root}/Train as train\. Found"),
+        (["training/0.jpg", "testing/0.jpg"], "", r"{root}/testing as test, {root}/training as train\."),
+        (["train/0.jpg", "Testing/0.jpg", "Train/0.jpg"], "", r"half: rename {root}/Testing as test$"),
+        (["cats/0.jpg", "dogs/0.jpg"], "", r"are classes, move them into {root}/train, of which every 20th"),
+        (["data_batch_1.bin"], "", r"it is the CIFAR-10 of --dataset cifar10; give .* --data-dir /"),
+        (["cifar-10-batches-bin/data_batch_1.bin"], "", r"cifar10; give that with --data-dir {root}\. Found"),
+        (["x/y.txt", "val/0.jpg"], "", r"has no train/: it must hold train/"),
+    ],
+)
+def test_a_folder_too_high_or_too_deep_is_answered_with_the_right_one(
+    places: list[str], given: str, message: str, tmp_path: Path
+) -> None:
+    make(tmp_path, places)
+    with pytest.raises(DataError, match=message.format(root=tmp_path)):
+        list_folder(tmp_path / given)
+
+
+def pack_folder(data_dir: Path, archive: Path) -> None:
+    """An archive of all that lies in a folder, of the kind that its name says."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for path in data_dir.rglob("*.jpg"):
+                packed.write(path, path.relative_to(data_dir))
+        return
+    kind = {"g": "gz", "b": "bz2", "x": "xz"}[archive.suffix.lower().removeprefix(".t").lstrip(".")[0]]
+    with tarfile.open(archive, f"w:{kind}") as packed_tar:
+        for path in data_dir.iterdir():
+            packed_tar.add(path, path.name)
+
+
+@pytest.mark.parametrize("name", ["x y.tar.gz", "x.TGZ", "x.tar.bz2", "x.tbz2", "x.tar.xz", "x.txz", "x.zip"])
+def test_a_packed_data_set_is_read_after_the_command_that_is_named(name: str, tmp_path: Path) -> None:
+    make(tmp_path / "files", ["train/0.jpg", "test/1.jpg"])
+    pack_folder(tmp_path / "files", tmp_path / "data set" / name)
+    with pytest.raises(
+        DataError, match=r"holds the archive x.*, and nothing is read where it is packed; unpack"
+    ) as caught:
+        list_folder(tmp_path / "data set")
+    command = str(caught.value).split("`")[1]
+    if command.startswith("unzip") and shutil.which("unzip") is None:
+        zipfile.ZipFile(tmp_path / "data set" / name).extractall(shlex.split(command)[-1])
+    else:
+        subprocess.run(["sh", "-c", command], check=True)
+    assert halves(list_folder(tmp_path / "data set")) == (["train/0.jpg"], ["test/1.jpg"])
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.tar.bz2", "0.tbz2", "0.tar.xz", "0.txz"])
+def test_packed_shards_are_read_after_the_command_that_is_named(
+    name: str, others: int, tmp_path: Path
+) -> None:
+    make(tmp_path / "files", ["a.jpg", "b.jpg"])
+    for half in ("train", "test"):
+        pack_folder(tmp_path / "files", tmp_path / "data" / half / name)
+        for number in range(others):  # of which it might seem that they are all
+            write_tar(tmp_path / "data" / half / f"x{number}.tar", shard(0, 1, labels=False))
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"holds the archive 0.* is packed; .*make a plain tar shard with "
+        ) as caught:
+            list_folder(tmp_path / "data")
+        subprocess.run(["sh", "-c", str(caught.value).split("`")[3]], check=True)
+    assert [len(half) for half in halves(list_folder(tmp_path / "data"))] == [2 + others, 2 + others]
+
+
+def test_an_archive_beside_images_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "train/x.zip", "test/1.jpg", "photos.tar.gz"])
+    assert passed_over(tmp_path) == {".zip": (1, "train/x.zip"), ".gz": (1, "photos.tar.gz")}
+
+
+def test_class_folders_are_read_once_they_are_moved_into_train(tmp_path: Path) -> None:
+    make(tmp_path, [f"{name}/{number:02}.jpg" for name in ("cats", "dogs") for number in range(11)])
+    with pytest.raises(DataError, match=r"Found: folders \(such as cats\)") as caught:
+        list_folder(tmp_path)
+    assert f"move them into {tmp_path / 'train'}, of which every 20th image" in str(caught.value)
+    (tmp_path / "train").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    listing = list_folder(tmp_path)
+    assert listing.classes == ("cats", "dogs")
+    assert halves(listing)[1] == ["train/cats/00.jpg", "train/dogs/09.jpg"]
+
+
+def test_a_folder_that_is_called_like_a_half_and_holds_something_else_is_none(tmp_path: Path) -> None:
+    make(tmp_path, ["train/0.jpg", "train/1.jpg", "eval/score.py", "Train/0.jpg"])
+    assert halves(list_folder(tmp_path)) == (["train/1.jpg"], ["train/0.jpg"])

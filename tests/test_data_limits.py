@@ -115,7 +115,7 @@ def test_a_bad_image_within_a_limit_gives_way_to_the_next_of_its_class(
 ) -> None:
     class_folders(tmp_path)
     (tmp_path / "train" / "b" / "00.png").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"b/00\.png is neither JPEG nor PNG"):
+    with pytest.raises(DataError, match=r"b/00\.png is a text file"):
         load(tmp_path, (3, 2), encoded=encoded_too)
     found = load(tmp_path, (3, 2), encoded=encoded_too, bad_images="skip")
     assert found.files is not None

@@ -193,11 +193,99 @@ def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path: Path) -> None:
             index(tmp_path, "x.tar")
 
 
-def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("0.jpg"), io.BytesIO())
-    with pytest.raises(DataError, match=r"x\.tar cannot be read as a tar shard"):
-        index(tmp_path, "x.tar")
+@pytest.mark.parametrize(("kind", "command"), [("gz", "gunzip"), ("bz2", "bunzip2"), ("xz", "unxz")])
+def test_a_compressed_shard_is_refused_with_the_command_that_unpacks_it(
+    tmp_path: Path, kind: str, command: str
+) -> None:
+    shard = tmp_path / "a b.tar"
+    with tarfile.open(shard, f"w:{kind}") as tar:
+        member = tarfile.TarInfo("0.jpg")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"image"))
+    with pytest.raises(DataError, match=rf"tar shard, as it is an? \w+ archive; .*{command}") as caught:
+        index(tmp_path, shard.name)
+    told = str(caught.value).split("`")[1]
+    subprocess.run(["sh", "-c", told], check=True)
+    assert contents(index(tmp_path, shard.name)[0]) == {"a b.tar/0.jpg": b"image"}
+
+
+def test_what_is_no_shard_is_called_what_it_is(tmp_path: Path) -> None:
+    for content, kind in (
+        (b"", "empty"),
+        (b"<!DOCTYPE html>", "an HTML page"),
+        (encoded(pixels(0)), "PNG"),
+        (b"PK\3\4", "a zip archive"),
+    ):
+        (tmp_path / "x.tar").write_bytes(content)
+        with pytest.raises(DataError, match=rf"x\.tar cannot be read as a tar shard, as it is {kind}"):
+            index(tmp_path, "x.tar")
+
+
+READ_ALL = """
+import resource, sys
+from pathlib import Path
+import joblib
+from rotnet_fast.command import run_command
+from rotnet_fast.data.layout import list_folder
+from rotnet_fast.data.scan import scan_images
+
+def read() -> None:
+    soft, data_dir = int(sys.argv[1]), Path(sys.argv[2])
+    source = list_folder(data_dir).source
+    in_use = len(list(Path("/proc/self/fd").iterdir())) - 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + soft, in_use + soft + int(sys.argv[3])))
+    if soft:
+        for _ in range(2):
+            assert [source.read(number) for number in range(len(source))] == [b"image"] * len(source)
+    if sys.argv[4] == "scan":
+        scan_images(source, [], progress=False)
+    if sys.argv[4] == "list":
+        list_folder(data_dir)
+    if sys.argv[4] == "index":
+        from rotnet_fast.data.shards import index_shards
+        index_shards(str(data_dir), source.shards, "another", [], False)
+
+sys.exit(run_command(read))
+"""
+
+
+def read_all(data_dir: Path, soft: int, above: int, way: str) -> subprocess.CompletedProcess[str]:
+    """Read images where so many more files can be opened, and ``above`` more if the user allows it."""
+    arguments = [str(soft), str(data_dir), str(above), way]
+    return subprocess.run(
+        [sys.executable, "-c", READ_ALL, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path: Path) -> None:
+    for number in range(20):
+        write_tar(tmp_path / f"{number}.tar", {"0.jpg": b"image"})
+    done = read_all(tmp_path, 5, 0, "read")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+@pytest.mark.parametrize("way", ["scan", "list", "index"])
+@pytest.mark.parametrize(
+    ("above", "remedy"),
+    [(0, "the administrator can raise it (nofile in"), (100, "raise it with `ulimit -n ")],
+)
+def test_where_too_many_files_are_open_no_image_is_blamed(
+    kind: str, way: str, above: int, remedy: str, tmp_path: Path
+) -> None:
+    if kind == "files" and way == "index":
+        return
+    for number in range(3):
+        if kind == "shards":
+            write_tar(tmp_path / f"{number}.tar", {"0.jpg": b"image"})
+        else:
+            (tmp_path / f"{number}.jpg").write_bytes(b"image")
+    done = read_all(tmp_path, 0, above, way)
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert " cannot be opened, as this process has " in line
+    assert remedy in line
+    assert "repair" not in line
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
@@ -243,7 +331,7 @@ def test_labels_for_some_samples_only_are_refused(tmp_path: Path) -> None:
 
 def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"0.json": b"{}"})
-    with pytest.raises(DataError, match=r"hold no members named \.jpg, \.jpeg or \.png"):
+    with pytest.raises(DataError, match=r"hold no members named \.jpg, \.png, \.webp, "):
         index(tmp_path, "x.tar")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import write_tar
 
 from rotnet_fast.data import source
+from rotnet_fast.data.layout import list_folder
 from rotnet_fast.data.source import FileSource, ImageSource, TarSource
 from rotnet_fast.errors import DataError
 
@@ -142,3 +145,18 @@ def test_a_file_that_is_read_in_pieces_is_put_together(
         source.os, "pread", lambda descriptor, count, offset: pread(descriptor, min(count, 7), offset)
     )
     assert images.read(2) == CONTENTS[2]
+
+
+@pytest.mark.parametrize(("limit", "shards"), [(64, 8), (8, 1), (1 << 20, 20), (resource.RLIM_INFINITY, 20)])
+def test_shards_take_a_part_of_the_files_that_may_be_open(
+    limit: int, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    for number in range(20):
+        write_tar(tmp_path / f"{number:02}.tar", {"0.jpg": b"image"})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = list_folder(tmp_path).source
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(len(images)):
+        images.read(number)
+    assert len(list(Path("/proc/self/fd").iterdir())) - before == shards

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -14,11 +16,25 @@ from typing import Any
 import pytest
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.engine.atomic import append_line, cut_off, link_atomically, write_atomically
+from rotnet_fast.engine.atomic import (
+    append_line,
+    cannot_write,
+    cut_off,
+    link_atomically,
+    write_atomically,
+)
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import CannotWriteError
 from rotnet_fast.export import ExportConfig, export
-from rotnet_fast.files import followed, make_folder, open_plain, open_to_append, replacing, temporary_path
+from rotnet_fast.files import (
+    cannot_read,
+    followed,
+    make_folder,
+    open_plain,
+    open_to_append,
+    replacing,
+    temporary_path,
+)
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.study.store import Results
 
@@ -270,3 +286,28 @@ def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, monkeypatch: py
     assert ".model.safetensors.tmp" in changed
     absolute = [Path(path) for path in changed if path.startswith("/")]
     assert [path for path in absolute if not path.is_relative_to(run) and str(path) != os.devnull] == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "remedy"),
+    [
+        (256, resource.RLIM_INFINITY, "raise it with `ulimit -n 4096` in"),
+        (256, 1000, "raise it with `ulimit -n 1000` in"),
+        (8192, 1 << 20, "raise it with `ulimit -n 32768` in"),
+        (1024, 1024, "the administrator can raise it"),
+    ],
+)
+def test_of_too_many_open_files_the_remedy_is_one_that_can_be_done(
+    limit: int, most: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, most))
+    said = cannot_read("x.tar", OSError(errno.EMFILE, "Too many open files"), "repair it")
+    assert said.startswith(
+        f"x.tar cannot be opened, as this process has {limit} files open, its limit; " + remedy
+    )
+    said = cannot_read("x.tar", OSError(errno.ENFILE, "Too many open files in system"), "repair it")
+    assert said.endswith("too many files are open on this machine; end other programs")
+    said = cannot_read("x.tar", OSError(errno.EIO, "Input/output error"), "repair it")
+    assert said == "x.tar cannot be read ([Errno 5] Input/output error); repair it"
+    said = str(cannot_write("last.pt", OSError(errno.EMFILE, "Too many open files")))
+    assert f"cannot write last.pt, as this process has {limit} files open, its limit; {remedy}" in said

@@ -77,7 +77,7 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     (place / "pets" / "train" / "cat" / "3.png").write_bytes(b"damaged")
     assert run_pretrain(place / "pets") == 3
     printed = capsys.readouterr().err
-    assert "train/cat/3.png is neither JPEG nor PNG" in printed
+    assert "train/cat/3.png is a text file" in printed
     assert "leave them out with --bad-images skip" in printed
 
     assert run_pretrain(place / "pets", "--bad-images", "skip", "--resume", "auto") == 0

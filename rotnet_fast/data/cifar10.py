@@ -7,6 +7,7 @@ parsed, and its members go straight to memory, so that no name inside it ever be
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import http.client
 import io
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
-from rotnet_fast.files import followed, make_folder, replacing
+from rotnet_fast.files import cannot_read, followed, make_folder, replacing
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
@@ -54,13 +55,15 @@ CLASSES = (
 _SIDE = 32
 _RECORD_BYTES = 1 + 3 * _SIDE * _SIDE  # the label, then the red, green and blue planes
 _CHUNK_BYTES = 1 << 18
+_PYTHON_FILE = "data_batch_1"
 
 
 def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail") -> RawDataset:
     """CIFAR-10: uint8 [50000,32,32,3] for training, [10000,32,32,3] for the test, in the files' own order.
 
-    The archive is read where it lies in ``data_dir``; else its unpacked folder there (whose files must
-    have the exact size); else the archive is downloaded to ``data_dir``.
+    The archive is read where it lies in ``data_dir``; else its unpacked folder, which is there or is
+    ``data_dir`` itself (whose files must have the exact size); else the archive is downloaded to
+    ``data_dir``.
 
     Args:
         data_dir: where to look and to download to; None means ./data.
@@ -70,7 +73,8 @@ def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str
 
     Raises:
         ArgumentError: image_size is not 32.
-        DataError: the archive is damaged or incomplete, or cannot be downloaded.
+        DataError: the archive is damaged or incomplete, cannot be downloaded, or data_dir holds another data
+            set.
     """
     if image_size != _SIDE:
         raise ArgumentError(
@@ -78,8 +82,9 @@ def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str
             f"use --dataset folder for other sizes"
         )
     directory = DEFAULT_DATA_DIR if data_dir is None else data_dir
-    archive = directory / ARCHIVE_NAME
-    unpacked = directory / FOLDER_NAME
+    archive, unpacked = directory / ARCHIVE_NAME, _unpacked(directory)
+    if unpacked != directory:
+        _check_place(directory, is_named=data_dir is not None)
     # os.path: pathlib's versions raise where a folder may not be entered; the download then says why.
     if not os.path.exists(archive) and os.path.isdir(unpacked):
         contents = read_unpacked(unpacked)
@@ -96,6 +101,44 @@ def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str
     )
 
 
+def _check_place(data_dir: Path, is_named: bool) -> None:
+    """Refuse a folder that holds something else, so that nothing is downloaded beside it.
+
+    Args:
+        is_named: the user named it, and does not go by the default.
+
+    Raises:
+        DataError: it is a file or another data set, or the archive lies in a folder within.
+    """
+    if os.path.isfile(data_dir):
+        raise DataError(f"data-dir is {data_dir}, a file; give the folder that holds {ARCHIVE_NAME}")
+    if any(os.path.lexists(data_dir / name) for name in (ARCHIVE_NAME, FOLDER_NAME)):
+        return
+    if os.path.exists(data_dir / _PYTHON_FILE):
+        above = data_dir.resolve().parent
+        raise DataError(
+            f"data-dir is {data_dir}, the Python edition of CIFAR-10, which is not read: it holds pickles, "
+            f"which can run any code; give --data-dir {above} to have the binary edition downloaded, or put "
+            f"{URL} there"
+        )
+    if is_named and os.path.isdir(data_dir / "train"):
+        raise DataError(
+            f"data-dir is {data_dir}, which holds train/ and not the archive of CIFAR-10; read its images "
+            f"with --dataset folder, or give another folder to download the archive to"
+        )
+    for inner in sorted(glob.glob(os.path.join(glob.escape(os.fspath(data_dir)), "*"))):
+        if any(os.path.lexists(os.path.join(inner, name)) for name in (ARCHIVE_NAME, FOLDER_NAME)):
+            raise DataError(f"data-dir is {data_dir}, but CIFAR-10 lies in {inner}; give --data-dir {inner}")
+
+
+def _unpacked(data_dir: Path) -> Path:
+    """The folder of the six files: data_dir itself, or the usual one in it."""
+    is_itself = data_dir.resolve().name == FOLDER_NAME or any(
+        os.path.lexists(data_dir / name) for name in (*TRAIN_FILES, TEST_FILE)
+    )
+    return data_dir if is_itself and os.path.isdir(data_dir) else data_dir / FOLDER_NAME
+
+
 def read_archive(archive: Path) -> dict[str, bytes]:
     """The six data files of the official archive, by file name, each of the exact size.
 
@@ -110,7 +153,7 @@ def read_archive(archive: Path) -> dict[str, bytes]:
         # Hashed and parsed from the same bytes in memory, so that no one can swap the file in between.
         packed = archive.read_bytes()
     except OSError as error:
-        raise DataError(f"{archive} cannot be read: {error}") from error
+        raise DataError(cannot_read(str(archive), error, remedy)) from error
     digest = hashlib.sha256(packed).hexdigest()
     if digest != ARCHIVE_SHA256:
         raise DataError(f"{archive} is damaged: its SHA-256 is {digest}, not {ARCHIVE_SHA256}: {remedy}")
@@ -138,14 +181,16 @@ def read_unpacked(folder: Path) -> dict[str, bytes]:
         DataError: a file is missing, cannot be read, or has another size.
     """
     contents = {}
+    remedy = f"unpack {ARCHIVE_NAME} again, or remove {folder} to have it downloaded"
+    missing = [name for name in (*TRAIN_FILES, TEST_FILE) if not os.path.lexists(folder / name)]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)}; {remedy}")
     for name in (*TRAIN_FILES, TEST_FILE):
         try:
-            _check_size(str(folder / name), (folder / name).stat().st_size)
+            _check_size(str(folder / name), (folder / name).stat().st_size, f"; {remedy}")
             contents[name] = (folder / name).read_bytes()
         except OSError as error:
-            raise DataError(
-                f"{folder / name} cannot be read ({error}): unpack {ARCHIVE_NAME} again, or remove {folder}"
-            ) from error
+            raise DataError(cannot_read(str(folder / name), error, remedy)) from error
     return contents
 
 
@@ -189,10 +234,10 @@ def _receive(response: BinaryIO, archive: Path, progress: bool) -> None:
             )
 
 
-def _check_size(what: str, found: int) -> None:
+def _check_size(what: str, found: int, remedy: str = "") -> None:
     expected = IMAGES_PER_FILE * _RECORD_BYTES
     if found != expected:
-        raise DataError(f"{what} has {found} bytes, not {expected}")
+        raise DataError(f"{what} has {found} bytes, not {expected}{remedy}")
 
 
 def _parse_records(name: str, content: bytes) -> Split:

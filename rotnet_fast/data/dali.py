@@ -40,7 +40,7 @@ class DaliLoader:
     The order is our own, a pure function of (seed, epoch), and so are crops of random size. So a resumed run
     continues with the very batch that would have come next, and where a `ResidentLoader` can hold the set,
     both give the same batches: on the CPU, DALI decodes to the very pixels that Pillow decodes to (the tests
-    compare every kind of JPEG and PNG). What it would decode otherwise (see
+    compare every kind of image). What it would decode otherwise (see
     :mod:`rotnet_fast.data.scan`) and, where images are shown whole, what has another size than
     ``image_size`` is converted by Pillow in the reading threads, at Pillow's speed.
 

@@ -207,6 +207,8 @@ def summary(raw: RawDataset[AnySplit]) -> str:
         classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
         halves.append(f"{len(split):,} {half} image{'s' * (len(split) > 1)} {classes}")
     said = f"data: {raw.display_name}: {', '.join(halves)}"
+    if raw.held_out:
+        said += "; every 20th image is held out for the test, as there is no second half"
     if raw.skipped:
         said += f"; left out as damaged: {len(raw.skipped):,}"
     return f"{said}; passed over: {raw.passed_over}" if raw.passed_over else said
@@ -216,8 +218,14 @@ def check_has_classes(dataset: Dataset[AnySplit]) -> None:
     """For whatever needs labels.
 
     Raises:
-        DataError: the data set has none.
+        DataError: the data set has none, or all of its training images are of one class.
     """
+    if dataset.classes and len(dataset.train.labels.unique()) < 2:
+        only = dataset.classes[int(dataset.train.labels[0])]
+        raise DataError(
+            f"all training images of {dataset.display_name} are of one class, {only}; give a data set of "
+            f"several classes (--data-dir), or a higher --limit-train"
+        )
     if not dataset.classes:
         raise DataError(
             f"{dataset.display_name} has no classes to learn and to test; give a data set with class folders "

@@ -1,4 +1,4 @@
-"""JPEG and PNG files to uint8 RGB arrays.
+"""Image files to uint8 RGB arrays.
 
 The worker processes import this module, so it stays free of torch, which takes seconds to import.
 """
@@ -14,17 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps
 
+from rotnet_fast.data.kinds import IMAGES
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
 # 16-bit greys often use 10 or 12 bits only: no rule for 8 bits is right for all of them.
-DEEP_GREY = "is a grey image of 16 bits; save it with 8 bits per channel"
+DEEP_GREY = "is a grey image of 16 bits or more; save it with 8 bits per channel"
 
 
 def decode_image(file: str | bytes, image_size: int, name: str | None = None) -> npt.NDArray[np.uint8]:
-    """One JPEG or PNG as uint8 [image_size, image_size, 3].
+    """One image as uint8 [image_size, image_size, 3].
 
     The pixels of :func:`decode_rgb`. An image of image_size x image_size keeps them; another is resized
     (bilinear, with antialiasing) until its shorter side is image_size, and its centre is cut out.
@@ -42,7 +43,7 @@ def decode_image(file: str | bytes, image_size: int, name: str | None = None) ->
 
 
 def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uint8]:
-    """One JPEG or PNG in its own size, as uint8 [H,W,3].
+    """One image in its own size, as uint8 [H,W,3]; of several in one file the first.
 
     The camera's orientation tag is applied: this project's labels are about which way is up. Grey,
     palette and CMYK images become RGB; transparent parts are laid on black, the colour of the crop's
@@ -53,7 +54,8 @@ def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uin
         name: what errors call the image; None for the path.
 
     Raises:
-        DataError: the file is missing, damaged, neither JPEG nor PNG, or a grey image of 16 bits.
+        DataError: the file is missing, damaged, none of those in
+            ``rotnet_fast.data.kinds.IMAGES``, or a grey image of 16 bits or more.
     """
     with _rgb(file, name) as image:
         return np.array(image)
@@ -84,7 +86,7 @@ def _rgb(file: str | bytes, name: str | None) -> Iterator[Image.Image]:
     if name is None:
         name = file if isinstance(file, str) else "an image"
     try:
-        with Image.open(file if isinstance(file, str) else BytesIO(file), formats=("JPEG", "PNG")) as stored:
+        with Image.open(file if isinstance(file, str) else BytesIO(file), formats=IMAGES) as stored:
             image: Image.Image = stored
             if image.mode not in MODES:
                 raise DataError(f"{name} {DEEP_GREY}")

@@ -1,8 +1,10 @@
-"""A data set of one's own: JPEG or PNG files in a folder, or in tar shards."""
+"""A data set of one's own: image files in a folder, or in tar shards."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +16,9 @@ import torch
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import UndecodableError, decode_images
 from rotnet_fast.data.layout import list_folder, readable
-from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images
+from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images, find_rows
 from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows
-from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.errors import ArgumentError, DataError, printable
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
 
@@ -64,6 +66,7 @@ class OpenFolder:
         self._places = cache_places(data_dir)
         self._scanner = Scanner(self._listing.source, self._places, progress, choice.check)
         self.kept = self._choose()
+        self._warn_of_common_images()
 
     def _choose(self) -> npt.NDArray[np.int64]:
         """The images to use, all of them good.
@@ -80,6 +83,21 @@ class OpenFolder:
                 break
         check_images(self._listing.source, self._scanner.scan, self._choice.bad_images, self._places)
         return kept
+
+    def _warn_of_common_images(self) -> None:
+        """Say on stderr how many test images are training images, too."""
+        train, test = (self.kept[half] for half in self._halves())
+        contents = np.ascontiguousarray(self._scanner.scan.contents).view(np.int64)
+        found = find_rows(contents[test], contents[train])
+        common = np.flatnonzero(found >= 0)
+        if len(common) and os.environ.get("LOCAL_RANK", "0") == "0":  # all processes find the same
+            one, other = int(test[common[0]]), int(train[found[common[0]]])
+            name = self._listing.source.relative_name
+            said = (
+                f"{len(common)} of {len(test)} test images are training images, too, such as {name(one)}, "
+                f"which is {name(other)}; remove one of each two, or accuracies come out too high"
+            )
+            print(f"WARNING: {printable(said)}", file=sys.stderr)
 
     def _within_limits(self) -> npt.NDArray[np.int64]:
         """What the limits leave of the images that are not known to be bad."""
@@ -172,4 +190,5 @@ class OpenFolder:
             skipped=tuple(listing.source.relative_name(i) for i in bad.tolist()),
             files=files,
             passed_over=listing.passed_over,
+            held_out=listing.held_out,
         )

@@ -15,8 +15,6 @@ import struct
 from rotnet_fast.data import exif
 from rotnet_fast.data.verdicts import CUT_OFF, MARKER, DamageError
 
-START = b"\xff\xd8\xff"
-
 # Compressed pixels hold 0xFF before a zero byte, a restart marker or another 0xFF alone.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END_OF_IMAGE = b"\xff\xd9"
@@ -35,7 +33,7 @@ def is_plain(content: bytes) -> bool:
     """Whether a JPEG is as the standard has it, and of a kind that all decoders know.
 
     Args:
-        content: the file, which begins with ``START`` and whose header Pillow reads.
+        content: the file, whose header Pillow reads.
 
     Returns:
         False where the file is odd, which says nothing about whether it can be decoded: bytes between its

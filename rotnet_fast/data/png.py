@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rotnet_fast.data import exif
+from rotnet_fast.data.kinds import PNG_START
 from rotnet_fast.data.verdicts import CHUNK, HEADER, PIXELS, DamageError
-
-START = b"\x89PNG\r\n\x1a\n"
 
 _KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
@@ -51,7 +50,7 @@ def look(content: bytes) -> Structure:
     """The structure of a PNG, whose header Pillow reads.
 
     Args:
-        content: the file, which begins with ``START``.
+        content: the file, which begins with ``PNG_START``.
 
     Raises:
         DamageError: a chunk is cut off or has a wrong checksum, or pixels are missing or cannot be unpacked.
@@ -78,7 +77,7 @@ def look(content: bytes) -> Structure:
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Kind and data of every chunk up to the end of the image, with its checksum checked."""
     view = memoryview(content)
-    position = len(START)
+    position = len(PNG_START)
     kind = b""
     while kind != b"IEND":
         if position + 12 > len(content):

@@ -2,10 +2,11 @@
 
 A damaged image inside a training batch would stop the run, or worse: half-decoded, it would be trained on.
 So every image that is used is looked at beforehand, and every way to use a data set uses the same images. The
-whole file is read, but only what is odd is decoded: see :mod:`rotnet_fast.data.jpeg` and
-:mod:`rotnet_fast.data.png`. What is not noticed is damage among the compressed pixels of a JPEG that still
-reads as such pixels: it decodes, to the same wrong pixels everywhere. Decoding all images on top of it
-(``check`` = ``decode``) does not see that either; it sees what a decoder refuses for any other reason.
+whole file is read, but only what is odd, or neither JPEG nor PNG, is decoded: see
+:mod:`rotnet_fast.data.jpeg` and :mod:`rotnet_fast.data.png`. What is not noticed is damage among the
+compressed pixels of a JPEG that still reads as such pixels: it decodes, to the same wrong pixels everywhere.
+Decoding all images on top of it (``check`` = ``decode``) does not see that either; it sees what a decoder
+refuses for any other reason.
 
 Worker processes import this module, so it stays free of torch, which takes seconds to import.
 """
@@ -27,7 +28,7 @@ from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from rotnet_fast.data import jpeg, png
+from rotnet_fast.data import jpeg, kinds, png
 from rotnet_fast.data.cache import read_cache, write_cache, write_text
 from rotnet_fast.data.decode import MODES, decode_rgb
 from rotnet_fast.data.source import ImageSource
@@ -38,6 +39,7 @@ from rotnet_fast.data.verdicts import (
     LONGEST_SIDE,
     MOST_PIXELS,
     OTHER,
+    RARE,
     TOO_DEEP,
     TOO_LONG,
     UNDECODABLE,
@@ -48,8 +50,9 @@ from rotnet_fast.data.verdicts import GOOD as GOOD
 from rotnet_fast.data.verdicts import REASONS as REASONS
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError, printable
+from rotnet_fast.files import is_out_of_descriptors
 
-_FORMAT = "4"  # raise it when the same images would get other values
+_FORMAT = "5"  # raise it when the same images would get other values
 _SHOWN = 5
 _KEY, _COLUMNS = 4, 8
 _FLAGS, _VERDICT = 2, 3
@@ -69,8 +72,8 @@ class Scan:
         sizes: int32 [N,2], height and width in pixels, after the camera's orientation tag; 0 for a bad one.
         convert: bool [N], images that DALI would refuse, or decode to other pixels than
             :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, CMYK,
-            an orientation in a PNG, one that stands only in XMP, and files that are not as the standard has
-            them.
+            an orientation in a PNG, one that stands only in XMP, files that are not as the standard has
+            them, and all that are neither JPEG nor PNG.
         verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``; ``UNKNOWN`` of one not looked at.
         contents: int32 [N,4], first 128 bits of the SHA-256 of each encoded image; 0 for an unreadable one.
     """
@@ -107,7 +110,7 @@ class Scanner:
         self._keys = source.keys()
         kept = read_cache(places, "scan", _FORMAT, np.int32, (None, _KEY + _COLUMNS))
         if self._keys is not None and kept is not None and _is_scan(kept[:, _KEY:]):
-            rows = _find(self._keys, np.ascontiguousarray(kept[:, :_KEY]).view(np.int64))
+            rows = find_rows(self._keys, np.ascontiguousarray(kept[:, :_KEY]).view(np.int64))
             self._table[rows >= 0] = kept[rows[rows >= 0], _KEY:]
 
     @property
@@ -202,7 +205,7 @@ def check_images(
     )
 
 
-def _find(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def find_rows(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Positions of keys [N,2] among others [M,2]; -1 for one that is not there."""
     order = np.argsort(among[:, 0], kind="stable")
     places = np.searchsorted(among[order, 0], keys[:, 0])
@@ -216,7 +219,9 @@ def _examine_chunk(source: ImageSource, decodes: bool) -> npt.NDArray[np.int32]:
     for index in range(len(source)):
         try:
             content = source.read(index)
-        except DataError:
+        except DataError as error:
+            if is_out_of_descriptors(error.__cause__):  # of which no image is to blame
+                raise
             rows.append((0, 0, 0, UNREADABLE, 0, 0, 0, 0))
             continue
         height, width, convert, verdict = examine(content, decodes)
@@ -255,17 +260,15 @@ def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
     """
     if not content:
         raise DamageError(EMPTY)
-    is_png = content.startswith(png.START)
-    if not is_png and not content.startswith(jpeg.START):
-        raise DamageError(OTHER)
+    kind = kinds.image_kind(content)
+    if kind is None:
+        raise DamageError(OTHER + kinds.NOT_READ.index(kinds.not_read(content)))
+    is_png = kind == "PNG"
+    if not is_png and kind != "JPEG":
+        return _examine_by_decoding(content, kind)
     # Not Image.open: a JPEG that holds several pictures is the first of them.
     with PngImageFile(BytesIO(content)) if is_png else JpegImageFile(BytesIO(content)) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise DamageError(BOMB)
-        if max(image.size) > LONGEST_SIDE:
-            raise DamageError(TOO_LONG)
-        if image.mode not in MODES:
-            raise DamageError(TOO_DEEP)
+        _check_header(image)
         may_be_turned = True
         is_deep = False
         if is_png:
@@ -289,6 +292,30 @@ def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
             if orientation in (5, 6, 7, 8):
                 width, height = height, width
         return height, width, int(convert)
+
+
+def _examine_by_decoding(content: bytes, kind: str) -> tuple[int, int, int]:
+    """The same of kinds that are rare and that Pillow always decodes: there is nothing to be known before."""
+    try:
+        with Image.open(BytesIO(content), formats=(kind,)) as image:
+            _check_header(image)
+        height, width, _ = decode_rgb(content).shape
+    except DamageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DamageError(BOMB) from error
+    except Exception as error:  # Pillow raises a dozen types on damaged files
+        raise DamageError(RARE) from error
+    return height, width, 1
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise DamageError(BOMB)
+    if max(image.size) > LONGEST_SIDE:
+        raise DamageError(TOO_LONG)
+    if image.mode not in MODES:
+        raise DamageError(TOO_DEEP if image.mode.startswith(("I", "F")) else RARE)
 
 
 def _check_decodes(content: bytes) -> None:

@@ -1,10 +1,10 @@
 """Where images and labels lie in WebDataset tar shards.
 
 A sample is all members of a shard that share their name up to the first dot of its last part: one image
-(.jpg, .jpeg or .png) and, optionally, its label (.cls, a whole number as text); other members are passed
-over and counted. Nothing is ever unpacked: an image is a place in a file. An index of NVIDIA's wds2idx beside
-a shard (.idx) is not used: all headers would have to be read to know that it misses none, and then they are
-known.
+(of a suffix in :mod:`rotnet_fast.data.kinds`) and, optionally, its label (.cls, a whole number as text);
+other members are passed over and counted. Nothing is ever unpacked: an image is a place in a file. An index
+of NVIDIA's wds2idx beside a shard (.idx) is not used: all headers would have to be read to know that it
+misses none, and then they are known.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from rotnet_fast.data.cache import read_cache, write_cache
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES, SUFFIXES_SAID
 from rotnet_fast.data.passed import PassedOver
 from rotnet_fast.data.source import TarSource
 from rotnet_fast.data.tar import Member, list_members
 from rotnet_fast.errors import DataError
-from rotnet_fast.files import open_plain
+from rotnet_fast.files import cannot_read, open_plain
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".jfif", ".jpe", ".jif", ".pjpeg", ".pjp")
 DOTTED = "images with a dot in their names, which end at the first dot in WebDataset: rename them"
-_FORMAT = "2"  # raise it when the same shards would be indexed otherwise
+_FORMAT = "3"  # raise it when the same shards would be indexed otherwise
 _MOST_CLASSES = 1_000_000  # names of all classes are kept, and a wrong number should not fill the memory
 _NO_LABEL = -1
 
@@ -83,7 +83,7 @@ def index_shards(
                 names.append(image.name)
         if not rows:
             but = f", but {passed_over}" if passed_over else ""
-            raise DataError(f"the shards of {root} hold no members named .jpg, .jpeg or .png{but}; add some")
+            raise DataError(f"the shards of {root} hold no members named {SUFFIXES_SAID}{but}; add some")
         table = np.array(rows, dtype=np.int64)
         packed = np.frombuffer(json.dumps([names, passed_over.found]).encode(), dtype=np.uint8)
         write_cache(places, "index", key, table, "the index of the shards")
@@ -126,9 +126,7 @@ def _read_shard(shard: str, passed_over: PassedOver) -> Iterator[tuple[Member, i
         with open(shard, "rb", opener=_open_plain) as file:
             yield from _samples(shard, file, list_members(file), passed_over)
     except OSError as error:
-        raise DataError(
-            f"{shard} cannot be read as a tar shard ({error}); make or fetch it anew, or remove it"
-        ) from error
+        raise DataError(cannot_read(shard, error, "make or fetch it anew, or remove it")) from error
 
 
 def _open_plain(path: str, _: int) -> int:

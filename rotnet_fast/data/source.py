@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -15,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.errors import DataError
-from rotnet_fast.files import open_plain
+from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
 
-_OPEN_SHARDS = 256  # a process may often open only 1024 files, and a large set has more shards than that
+_OPEN_SHARDS = 256  # at most: a large set has more shards than a process may have files open
+_SHARE_OF_SHARDS = 8  # one in so many files that may be open: there are several sources, and other files
 
 
 class ImageSource(ABC):
-    """N encoded images (JPEG or PNG files) that can be read by number, from any thread.
+    """N encoded images that can be read by number, from any thread.
 
     A source can be pickled; the copy opens its files anew. Its parts (see :meth:`take`) are cheap to send to
     other processes.
@@ -112,7 +114,7 @@ class FileSource(ImageSource):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise DataError(f"{path} cannot be read ({error}); repair or remove it") from error
+            raise DataError(cannot_read(path, error, "repair or remove it")) from error
         return _of_size(content, size, path)
 
     def _states(self) -> Iterable[object] | None:
@@ -151,7 +153,9 @@ class TarSource(ImageSource):
         self.shard_times = shard_times
         # One descriptor per shard serves all threads, as pread has no position. One that is pushed out of
         # the cache is closed when the last thread has let go of it.
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _OPEN_SHARDS if allowed == resource.RLIM_INFINITY else allowed // _SHARE_OF_SHARDS
+        self._open = functools.lru_cache(max(1, min(_OPEN_SHARDS, most)))(_Descriptor)
 
     def __reduce__(self) -> tuple[object, ...]:
         places = (self.shards, self.shard_numbers, self.offsets, self.shard_times)
@@ -160,13 +164,22 @@ class TarSource(ImageSource):
     def read(self, index: int) -> bytes:
         size, shard = int(self.byte_sizes[index]), int(self.shard_numbers[index])
         try:
-            descriptor = self._open(self.shards[shard])
+            descriptor = self._descriptor(self.shards[shard])
             content = _pread(descriptor.number, size, int(self.offsets[index]))
             if self.shard_times is not None:
                 _check_time(descriptor.number, self.shard_times[shard], self.names[index])
         except OSError as error:
-            raise DataError(f"{self.names[index]} cannot be read ({error}); repair the shard") from error
+            raise DataError(cannot_read(self.names[index], error, "repair the shard")) from error
         return _of_size(content, size, self.names[index])
+
+    def _descriptor(self, shard: str) -> _Descriptor:
+        try:
+            return self._open(shard)
+        except OSError as error:
+            if not is_out_of_descriptors(error):
+                raise
+            self._open.cache_clear()  # the limit is lower than usual: begin again with this one
+            return self._open(shard)
 
     def _states(self) -> Iterable[object] | None:
         if self.shard_times is None:

@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The training or the test half of a data set as JPEG and PNG files, not decoded.
+    """The training or the test half of a data set as image files, not decoded.
 
     Every image was looked at (see :mod:`rotnet_fast.data.scan`) and found whole as far as its structure and
     its checksums tell.
@@ -88,6 +88,7 @@ class RawDataset(Generic[Half]):
         skipped: names, relative to the data folder, of damaged images that were left out.
         files: the two halves encoded, where they come from files.
         passed_over: what else the data folder holds.
+        held_out: there is no second half, so that images of the first are the test images.
     """
 
     display_name: str
@@ -97,6 +98,7 @@ class RawDataset(Generic[Half]):
     skipped: tuple[str, ...] = ()
     files: tuple[EncodedSplit, EncodedSplit] | None = None
     passed_over: PassedOver = field(default_factory=PassedOver)
+    held_out: bool = False
 
 
 def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.NDArray[np.int64]:

@@ -8,11 +8,13 @@ step goes forward by a block at least and reads little, and what is not understo
 from __future__ import annotations
 
 import os
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from rotnet_fast.data import kinds
 from rotnet_fast.errors import DataError
 
 _BLOCK = 512
@@ -93,15 +95,28 @@ def list_members(file: BinaryIO) -> list[Member]:
         raise _sparse(file, str(error)) from None
     except (tarfile.HeaderError, _DamageError) as error:
         if position == 0:
-            raise DataError(
-                f"{file.name} cannot be read as a tar shard ({error}); make or fetch it anew, or remove it"
-            ) from error
+            raise DataError(_no_tar(file, error)) from error
         raise DataError(
             f"{file.name} is damaged or cut off: behind {members[-1].name if members else 'its start'} comes "
             f"neither a file nor the end of the archive ({error}); make or fetch it anew, or remove it"
         ) from error
     _check_end(file, position)
     return members
+
+
+def _no_tar(file: BinaryIO, error: Exception) -> str:
+    """The sentence about a file whose first header is none."""
+    first = os.pread(file.fileno(), _BLOCK, 0)
+    kind = "empty" if not first else kinds.image_kind(first) or kinds.not_read(first)
+    said = f"{file.name} cannot be read as a tar shard"
+    if kind in kinds.PACKED:
+        suffix, command = kinds.PACKED[kind]
+        name = shlex.quote(file.name)
+        commands = f"mv {name} {name}{suffix} && {command} {name}{suffix}"
+        return f"{said}, as it is {kind}; unpack it with `{commands}`"
+    if kind == kinds.UNKNOWN:
+        return f"{said} ({error}); make or fetch it anew, or remove it"
+    return f"{said}, as it is {kind}; make or fetch the shard anew, or remove it"
 
 
 def _header_at(file: BinaryIO, position: int) -> tarfile.TarInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rotnet_fast.data.decode import DEEP_GREY
+from rotnet_fast.data.kinds import NOT_READ
 
 LONGEST_SIDE = 2**15 - 1
 MOST_PIXELS = 2 * 89_478_485  # from here on Pillow refuses to decode, too
@@ -12,7 +13,6 @@ REASONS = (
     "is good",
     "cannot be read",
     "is empty",
-    "is neither JPEG nor PNG",
     "has a damaged header, one of no pixels, or one of a kind that is not supported",
     f"is a decompression bomb: it claims to have more than {MOST_PIXELS} pixels",
     f"has more than {LONGEST_SIDE} pixels a side",
@@ -22,12 +22,13 @@ REASONS = (
     "is damaged: a marker that cannot be there stands among its compressed pixels",
     "is damaged: its compressed pixels are missing, cut off or not what a PNG may hold",
     "is damaged: it cannot be decoded",
+    "cannot be decoded: it is damaged, or of a rare kind; save it anew as JPEG or PNG",
+    *(f"is {kind}" for kind in NOT_READ),
 )
 """What is said of an image: its name and the entry at its verdict."""
 (
     UNREADABLE,
     EMPTY,
-    OTHER,
     HEADER,
     BOMB,
     TOO_LONG,
@@ -37,7 +38,9 @@ REASONS = (
     MARKER,
     PIXELS,
     UNDECODABLE,
-) = range(1, len(REASONS))
+    RARE,
+) = range(1, len(REASONS) - len(NOT_READ))
+OTHER = len(REASONS) - len(NOT_READ)  # and the position in ``NOT_READ``
 
 
 class DamageError(Exception):

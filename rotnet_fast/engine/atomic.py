@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 
 from rotnet_fast.errors import CannotWriteError
-from rotnet_fast.files import link_file, make_folder, open_to_append, replacing
+from rotnet_fast.files import (
+    is_out_of_descriptors,
+    link_file,
+    make_folder,
+    open_to_append,
+    out_of_descriptors,
+    replacing,
+)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -100,13 +107,14 @@ _REMEDIES = {
     errno.EACCES: "get the right to write there",
     errno.EPERM: "get the right to write there",
     errno.ELOOP: "put a file or folder of its own in its place",
-    errno.EMFILE: "raise the limit of open files with ulimit -n",
 }
 """What can be done about a failed write; other errors leave no choice but another folder."""
 
 
 def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
     """The one sentence that a failed write is reported with."""
+    if is_out_of_descriptors(error):
+        return CannotWriteError(f"cannot write {path}, {out_of_descriptors(error)}")
     reason = error.strerror or str(error)
     remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
     return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with --output")

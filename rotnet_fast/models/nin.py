@@ -180,9 +180,9 @@ class NetworkInNetwork(FeatureNetwork):
         """Choose what computes the blocks in training mode; parameters and their names stay.
 
         Args:
-            kernels: ``torch``; ``triton-bn``, which fuses BatchNorm and ReLU; or ``triton``, which fuses them
-                into the 1x1 convolutions, too (`rotnet_fast.experimental.nin_block`). Both Triton ways work on
-                CUDA devices; elsewhere, and in eval mode, torch computes.
+            kernels: ``torch``; ``triton-bn``, which fuses BatchNorm and ReLU; or ``triton``, which fuses
+                them into the 1x1 convolutions, too (`rotnet_fast.experimental.nin_block`). Both Triton ways
+                work on CUDA devices; elsewhere, and in eval mode, torch computes.
 
         Raises:
             ArgumentError: an unknown name, layers that the kernels cannot compute, or no Triton.
