@@ -9,6 +9,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import sys
 import textwrap
 import types
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         flag = "an argument"
-        for word in args:
+        for word in sys.argv[1:] if args is None else args:
             name, is_joined, value = word.partition("=")
             if name.startswith("--"):
                 flag = name.removeprefix("--")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from rotnet_fast.checks import check_streaming
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader, require_dali
 from rotnet_fast.data.datasets import FILE_DATASETS, Dataset, check_request, load_dataset, make_dataset
@@ -18,7 +19,6 @@ from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.sampling import WHOLE, Shard
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.data.workers import processes_of_this_machine
-from rotnet_fast.errors import ArgumentError
 
 LoaderName = Literal["auto", "resident", "dali"]
 
@@ -71,16 +71,8 @@ def open_dataset(
     Raises:
         ArgumentError, DataError: see `load_dataset` and :func:`choose_loader`.
     """
+    check_streaming(name, streaming.loader, streaming.crop is not None)
     if name not in FILE_DATASETS:
-        for argument, value, only in (
-            ("loader", streaming.loader, "dali"),
-            ("crop", "resized" if streaming.crop else "pad", "resized"),
-        ):
-            if value == only:
-                raise ArgumentError(
-                    f"{argument} is {value}, which is made from the files of a folder; data set {name} is "
-                    f"always in memory: leave --{argument} out"
-                )
         return load_dataset(
             name,
             data_dir,
@@ -155,15 +147,8 @@ def choose_loader(streaming: Streaming, decoded_bytes: int) -> tuple[str, str]:
     Returns:
         ``resident`` or ``dali``, and why, as half a sentence.
 
-    Raises:
-        ArgumentError: the loader asked for cannot serve the images.
     """
     if streaming.crop is not None:
-        if streaming.loader == "resident":
-            raise ArgumentError(
-                "loader is resident, which keeps whole images of one size; crops of random size are made "
-                "from the files: use --loader dali, or --crop pad"
-            )
         return "dali", "crops of random size are made from the files"
     if streaming.loader != "auto":
         return streaming.loader, "as asked for"
