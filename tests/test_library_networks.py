@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision import models
 
 from rotnet_fast.models import library
-from rotnet_fast.models.build import make_network, pretrained_network
+from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
@@ -185,15 +185,6 @@ def test_weights_are_channels_last_and_depend_on_the_seed_alone() -> None:
         for weight in networks[0].parameters()
         if weight.dim() == 4
     )
-
-
-def test_a_recipe_without_a_model_means_nin() -> None:
-    recipe = {"rotations": [0, 180], "in_channels": 3, "blocks": 3, "width": 0.05}
-    state = NetworkInNetwork(2, 3, 0.05).state_dict()
-    assert isinstance(pretrained_network(recipe, state), NetworkInNetwork)
-    network = LibraryNetwork("timm/test_resnet", 2)
-    again = pretrained_network({**recipe, "model": network.name}, network.state_dict()).eval()
-    assert torch.equal(again(images()), network.eval()(images()))
 
 
 def test_train_mode_uses_the_statistics_of_the_batch_in_traced_layers_too(resnet: LibraryNetwork) -> None:

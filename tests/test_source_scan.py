@@ -286,7 +286,7 @@ def lines_that_ruff_refuses() -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "line"), enumerate(FOR_RUFF.strip().splitlines(), 1), ids=FOR_RUFF.strip().splitlines()
+    ("number", "line"), [*enumerate(FOR_RUFF.strip().splitlines(), 1)], ids=FOR_RUFF.strip().splitlines()
 )
 def test_ruff_notices_what_it_forbids(number: int, line: str, lines_that_ruff_refuses: set[int]) -> None:
     assert number in lines_that_ruff_refuses

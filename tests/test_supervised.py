@@ -11,12 +11,10 @@ from study_tools import cifar10_data
 from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate
-from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.protocols.supervised import SupervisedRecipe
 from rotnet_fast.study.builder import Builder
 from rotnet_fast.study.settings import StudyPreset, study_settings
 
@@ -28,16 +26,17 @@ def _digits() -> Iterator[None]:
 
 
 def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
-    slides = SupervisedRecipe.of(PRESETS["slides"]().recipe(), 50)
-    assert slides.schedule == Schedule(0.1, "step", (15, 30, 40), 0.5, 50)
-    assert (slides.nesterov, slides.muon) == (False, None)
-    official = SupervisedRecipe.of(PRESETS["official"]().recipe(), 100)
-    assert official.schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
+    slides = PRESETS["slides"]().stretched(50)
+    schedule, muon = slides.schedules()
+    assert schedule == Schedule(0.1, "step", (15, 30, 40), 0.5, 50)
+    assert (slides.nesterov, muon) == (False, None)
+    schedule, _ = PRESETS["official"]().stretched(100).schedules()
+    assert schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
     speedrun = PRESETS["speedrun"]()
-    half = SupervisedRecipe.of(speedrun.recipe(), speedrun.epochs // 2)
-    assert half.muon is not None
-    assert (half.muon.base_lr, half.muon.warmup) == (speedrun.muon_lr, speedrun.warmup / 2)
-    assert (half.schedule.base_lr, half.weight_decay) == (speedrun.lr, speedrun.weight_decay)
+    schedule, muon = speedrun.stretched(speedrun.epochs // 2).schedules()
+    assert muon is not None
+    assert (muon.base_lr, muon.warmup) == (speedrun.muon_lr, speedrun.warmup / 2)
+    assert (schedule.base_lr, muon.epochs) == (speedrun.lr, speedrun.epochs // 2)
 
 
 @pytest.mark.parametrize("preset", get_args(StudyPreset))
@@ -45,10 +44,9 @@ def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
 def test_a_study_has_the_same_recipe(preset: StudyPreset, scale: float) -> None:
     settings = study_settings(preset, scale, cifar10_data(), "fp32")
     cell = Builder(settings, 0).supervised()
-    epochs = settings.supervised_epochs
-    assert SupervisedRecipe.of(cell.settings, epochs) == SupervisedRecipe.of(
-        settings.pretext.recipe(), epochs
-    )
+    recipe = settings.pretext.stretched(settings.supervised_epochs)
+    assert cell.settings["epochs"] == recipe.epochs
+    assert {name: cell.settings[name] for name in recipe.optimisation()} == recipe.optimisation()
 
 
 @pytest.mark.parametrize(
@@ -66,14 +64,12 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
     flags = ["--no-frozen", "--supervised", "--epochs", "4", "--lr", "0.9", "--device", "cpu"]
     assert evaluate.main(["--checkpoint", str(tmp_path / "run"), *flags]) == 0
     state = checkpoint.load(tmp_path / "run" / "evaluate-001" / "supervised" / "checkpoints" / "last.pt")
-    expected = SupervisedRecipe.of(config.recipe(), 4)
+    expected, muon = config.stretched(4).schedules()
     last = {
         group["name"]: (group["lr"], group["nesterov"], group["weight_decay"])
         for group in state["optimizer"]["param_groups"]
     }
-    schedules = {"network": expected.schedule}
-    if expected.muon is not None:
-        schedules = {"rest": expected.schedule, "filters": expected.muon}
+    schedules = {"network": expected} if muon is None else {"rest": expected, "filters": muon}
     steps = -(-40 // 128)  # of an epoch, in batches of 128 images
     assert last == {
         # Muon's steps know no Nesterov.
@@ -84,9 +80,3 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
         )
         for name, schedule in schedules.items()
     }
-
-
-def test_the_papers_recipe_is_the_one_without_a_pretraining() -> None:
-    paper = SupervisedRecipe.of(PretrainConfig().recipe(), 100)
-    assert paper.schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
-    assert (paper.nesterov, paper.weight_decay) == (True, 5e-4)
