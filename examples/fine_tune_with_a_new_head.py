@@ -14,7 +14,7 @@ from rotnet_fast.data.sampling import epoch_order
 epochs, layer = 6, "conv3"
 dataset = digits.load(None, image_size=16, progress=False)
 train = limit_split(dataset.train, 200, "limit_train")  # 20 labels per class
-backbone = load_backbone("nin4-half-cifar10-jpeg", device="cpu")
+backbone = load_backbone("nin4-cifar10-jpeg", device="cpu")
 network = backbone.network.requires_grad_(True)
 torch.manual_seed(0)
 head = torch.nn.Linear(network.feature_channels(layer), len(dataset.classes))

@@ -12,7 +12,7 @@ from rotnet_fast import load_backbone
 from rotnet_fast.data import digits
 from rotnet_fast.data.datasets import limit_split
 
-backbone = load_backbone("nin4-half-cifar10-jpeg", device="cpu")
+backbone = load_backbone("nin4-cifar10-jpeg", device="cpu")
 dataset = digits.load(None, image_size=16, progress=False)
 accuracy = {}
 for labels_per_class in (1, 5, 20):

@@ -33,7 +33,7 @@ MODEL_FILE = "model.safetensors"
 """Name of the weights in an exported folder."""
 
 SHIPPED: dict[str, str] = {
-    "nin4-half-cifar10-jpeg": "fd16be534a775c214e6b16d5b92f84dc872d77612e5c9129635a9e6751ebbd9e",
+    "nin4-cifar10-jpeg": "bfc03ac1ae4007311364e32439ca22ee6ba449e91cc3b65844fc2c02e1435a6e",
 }
 """Name of a model that ships with the package -> SHA-256 (hexadecimal) of its file, which is
 ``rotnet_fast/weights/NAME.safetensors``."""

@@ -22,7 +22,7 @@ from rotnet_fast.pretrained import read_pretrained
 from rotnet_fast.report import render
 from rotnet_fast.visualize import VisualizeConfig, visualize
 
-SHIPPED = "nin4-half-cifar10-jpeg"
+SHIPPED = "nin4-cifar10-jpeg"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rotnet_fast.errors import ArgumentError
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    return load_backbone("nin4-cifar10-jpeg", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def installed_data(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def test_type_checkers_of_users_see_the_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ROOT / "rotnet_fast" / "py.typed").read_bytes() == b""
-    assert {"py.typed", "weights/nin4-half-cifar10-jpeg.safetensors"} <= installed_data(monkeypatch)
+    assert {"py.typed", "weights/nin4-cifar10-jpeg.safetensors"} <= installed_data(monkeypatch)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)

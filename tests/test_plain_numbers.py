@@ -126,7 +126,7 @@ def test_the_draws_say_what_is_wrong_with_them() -> None:
 
 
 def test_a_backbone_takes_numbers_of_others() -> None:
-    plain = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    plain = load_backbone("nin4-cifar10-jpeg", "cpu")
     backbone = Backbone(
         plain.network,
         rotations=torch.tensor(plain.rotations),  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ def test_a_backbone_compiles_once_for_batches_of_one_size() -> None:
 
     torch._dynamo.reset()
     counter = CompileCounter()
-    backbone = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    backbone = load_backbone("nin4-cifar10-jpeg", "cpu")
     compiled = torch.compile(backbone, backend=counter, fullgraph=True)
     for _ in range(3):
         images = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)

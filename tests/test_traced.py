@@ -27,7 +27,7 @@ FORMS = pytest.mark.parametrize("x", [IMAGES, FLOATS, FLOATS.double()], ids=["ui
 @pytest.fixture(scope="module", params=["nin", "resnet18"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     if request.param == "nin":
-        return load_backbone("nin4-half-cifar10-jpeg", "cpu")
+        return load_backbone("nin4-cifar10-jpeg", "cpu")
     torch.manual_seed(0)
     return Backbone(make_network(4, model=request.param), rotations=(0, 90, 180, 270))
 
@@ -71,7 +71,7 @@ def test_an_exported_backbone_takes_any_number_of_images(
 
 @pytest.mark.filterwarnings("ignore:No complete tensor")  # torch, of weights in one memory
 def test_an_exported_backbone_runs_without_this_package(tmp_path: Path) -> None:
-    backbone = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    backbone = load_backbone("nin4-cifar10-jpeg", "cpu")
     torch.export.save(
         export(backbone, (IMAGES,), dynamic_shapes={"images": {0: B}}), tmp_path / "program.pt2"
     )

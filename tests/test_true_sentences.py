@@ -53,7 +53,7 @@ FOR_A_BACKBONE = {
 def test_a_backbone_says_what_is_wrong_and_how_to_put_it_right(
     make: Callable[[], torch.Tensor], sentence: str
 ) -> None:
-    backbone = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    backbone = load_backbone("nin4-cifar10-jpeg", "cpu")
     with pytest.raises(ArgumentError, match=sentence) as caught:
         backbone(make())
     assert "must be uint8" not in str(caught.value)
@@ -61,7 +61,7 @@ def test_a_backbone_says_what_is_wrong_and_how_to_put_it_right(
 
 
 def test_the_remedies_of_a_backbone_work() -> None:
-    backbone = load_backbone("nin4-half-cifar10-jpeg", "cpu")
+    backbone = load_backbone("nin4-cifar10-jpeg", "cpu")
     whole = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     assert torch.equal(backbone(whole.permute(0, 3, 1, 2).permute(0, 2, 3, 1)), backbone(whole))
     grey = whole[..., :1]
