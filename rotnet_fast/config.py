@@ -327,6 +327,11 @@ class PretrainConfig(ImageSettings):
             warmup=self.warmup * epochs / self.epochs,
         )
 
+    def architecture(self) -> dict[str, Any]:
+        """Name of the network, and its sizes where it has any."""
+        sizes = {"blocks": self.blocks, "width": self.width} if self.model == NIN else {}
+        return {"model": self.model, **sizes}
+
     def optimisation(self) -> dict[str, Any]:
         """How weights follow gradients, by the names of the settings; a supervised training takes no more."""
         return {name: getattr(self, name) for name in _OPTIMISATION}

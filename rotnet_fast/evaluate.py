@@ -299,7 +299,7 @@ def place_of(checkpoint: str) -> str:
 
 def network_of(setup: EvaluationSetup) -> dict[str, Any]:
     """What results.json says of the network."""
-    return {name: getattr(setup.config, name) for name in ("model", "blocks", "width", "rotations")}
+    return {**setup.config.architecture(), "rotations": setup.config.rotations}
 
 
 def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:

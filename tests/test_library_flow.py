@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path) -> Non
 
 
 def test_a_run_of_one_network_is_no_run_of_another(run: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"there model is '{MODEL}', here 'nin'"):
+    with pytest.raises(CheckpointError, match=f"model is '{MODEL}' there and 'nin' here"):
         pretrain(replace(config_of(run), model="nin", resume="auto"))
 
 
@@ -140,14 +140,14 @@ def test_unknown_layers_are_named_before_data_are_read(
 def test_supervised_training_is_of_the_same_network(run: Path) -> None:
     network = load_supervised(run / "evaluate-001" / "supervised")
     assert (network.name, network.num_classes) == (MODEL, 10)
-    with pytest.raises(CheckpointError, match="does not hold a whole network"):
+    with pytest.raises(CheckpointError, match="is not one of a supervised training"):
         load_supervised(run / "evaluate-001" / "frozen")
 
 
 def test_exported_weights_name_their_network_and_fit_the_librarys(run: Path, tmp_path: Path) -> None:
     folder = export(ExportConfig(run, output=tmp_path / "export"))
     tensors, metadata = weights.unpack((folder / "model.safetensors").read_bytes(), folder)
-    assert metadata["model"] == MODEL
+    assert metadata["architecture"] == json.loads(metadata["config"])["model"] == MODEL
     theirs = models.mobilenet_v3_small(num_classes=4).eval().to(memory_format=torch.channels_last)
     theirs.load_state_dict(tensors)
     card = (folder / "README.md").read_text()
@@ -176,7 +176,8 @@ def test_weights_that_do_not_fit_the_named_network_are_refused(run: Path, tmp_pa
     path = folder / "model.safetensors"
     tensors, metadata = weights.unpack(path.read_bytes(), folder)
     for model in ("mobilenet_v3_large", "mobilenet", "nin"):
-        path.write_bytes(weights.pack(tensors, {**metadata, "model": model}))
+        config = json.dumps({**json.loads(metadata["config"]), "model": model})
+        path.write_bytes(weights.pack(tensors, {**metadata, "config": config}))
         with pytest.raises(CheckpointError, match="does not describe a network that this version"):
             load_backbone(folder, "cpu")
 
