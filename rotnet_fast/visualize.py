@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PROGRAM = "python -m rotnet_fast.visualize"
 
 Picture = Literal[
-    "rotations", "filters", "attention", "knn", "confusion", "embedding", "calibration", "hardest"
+    "overview", "rotations", "filters", "attention", "knn", "confusion", "embedding", "calibration", "hardest"
 ]
 
 IMAGES_WITH_ATTENTION = 4
@@ -54,7 +54,8 @@ class VisualizeConfig(PretrainedImageSettings):
     the name of a model that comes with the package."""
 
     what: tuple[Picture | Literal["all"], ...] = ("all",)
-    """rotations: test images under all rotations, with predictions.
+    """overview: test images under all rotations, with predictions, beside their nearest training images.
+    rotations: test images under all rotations, with predictions.
     filters: of the first layer. attention: maps of three layers, and how well they turn with the image.
     knn: nearest training images. confusion: of rotations, and of object classes by nearest neighbours.
     embedding: PCA and t-SNE. calibration: confidence against accuracy. hardest: images whose rotation is
@@ -208,6 +209,13 @@ def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -
     return "fp32" if config.precision == "auto" and wanted == "fp16" and device == "cpu" else wanted
 
 
+def draw_overview(analyses: Analyses) -> dict[str, Figure]:
+    """Predicted rotations and nearest training images, side by side."""
+    from rotnet_fast.plots.overview import overview
+
+    return {"overview": overview(analyses.rotation, analyses.neighbours)}
+
+
 def draw_rotations(analyses: Analyses) -> dict[str, Figure]:
     """Test images under all rotations."""
     from rotnet_fast.plots.rotation import rotations
@@ -275,6 +283,7 @@ def draw_hardest(analyses: Analyses) -> dict[str, Figure]:
 
 
 PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
+    "overview": draw_overview,
     "rotations": draw_rotations,
     "filters": draw_filters,
     "attention": draw_attention,

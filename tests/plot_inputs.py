@@ -114,7 +114,11 @@ def neighbours_result(shown: int = 3, columns: int = 8, channels: int = 3) -> di
         "bank_images": 50000,
         "accuracy": 65.4,
         "confusion": RANDOM.integers(0, 100, (10, 10)).tolist(),
-        "queries": {"indices": [0] * shown, "images": pixels(shown, 8, 8, channels), "labels": [1] * shown},
+        "queries": {
+            "indices": list(range(shown)),
+            "images": pixels(shown, 8, 8, channels),
+            "labels": [1] * shown,
+        },
         "neighbours": {
             "indices": np.zeros((shown, columns), int).tolist(),
             "images": pixels(shown, columns, 8, 8, channels),

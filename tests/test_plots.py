@@ -27,6 +27,7 @@ from rotnet_fast.plots.confusion import confusion
 from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters, mosaic
 from rotnet_fast.plots.neighbours import neighbours
+from rotnet_fast.plots.overview import overview
 from rotnet_fast.plots.roofline import KINDS, roofline
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 
@@ -76,6 +77,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "roofline of one stage": lambda: roofline(
         stage_rows(("optimiser",), 1), copy_bytes_per_second=5e10, matrix_flops_per_second={"fp32": 1e11}
+    ),
+    "overview": lambda: overview(rotation_result(FOUR), neighbours_result()),
+    "overview of eight rotations": lambda: overview(rotation_result(EIGHT, shown=2), neighbours_result(2)),
+    "overview of two grey views": lambda: overview(
+        rotation_result(TWO, shown=1, channels=1), neighbours_result(1, columns=2, channels=1)
     ),
     "neighbours": lambda: neighbours(neighbours_result(shown=6)),
     "two neighbours of a grey image": lambda: neighbours(neighbours_result(1, columns=2, channels=1)),
@@ -201,3 +207,9 @@ def test_the_points_and_roofs_of_a_roofline_lie_where_their_numbers_say() -> Non
     assert [[0.1, 1e9]] in [np.round(line, 6).tolist() for line in lines if len(line) == 1]
     rising = next(line for line in lines if len(line) > 2)
     np.testing.assert_allclose(rising[:, 1], 1e10 * rising[:, 0])
+
+
+def test_an_overview_is_of_the_same_images() -> None:
+    for shown in (2, 0):
+        with pytest.raises(ArgumentError, match="compute both for the same images"):
+            overview(rotation_result(FOUR, shown=shown), neighbours_result(0 if shown == 0 else 3))

@@ -31,6 +31,7 @@ FILES = [
     "filters",
     "hardest",
     "knn",
+    "overview",
     "rotations",
 ]
 
