@@ -16,7 +16,6 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.protocols.supervised import SupervisedRecipe
 from rotnet_fast.study.builder import Builder
 from rotnet_fast.study.settings import StudyPreset, study_settings
 
@@ -28,16 +27,17 @@ def _digits() -> Iterator[None]:
 
 
 def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
-    slides = SupervisedRecipe.of(PRESETS["slides"]().recipe(), 50)
-    assert slides.schedule == Schedule(0.1, "step", (15, 30, 40), 0.5, 50)
-    assert (slides.nesterov, slides.muon) == (False, None)
-    official = SupervisedRecipe.of(PRESETS["official"]().recipe(), 100)
-    assert official.schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
+    slides = PRESETS["slides"]().stretched(50)
+    assert slides.schedules() == (Schedule(0.1, "step", (15, 30, 40), 0.5, 50), None)
+    assert not slides.nesterov
+    official = PRESETS["official"]().stretched(100)
+    assert official.schedules() == (Schedule(0.1, "step", (30, 60, 80), 0.2, 100), None)
     speedrun = PRESETS["speedrun"]()
-    half = SupervisedRecipe.of(speedrun.recipe(), speedrun.epochs // 2)
-    assert half.muon is not None
-    assert (half.muon.base_lr, half.muon.warmup) == (speedrun.muon_lr, speedrun.warmup / 2)
-    assert (half.schedule.base_lr, half.weight_decay) == (speedrun.lr, speedrun.weight_decay)
+    half = speedrun.stretched(speedrun.epochs // 2)
+    schedule, muon = half.schedules()
+    assert muon is not None
+    assert (muon.base_lr, muon.warmup) == (speedrun.muon_lr, speedrun.warmup / 2)
+    assert (schedule.base_lr, half.weight_decay) == (speedrun.lr, speedrun.weight_decay)
 
 
 @pytest.mark.parametrize("preset", get_args(StudyPreset))
@@ -45,10 +45,10 @@ def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
 def test_a_study_has_the_same_recipe(preset: StudyPreset, scale: float) -> None:
     settings = study_settings(preset, scale, cifar10_data(), "fp32")
     cell = Builder(settings, 0).supervised()
-    epochs = settings.supervised_epochs
-    assert SupervisedRecipe.of(cell.settings, epochs) == SupervisedRecipe.of(
-        settings.pretext.recipe(), epochs
-    )
+    of_cell = PretrainConfig.from_recipe({**settings.pretext.recipe(), **cell.settings})
+    expected = settings.pretext.stretched(settings.supervised_epochs)
+    assert of_cell.schedules() == expected.schedules()
+    assert (of_cell.nesterov, of_cell.weight_decay) == (expected.nesterov, expected.weight_decay)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,12 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
     flags = ["--no-frozen", "--supervised", "--epochs", "4", "--lr", "0.9", "--device", "cpu"]
     assert evaluate.main(["--checkpoint", str(tmp_path / "run"), *flags]) == 0
     state = checkpoint.load(tmp_path / "run" / "evaluate-001" / "supervised" / "checkpoints" / "last.pt")
-    expected = SupervisedRecipe.of(config.recipe(), 4)
+    schedule, muon = config.stretched(4).schedules()
     last = {
         group["name"]: (group["lr"], group["nesterov"], group["weight_decay"])
         for group in state["optimizer"]["param_groups"]
     }
-    schedules = {"network": expected.schedule}
-    if expected.muon is not None:
-        schedules = {"rest": expected.schedule, "filters": expected.muon}
+    schedules = {"network": schedule} if muon is None else {"rest": schedule, "filters": muon}
     steps = -(-40 // 128)  # of an epoch, in batches of 128 images
     assert last == {
         # Muon's steps know no Nesterov.
@@ -87,6 +85,6 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
 
 
 def test_the_papers_recipe_is_the_one_without_a_pretraining() -> None:
-    paper = SupervisedRecipe.of(PretrainConfig().recipe(), 100)
-    assert paper.schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
+    paper = PretrainConfig().stretched(100)
+    assert paper.schedules() == (Schedule(0.1, "step", (30, 60, 80), 0.2, 100), None)
     assert (paper.nesterov, paper.weight_decay) == (True, 5e-4)
