@@ -33,7 +33,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
-from rotnet_fast.report import render
+from rotnet_fast.protocols.result import render
 from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         processes: that divide the trainings among them.
 
     Returns:
-        What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
+        What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.protocols.result.Cell`),
         ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``pretraining``,
         ``dataset``, ``settings`` and ``environment``.
 
@@ -255,7 +255,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
     """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
     from rotnet_fast.engine import checkpoint
-    from rotnet_fast.protocols import PROTOCOLS
+    from rotnet_fast.protocols.drivers import PROTOCOLS
 
     def prepare() -> EvaluationSetup:
         with printed_if(processes.is_main):

@@ -25,7 +25,7 @@ from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
-from rotnet_fast.report import load_results
+from rotnet_fast.protocols.result import load_results
 from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
@@ -248,8 +248,7 @@ def study_results(run: Path) -> dict[str, Any]:
         )
         if cell["needs"] == [run.name] and cell["kind"] in ("head", "knn", "linear") and is_faithful:
             layer, head = cell["member"]["layer"], cell["member"].get("head", cell["kind"])
-            cells.append({"method": "frozen", "layer": layer, "head": head, "note": ""})
-            cells[-1]["accuracy"] = cell["result"]["accuracy"]
+            cells.append({"method": "frozen", "layer": layer, "head": head, "note": "", **cell["result"]})
     cells.sort(key=lambda cell: (cell["head"], cell["layer"]))
     seed = read_json(run / "config.json")["settings"]["seed"]
     return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.config import NIN, PretrainConfig
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import cells_of
 
 _METHODS = {
     "frozen": "these weights, frozen",
@@ -152,7 +152,7 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
         accuracy = facts.metrics["rotation_accuracy"]
         yield "rotation prediction", facts.dataset_name, "rotation accuracy in %", accuracy
     for _, results in facts.evaluations:
-        for cell in _cells(results):
+        for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
                 where = " ".join(part for part in (cell.layer, cell.head, cell.note) if part)
                 metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
@@ -316,7 +316,7 @@ def _results(facts: CardFacts) -> str:
         rows = [
             f"| {_METHODS[cell.method]} | {cell.layer or '-'} | {cell.head or '-'} "
             f"| {cell.note or '-'} | {cell.accuracy:.2f} |"
-            for cell in _cells(results)
+            for cell in cells_of(results)
         ]
         parts.append(
             f"Object accuracy in % on {dataset['test_images']:,} test images of "
@@ -352,10 +352,6 @@ def _limitations(facts: CardFacts) -> str:
 def _licence(facts: CardFacts) -> str:
     data = facts.data_licence or _LICENCES[facts.config.dataset]
     return f"- code: MIT\n- data, {_text(facts.dataset_name)}: {_text(data)}"
-
-
-def _cells(results: Mapping[str, Any]) -> list[Cell]:
-    return [Cell(**values) for values in results["cells"]]
 
 
 def _labels(results: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
-from rotnet_fast.report import format_table
+from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import Settings
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
 from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings

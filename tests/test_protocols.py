@@ -18,12 +18,12 @@ from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
-from rotnet_fast.protocols.evaluation import first_of_each_class
+from rotnet_fast.protocols.drivers import PROTOCOLS
+from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 CPU = torch.device("cpu")
 SIDE = 8

@@ -15,7 +15,7 @@ from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate, pretrain
 from rotnet_fast.checks import smallest_batch
-from rotnet_fast.report import load_results, render
+from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.verdict import is_at_chance, of_pretraining
 
 

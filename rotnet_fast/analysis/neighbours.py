@@ -15,7 +15,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import accuracy
 
 SHOWN_NEIGHBOURS = 8
 

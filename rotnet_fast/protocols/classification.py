@@ -14,7 +14,7 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import accuracy
 
 MILESTONES: dict[str, tuple[int, ...]] = {
     "conv": (35, 70, 85),

@@ -24,7 +24,7 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 BATCHNORM_MODES = ("running statistics", "batch statistics")
 """What BatchNorm normalises with in an untrained network."""

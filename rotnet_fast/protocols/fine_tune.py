@@ -10,7 +10,7 @@ from functools import partial
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
 from rotnet_fast.protocols.heads import fine_tuning_task, head_name
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 
 def fine_tune(setup: EvaluationSetup) -> list[Unit]:

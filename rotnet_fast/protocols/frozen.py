@@ -10,7 +10,7 @@ from __future__ import annotations
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
 from rotnet_fast.protocols.heads import frozen_heads_task, head_name
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 
 def frozen(setup: EvaluationSetup) -> list[Unit]:

@@ -18,7 +18,7 @@ from rotnet_fast.data.loader import Loader
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07

@@ -21,7 +21,7 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 BLOCKS = 3
 

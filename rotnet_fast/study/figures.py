@@ -31,7 +31,6 @@ from rotnet_fast.study.sections_pictures import (
 )
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
-from rotnet_fast.study.tables import published_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,7 +242,11 @@ def _curves(
         return None
     panel = Panel(TEST_ACCURACY, lines)
     return curves(
-        [panel], x_label=x_label, x_ticks=list(x_ticks), log_x=log_x, published_name=published_name(study)
+        [panel],
+        x_label=x_label,
+        x_ticks=list(x_ticks),
+        log_x=log_x,
+        published_name=study.circumstances.published_name,
     )
 
 
@@ -262,7 +265,7 @@ def _bars(
         )
         for position, number in enumerate(numbers)
     ]
-    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=published_name(study))
+    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=study.circumstances.published_name)
 
 
 def _group(entry: Entry) -> str:

@@ -20,8 +20,8 @@ from rotnet_fast.protocols.heads import fine_tuning_task, frozen_heads_task, hea
 from rotnet_fast.protocols.knn import classify_features, knn_predict
 from rotnet_fast.protocols.linear import linear_predict
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
+from rotnet_fast.protocols.result import accuracy
 from rotnet_fast.protocols.supervised import train_supervised
-from rotnet_fast.report import accuracy
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
 from rotnet_fast.study.pictures import PICTURES

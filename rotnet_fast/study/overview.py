@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rotnet_fast.paper import orientation
 from rotnet_fast.study.document import Block, Bullets, Code, Paragraph, Section, Table, plain
 from rotnet_fast.study.summary import Study
 from rotnet_fast.study.tables import data_set, main_rows
@@ -66,7 +65,7 @@ def meaning(study: Study) -> str:
         )
         return text + f"Published numbers are those of the paper, on {images}."
     circumstances = replace(study.circumstances, display_name=data_set(study))  # as text of the report
-    return text + orientation(circumstances.obstacles())
+    return text + circumstances.caveat
 
 
 def what_was_run(study: Study) -> Section:

@@ -9,6 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from rotnet_fast.protocols.result import NO_VALUE, points
 from rotnet_fast.study.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.orderings import (
     FAILS,
@@ -21,15 +22,7 @@ from rotnet_fast.study.orderings import (
 )
 from rotnet_fast.study.sections import figure
 from rotnet_fast.study.summary import Number, Study
-from rotnet_fast.study.tables import (
-    NO_VALUE,
-    data_set,
-    flat_table,
-    mean_difference,
-    points,
-    published_name,
-    value,
-)
+from rotnet_fast.study.tables import data_set, flat_table, mean_difference, value
 
 
 def rotation_accuracy(study: Study) -> Section:
@@ -183,7 +176,7 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
                     "difference",
                     "standard error",
                     "by seed",
-                    f"difference, {published_name(study)}",
+                    f"difference, {study.circumstances.published_name}",
                     "verdict",
                 ),
                 tuple(steps),

@@ -9,10 +9,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rotnet_fast.protocols.result import points
 from rotnet_fast.study.document import NOT_RUN, Block, Section, Table, plain
 from rotnet_fast.study.sections import figure
 from rotnet_fast.study.summary import Study
-from rotnet_fast.study.tables import data_set, points
+from rotnet_fast.study.tables import data_set
 
 NETWORKS = {"rotation": "rotation network", "supervised": "supervised network"}
 """Key in the result of an attention or filters cell -> its name."""

@@ -17,7 +17,7 @@ from typing import Any
 from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
-from rotnet_fast.paper import Circumstances
+from rotnet_fast.protocols.result import Circumstances
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
@@ -81,7 +81,7 @@ class Study:
     entries: tuple[Entry, ...]
     files: Mapping[str, Mapping[str, Any]]
 
-    @property
+    @cached_property
     def circumstances(self) -> Circumstances:
         """What decides whether a difference to a published number means something."""
         settings = self.settings
@@ -102,7 +102,7 @@ class Study:
     @property
     def comparable(self) -> bool:
         """Whether a difference to a published number means something."""
-        return not self.circumstances.obstacles()
+        return self.circumstances.comparable
 
     @property
     def commits(self) -> tuple[str, ...]:
@@ -138,12 +138,6 @@ class Study:
             for seed, cell in enumerate(entry.cells)
             if cell.key in self.files
         }
-
-    def difference(self, number: Number) -> float | None:
-        """Ours minus published, in points; None where that is not a comparison."""
-        if not self.comparable or number.mean is None or number.entry.published is None:
-            return None
-        return number.mean - number.entry.published
 
     def standard_error(self, accuracy: float) -> float:
         """Of an accuracy in percent that was measured on the test images: binomial, in points."""

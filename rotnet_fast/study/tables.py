@@ -9,12 +9,11 @@ import statistics
 from collections.abc import Sequence
 
 from rotnet_fast import paper
+from rotnet_fast.protocols.result import NO_VALUE, points
 from rotnet_fast.study.builder import BATCHNORM_MODES
 from rotnet_fast.study.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
-
-NO_VALUE = "-"
 
 SERIES = {"rotation": "rotation", "object": "object", "rotnet": "RotNet", "supervised": "supervised"}
 """Series of a figure -> its name in tables."""
@@ -28,11 +27,6 @@ def value(number: Number) -> str:
     return f"{number.mean:.2f}{spread}"
 
 
-def points(difference: float | None) -> str:
-    """A difference with its sign."""
-    return NO_VALUE if difference is None else f"{difference:+.2f}"
-
-
 def accuracy(published: float | None) -> str:
     """A published number."""
     return NO_VALUE if published is None else f"{published:.2f}"
@@ -43,11 +37,6 @@ def data_set(study: Study) -> str:
     return plain(study.settings.data.display_name)
 
 
-def published_name(study: Study) -> str:
-    """What the paper's numbers are called beside ours."""
-    return "published" if study.comparable else "CIFAR-10 reference"
-
-
 def mean_difference(number: Number, other: Number) -> float | None:
     """First minus second over the seeds that both have, in points; None where there is none."""
     common = sorted(set(number.by_seed) & set(other.by_seed))
@@ -55,27 +44,16 @@ def mean_difference(number: Number, other: Number) -> float | None:
     return statistics.fmean(differences) if differences else None
 
 
-def published_header(study: Study) -> tuple[str, ...]:
-    """Titles of the columns that stand beside ours."""
-    return (published_name(study), "difference") if study.comparable else (published_name(study),)
-
-
-def published_cells(study: Study, number: Number) -> tuple[str, ...]:
-    """Texts of these columns."""
-    published = accuracy(number.entry.published)
-    return (published, points(study.difference(number))) if study.comparable else (published,)
-
-
 def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
     """One row per number, with its schedule and machine."""
-    beside = published_header(study)
+    beside = study.circumstances.header
     header = ("", "ours, %", "n", *beside, "epochs", "machine")
     rows = [
         (
             number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
             value(number),
             str(number.n),
-            *published_cells(study, number),
+            *study.circumstances.beside(number.mean, number.entry.published),
             study.schedule(number.entry) or NO_VALUE,
             study.machines([number.entry]) or NO_VALUE,
         )
@@ -87,7 +65,7 @@ def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str 
 def grid(study: Study, caption: str) -> Table:
     """Table 1 as the paper prints it, with our row above the published one."""
     layers = list(paper.NONLINEAR_HEAD[5])
-    reference = published_name(study)
+    reference = study.circumstances.published_name
     rows = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         ours = [
@@ -132,13 +110,17 @@ def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, cap
     at = {(number.entry.x, number.entry.series): number for number in numbers}
     header = [first]
     for name in series:
-        header += [f"{SERIES[name]}, ours, %", "n", *published_header(study)]
+        header += [f"{SERIES[name]}, ours, %", "n", *study.circumstances.header]
     rows = []
     for position in positions:
         row = [f"{position:g}"]
         for name in series:
             number = at[position, name]
-            row += [value(number), str(number.n), *published_cells(study, number)]
+            row += [
+                value(number),
+                str(number.n),
+                *study.circumstances.beside(number.mean, number.entry.published),
+            ]
         rows.append(tuple(row))
     return Table(caption, tuple(header), tuple(rows), tuple(range(len(header))))
 
@@ -150,13 +132,13 @@ def main_rows(study: Study, only_run: bool = False) -> Table:
     numbers += [study.number("figure5b", f"{series}-{few}") for series in ("rotnet", "supervised")]
     if only_run:
         numbers = [number for number in numbers if number.n]
-    beside = published_header(study)
+    beside = study.circumstances.header
     rows = [
         (
             number.entry.title[:1].upper() + number.entry.title[1:],
             value(number),
             str(number.n),
-            *published_cells(study, number),
+            *study.circumstances.beside(number.mean, number.entry.published),
         )
         for number in numbers
     ]
