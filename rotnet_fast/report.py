@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     for folder in options.folders:
         if folder in studies:
             # Here, because drawing needs matplotlib, which takes a second to import.
-            from rotnet_fast.study.report import update_readme, write_report
+            from rotnet_fast.study.pages.report import update_readme, write_report
 
             written = []
             if options.readme is not None:

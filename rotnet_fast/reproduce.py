@@ -257,7 +257,7 @@ def check_study_folder(folder: Path) -> None:
 def report(results: Results) -> None:
     """Write the report of what is finished; results are worth keeping where it cannot be drawn."""
     try:
-        from rotnet_fast.study.report import write_report
+        from rotnet_fast.study.pages.report import write_report
     except ImportError as error:
         again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
         print(f"no report is written: {error}; run {again} where it can be imported", file=sys.stderr)

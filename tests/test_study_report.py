@@ -17,8 +17,8 @@ from synthetic_study import copy_study, remove_cells, settings_of, write_study
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.report import main
-from rotnet_fast.study import figures
-from rotnet_fast.study.report import write_report
+from rotnet_fast.study.pages import figures
+from rotnet_fast.study.pages.report import write_report
 from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
 
@@ -390,7 +390,7 @@ def test_the_report_does_not_need_torch(tmp_path: Path, one_seed: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from rotnet_fast.study.report import write_report\n"
+        "from rotnet_fast.study.pages.report import write_report\n"
         "write_report(Path(sys.argv[1]))"
     )
     folder = copy_study(one_seed, tmp_path / "study")

@@ -1,4 +1,4 @@
-"""A report as a list of sections, which `rotnet_fast.study.markdown` and `.html` render.
+"""A report as a list of sections, which `rotnet_fast.study.pages.markdown` and `.html` render.
 
 Texts are plain; what stands between backticks is code. Nothing else is markup.
 Importing this module does not import torch.
@@ -103,3 +103,10 @@ def code_spans(text: str) -> list[tuple[bool, str]]:
     if len(pieces) % 2 == 0:
         return [(False, text)]
     return [(position % 2 == 1, piece) for position, piece in enumerate(pieces) if piece]
+
+
+def figure(drawn: frozenset[str], name: str, alt: str, caption: str) -> tuple[Block, ...]:
+    """A figure if it has been drawn, else a sentence that says that there is none."""
+    if name in drawn:
+        return (Figure(name, alt, caption),)
+    return (Paragraph(f"Not run: no figure. ({caption})"),)

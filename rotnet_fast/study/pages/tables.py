@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from rotnet_fast import paper
 from rotnet_fast.protocols.result import NO_VALUE, points
 from rotnet_fast.study.builder import BATCHNORM_MODES
-from rotnet_fast.study.document import NOT_RUN, Table, plain
+from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
+
+NETWORKS = {"rotation": "rotation network", "supervised": "supervised network"}
+"""Key in the result of an attention or filters cell -> its name."""
 
 SERIES = {"rotation": "rotation", "object": "object", "rotnet": "RotNet", "supervised": "supervised"}
 """Series of a figure -> its name in tables."""
@@ -144,3 +147,12 @@ def main_rows(study: Study, only_run: bool = False) -> Table:
     ]
     caption = f"Test accuracy in % on {data_set(study)}"
     return Table(caption, ("", "ours, %", "n", *beside), tuple(rows), tuple(range(1, 3 + len(beside))))
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean, and standard deviation of several values; those that are None are left out."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "undefined"
+    text = f"{statistics.fmean(known):.{digits}f}"
+    return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"

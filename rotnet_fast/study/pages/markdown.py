@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rotnet_fast.study.document import (
+from rotnet_fast.study.pages.document import (
     Block,
     Bullets,
     Code,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rotnet_fast.study.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.pages.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.summary import Study
-from rotnet_fast.study.tables import data_set, main_rows
 
 REFERENCE = (
     "Gidaris, Singh, Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018"

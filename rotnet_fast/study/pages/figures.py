@@ -5,9 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
@@ -19,16 +19,11 @@ from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 from rotnet_fast.plots.style import save
-from rotnet_fast.study.document import plain
+from rotnet_fast.study.pages.ablations import ablated_pairs
+from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
+from rotnet_fast.study.pages.document import plain
+from rotnet_fast.study.pages.tables import NETWORKS
 from rotnet_fast.study.plan import Entry
-from rotnet_fast.study.sections_beyond import ablated_pairs
-from rotnet_fast.study.sections_pictures import (
-    CONFUSED,
-    NETWORKS,
-    class_accuracies,
-    first_result,
-    summed_confusion,
-)
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
 
@@ -223,6 +218,12 @@ FIGURES: dict[str, tuple[Callable[[Study], Figure | None], tuple[str, ...]]] = {
 """Name -> function that draws it, or gives None where nothing has been run, and the entries it shows."""
 
 _ANY = Entry("", "", "", ())
+
+
+def first_result(study: Study, item: str, name: str) -> Mapping[str, Any] | None:
+    """Result of the first seed that has been run, for what can only show one network."""
+    results = study.results(study.entry(item, name))
+    return results[min(results)] if results else None
 
 
 def _line(label: str, numbers: Sequence[Number], x: Sequence[float] | None = None) -> Line:

@@ -10,15 +10,20 @@ from pathlib import Path
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed, named
-from rotnet_fast.study import overview, sections, sections_beyond, sections_pictures
-from rotnet_fast.study.document import Document, plain
-from rotnet_fast.study.figures import draw_figures
-from rotnet_fast.study.html import data_uri, render_html
-from rotnet_fast.study.markdown import render_markdown, table_lines
-from rotnet_fast.study.orderings import find_correlation, find_orderings
+from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
+from rotnet_fast.study.pages.document import Document, plain
+from rotnet_fast.study.pages.figures import draw_figures
+from rotnet_fast.study.pages.html import data_uri, render_html
+from rotnet_fast.study.pages.markdown import render_markdown, table_lines
+from rotnet_fast.study.pages.orderings import (
+    find_correlation,
+    find_orderings,
+    orderings_section,
+    orderings_sentence,
+)
+from rotnet_fast.study.pages.tables import main_rows
 from rotnet_fast.study.store import Results
 from rotnet_fast.study.summary import Study, load_study
-from rotnet_fast.study.tables import main_rows
 
 BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 """Lines of a README between which the table of a study stands."""
@@ -59,26 +64,26 @@ def make_document(study: Study, drawn: frozenset[str]) -> Document:
         drawn: names of the figures that there are.
     """
     orderings, correlation = find_orderings(study), find_correlation(study)
-    sentence = sections_beyond.orderings_sentence(orderings, correlation)
+    sentence = orderings_sentence(orderings, correlation)
     return Document(
         overview.title(study),
         overview.lead(study, sentence),
         (
             overview.what_was_run(study),
-            sections.table1(study, drawn),
-            sections.table2(study, drawn),
-            sections.table3(study, drawn),
-            sections.figure5a(study, drawn),
-            sections.figure5b(study, drawn),
-            sections_pictures.figure3(study, drawn),
-            sections_pictures.figure4(study, drawn),
-            sections_beyond.rotation_accuracy(study),
-            sections_beyond.neighbours(study, drawn),
-            sections_pictures.per_class(study, drawn),
-            sections_pictures.calibration(study, drawn),
-            sections_pictures.embedding(study, drawn),
-            sections_beyond.ablations(study, drawn),
-            sections_beyond.orderings_section(study, orderings, correlation),
+            paper_tables.table1(study, drawn),
+            paper_tables.table2(study, drawn),
+            paper_tables.table3(study, drawn),
+            paper_figures.figure5a(study, drawn),
+            paper_figures.figure5b(study, drawn),
+            paper_figures.figure3(study, drawn),
+            paper_figures.figure4(study, drawn),
+            extras.rotation_accuracy(study),
+            extras.neighbours(study, drawn),
+            classes.per_class(study, drawn),
+            extras.calibration(study, drawn),
+            extras.embedding(study, drawn),
+            ablations.ablations(study, drawn),
+            orderings_section(study, orderings, correlation),
             overview.how_to_regenerate(study),
         ),
     )

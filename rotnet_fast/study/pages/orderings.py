@@ -8,12 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotnet_fast import paper
+from rotnet_fast.protocols.result import NO_VALUE, points
 from rotnet_fast.study.builder import BATCHNORM_MODES
-from rotnet_fast.study.document import NOT_RUN
+from rotnet_fast.study.pages.document import NOT_RUN, Paragraph, Section, Table
+from rotnet_fast.study.pages.tables import data_set
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -229,6 +232,71 @@ def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> floa
     return sum(orders) / len(orders)
 
 
+def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) -> str:
+    """How many hold."""
+    verdicts = Counter([ordering.verdict for ordering in orderings] + [correlation.verdict])
+    parts = [
+        f"{verdicts[verdict]} {verdict}" for verdict in (HOLDS, NOISE, FAILS, NOT_RUN) if verdicts[verdict]
+    ]
+    text = ", ".join(parts).replace(f" {HOLDS}", " hold").replace(f" {FAILS}", " do not hold")
+    text = text.replace(f" {NOT_RUN}", " not run").replace("1 hold", "1 holds")
+    text = text.replace("1 do not", "1 does not")
+    return f"Of the method's {sum(verdicts.values())} orderings: {text}."
+
+
+def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:
+    """Verdicts, then the figures of each."""
+    overview = [
+        (ordering.claim, ordering.verdict, _on_seeds(ordering), _published(ordering))
+        for ordering in orderings
+    ]
+    overview.append((correlation.claim, correlation.verdict, "", ""))
+    steps = [
+        (f"{step.higher} > {step.lower}", *_step(step)) for ordering in orderings for step in ordering.steps
+    ]
+    rho = NOT_RUN if correlation.verdict == NOT_RUN else _rho(correlation.overall)
+    by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
+    chance = NO_VALUE if correlation.p_value is None else f"{correlation.p_value:.3f}"
+    explained = (
+        "An ordering of several steps holds where each step does. A step is within noise where the "
+        f"difference is smaller than {NOISE_ERRORS:g} standard errors. The standard error adds the binomial "
+        "ones of both accuracies, as if their test images were different (they are the same, so that it is "
+        "rather too large), and, of several seeds, that of the mean. Where two learning rates or BatchNorm "
+        "modes were tried, the one with the higher test accuracy stands here."
+    )
+    return Section(
+        "Orderings: does the method behave as published",
+        (
+            Paragraph(explained),
+            Table(
+                f"The method's orderings on {data_set(study)}",
+                ("ordering", "verdict", "seeds on which every step is above 0", "in the paper"),
+                tuple(overview),
+            ),
+            Table(
+                f"Each step of the orderings with its figures, in % and points, {data_set(study)}",
+                (
+                    "step",
+                    "figures",
+                    "difference",
+                    "standard error",
+                    "by seed",
+                    f"difference, {study.circumstances.published_name}",
+                    "verdict",
+                ),
+                tuple(steps),
+                (1, 2, 3, 5),
+            ),
+            Table(
+                f"Spearman correlation of the two accuracies over the pretraining, {data_set(study)}",
+                ("points", "correlation", "by seed", "p, one-sided, exact", "verdict"),
+                ((str(correlation.points), rho, by_seed or NO_VALUE, chance, correlation.verdict),),
+                (1, 3),
+            ),
+        ),
+    )
+
+
 def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
     return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
 
@@ -237,3 +305,30 @@ def _ranks(values: Sequence[float]) -> list[float]:
     """1 for the smallest; equal values share the mean of their ranks."""
     ordered = sorted(values)
     return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
+
+
+def _step(step: Step) -> tuple[str, ...]:
+    published = points(step.published)
+    if step.means is None:
+        return (NOT_RUN, NO_VALUE, NO_VALUE, NO_VALUE, published, step.verdict)
+    sign = {HOLDS: ">", FAILS: "<", NOISE: "≈"}[step.verdict]
+    figures = f"{step.means[0]:.2f} {sign} {step.means[1]:.2f}"
+    by_seed = ", ".join(points(difference) for difference in step.by_seed.values())
+    return (figures, points(step.difference), f"{step.standard_error:.2f}", by_seed, published, step.verdict)
+
+
+def _on_seeds(ordering: Ordering) -> str:
+    common = sorted(set.intersection(*(set(step.by_seed) for step in ordering.steps)))
+    above = [seed for seed in common if all(step.by_seed[seed] > 0 for step in ordering.steps)]
+    return f"{len(above)} of {len(common)}" if common else NO_VALUE
+
+
+def _published(ordering: Ordering) -> str:
+    known = [step.published for step in ordering.steps]
+    if any(difference is None for difference in known):
+        return NO_VALUE
+    return HOLDS if all(difference is not None and difference > 0 for difference in known) else FAILS
+
+
+def _rho(correlation: float | None) -> str:
+    return "undefined" if correlation is None else f"{correlation:+.2f}"

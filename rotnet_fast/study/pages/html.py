@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from rotnet_fast.study.document import (
+from rotnet_fast.study.pages.document import (
     NOT_RUN,
     Block,
     Bullets,
