@@ -208,40 +208,51 @@ def judge(difference: float, standard_error: float) -> str:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation; equal values share their mean rank. None where all values of one are equal."""
-    ranks = _ranks(first), _ranks(second)
+    """Return Spearman's rank correlation; None where all values of one are equal."""
+    from scipy.stats import spearmanr  # here, because importing scipy.stats takes a second
+
     if min(len(set(first)), len(set(second))) < 2:
         return None
-    return statistics.correlation(*ranks)
+    return float(spearmanr(first, second).statistic)
 
 
 def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:
-    """One-sided, exact: share of all orders of ``second`` that give as strong a correlation of that sign.
+    """Return the share of all orders of ``second`` that correlate as strongly, with the same sign.
 
-    Both have at least two different values; there are n! orders, so n is small.
+    One-sided and exact. Both have at least two different values; there are n! orders, so n is small.
     """
+    from scipy.stats import permutation_test, rankdata
+
     found = spearman(first, second)
     assert found is not None
-    sign = math.copysign(1, found)
-    ranks, others = _ranks(first), _ranks(second)
-    products = sign * sum(a * b for a, b in zip(ranks, others, strict=True))
-    orders = [
-        sign * sum(a * b for a, b in zip(ranks, order, strict=True)) >= products - 1e-9
-        for order in itertools.permutations(others)
-    ]
-    return sum(orders) / len(orders)
+    others = rankdata(second)
+    test = permutation_test(
+        (rankdata(first),),
+        lambda ranks, axis: (ranks * others).sum(axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=math.inf,
+        alternative="less" if found < 0 else "greater",
+    )
+    return float(test.pvalue)
+
+
+_COUNTED = {
+    HOLDS: (HOLDS, "hold"),
+    NOISE: (NOISE, NOISE),
+    FAILS: (FAILS, "do not hold"),
+    NOT_RUN: (NOT_RUN, NOT_RUN),
+}
+"""Verdict -> how a sentence says it of one ordering, and of several."""
 
 
 def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) -> str:
-    """How many hold."""
+    """Say how many orderings hold."""
     verdicts = Counter([ordering.verdict for ordering in orderings] + [correlation.verdict])
     parts = [
-        f"{verdicts[verdict]} {verdict}" for verdict in (HOLDS, NOISE, FAILS, NOT_RUN) if verdicts[verdict]
+        f"{count} {texts[count > 1]}" for verdict, texts in _COUNTED.items() if (count := verdicts[verdict])
     ]
-    text = ", ".join(parts).replace(f" {HOLDS}", " hold").replace(f" {FAILS}", " do not hold")
-    text = text.replace(f" {NOT_RUN}", " not run").replace("1 hold", "1 holds")
-    text = text.replace("1 do not", "1 does not")
-    return f"Of the method's {sum(verdicts.values())} orderings: {text}."
+    return f"Of the method's {sum(verdicts.values())} orderings: {', '.join(parts)}."
 
 
 def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:
@@ -299,12 +310,6 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
 
 def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
     return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """1 for the smallest; equal values share the mean of their ranks."""
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
 
 
 def _step(step: Step) -> tuple[str, ...]:
