@@ -37,6 +37,7 @@ from rotnet_fast.protocols.result import render
 from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
+    from rotnet_fast.protocols.drivers import Unit
     from rotnet_fast.protocols.evaluation import EvaluationSetup
 
 PROGRAM = "python -m rotnet_fast.evaluate"
@@ -136,7 +137,7 @@ class EvaluateConfig(Settings):
     """Folder of this evaluation. None: a new one in the run folder, evaluate-001 and so on."""
 
     def protocols(self) -> list[str]:
-        """Keys of `rotnet_fast.protocols.PROTOCOLS` to run, in order."""
+        """Names of the protocols to run, in order, see `rotnet_fast.protocols.drivers.protocol_units`."""
         chosen = {
             "frozen": self.frozen,
             "random-init": self.random_init,
@@ -255,13 +256,12 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
     """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
     from rotnet_fast.engine import checkpoint
-    from rotnet_fast.protocols.drivers import PROTOCOLS
 
-    def prepare() -> EvaluationSetup:
+    def prepare() -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
         with printed_if(processes.is_main):
             return load_setup(config, folder, processes)
 
-    setup = processes.local_main_first(prepare)
+    setup, layers, units = processes.local_main_first(prepare)
     settings = asdict(config)
     dataset = setup.dataset
     results: dict[str, Any] = {
@@ -280,7 +280,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         },
         "settings": {
             **settings,
-            "layers": setup.layers,
+            "layers": layers,
             "pad": 0 if dataset.crop else setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
@@ -288,7 +288,6 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         "environment": {**environment(str(setup.device)), "processes": processes.world},
         "cells": [],
     }
-    units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
         # Absolute: who resumes this evaluation may stand in another folder.
@@ -302,7 +301,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
         def compute_mine() -> None:
             for number in range(processes.rank, len(units), processes.world):
-                rows[number] = [asdict(cell) for cell in units[number]()]
+                rows[number] = [asdict(cell) for cell in units[number].cells(setup)]
                 if processes.world == 1:
                     results["cells"] += rows[number]
                     write()
@@ -328,8 +327,13 @@ def network_of(setup: EvaluationSetup) -> dict[str, Any]:
     return {name: getattr(setup.config, name) for name in ("model", "blocks", "width", "rotations")}
 
 
-def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:
+def load_setup(
+    config: EvaluateConfig, folder: Path, processes: Processes = ALONE
+) -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
     """Load checkpoint and data set.
+
+    Returns:
+        The setup, the layers that classifiers are trained on, and what is to be run.
 
     Raises:
         ArgumentError: a layer that the pretrained network does not have, a network whose library is missing,
@@ -340,6 +344,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.protocols.batches import check_batches
+    from rotnet_fast.protocols.drivers import protocol_units
     from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
     from rotnet_fast.protocols.images import described, open_images
 
@@ -375,8 +380,6 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pad=recipe.pad if config.pad is None else config.pad,
         flip_prob=recipe.flip_prob if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
-        layers=layers,
-        heads=config.heads,
         epochs=config.epochs,
         lr=config.lr,
         batch_size=config.batch_size,
@@ -389,8 +392,10 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pretraining=described(pretrained, dataset, config.data_dir),
         progress=processes.is_main,
     )
-    check_batches(setup, network, config.protocols())
-    return setup
+    by_protocol = protocol_units(layers, config.heads, config.lr)
+    units = [unit for name in config.protocols() for unit in by_protocol[name]]
+    check_batches(setup, network, units)
+    return setup, layers, units
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_heads_come_out_the_same_alone_and_together(context: Context, tmp_path: 
     assert results(alone, "table1/4-conv3") == results(context, "table1/4-conv3")
 
 
-@pytest.mark.parametrize("interrupted", ["pretext", "heads"])
+@pytest.mark.parametrize("interrupted", ["pretext", "head"])
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
 ) -> None:
@@ -107,8 +107,8 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     train_step = Trainer.train_step
 
     def counted(self: Trainer, batch: Any) -> None:
-        is_head = self.run.path.name == "heads"
-        if is_head == (interrupted == "heads"):
+        is_head = self.run.path.name == "head"
+        if is_head == (interrupted == "head"):
             if len(steps) == 1:
                 self.save_checkpoint("last.pt")
                 steps.append("power cut")
@@ -233,8 +233,8 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
 
 def test_work_that_cannot_be_gone_on_with_is_started_again(context: Context) -> None:
     folder = begun(context, "table1/4-conv1")
-    (folder / "heads" / "checkpoints").mkdir(parents=True)
-    (folder / "heads" / "checkpoints" / "last.pt").write_bytes(b"damaged")
+    (folder / "head" / "checkpoints").mkdir(parents=True)
+    (folder / "head" / "checkpoints" / "last.pt").write_bytes(b"damaged")
     progress = compute(context, "table1/4-conv1")
     assert [cell.kind for cell in progress.computed] == ["head"]
 

@@ -24,13 +24,39 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
-from rotnet_fast.protocols.result import Cell
+from rotnet_fast.protocols.result import Confusion
 
-BATCHNORM_MODES = ("running statistics", "batch statistics")
-"""What BatchNorm normalises with in an untrained network."""
+Placement = tuple[str, str]
+"""(layer, head) of a classifier; a head is ``nonlinear``, ``conv``, ``knn`` or ``linear``."""
 
-Unit = Callable[[], list[Cell]]
-"""A training or another piece of an evaluation; gives its rows of the report."""
+WHOLE_NETWORK: Placement = ("", "")
+"""The placement of a classifier that is a whole network."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a protocol is applied to.
+
+    Attributes:
+        placements: of the classifiers.
+        is_pretrained: whether they sit on the pretrained network, or on an untrained one like it.
+        batchnorm: one of ``BATCHNORM_MODES``: what BatchNorm of the network normalises with while frozen.
+            The running statistics of an untrained network normalise nothing: at width 1, features have a
+            standard deviation of about 5e-3, and the eps of a head's BatchNorm matters. With batch
+            statistics, test results depend on how test images are batched: in a fixed pseudo-random
+            order, in batches of the training's size.
+        name: folder of the training within that of the setup; unused by protocols that train nothing.
+    """
+
+    placements: tuple[Placement, ...]
+    is_pretrained: bool = True
+    batchnorm: str = "running"
+    name: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the placements, each once."""
+        return tuple(dict.fromkeys(layer for layer, _ in self.placements))
 
 
 @dataclass(frozen=True)
@@ -43,7 +69,6 @@ class EvaluationSetup:
         in_channels: channels of the images.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
         dataset: object images with labels.
-        layers, heads: where heads are trained, and which.
         epochs, lr, batch_size: of every training; schedules are scaled to the epochs.
         images_per_class: train classifiers on the first so many images of each class; None for all.
             An epoch keeps the size of the whole training set: the few images are revisited.
@@ -64,8 +89,6 @@ class EvaluationSetup:
     pad: int
     flip_prob: float
     dataset: Dataset[AnySplit]
-    layers: tuple[str, ...]
-    heads: tuple[str, ...]
     epochs: int
     lr: float
     batch_size: int
@@ -80,10 +103,15 @@ class EvaluationSetup:
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
-    @property
-    def placements(self) -> tuple[tuple[str, str], ...]:
-        """(layer, kind of head) of every head."""
-        return tuple((layer, head) for layer in self.layers for head in self.heads)
+    def backbone(self, subject: Subject) -> FeatureNetwork:
+        """Return a fresh copy of the network that the classifiers of a subject sit on, on the device."""
+        if subject.is_pretrained:
+            network = self.pretrained_network()
+        else:
+            network = self.random_network(len(self.config.rotations), self.config.blocks)
+        if subject.batchnorm == "batch":
+            use_batch_statistics(network)
+        return network
 
     def pretrained_network(self) -> FeatureNetwork:
         """A fresh copy of the pretrained network, on the device."""
@@ -108,21 +136,8 @@ class EvaluationSetup:
             uniform_gamma=self.config.uniform_gamma,
         )
 
-    def untrained_backbones(self) -> dict[str, FeatureNetwork]:
-        """What BatchNorm normalises with -> an untrained network like the pretrained one.
-
-        The running statistics of an untrained network normalise nothing: at width 1, features have a
-        standard deviation of about 5e-3 and the eps of a head's BatchNorm matters. With batch
-        statistics, test results depend on how test images are batched: in a fixed pseudo-random
-        order, in batches of the training's size.
-        """
-        size = len(self.config.rotations), self.config.blocks
-        running, batch = self.random_network(*size), self.random_network(*size)
-        use_batch_statistics(batch)
-        return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
-
     def with_heads(
-        self, backbone: FeatureNetwork, placements: Sequence[tuple[str, str]], frozen: bool
+        self, backbone: FeatureNetwork, placements: Sequence[Placement], frozen: bool
     ) -> HeadsOnBackbone:
         """Fresh heads on a backbone, each a (layer, kind), on the device."""
         height, breadth, channels = self.dataset.train.image_shape
@@ -164,7 +179,7 @@ class EvaluationSetup:
         nesterov: bool = True,
         weight_decay: float = 5e-4,
         identity: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[list[int]]]:
+    ) -> dict[str, Confusion]:
         """Train to the end in ``folder/name``, from its checkpoint where there is one.
 
         Args:

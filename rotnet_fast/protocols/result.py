@@ -18,6 +18,9 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.verdict import is_at_chance
 
+BATCHNORM_MODES = ("running", "batch")
+"""Statistics that BatchNorm normalises with in an untrained network: its own running ones, or the batch's."""
+
 Confusion = list[list[int]]
 """Test images of each true class (row) and predicted class (column)."""
 

@@ -12,9 +12,6 @@ from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 
-BATCHNORM_MODES = ("running", "batch")
-"""What an untrained network's BatchNorm normalises with: its running statistics, or the batch's."""
-
 
 class Builder:
     """Makes cells of a study for one seed; equal requests give equal cells."""
@@ -67,7 +64,8 @@ class Builder:
             layer, head: where it sits, and which one.
             epoch: of the snapshot of the pretraining to take; None for the end.
             images_per_class: labels; None for all.
-            batchnorm: see ``BATCHNORM_MODES``; ``batch`` on a pretrained network is an ablation.
+            batchnorm: see `rotnet_fast.protocols.result.BATCHNORM_MODES`; ``batch`` on a pretrained network
+                is an ablation.
             revisit, lr_factor: other values than these are ablations.
         """
         settings = self._training(self.study.head_epochs, self.study.head_lr)

@@ -48,6 +48,12 @@ class StudyCell:
         return _digest({"group": self.group_key, "member": self.member})
 
     @property
+    def placement(self) -> tuple[str, str]:
+        """Layer and head of a classifier on features: of kinds without a choice of heads, the kind itself."""
+        values = {**self.settings, **self.member}
+        return values["layer"], values.get("head", self.kind)
+
+    @property
     def label(self) -> str:
         """Short text for progress lines."""
         member = " ".join(str(value) for value in self.member.values())

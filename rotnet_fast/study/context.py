@@ -71,8 +71,6 @@ class Context:
             pad=settings.get("pad", 0),
             flip_prob=settings.get("flip_prob", 0.0),
             dataset=self.dataset,
-            layers=(),
-            heads=(),
             epochs=settings.get("epochs", 0),
             lr=settings.get("lr", 0.0),
             batch_size=settings["batch_size"],

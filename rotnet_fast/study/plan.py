@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
-from rotnet_fast.study.builder import BATCHNORM_MODES, Builder, rotation_set_name
+from rotnet_fast.study.builder import Builder, rotation_set_name
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotnet_fast import paper
-from rotnet_fast.protocols.result import NO_VALUE, points
-from rotnet_fast.study.builder import BATCHNORM_MODES
+from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
 from rotnet_fast.study.plan import FINE_TUNING_RATES

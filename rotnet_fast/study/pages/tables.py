@@ -9,8 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from rotnet_fast import paper
-from rotnet_fast.protocols.result import NO_VALUE, points
-from rotnet_fast.study.builder import BATCHNORM_MODES
+from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
