@@ -15,6 +15,7 @@ LAYERS = {
     "rotnet_fast": 4,  # names of the layers below, each imported when it is first asked for
     "rotnet_fast.errors": 0,
     "rotnet_fast.files": 0,
+    "rotnet_fast.json_files": 0,
     "rotnet_fast.arrays": 0,
     "rotnet_fast.plain": 0,
     "rotnet_fast.rotations": 0,

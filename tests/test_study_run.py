@@ -142,7 +142,7 @@ def test_what_another_process_computes_is_left_to_it(
     def sleep(seconds: float) -> None:
         # All that is free has been done; the other process finishes its cell in the meantime.
         computed.extend(cell for cell in cells if context.results.read(cell) is not None)
-        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []})
+        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []}, seconds=1.0, environment={})
         lock.close()
 
     monkeypatch.setattr(run.time, "sleep", sleep)
@@ -218,7 +218,7 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
     folder = begun(context, *names)
     first, second = planned(context, *names)
     found = KINDS["head"](context, [first, second], folder)
-    context.results.write(first, {**found[first.key], "mark": 1})
+    context.results.write(first, {**found[first.key], "mark": 1}, seconds=1.0, environment={})
     steps: list[int] = []
     train_step = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:
@@ -280,10 +280,15 @@ def test_what_no_other_cell_would_survive_stops_everything(
 def test_a_damaged_result_is_reported_with_the_remedy(context: Context) -> None:
     (cell,) = planned(context, "table3/pixels")
     path = context.results.path / "cells" / f"{cell.key}.json"
+    compute(context, "table3/pixels")
+    whole = path.read_text()
     path.write_text('{"key": "')
-    with pytest.raises(DataError, match=r"is damaged .*; remove it, and the cell is computed again"):
+    context = replace(context, results=Results(context.results.path))  # which has not read the file yet
+    with pytest.raises(
+        DataError, match=r"cannot be read .*; delete it, and rotnet_fast.reproduce computes this cell again"
+    ):
         compute(context, "table3/pixels")
-    path.write_text(json.dumps({"key": "0" * 16, "result": {}}))
+    path.write_text(json.dumps({**json.loads(whole), "key": "0" * 16}))
     with pytest.raises(DataError, match="belongs to another cell"):
         compute(context, "table3/pixels")
 
@@ -298,7 +303,7 @@ def test_a_folder_holds_one_study(context: Context) -> None:
     with pytest.raises(ArgumentError, match=r"\(fingerprint\)"):
         context.results.begin(other, 1)
     (context.results.path / "study.json").write_text("{")
-    with pytest.raises(DataError, match="damaged or of another version"):
+    with pytest.raises(DataError, match=r"cannot be read .* choose another --output"):
         context.results.read_settings()
 
 

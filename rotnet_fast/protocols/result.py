@@ -5,7 +5,6 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 from rotnet_fast import paper
 from rotnet_fast.checks import SIZES
 from rotnet_fast.config import NIN
-from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
+from rotnet_fast.json_files import read_object
 from rotnet_fast.verdict import is_at_chance
 
 BATCHNORM_MODES = ("running", "batch")
@@ -251,14 +250,5 @@ def load_results(folder: Path) -> dict[str, Any]:
     """
     folder = named(folder)
     path = folder / "results.json" if folder.is_dir() else folder
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArgumentError(
-            f"{path} cannot be read ({error}); give a folder that rotnet_fast.evaluate or reproduce wrote"
-        ) from None
-    if not isinstance(results, dict) or "cells" not in results:
-        raise ArgumentError(
-            f"{path} holds no evaluation; give a folder that rotnet_fast.evaluate or reproduce wrote"
-        )
-    return results
+    remedy = "give a folder that rotnet_fast.evaluate or reproduce wrote"
+    return read_object(path, "evaluation", {"cells": list}, remedy)

@@ -26,14 +26,74 @@ from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.engine.run_folder import snapshot_path, write_json
-from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.errors import ArgumentError, DataError, RotnetError
+from rotnet_fast.json_files import Parts, read_object
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
 from rotnet_fast.study.settings import StudySettings
+
+_CELL: Parts = {
+    "key": str,
+    "kind": str,
+    "settings": dict,
+    "needs": list,
+    "result": dict,
+    "seconds": (int, float),
+    "finished": str,
+    "environment": dict,
+}
+"""What a cell's file holds."""
 
 
 def cell_path(folder: Path, key: str) -> Path:
     """Where a study keeps a cell's result."""
     return folder / "cells" / f"{key}.json"
+
+
+def read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
+    """Read what a study's folder holds of a cell; None where the cell is not finished.
+
+    Raises:
+        DataError: its file is damaged, or belongs to another cell.
+    """
+    path = cell_path(folder, cell.key)
+    if not path.exists():
+        return None
+    content = read_object(path, "result of a cell", _CELL, REMEDY, DataError)
+    if content["key"] != cell.key:
+        raise DataError(f"{path} belongs to another cell; {REMEDY}")
+    return content
+
+
+REMEDY = "delete it, and rotnet_fast.reproduce computes this cell again"
+"""For the damaged file of a cell."""
+
+
+def read_study(
+    folder: Path, remedy: str, error: type[RotnetError] = ArgumentError
+) -> tuple[StudySettings, int]:
+    """Read the settings of the study in a folder, and how many seeds it has.
+
+    Args:
+        folder: of the study.
+        remedy: what the user can do where there is no such study.
+        error: class of the errors.
+
+    Raises:
+        error: the file cannot be read, holds no study, or was written by another version.
+    """
+    path = folder / STUDY_FILE
+    content = read_object(path, "study", {"format": int, "settings": object, "seeds": int}, remedy, error)
+    if content["format"] != RESULT_FORMAT:
+        raise error(
+            f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
+            f"version that wrote it, or run the study again in another folder"
+        )
+    if content["seeds"] < 1:
+        raise error(f"{path} has seeds {content['seeds']}, but a study has 1 or more; {remedy}")
+    try:
+        return StudySettings.from_json(content["settings"]), content["seeds"]
+    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+        raise error(f"{path} was written by another version ({reason!r}); {remedy}") from None
 
 
 class Results:
@@ -68,18 +128,9 @@ class Results:
         Raises:
             DataError: they cannot be read.
         """
-        path = self.path / STUDY_FILE
-        if not path.exists():
+        if not (self.path / STUDY_FILE).exists():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != RESULT_FORMAT:
-                raise ValueError(f"format {content['format']} instead of {RESULT_FORMAT}")
-            return StudySettings.from_json(content["settings"]), int(content["seeds"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged or of another version ({error}); restore it, or choose another --output"
-            ) from error
+        return read_study(self.path, "restore it, or choose another --output", DataError)
 
     def check(self, settings: StudySettings) -> int | None:
         """Seeds of the study that the folder holds; None where it holds none.
@@ -106,18 +157,9 @@ class Results:
         Raises:
             DataError: its file is damaged, or belongs to another cell.
         """
-        path = cell_path(self.path, cell.key)
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if content["key"] != cell.key or not isinstance(content["result"], dict):
-                raise ValueError("it belongs to another cell")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}); remove it, and the cell is computed again"
-            ) from error
-        self._finished.add(cell.key)
+        content = read_cell(self.path, cell)
+        if content is not None:
+            self._finished.add(cell.key)
         return content
 
     def is_finished(self, cell: StudyCell) -> bool:
@@ -128,12 +170,23 @@ class Results:
         """
         return cell.key in self._finished or self.read(cell) is not None
 
-    def write(self, cell: StudyCell, result: Mapping[str, Any], **details: Any) -> None:
+    def write(
+        self,
+        cell: StudyCell,
+        result: Mapping[str, Any],
+        *,
+        seconds: float,
+        environment: Mapping[str, Any],
+        **details: Any,
+    ) -> None:
         """Record a finished cell.
 
         Args:
+            cell: that was computed.
             result: plain values.
-            details: what else is worth knowing: seconds, environment, ...
+            seconds: that it took.
+            environment: versions and hardware, see `rotnet_fast.engine.run_folder.environment`.
+            details: whatever else is worth knowing.
 
         Raises:
             CannotWriteError: it cannot be written.
@@ -147,6 +200,8 @@ class Results:
             "needs": [need.key for need in cell.needs],
             "result": dict(result),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": seconds,
+            "environment": dict(environment),
             **details,
         }
         write_json(cell_path(self.path, cell.key), content)

@@ -5,11 +5,10 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,12 @@ from typing import Any
 from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
-from rotnet_fast.protocols.result import Circumstances
-from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
+from rotnet_fast.protocols.result import Cell, Circumstances
+from rotnet_fast.study.builder import Builder
+from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
-from rotnet_fast.study.store import cell_path
-
-_PARTS: Mapping[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "settings": dict,
-    "needs": list,
-    "result": dict,
-    "seconds": (int, float),
-    "finished": str,
-    "environment": dict,
-}
-"""What a cell's file holds, and as what."""
+from rotnet_fast.study.store import REMEDY, cell_path, read_cell, read_study
 
 
 @dataclass(frozen=True)
@@ -181,9 +170,8 @@ class Study:
                 value = self.files[cell.key]["result"].get(entry.value)
                 is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 if not is_number or not math.isfinite(value):
-                    raise _damaged(
-                        cell_path(self.folder, cell.key), f"its result has no number {entry.value!r}"
-                    )
+                    path = cell_path(self.folder, cell.key)
+                    raise DataError(f"{path} holds no number {entry.value!r}; {REMEDY}")
                 values[seed] = float(value)
         return values
 
@@ -200,56 +188,48 @@ def load_study(folder: Path) -> Study:
         ArgumentError: it is not the folder of a study, or that of another version.
         DataError: the file of a cell is damaged or not one.
     """
-    path = named(folder) / STUDY_FILE
+    folder = named(folder)
     remedy = "give a folder that rotnet_fast.reproduce wrote"
+    settings, seeds = read_study(folder, remedy)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path} cannot be read ({error}); {remedy}") from None
-    if not isinstance(content, dict) or not {"format", "settings", "seeds"} <= content.keys():
-        raise ArgumentError(f"{path} holds no study; {remedy}")
-    if content["format"] != RESULT_FORMAT:
-        raise ArgumentError(
-            f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
-            f"version that wrote it, or run the study again in another folder"
-        )
-    try:
-        settings = StudySettings.from_json(content["settings"])
-        seeds = int(content["seeds"])
         entries = tuple(make_plan(settings, seeds))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
+        path = folder / STUDY_FILE
         raise ArgumentError(f"{path} was written by another version ({error!r}); {remedy}") from None
-    if seeds < 1:
-        raise ArgumentError(f"{path} has seeds {seeds}, but a study has 1 or more; {remedy}")
     files = {}
     for cell in with_needs(cell for entry in entries for cell in entry.cells):
-        content = _read_cell(folder, cell)
+        content = read_cell(folder, cell)
         if content is not None:
             files[cell.key] = content
     return Study(folder, settings, seeds, entries, files)
 
 
-def _read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
-    """Content of a cell's file, checked; None where there is none."""
-    path = cell_path(folder, cell.key)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(content, dict) or content.get("key") != cell.key:
-        raise _damaged(path, "it does not hold the cell that its name says")
-    for name, kind in _PARTS.items():
-        if not isinstance(content.get(name), kind):
-            raise _damaged(path, f"its {name} is missing or not one")
-    return content
+def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
+    """Return what was found on the frozen features of one pretraining, like an evaluation's ``results.json``.
 
+    These are the classifiers of the faithful protocol with all labels, sorted by head and layer; ablations
+    and snapshots are left out.
 
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} is damaged ({reason}); delete it, and rotnet_fast.reproduce computes this cell again"
-    )
+    Args:
+        study: that the pretraining belongs to.
+        pretext: key of the pretraining's cell.
+    """
+    settings = study.settings
+    network = next(cell for cell in with_needs(study.cells) if cell.key == pretext)
+    build = Builder(settings, network.settings["seed"])
+    cells = []
+    for cell in study.cells:
+        if cell.needs != (network,) or cell.kind not in ("head", "knn", "linear"):
+            continue
+        layer, head = cell.placement
+        is_faithful = cell.kind != "head" or cell == build.head(network, layer, head)
+        if is_faithful and cell.key in study.files:
+            cells.append(Cell.of("frozen", layer, head, "", study.files[cell.key]["result"]["confusion"]))
+    return {
+        "dataset": asdict(settings.data),
+        "settings": {"epochs": settings.head_epochs, "seed": build.seed, "images_per_class": None},
+        "cells": [asdict(cell) for cell in sorted(cells, key=lambda cell: (cell.head, cell.layer))],
+    }
 
 
 def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
