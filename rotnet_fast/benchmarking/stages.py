@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from rotnet_fast.benchmarking.timing import Effort, Timing, Work, in_a_graph, interleaved
 from rotnet_fast.engine.precision import Precision
+from rotnet_fast.models.flops import multiply_adds
 from rotnet_fast.models.nin import ConvBnRelu, NetworkInNetwork
 
 PARAMETER_BYTES = 4
@@ -139,7 +140,8 @@ def convolution_flops(network: NetworkInNetwork, images: int, rotations: int) ->
 def _convolution(conv: nn.Conv2d, views: int, side: int, is_first: bool) -> Stage:
     before, after, kernel = conv.in_channels, conv.out_channels, conv.kernel_size[0]
     pixels = views * side**2
-    flops, weights = 2.0 * pixels * before * after * kernel**2, float(conv.weight.numel())
+    flops = 2.0 * views * multiply_adds(lambda: conv(torch.zeros(1, before, side, side)))
+    weights = float(conv.weight.numel())
     # The gradients of weights and input are separate products, each of which reads that of the output.
     weight_gradient = Cost(flops, pixels * (before + after), weights)
     input_gradient = Cost(flops, pixels * (before + after), weights)
@@ -182,8 +184,8 @@ def _pool(pool: nn.Module, channels: int, views: int, side: int) -> Stage:
 
 def _loss(classifier: nn.Linear, labels: torch.Tensor, shape: tuple[int, int, int, int]) -> Stage:
     views, channels, side, _ = shape
-    elements, outputs = float(views * channels * side**2), classifier.out_features
-    products = 2.0 * views * channels * outputs
+    elements = float(views * channels * side**2)
+    products = 2.0 * views * multiply_adds(lambda: classifier(torch.zeros(1, channels)))
     return Stage(
         "loss",
         "loss",

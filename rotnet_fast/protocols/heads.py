@@ -66,12 +66,9 @@ class HeadsOnBackbone(nn.Module):
         self.heads = nn.ModuleDict()
         sizes = self._feature_sizes(image_shape)
         for layer, kind in self.placements:
-            channels, height, breadth = sizes[layer]
             generator = torch.Generator().manual_seed(seed)
-            self.heads[head_name(layer, kind)] = (
-                NonLinearClassifier(channels, height, breadth, num_classes, generator, backbone.most_cells)
-                if kind == "nonlinear"
-                else ConvClassifier(channels, num_classes, width, generator)
+            self.heads[head_name(layer, kind)] = make_head(
+                kind, sizes[layer], num_classes, width, generator, backbone.most_cells
             )
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
@@ -97,6 +94,21 @@ class HeadsOnBackbone(nn.Module):
             head_name(layer, kind): self.heads[head_name(layer, kind)](maps[layer])
             for layer, kind in self.placements
         }
+
+
+def make_head(
+    kind: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    width: float,
+    generator: torch.Generator | None = None,
+    most_cells: int | None = None,
+) -> nn.Module:
+    """Make a head of a kind of ``HEADS`` for feature maps of a shape (C, H, W)."""
+    channels, height, breadth = shape
+    if kind == "nonlinear":
+        return NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells)
+    return ConvClassifier(channels, num_classes, width, generator)
 
 
 def head_name(layer: str, kind: str) -> str:

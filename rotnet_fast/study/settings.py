@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rotnet_fast.checks import smallest_batch
+from rotnet_fast.checks import batches_of_one, smallest_batch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
@@ -148,10 +148,8 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         )
     lengths = LENGTHS[preset]
     if smallest_batch(data.train_images, lengths.batch_size) == 1:
-        raise ArgumentError(
-            f"{data.train_images} training images leave a last batch of one, on which BatchNorm cannot "
-            f"train; use one fewer with --limit-train {data.train_images - 1}"
-        )
+        remedy = f"use one fewer with --limit-train {data.train_images - 1}"
+        raise batches_of_one(data.train_images, lengths.batch_size, remedy=remedy)
     base = PRESETS[preset]()
     epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
     config = replace(
