@@ -2,7 +2,7 @@
 
 The evaluation's folder, RUN/evaluate-001 and so on unless ``--output`` says otherwise, holds
 results.json and one run folder for each training. Giving the folder of an interrupted evaluation as
-``--output`` goes on with it.
+``--output`` resumes it.
 
 Under torchrun, the trainings are divided among the processes, which have to share the folder; the numbers are
 those of a single process.
@@ -45,7 +45,7 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """Say how good pretrained features are: train classifiers of objects on them."""
+    """Measure how good pretrained features are by training object classifiers on them."""
 
     paths_as_text = ("checkpoint",)
 
@@ -79,7 +79,7 @@ class EvaluateConfig(Settings):
     --random-init, of an untrained network, too."""
 
     linear: bool = False
-    """Logistic regression on the same features, likewise."""
+    """Fit logistic regression to the same features, in the same way."""
 
     images_per_class: int | None = None
     """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
@@ -151,11 +151,11 @@ class EvaluateConfig(Settings):
         return [name for name, is_chosen in chosen.items() if is_chosen]
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check what the types alone cannot.
 
         Raises:
             ArgumentError: a setting with a value that cannot be used.
-            DataError: the data folder is not there.
+            DataError: the data folder does not exist.
             CheckpointError: the checkpoint's path does not exist.
         """
         for name in ("epochs", "batch_size", "images_per_class", "limit_train", "limit_test"):
@@ -180,13 +180,13 @@ class EvaluateConfig(Settings):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
-                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, "
+                "nothing to evaluate; remove --no-frozen, or add --random-init, --fine-tune, "
                 "--supervised, --knn or --linear"
             )
         find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
-        """Where this evaluation is kept."""
+        """Return the folder of this evaluation."""
         if self.output is not None:
             return followed(self.output)
         run = followed(find_model(self.checkpoint).home)
@@ -254,7 +254,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 
 @plain_torch()
 def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
-    """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
+    """Do the work of :func:`evaluate` in a folder that has been checked."""
     from rotnet_fast.engine import checkpoint
 
     def prepare() -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
@@ -318,12 +318,12 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
 
 def place_of(checkpoint: str) -> str:
-    """The name of a model that ships with the package, or the real path of another one."""
+    """Return the name of a model that ships with the package, or the real path of another one."""
     return find_model(checkpoint).shipped_as or os.path.realpath(checkpoint)
 
 
 def network_of(setup: EvaluationSetup) -> dict[str, Any]:
-    """What results.json says of the network."""
+    """Return what results.json says of the network."""
     return {name: getattr(setup.config, name) for name in ("model", "blocks", "width", "rotations")}
 
 

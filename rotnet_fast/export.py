@@ -61,18 +61,18 @@ class ExportConfig(Settings):
     """Licence of the images, for the model card. None: what is known of cifar10 and digits, else unknown."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check what the types alone cannot.
 
         Raises:
             ArgumentError: a licence without a text, or an output that is no folder.
             CheckpointError: the checkpoint's path does not exist.
         """
         if self.data_licence is not None and not self.data_licence.strip():
-            raise ArgumentError("data-licence is empty; give a text, or leave it out")
+            raise ArgumentError("data-licence is empty; give a text, or remove it")
         find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
-        """Where the export goes."""
+        """Return the folder of the export."""
         if self.output is not None:
             return followed(self.output)
         model = find_model(self.checkpoint)
@@ -116,7 +116,7 @@ def export(config: ExportConfig) -> Path:
 
 @plain_torch()
 def _export(config: ExportConfig, folder: Path) -> None:
-    """:func:`export` into a folder that may be written to."""
+    """Do the work of :func:`export` in a folder that has been checked."""
     from rotnet_fast.backbone import backbone_of
     from rotnet_fast.engine import weights
 
@@ -178,7 +178,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and results of the run that a checkpoint belongs to; empty where they are not there.
+    """Return settings and results of the run that a checkpoint belongs to; empty where they are missing.
 
     Results count only where they are about the same data, as the checkpoint may have been moved.
 
@@ -196,7 +196,7 @@ def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[st
 
 
 def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and results of each evaluation of these very weights in the run folder, in order.
+    """Return name and results of each evaluation of these very weights in the run folder, in order.
 
     Raises:
         ArgumentError: one cannot be read.
@@ -213,7 +213,7 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
 
 
 def feature_shapes(backbone: Backbone, channels: int) -> dict[str, tuple[int, int, int]]:
-    """Layer -> (C, H, W) of its feature map."""
+    """Return layer -> (C, H, W) of its feature map."""
     import torch
 
     size = backbone.image_size

@@ -1,4 +1,4 @@
-"""The model card of exported weights: Markdown with YAML front matter, made of what is known and no more."""
+"""The model card of exported weights: Markdown with YAML front matter, made only of what is known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _CITATION = """```bibtex
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of.
+    """The facts that a card states.
 
     Attributes:
         config: recipe of the pretraining.
@@ -87,7 +87,7 @@ class CardFacts:
 
 
 def render_card(facts: CardFacts) -> str:
-    """The whole card; the same text for the same facts."""
+    """Render the whole card; equal facts give equal text."""
     sections = {
         "": _summary(facts),
         "Use": _use(facts),
@@ -112,13 +112,13 @@ def _is_nin(facts: CardFacts) -> bool:
 
 
 def _library_name(model: str) -> str:
-    """What a network of a library is called: ``resnet18 of torchvision``."""
+    """Return the display name of a library's network: ``resnet18 of torchvision``."""
     library, slash, name = model.rpartition("/")
     return f"{name} of {library}" if slash else f"{name} of torchvision"
 
 
 def _front_matter(facts: CardFacts) -> str:
-    """YAML; texts are quoted as JSON, which YAML reads, too."""
+    """Render the YAML; texts are quoted as JSON, which YAML reads, too."""
     name = facts.config.dataset
     lines = ["license: mit"] if name != "folder" else ["license: other", "license_name: see-licence-section"]
     lines += ["library_name: rotnet_fast", "pipeline_tag: image-feature-extraction", "tags:"]
@@ -147,7 +147,7 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
-    """Task, data set, metric and percent of each result of these weights."""
+    """Yield task, data set, metric and percent of each result of these weights."""
     if "rotation_accuracy" in facts.metrics:
         accuracy = facts.metrics["rotation_accuracy"]
         yield "rotation prediction", facts.dataset_name, "rotation accuracy in %", accuracy
@@ -267,7 +267,7 @@ def _shows_one_rotation(facts: CardFacts) -> bool:
 
 
 def _augmentation(facts: CardFacts) -> str:
-    """What is done to a training image, in order."""
+    """Describe what is done to a training image, in order."""
     config = facts.config
     size, is_warped = config.image_size, any(angle % 90 for angle in config.rotations)
     if config.is_cropped:
@@ -364,5 +364,5 @@ def _count(number: int | None) -> str:
 
 
 def _text(text: str) -> str:
-    """A user's text on one line."""
+    """Put a user's text on one line."""
     return " ".join(text.split())

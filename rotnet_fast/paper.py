@@ -84,7 +84,7 @@ def published_accuracy(
     rotations: Sequence[int],
     images_per_class: int | None = None,
 ) -> float | None:
-    """The published number that one of our results stands beside.
+    """Return the published number that one of our results stands beside.
 
     Args:
         method, layer, head: as in `rotnet_fast.protocols.result.Cell`.

@@ -24,7 +24,7 @@ MILESTONES: dict[str, tuple[int, ...]] = {
 
 
 def scaled_schedule(kind: str, lr: float, epochs: int, factor: float = 0.2) -> Schedule:
-    """The published schedule of 100 epochs, stretched or squeezed to ``epochs``.
+    """Scale the published schedule of 100 epochs to ``epochs``.
 
     Args:
         kind: key of ``MILESTONES``.
@@ -73,7 +73,7 @@ class ObjectViews:
         self.key[1] = epoch
 
     def augmented(self, batch: Batch) -> torch.Tensor:
-        """Cropped and flipped images: [B,C,H,W], channels_last."""
+        """Return cropped and flipped images: [B,C,H,W], channels_last."""
         return self._views(
             batch,
             sample_ids=batch.sample_ids,
@@ -83,7 +83,7 @@ class ObjectViews:
         )
 
     def plain(self, loader: Loader) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Images as they are, normalised: the batches of epoch 0, each with its views [B,C,H,W]."""
+        """Yield the batches of epoch 0, each with its normalised, otherwise unchanged images [B,C,H,W]."""
         for batch in loader.epoch(0):
             yield batch, self._views(batch, pad=0, flip_prob=0.0)
 
@@ -125,17 +125,17 @@ class ObjectClassification:
         self._confusions: dict[str, list[list[int]]] | None = None
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """One group per classifier."""
+        """Return one group per classifier."""
         return self.groups
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
+        """Set train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
         self.module.train()
         self.views.begin_epoch(epoch)
         self._confusions = None
 
     def train_step(self, batch: Batch) -> StepOutput:
-        """Summed loss of all classifiers on one augmented batch."""
+        """Return the summed loss of all classifiers on one augmented batch."""
         labels = batch.labels
         count = torch.full((), len(labels), device=labels.device)
         losses = []
@@ -148,13 +148,13 @@ class ObjectClassification:
         return StepOutput(loss, sums)
 
     def evaluate(self) -> dict[str, float]:
-        """``{name}_accuracy`` of each classifier, in percent, on the plain test images in eval mode."""
+        """Return ``{name}_accuracy`` of each classifier, in percent, on the plain test images."""
         self._confusions = None
         return {f"{name}_accuracy": accuracy(matrix) for name, matrix in self.confusions().items()}
 
     @torch.no_grad()
     def confusions(self) -> dict[str, list[list[int]]]:
-        """Confusion matrix of each classifier on the plain test images, in eval mode.
+        """Return the confusion matrix of each classifier on the plain test images, in eval mode.
 
         Returns:
             name -> [classes][classes]: test images of each true class (row) and predicted one (column).
@@ -173,12 +173,12 @@ class ObjectClassification:
 
 
 def _as_matrix(flat: torch.Tensor) -> list[list[int]]:
-    """Counts int64 [classes * classes], true class major, as nested lists."""
+    """Turn counts int64 [classes * classes], true class major, into nested lists."""
     classes = math.isqrt(len(flat))
     matrix: list[list[int]] = flat.view(classes, classes).tolist()
     return matrix
 
 
 def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> list[list[int]]:
-    """Images of each true class (row) and predicted one (column), from int64 [N] each."""
+    """Count the images of each true class (row) and predicted class (column), from int64 [N] each."""
     return _as_matrix(torch.bincount(labels * num_classes + predicted, minlength=num_classes**2))

@@ -1,4 +1,4 @@
-"""What all evaluation protocols of one command have in common, and how they train."""
+"""What all evaluation protocols share: setup, subject and training."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ class EvaluationSetup:
         return network
 
     def pretrained_network(self) -> FeatureNetwork:
-        """A fresh copy of the pretrained network, on the device."""
+        """Return a fresh copy of the pretrained network, on the device."""
         network = self._network(len(self.config.rotations), self.config.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 
     def random_network(self, num_classes: int, blocks: int) -> FeatureNetwork:
-        """An untrained network on the device; its weights depend on the seed alone."""
+        """Return an untrained network on the device, whose weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self._network(num_classes, blocks)
@@ -139,7 +139,7 @@ class EvaluationSetup:
     def with_heads(
         self, backbone: FeatureNetwork, placements: Sequence[Placement], frozen: bool
     ) -> HeadsOnBackbone:
-        """Fresh heads on a backbone, each a (layer, kind), on the device."""
+        """Put fresh heads on a backbone, on the device."""
         height, breadth, channels = self.dataset.train.image_shape
         return HeadsOnBackbone(
             backbone,
@@ -152,16 +152,16 @@ class EvaluationSetup:
         ).to(self.device)
 
     def labelled(self) -> AnySplit:
-        """The labelled training images."""
+        """Return the labelled training images."""
         split = self.dataset.train
         return split if self.images_per_class is None else first_of_each_class(split, self.images_per_class)
 
     def plain_loader(self, split: AnySplit) -> Loader:
-        """All images once, as for testing, in an order that is pseudo-random and always the same."""
+        """Load all images once, as for testing, in a pseudo-random order that is always the same."""
         return make_loader(self.dataset, split, self.device, self.batch_size, seed=0, is_test=True)
 
     def views(self) -> ObjectViews:
-        """Labelled training images and all test images."""
+        """Return views of the labelled training images and of all test images."""
         dataset = self.dataset
         visits = len(dataset.train) if self.revisit else None
         loader = make_loader(
@@ -180,7 +180,7 @@ class EvaluationSetup:
         weight_decay: float = 5e-4,
         identity: Mapping[str, Any] | None = None,
     ) -> dict[str, Confusion]:
-        """Train to the end in ``folder/name``, from its checkpoint where there is one.
+        """Train to the end in ``folder/name``, resuming from its checkpoint if it has one.
 
         Args:
             name: of the training.
@@ -246,7 +246,7 @@ class EvaluationSetup:
 
 
 def first_of_each_class(split: SplitT, count: int) -> SplitT:
-    """The first ``count`` images of each class, in file order.
+    """Take the first ``count`` images of each class, in file order.
 
     Raises:
         ArgumentError: a class has fewer.
@@ -255,7 +255,7 @@ def first_of_each_class(split: SplitT, count: int) -> SplitT:
     if not 1 <= count <= smallest:
         raise ArgumentError(
             f"images-per-class is {count}; the smallest class has {smallest} training images: "
-            f"give 1 to {smallest}, or nothing for all"
+            f"give 1 to {smallest}, or omit it for all"
         )
     classes = range(int(split.labels.max()) + 1)
     kept = torch.cat([(split.labels == label).nonzero()[:count, 0] for label in classes]).sort().values

@@ -41,7 +41,7 @@ class HeadsOnBackbone(nn.Module):
         views [B,C,H,W] -> {``{layer}_{head}``: logits [B,num_classes]}.
 
     Raises:
-        ArgumentError: a layer or head that there is not, or none at all.
+        ArgumentError: an unknown layer or head, or none at all.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HeadsOnBackbone(nn.Module):
             )
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
-        """(C, H, W) of each layer, from one forward pass in eval mode, which changes no statistics."""
+        """Find (C, H, W) of each layer by one forward pass in eval mode, which changes no statistics."""
         self.backbone.eval()
         device = next(self.backbone.parameters()).device
         with torch.no_grad():
@@ -87,7 +87,7 @@ class HeadsOnBackbone(nn.Module):
         return self
 
     def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of every head."""
+        """Return the logits of every head."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.backbone.features(views, self.layers)
         return {
@@ -112,7 +112,7 @@ def make_head(
 
 
 def head_name(layer: str, kind: str) -> str:
-    """Name of a head in state dicts and metrics, without the dots that a module's name must not have."""
+    """Return a head's name in state dicts and metrics, without the dots that modules must not have."""
     return f"{layer.replace('.', '-')}_{kind}"
 
 

@@ -30,7 +30,7 @@ def open_images(
     progress: bool = True,
     check_images: str = "structure",
 ) -> Dataset[AnySplit]:
-    """The images of the pretraining, or others of the same size, in memory or streamed, with its crops.
+    """Open the images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
     Args:
         pretrained: whose images.
@@ -95,7 +95,7 @@ def open_images(
 
 
 def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
-    """What results say of the pretraining beside a data set that was opened from this folder."""
+    """Return what results say of the pretraining next to a data set that was opened from this folder."""
     recipe = pretrained.config
     is_other_folder = dataset.name == "folder" and data_dir is not None
     is_same = not is_other_folder or dataset.fingerprint == pretrained.identity["data_fingerprint"]
@@ -107,7 +107,7 @@ def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path
 
 
 def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
-    """Where the pretraining had its images; None for a data set that needs no folder."""
+    """Return the folder of the pretraining's images; None for a data set that needs no folder."""
     kind, place = pretrained.config.dataset, None if recorded is None else Path(recorded)
     if kind == "folder":
         record = _record(pretrained)
@@ -121,7 +121,7 @@ def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
 
 
 def _record(pretrained: Pretrained) -> Path:
-    """The file that says where the images lie, if any does."""
+    """Return the file that says where the images lie, if any does."""
     return pretrained.path if pretrained.run is None else pretrained.run / "config.json"
 
 

@@ -33,7 +33,7 @@ def knn_predict(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
-    """Class of each query by a weighted vote of its nearest features.
+    """Predict the class of each query by a weighted vote of its nearest features.
 
     Args:
         bank: fp32 [N,D], features of the labelled images; need not have unit length.
@@ -65,7 +65,7 @@ def pooled_features(
     count: int,
     layers: Sequence[str],
 ) -> dict[str, torch.Tensor]:
-    """Global-average-pooled feature maps.
+    """Compute global-average-pooled feature maps.
 
     Args:
         backbone: in eval mode.

@@ -16,7 +16,7 @@ from rotnet_fast.protocols.result import Confusion
 def linear_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
-    """Class of each query by multinomial logistic regression.
+    """Predict the class of each query by multinomial logistic regression.
 
     Args:
         bank: fp32 [N,D], features of the labelled images.

@@ -46,7 +46,7 @@ def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Conf
 def supervised_task(
     network: FeatureNetwork, views: ObjectViews, recipe: PretrainConfig
 ) -> ObjectClassification:
-    """Train a whole network, on the device of ``views``, to tell object classes; named ``object``."""
+    """Return the task of training a whole network, on the device of ``views``, to tell object classes."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"object": network(batch)}
@@ -56,7 +56,7 @@ def supervised_task(
 
 @plain_torch()
 def load_supervised(path: Path) -> FeatureNetwork:
-    """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
+    """Load the network of a supervised training, such as RUN/evaluate-001/supervised, on the CPU.
 
     Args:
         path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.

@@ -1,4 +1,4 @@
-"""Where a study runs, and on what."""
+"""The data set, device and settings that a study runs with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Context:
-    """Where a study runs, and on what.
+    """The data set, device and settings that a study runs with.
 
     Attributes:
         settings, results, dataset, device, precision: of the study.
@@ -46,7 +46,7 @@ class Context:
     progress: bool = True
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
-        """Weights and buffers of a network that was trained before.
+        """Return the weights and buffers of a finished network.
 
         Raises:
             CheckpointError: they are damaged.
@@ -60,7 +60,7 @@ class Context:
         return state
 
     def setup(self, cell: StudyCell, folder: Path) -> EvaluationSetup:
-        """An evaluation with the settings of a cell, on the network it needs or an untrained one."""
+        """Set up an evaluation with the settings of a cell, on the network it needs or an untrained one."""
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
         state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}

@@ -63,7 +63,7 @@ def forward_multiply_adds(
 
 
 def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
-    """Multiply-adds of the networks in a group of cells; 0 for those that run none."""
+    """Count the multiply-adds of the networks in a group of cells; 0 for groups that run none."""
     first, data = cells[0], settings.data
     values, kind = first.settings, first.kind
     if kind == "classical":
@@ -100,7 +100,7 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
 
 
 class Estimator:
-    """Seconds that groups of cells will take on this machine.
+    """Estimates how long groups of cells will take on this machine.
 
     Rates come from the finished cells of the same kind that ran on this device; where there are none,
     from those of other kinds; and where nothing is finished, from a few training steps that are timed.
@@ -126,7 +126,7 @@ class Estimator:
         self._measured: float | None = None
 
     def seconds(self, cells: Sequence[StudyCell]) -> float:
-        """Estimate for one group."""
+        """Return the estimate for one group."""
         work = multiply_adds(cells, self._context.settings)
         if work == 0:
             data = self._context.settings.data
@@ -149,7 +149,7 @@ def _name(cell: StudyCell) -> str:
 
 
 def measured_rate(context: Context, seconds: float = 2.0) -> float:
-    """Multiply-adds per second of the pretext network's training steps, timed now on random images.
+    """Time training steps of the pretext network on random images; return multiply-adds per second.
 
     Args:
         seconds: how long to measure, after a first step that is not counted.

@@ -22,7 +22,7 @@ from rotnet_fast.study.pictures import PICTURES
 
 
 def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A pretraining, in a run folder like any other's."""
+    """Pretrain in a run folder like that of any other pretraining."""
     (cell,) = cells
     config = PretrainConfig.from_recipe(
         cell.settings,
@@ -59,13 +59,13 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 
 def keep_last_checkpoint(run: Path) -> None:
-    """Remove what only an unfinished training needs."""
+    """Remove the checkpoints that only an unfinished training needs."""
     for _, path in epoch_checkpoints(run / "checkpoints"):
         path.unlink()
 
 
 def classifiers(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Classifiers that share a network, by the driver of their kind."""
+    """Train or fit classifiers that share a network, with the driver of their kind."""
     first = cells[0]
     subject = Subject(
         tuple(cell.placement for cell in cells),
@@ -77,7 +77,7 @@ def classifiers(context: Context, cells: list[StudyCell], folder: Path) -> Found
 
 
 def whole_network(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A supervised network, whose run folder is kept for the cells that start from it."""
+    """Train a supervised network, whose run folder is kept for the cells that start from it."""
     found = _classify(
         context, cells, folder.parent, Subject((WHOLE_NETWORK,), is_pretrained=False, name=folder.name)
     )
@@ -95,7 +95,7 @@ def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: S
 
 
 def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Logistic regression on hand-made features."""
+    """Fit logistic regression to hand-made features."""
     (cell,) = cells
     return {cell.key: _classified(classical(context.dataset, cell.settings["features"]))}
 

@@ -27,7 +27,7 @@ ABLATED_LABELS = (0, 1)
 
 @dataclass(frozen=True)
 class Entry:
-    """One number, or one picture, of a table or figure.
+    """One number or picture of a table or figure.
 
     Attributes:
         item: key of ``ITEMS``.
@@ -53,7 +53,7 @@ class Entry:
 
 
 def table1(build: Builder) -> list[Entry]:
-    """Table 1: the non-linear head on every block of three networks."""
+    """Plan Table 1: the non-linear head on every block of three networks."""
     entries = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         for layer, accuracy in published.items():
@@ -64,7 +64,7 @@ def table1(build: Builder) -> list[Entry]:
 
 
 def table2(build: Builder) -> list[Entry]:
-    """Table 2: sets of rotations, by the non-linear head on conv2."""
+    """Plan Table 2: sets of rotations, compared by the non-linear head on conv2."""
     entries = []
     for rotations, accuracy in paper.ROTATION_SETS.items():
         cell = build.head(build.pretext(rotations=rotations), "conv2", "nonlinear")
@@ -77,7 +77,7 @@ def table2(build: Builder) -> list[Entry]:
 
 
 def table3(build: Builder) -> list[Entry]:
-    """Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
+    """Plan Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
     pretext = build.pretext()
 
     def entry(name: str, title: str, cell: StudyCell, published: float | None, note: str = "") -> Entry:
@@ -108,7 +108,7 @@ def table3(build: Builder) -> list[Entry]:
 
 
 def figure5a(build: Builder) -> list[Entry]:
-    """Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
+    """Plan Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
     pretext = build.pretext()
     entries = []
     published = list(paper.CORRELATION.items())
@@ -129,7 +129,7 @@ def figure5a(build: Builder) -> list[Entry]:
 
 
 def figure5b(build: Builder) -> list[Entry]:
-    """Figure 5b: few labels, with the pretext task on all images and without it."""
+    """Plan Figure 5b: few labels, with the pretext task on all images and without it."""
     pretext = build.pretext()
     entries = []
     for count in build.study.labels_per_class:
@@ -147,19 +147,19 @@ def figure5b(build: Builder) -> list[Entry]:
 
 
 def figure3(build: Builder) -> list[Entry]:
-    """Figure 3: attention maps of the rotation network and the supervised one."""
+    """Plan Figure 3: attention maps of the rotation network and of the supervised one."""
     cell = build.picture("attention", build.pretext(), build.supervised())
     return [Entry("figure3", "attention", "Attention maps", (cell,), value="")]
 
 
 def figure4(build: Builder) -> list[Entry]:
-    """Figure 4: first-layer filters of both networks."""
+    """Plan Figure 4: first-layer filters of both networks."""
     cell = build.picture("filters", build.pretext(), build.supervised())
     return [Entry("figure4", "filters", "First-layer filters", (cell,), value="")]
 
 
 def extras(build: Builder) -> list[Entry]:
-    """Beyond the paper: rotation accuracies, neighbours, linear probes, calibration, embedding."""
+    """Plan the extras: rotation accuracies, neighbours, linear probes, calibration, embedding."""
     main = build.pretext()
     entries = []
     for rotations in paper.ROTATION_SETS:
@@ -195,7 +195,7 @@ def extras(build: Builder) -> list[Entry]:
 
 
 def ablations(build: Builder) -> list[Entry]:
-    """What costs accuracy: each known mistake on purpose, beside the faithful run."""
+    """Plan the ablations: each known mistake made on purpose, next to the faithful run."""
     main = build.pretext()
 
     def entry(name: str, title: str, cell: StudyCell) -> Entry:
@@ -248,7 +248,7 @@ ITEMS: dict[str, Callable[[Builder], list[Entry]]] = {
 
 
 def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> list[Entry]:
-    """All entries asked for, each with one cell per seed.
+    """Return all requested entries, each with one cell per seed.
 
     Args:
         settings: of the study.
@@ -256,7 +256,7 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
         only: items, or ``item/name`` for one entry; empty for everything.
 
     Raises:
-        ArgumentError: there is no such item or entry.
+        ArgumentError: an unknown item or entry.
     """
     builders = [Builder(settings, seed) for seed in range(seeds)]
     known: dict[str, Entry] = {}
@@ -273,7 +273,7 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
 
 
 def cells_in_order(entries: Sequence[Entry]) -> list[StudyCell]:
-    """The cells of all entries, one seed after another, so that a study in progress has whole tables.
+    """Return the cells of all entries, one seed after another, so that a study in progress has whole tables.
 
     Hand-made features come last: they run on the CPU alone, and an accelerator may be there for a while only.
     """

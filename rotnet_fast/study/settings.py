@@ -28,7 +28,7 @@ MINIMUM_IMAGES_PER_CLASS = 8
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long a preset trains what is not a pretraining, and in batches of how many images."""
+    """Epochs and batch size of the trainings of a preset."""
 
     pretext_epochs: int
     supervised_epochs: int
@@ -49,7 +49,7 @@ LENGTHS: dict[StudyPreset, Lengths] = {
 
 @dataclass(frozen=True)
 class StudyData:
-    """What a study needs to know of its data set, after the limits.
+    """Facts about a study's data set, after the limits.
 
     Attributes:
         name, display_name, classes, fingerprint: as in `rotnet_fast.data.datasets.Dataset`.
@@ -114,12 +114,12 @@ class StudySettings:
         return _shares(self.data.smallest_class)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for study.json."""
+        """Return plain values for study.json."""
         return {**asdict(self), "pretext": self.pretext.recipe()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StudySettings:
-        """The settings that :meth:`to_json` gave, read from JSON (lists become tuples again).
+        """Make settings from what :meth:`to_json` returned and JSON kept (lists become tuples again).
 
         Raises:
             KeyError, TypeError: it was written by another version.
@@ -130,7 +130,7 @@ class StudySettings:
 
 
 def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
-    """Settings of a study at a scale.
+    """Make the settings of a study at a scale.
 
     Args:
         preset: name of a recipe.
@@ -175,7 +175,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
 
 
 def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
-    """Training images at a scale, the same number of each class; None for all of them."""
+    """Return how many training images a scale leaves, the same number of each class; None for all of them."""
     if scale == 1:
         return None
     per_class = max(MINIMUM_IMAGES_PER_CLASS, round(train_images * scale / classes))
@@ -183,7 +183,7 @@ def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
 
 
 def _shares(smallest_class: int) -> tuple[int, ...]:
-    """20, 100, 400, 1000 and 5000 of 5000, for a class of another size; strictly increasing."""
+    """Scale 20, 100, 400, 1000 and 5000 of 5000 to a class of another size; strictly increasing."""
     counts: list[int] = []
     for count in (20, 100, 400, 1000):
         share = round(count * smallest_class / 5000) if smallest_class < 5000 else count

@@ -45,7 +45,7 @@ _CELL: Parts = {
 
 
 def cell_path(folder: Path, key: str) -> Path:
-    """Where a study keeps a cell's result."""
+    """Return the file in which a study keeps a cell's result."""
     return folder / "cells" / f"{key}.json"
 
 
@@ -123,7 +123,7 @@ class Results:
             write_json(self.path / STUDY_FILE, content)
 
     def read_settings(self) -> tuple[StudySettings, int] | None:
-        """Settings and number of seeds; None for a folder that holds no study.
+        """Return settings and number of seeds; None for a folder that holds no study.
 
         Raises:
             DataError: they cannot be read.
@@ -133,7 +133,7 @@ class Results:
         return read_study(self.path, "restore it, or choose another --output", DataError)
 
     def check(self, settings: StudySettings) -> int | None:
-        """Seeds of the study that the folder holds; None where it holds none.
+        """Return the number of seeds of the study in the folder; None where there is no study.
 
         Raises:
             ArgumentError: it holds a study with other settings.
@@ -152,7 +152,7 @@ class Results:
         return known[1]
 
     def read(self, cell: StudyCell) -> dict[str, Any] | None:
-        """What was found for a cell; None where it is not finished.
+        """Return the content of a cell's file; None where the cell is not finished.
 
         Raises:
             DataError: its file is damaged, or belongs to another cell.
@@ -163,7 +163,7 @@ class Results:
         return content
 
     def is_finished(self, cell: StudyCell) -> bool:
-        """Whether a cell has a result; files are read once.
+        """Tell whether a cell has a result; files are read once.
 
         Raises:
             DataError: see :meth:`read`.
@@ -207,28 +207,28 @@ class Results:
         write_json(cell_path(self.path, cell.key), content)
 
     def has_network(self, cell: StudyCell) -> bool:
-        """Whether the weights that other cells start from are there, snapshots included."""
+        """Tell whether the weights that other cells start from exist, snapshots included."""
         epochs = [None, *cell.settings.get("snapshots", ())]
         return all(self.network(cell, epoch).is_file() for epoch in epochs)
 
     def network(self, cell: StudyCell, epoch: int | None = None) -> Path:
-        """Checkpoint of a cell's network after its last epoch, or of a snapshot."""
+        """Return the checkpoint of a cell's network after its last epoch, or a snapshot."""
         run = self.run_folder(cell)
         if epoch is None:
             return run / "checkpoints" / "last.pt"
         return snapshot_path(run, epoch)
 
     def run_folder(self, cell: StudyCell) -> Path:
-        """Where a cell's network is trained and kept."""
+        """Return the folder in which a cell's network is trained and kept."""
         return self.path / "runs" / cell.key
 
     def lock(self, cell: StudyCell) -> FileLock:
-        """The lock of a cell's group."""
+        """Return the lock of a cell's group."""
         return FileLock(self.path / "locks" / cell.group_key)
 
     @contextmanager
     def waiting_lock(self, name: str) -> Iterator[None]:
-        """Context that holds a lock which nobody holds for long."""
+        """Hold a lock that no process holds for long."""
         folder = self.path / "locks"
         ensure_folder(folder)
         lock = FileLock(folder / name)
@@ -245,7 +245,7 @@ class Results:
     def claim_work(
         self, cells: list[StudyCell], group: list[StudyCell]
     ) -> tuple[list[StudyCell], Path, bool]:
-        """The cells to compute under a group's lock, and the folder to do it in.
+        """Decide which cells to compute under a group's lock, and in which folder.
 
         What an interrupted process was computing is finished first, so that its checkpoint serves.
 
@@ -272,6 +272,6 @@ class Results:
 
 
 def _flat(settings: StudySettings) -> dict[str, Any]:
-    """Settings as one dictionary, those of the data set and of the pretraining included."""
+    """Return the settings as one dictionary, those of the data set and of the pretraining included."""
     values = settings.to_json()
     return {**values.pop("data"), **values.pop("pretext"), **values}

@@ -38,12 +38,12 @@ class Number:
 
     @property
     def n(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return len(self.by_seed)
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds; None where nothing has been run."""
+        """Mean over the seeds; None where nothing has been run."""
         return statistics.fmean(self.by_seed.values()) if self.by_seed else None
 
     @property
@@ -54,7 +54,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report says comes from here.
+    """The results of a study, from which everything in a report comes.
 
     Attributes:
         folder: where the results lie.
@@ -72,7 +72,7 @@ class Study:
 
     @cached_property
     def circumstances(self) -> Circumstances:
-        """What decides whether a difference to a published number means something."""
+        """The facts that decide whether the numbers may be compared with the published ones."""
         settings = self.settings
         data = settings.data
         return Circumstances(
@@ -95,7 +95,7 @@ class Study:
 
     @property
     def commits(self) -> tuple[str, ...]:
-        """Of the program, as recorded with the cells, sorted."""
+        """Commits of the program, as recorded with the cells, sorted."""
         found = (content["environment"].get("commit") for content in self.files.values())
         return tuple(sorted({str(commit) for commit in found if commit}))
 
@@ -109,19 +109,19 @@ class Study:
         }
 
     def of(self, item: str) -> list[Number]:
-        """The numbers of a table or figure."""
+        """Return the numbers of a table or figure."""
         return [number for (its_item, _), number in self.numbers.items() if its_item == item]
 
     def number(self, item: str, name: str) -> Number:
-        """One of them."""
+        """Return one number."""
         return self.numbers[item, name]
 
     def entry(self, item: str, name: str) -> Entry:
-        """An entry of the plan."""
+        """Return one entry of the plan."""
         return next(entry for entry in self.entries if (entry.item, entry.name) == (item, name))
 
     def results(self, entry: Entry) -> dict[int, Mapping[str, Any]]:
-        """Seed -> the whole result of the entry's cell, of the seeds that have been run."""
+        """Return seed -> the whole result of the entry's cell, for the seeds that have been run."""
         return {
             seed: self.files[cell.key]["result"]
             for seed, cell in enumerate(entry.cells)
@@ -129,11 +129,11 @@ class Study:
         }
 
     def standard_error(self, accuracy: float) -> float:
-        """Of an accuracy in percent that was measured on the test images: binomial, in points."""
+        """Return the binomial standard error, in points, of an accuracy in percent on the test images."""
         return 100 * math.sqrt(accuracy / 100 * (1 - accuracy / 100) / self.settings.data.test_images)
 
     def schedule(self, entry: Entry) -> str:
-        """Epochs of the trainings that gave an entry, one after another; empty where none was run."""
+        """Return the epochs of the trainings behind an entry, one after another; empty where none was run."""
         for cell in entry.cells:
             if cell.key in self.files:
                 snapshot = cell.settings.get("snapshot")
@@ -144,12 +144,12 @@ class Study:
         return ""
 
     def machines(self, entries: Iterable[Entry]) -> str:
-        """Short names of the machines that computed the entries' cells."""
+        """Return the short names of the machines that computed the entries' cells."""
         names = {self.machine_of(cell) for entry in entries for cell in entry.cells if cell.key in self.files}
         return ", ".join(sorted(names, key=lambda name: int(name[1:])))
 
     def machine_of(self, cell: StudyCell) -> str:
-        """Short name of the machine that computed a cell, which has been run."""
+        """Return the short name of the machine that computed a finished cell."""
         return self.machine_names[_machine(self.files[cell.key]["environment"])]
 
     @cached_property
@@ -177,7 +177,7 @@ class Study:
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder is one of `rotnet_fast.reproduce`."""
+    """Tell whether `rotnet_fast.reproduce` wrote a folder."""
     return (named(folder) / STUDY_FILE).exists()
 
 
@@ -233,7 +233,7 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
 
 
 def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Hardware and versions of a cell's environment."""
+    """Return hardware, versions and kernel of a cell's environment."""
     device, cpu = environment.get("device") or "unknown", environment.get("cpu") or "unknown"
     threads = environment.get("threads")
     hardware = str(device) if device == cpu else f"{device}; host {cpu}"

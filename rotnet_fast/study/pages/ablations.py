@@ -12,7 +12,7 @@ from rotnet_fast.study.summary import Number, Study
 
 
 def ablated_pairs(study: Study) -> list[tuple[Number, Number]]:
-    """Each ablation and the faithful run it is compared with, in the plan's order."""
+    """Return each ablation with the faithful run it is compared with, in the plan's order."""
     pairs = []
     for number in study.of("ablations"):
         name = number.entry.name
@@ -29,7 +29,7 @@ def ablated_pairs(study: Study) -> list[tuple[Number, Number]]:
 
 
 def ablations(study: Study, drawn: frozenset[str]) -> Section:
-    """What each deviation from the protocol costs."""
+    """Show what each deviation from the protocol costs."""
     faithful_of = {number.entry.name: faithful for number, faithful in ablated_pairs(study)}
     rows = []
     for number in study.of("ablations"):

@@ -17,7 +17,7 @@ CONFUSED = {"rotnet-conv": "RotNet + conv", "supervised": "supervised network"}
 
 
 def class_accuracies(study: Study, name: str) -> dict[int, list[float]]:
-    """Seed -> accuracy of each class in percent, from the confusion matrix of a Table 3 entry.
+    """Return seed -> accuracy of each class in percent, from the confusion matrix of a Table 3 entry.
 
     The matrix has the true class in rows; a class without test images counts as 0.
     """
@@ -30,7 +30,7 @@ def class_accuracies(study: Study, name: str) -> dict[int, list[float]]:
 
 
 def summed_confusion(study: Study, name: str) -> list[list[int]] | None:
-    """Confusion matrix of a Table 3 entry, summed over the seeds; None where it has not been run."""
+    """Sum the confusion matrices of a Table 3 entry over the seeds; None where it has not been run."""
     matrices = [
         result["confusion"]
         for result in study.results(study.entry("table3", name)).values()
@@ -42,7 +42,7 @@ def summed_confusion(study: Study, name: str) -> list[list[int]] | None:
 
 
 def per_class(study: Study, drawn: frozenset[str]) -> Section:
-    """Accuracy of each class, and confusion matrices."""
+    """Show the accuracy of each class, and confusion matrices."""
     accuracies = {name: class_accuracies(study, name) for name in CONFUSED}
     rows = []
     for label, title in enumerate(study.settings.data.classes):

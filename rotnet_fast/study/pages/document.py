@@ -79,7 +79,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Target of links, by the rule of GitHub for Markdown headings."""
+        """Target of links, by GitHub's rule for Markdown headings."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
@@ -93,12 +93,12 @@ class Document:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a data set's name, in which a backtick is no markup."""
+    """Make text from outside, such as a data set's name, safe to embed: its backticks are no markup."""
     return text.replace("`", "'")
 
 
 def code_spans(text: str) -> list[tuple[bool, str]]:
-    """A text in pieces: (whether it is code, piece)."""
+    """Split a text into pieces: (whether it is code, piece)."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return [(False, text)]
@@ -106,7 +106,7 @@ def code_spans(text: str) -> list[tuple[bool, str]]:
 
 
 def figure(drawn: frozenset[str], name: str, alt: str, caption: str) -> tuple[Block, ...]:
-    """A figure if it has been drawn, else a sentence that says that there is none."""
+    """Return a figure if it has been drawn, else a sentence saying that it was not."""
     if name in drawn:
         return (Figure(name, alt, caption),)
     return (Paragraph(f"Not run: no figure. ({caption})"),)

@@ -14,7 +14,7 @@ from rotnet_fast.study.summary import Number, Study
 
 
 def rotation_accuracy(study: Study) -> Section:
-    """How well the pretext task itself is solved."""
+    """Show how well the pretext task itself is solved."""
     numbers = [number for number in study.of("extras") if number.entry.value == "rotation_accuracy"]
     caption = f"Rotation accuracy in % over all turned copies of the test images, {data_set(study)}"
     return Section(
@@ -24,7 +24,7 @@ def rotation_accuracy(study: Study) -> Section:
 
 
 def rotation_accuracy_by_degrees(study: Study, numbers: Sequence[Number]) -> Table:
-    """Accuracy for each angle; one row per set of rotations, mean over the seeds."""
+    """Tabulate the accuracy of each angle: one row per set of rotations, mean over the seeds."""
     by_set = []
     for number in numbers:
         by_degrees: dict[str, list[float]] = {}
@@ -44,7 +44,7 @@ def rotation_accuracy_by_degrees(study: Study, numbers: Sequence[Number]) -> Tab
 
 
 def neighbours(study: Study, drawn: frozenset[str]) -> Section:
-    """kNN and linear probes on pooled features."""
+    """Show kNN and linear probes on pooled features."""
     numbers = [number for number in study.of("extras") if number.entry.name.startswith(("knn-", "linear-"))]
     blocks: list[Block] = list(
         figure(
@@ -61,7 +61,7 @@ def neighbours(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def calibration(study: Study, drawn: frozenset[str]) -> Section:
-    """How sure the network is of a rotation, and where it is wrong."""
+    """Show how sure the network is of a rotation, and where it is wrong."""
     found = list(study.results(study.entry("extras", "rotations")).values())
     name = NETWORKS["rotation"]
     row = (name, NOT_RUN, "", "")
@@ -104,7 +104,7 @@ def calibration(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def embedding(study: Study, drawn: frozenset[str]) -> Section:
-    """PCA and t-SNE."""
+    """Show PCA and t-SNE."""
     blocks = figure(
         drawn,
         "embedding",

@@ -95,7 +95,7 @@ class Correlation:
 
 
 def find_orderings(study: Study) -> list[Ordering]:
-    """All orderings of accuracies, from the study's numbers."""
+    """Check all orderings of accuracies against the study's numbers."""
     layers = {
         blocks: {layer: study.number("table1", f"{blocks}-{layer}") for layer in published}
         for blocks, published in paper.NONLINEAR_HEAD.items()
@@ -142,7 +142,7 @@ def find_orderings(study: Study) -> list[Ordering]:
 
 
 def find_correlation(study: Study) -> Correlation:
-    """Figure 5a's claim: the better the rotations are told apart, the better the objects."""
+    """Check Figure 5a's claim: the better the rotations are told apart, the better the objects."""
     claim = "Rotation and object accuracy rise together over the pretraining"
     epochs = study.settings.snapshot_epochs
     pairs = [
@@ -170,14 +170,14 @@ def find_correlation(study: Study) -> Correlation:
 
 
 def better(numbers: Iterable[Number]) -> Number:
-    """The one with the higher mean; one that has not been run where any has not, to leave the choice open."""
+    """Return the number with the higher mean, or one that has not been run while there is any."""
     candidates = list(numbers)
     missing = [number for number in candidates if number.mean is None]
     return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
 
 
 def compare(study: Study, higher: Number, lower: Number) -> Step:
-    """Whether one number is above another, by seeds that both have.
+    """Compare two numbers, by the seeds that both have.
 
     The standard error of the difference adds those of both accuracies, as if their test images were
     different ones (they are the same, so it is rather too large), and, of several seeds, that of the
@@ -200,7 +200,7 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
 
 
 def judge(difference: float, standard_error: float) -> str:
-    """Verdict on a difference that should be above 0."""
+    """Return the verdict on a difference that should be above 0."""
     if difference == 0 or abs(difference) < NOISE_ERRORS * standard_error:
         return NOISE
     return HOLDS if difference > 0 else FAILS
@@ -255,7 +255,7 @@ def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) 
 
 
 def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:
-    """Verdicts, then the figures of each."""
+    """Show the verdicts, then the figures of each."""
     overview = [
         (ordering.claim, ordering.verdict, _on_seeds(ordering), _published(ordering))
         for ordering in orderings

@@ -23,12 +23,12 @@ SCHEDULES = (
 
 
 def title(study: Study) -> str:
-    """Of the report."""
+    """Return the report's title."""
     return f"RotNet on {data_set(study)}: every table and figure"
 
 
 def lead(study: Study, orderings: str) -> tuple[Block, ...]:
-    """What stands above the table of contents.
+    """Return what stands above the table of contents.
 
     Args:
         orderings: how many of them hold, as a sentence.
@@ -46,13 +46,13 @@ def lead(study: Study, orderings: str) -> tuple[Block, ...]:
 
 
 def state(study: Study) -> str:
-    """Whether all of it has been run."""
+    """Say how much of the study has been run."""
     run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
     return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
 
 
 def meaning(study: Study) -> str:
-    """What the numbers are, and what they may be compared with."""
+    """Say what the numbers are, and what they may be compared with."""
     text = "Accuracies are in % of the test images, after the last epoch of each training"
     if study.seeds > 1:
         text += "; ± is the sample standard deviation over the n seeds"
@@ -69,7 +69,7 @@ def meaning(study: Study) -> str:
 
 
 def what_was_run(study: Study) -> Section:
-    """Data, recipe, seeds, machines and cost."""
+    """Show data, recipe, seeds, machines and cost."""
     settings = study.settings
     pretext = settings.pretext
     rows = [
@@ -123,7 +123,7 @@ def what_was_run(study: Study) -> Section:
 
 
 def how_to_regenerate(study: Study) -> Section:
-    """Commands."""
+    """Show the commands that write the report and compute the cells."""
     recorded = dict.fromkeys(str(content.get("command") or "") for content in study.files.values())
     commands = sorted(command for command in recorded if command) or ["python -m rotnet_fast.reproduce"]
     return Section(

@@ -11,7 +11,7 @@ from rotnet_fast.study.summary import Study
 
 
 def figure3(study: Study, drawn: frozenset[str]) -> Section:
-    """Figure 3: attention maps and how they turn with the image."""
+    """Show Figure 3: attention maps, and how they turn with the image."""
     results = study.results(study.entry("figure3", "attention"))
     networks = [result[key] for result in results.values() for key in NETWORKS if key in result]
     powers = [str(power) for power in networks[0]["powers"]] if networks else ["1", "2", "4"]
@@ -45,7 +45,7 @@ def figure3(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def figure4(study: Study, drawn: frozenset[str]) -> Section:
-    """Figure 4: first-layer filters and how diverse they are."""
+    """Show Figure 4: first-layer filters, and how diverse they are."""
     results = study.results(study.entry("figure4", "filters"))
     rows = []
     for key, name in NETWORKS.items():
@@ -81,7 +81,7 @@ def figure4(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def figure5a(study: Study, drawn: frozenset[str]) -> Section:
-    """Figure 5a: both accuracies over the pretraining."""
+    """Show Figure 5a: both accuracies over the pretraining."""
     blocks: list[Block] = list(
         figure(
             drawn,
@@ -104,7 +104,7 @@ def figure5a(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def figure5b(study: Study, drawn: frozenset[str]) -> Section:
-    """Figure 5b: few labels."""
+    """Show Figure 5b: few labels."""
     blocks: list[Block] = list(
         figure(
             drawn,

@@ -13,7 +13,7 @@ from rotnet_fast.study.summary import Study
 
 
 def table1(study: Study, drawn: frozenset[str]) -> Section:
-    """Table 1: every block of three networks."""
+    """Show Table 1: every block of three networks."""
     caption = f"Table 1: non-linear head on frozen features, test accuracy in % on {data_set(study)}"
     blocks: list[Block] = [grid(study, caption)]
     blocks += figure(
@@ -28,7 +28,7 @@ def table1(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def table2(study: Study, drawn: frozenset[str]) -> Section:
-    """Table 2: sets of rotations."""
+    """Show Table 2: sets of rotations."""
     caption = f"Table 2: non-linear head on conv2 of 4 blocks, test accuracy in % on {data_set(study)}"
     note = "The eight multiples of 45° are told apart on bilinearly warped central crops, all by one routine."
     blocks: list[Block] = [flat_table(study, study.of("table2"), caption, note)]
@@ -42,7 +42,7 @@ def table2(study: Study, drawn: frozenset[str]) -> Section:
 
 
 def table3(study: Study, drawn: frozenset[str]) -> Section:
-    """Table 3: beside supervised, untrained and other unsupervised features."""
+    """Show Table 3: supervised, untrained and other unsupervised features."""
     caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
     note = (
         "Rows marked as quoted are other methods' numbers as the paper prints them. Rows marked as classical "

@@ -30,7 +30,7 @@ BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write the report of the study in a folder, whatever part of it has been run.
+    """Write the report of the study in a folder; the study may be incomplete.
 
     Returns:
         The files written.
@@ -58,7 +58,7 @@ def _write(study: Study, folder: Path) -> list[Path]:
 
 
 def make_document(study: Study, drawn: frozenset[str]) -> Document:
-    """The report as sections.
+    """Make the report's sections.
 
     Args:
         drawn: names of the figures that there are.
@@ -90,7 +90,7 @@ def make_document(study: Study, drawn: frozenset[str]) -> Document:
 
 
 def readme_block(study: Study, source: str) -> str:
-    """The main numbers as Markdown, with what they are, for a README.
+    """Return the main numbers as Markdown, with what they are, for a README.
 
     Args:
         source: where the study lies, as the README calls it.

@@ -22,7 +22,7 @@ SERIES = {"rotation": "rotation", "object": "object", "rotnet": "RotNet", "super
 
 
 def value(number: Number) -> str:
-    """Mean, and standard deviation where there are several values."""
+    """Format the mean, and the standard deviation of several values."""
     if number.mean is None:
         return NOT_RUN
     spread = "" if number.deviation is None else f" ± {number.deviation:.2f}"
@@ -30,24 +30,24 @@ def value(number: Number) -> str:
 
 
 def accuracy(published: float | None) -> str:
-    """A published number."""
+    """Format a published number."""
     return NO_VALUE if published is None else f"{published:.2f}"
 
 
 def data_set(study: Study) -> str:
-    """The data set's name, as text."""
+    """Return the data set's name as text of the report."""
     return plain(study.settings.data.display_name)
 
 
 def mean_difference(number: Number, other: Number) -> float | None:
-    """First minus second over the seeds that both have, in points; None where there is none."""
+    """Return first minus second, in points, over the seeds that both have; None without a common seed."""
     common = sorted(set(number.by_seed) & set(other.by_seed))
     differences = [number.by_seed[seed] - other.by_seed[seed] for seed in common]
     return statistics.fmean(differences) if differences else None
 
 
 def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
-    """One row per number, with its schedule and machine."""
+    """Make a table with one row per number, with its schedule and machine."""
     beside = study.circumstances.header
     header = ("", "ours, %", "n", *beside, "epochs", "machine")
     rows = [
@@ -65,7 +65,7 @@ def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str 
 
 
 def grid(study: Study, caption: str) -> Table:
-    """Table 1 as the paper prints it, with our row above the published one."""
+    """Make Table 1 as the paper prints it, with our row above the published one."""
     layers = list(paper.NONLINEAR_HEAD[5])
     reference = study.circumstances.published_name
     rows = []
@@ -81,7 +81,7 @@ def grid(study: Study, caption: str) -> Table:
 
 
 def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Table 3's other methods, in the columns of :func:`flat_table`."""
+    """Return Table 3's other methods, in the columns of :func:`flat_table`."""
     difference = ("",) if study.comparable else ()
     return tuple(
         (f"{name} (quoted from the paper, not run here)", "", "", accuracy(published), *difference, "", "")
@@ -90,7 +90,7 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
 
 
 def gaps(study: Study, caption: str) -> Table:
-    """How far below the supervised network each way of using the features is, ours and published."""
+    """Tabulate how far each way of using the features is from the supervised network, ours and published."""
     supervised = study.number("table3", "supervised")
     names = ["rotnet-nonlinear", "rotnet-conv"]
     names += [f"finetuned-{head}-lr{lr:g}" for head in ("nonlinear", "conv") for lr in FINE_TUNING_RATES]
@@ -106,7 +106,7 @@ def gaps(study: Study, caption: str) -> Table:
 
 
 def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, caption: str) -> Table:
-    """Table beside a figure: one row per position on its horizontal axis, two columns per series."""
+    """Make the table of a figure: one row per position on its horizontal axis, and columns per series."""
     series = list(dict.fromkeys(number.entry.series for number in numbers))
     positions = list(dict.fromkeys(number.entry.x for number in numbers))
     at = {(number.entry.x, number.entry.series): number for number in numbers}
@@ -128,7 +128,7 @@ def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, cap
 
 
 def main_rows(study: Study, only_run: bool = False) -> Table:
-    """The numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
+    """Tabulate the numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
     few = study.settings.labels_per_class[0]
     numbers = [study.number("extras", "rotation-accuracy-0-90-180-270"), *study.of("table3")]
     numbers += [study.number("figure5b", f"{series}-{few}") for series in ("rotnet", "supervised")]
@@ -149,7 +149,7 @@ def main_rows(study: Study, only_run: bool = False) -> Table:
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
-    """Mean, and standard deviation of several values; those that are None are left out."""
+    """Format the mean, and the standard deviation of several values; values that are None are left out."""
     known = [value for value in values if value is not None]
     if not known:
         return "undefined"
