@@ -107,7 +107,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with: python -m rotnet_fast.reproduce --dataset digits" in errors
+    assert "resume with: python -m rotnet_fast.reproduce --dataset digits" in errors
     assert "Traceback" not in errors
 
 

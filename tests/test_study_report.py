@@ -306,6 +306,7 @@ def test_a_foreign_study_is_refused(tmp_path: Path, content: str, message: str) 
         lambda text: "[]",
         lambda text: json.dumps({**json.loads(text), "key": "0" * 16}),
         lambda text: json.dumps({**json.loads(text), "result": None}),
+        lambda text: json.dumps({**json.loads(text), "environment": {}}),
         lambda text: json.dumps({**json.loads(text), "result": {"accuracy": "high"}}),
         lambda text: json.dumps({**json.loads(text), "result": {"accuracy": float("nan")}}),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from study_tools import tiny_context
+from synthetic_study import DETAILS
 
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
@@ -124,7 +125,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     lines: list[str] = []
     cells = planned(context, "table1", "table3/rotnet-conv")
     run_cells(context, cells, planned(context), Progress(), lines.append)
-    assert sum("going on" in line for line in lines) == 1
+    assert sum("resuming" in line for line in lines) == 1
     whole = tiny_context(tmp_path / "whole")
     compute(whole, "table3/rotnet-conv")
     assert results(context, "table3/rotnet-conv") == results(whole, "table3/rotnet-conv")
@@ -142,7 +143,7 @@ def test_what_another_process_computes_is_left_to_it(
     def sleep(seconds: float) -> None:
         # All that is free has been done; the other process finishes its cell in the meantime.
         computed.extend(cell for cell in cells if context.results.read(cell) is not None)
-        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []}, seconds=1.0, environment={})
+        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []}, **DETAILS)
         lock.close()
 
     monkeypatch.setattr(run.time, "sleep", sleep)
@@ -218,7 +219,7 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
     folder = begun(context, *names)
     first, second = planned(context, *names)
     found = KINDS["head"](context, [first, second], folder)
-    context.results.write(first, {**found[first.key], "mark": 1}, seconds=1.0, environment={})
+    context.results.write(first, {**found[first.key], "mark": 1}, **DETAILS)
     steps: list[int] = []
     train_step = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:

@@ -111,9 +111,9 @@ def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
     kind, place = pretrained.config.dataset, None if recorded is None else Path(recorded)
     if kind == "folder":
         record = _record(pretrained)
-        found = f"the images of this run lay in {place}, as {record} says, which is not there"
+        found = f"the images of this run were in {place}, as {record} says, but it does not exist"
         if place is None:
-            found = f"where the images of this run lie is not known, as {record} does not say it"
+            found = f"the folder of the images of this run is unknown, as {record} does not name it"
         if place is None or not place.is_dir():
             raise DataError(f"{found}; give their folder with --data-dir")
     is_missing = kind == "cifar10" and place is not None and not place.exists()
@@ -167,8 +167,8 @@ def _check_own(
 
 
 def _others(pretrained: Pretrained, data_dir: Path | None, finding: str) -> DataError:
-    where = "" if data_dir is None else f" in {data_dir}, where {_record(pretrained)} says that they lay,"
+    where = "" if data_dir is None else f" in {data_dir}, which {_record(pretrained)} names,"
     return DataError(
-        f"the images{where} are not those of the pretraining: {finding}; restore them, or name the "
-        f"images to use with --data-dir"
+        f"the images{where} are not those of the pretraining: {finding}; restore them, or give "
+        f"the folder of others with --data-dir"
     )

@@ -117,7 +117,7 @@ class Estimator:
         self._seconds: dict[str, float] = {}
         for cell in cells:
             content = context.results.read(cell)
-            if content is None or content.get("resumed") or content["environment"]["device"] != device_name:
+            if content is None or content["resumed"] or content["environment"]["device"] != device_name:
                 continue
             self._seconds[_name(cell)] = content["group_seconds"]
             if content["group_seconds"] > 0 and content["multiply_adds"] > 0:

@@ -38,10 +38,17 @@ _CELL: Parts = {
     "needs": list,
     "result": dict,
     "seconds": (int, float),
+    "group_seconds": (int, float),
+    "multiply_adds": (int, float),
+    "resumed": bool,
+    "command": str,
     "finished": str,
     "environment": dict,
 }
 """What a cell's file holds."""
+
+_ENVIRONMENT = ("rotnet_fast", "commit", "torch", "cuda", "python", "device", "cpu", "threads", "kernel")
+"""What the report says of the machine and versions of a cell."""
 
 
 def cell_path(folder: Path, key: str) -> Path:
@@ -61,6 +68,11 @@ def read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
     content = read_object(path, "result of a cell", _CELL, REMEDY, DataError)
     if content["key"] != cell.key:
         raise DataError(f"{path} belongs to another cell; {REMEDY}")
+    for name in _ENVIRONMENT:
+        if name not in content["environment"]:
+            raise DataError(
+                f"{path} holds no result of a cell, as {name} is missing in its environment; {REMEDY}"
+            )
     return content
 
 
@@ -176,17 +188,22 @@ class Results:
         result: Mapping[str, Any],
         *,
         seconds: float,
+        group_seconds: float,
+        multiply_adds: float,
+        resumed: bool,
+        command: str,
         environment: Mapping[str, Any],
-        **details: Any,
     ) -> None:
         """Record a finished cell.
 
         Args:
             cell: that was computed.
             result: plain values.
-            seconds: that it took.
+            seconds, group_seconds: that the cell took, by its share, and that its group took.
+            multiply_adds: of the networks of the group.
+            resumed: whether the group was begun by an earlier process.
+            command: that computed it.
             environment: versions and hardware, see `rotnet_fast.engine.run_folder.environment`.
-            details: whatever else is worth knowing.
 
         Raises:
             CannotWriteError: it cannot be written.
@@ -201,8 +218,11 @@ class Results:
             "result": dict(result),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": seconds,
+            "group_seconds": group_seconds,
+            "multiply_adds": multiply_adds,
+            "resumed": resumed,
+            "command": command,
             "environment": dict(environment),
-            **details,
         }
         write_json(cell_path(self.path, cell.key), content)
 

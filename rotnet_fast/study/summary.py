@@ -96,7 +96,7 @@ class Study:
     @property
     def commits(self) -> tuple[str, ...]:
         """Commits of the program, as recorded with the cells, sorted."""
-        found = (content["environment"].get("commit") for content in self.files.values())
+        found = (content["environment"]["commit"] for content in self.files.values())
         return tuple(sorted({str(commit) for commit in found if commit}))
 
     @cached_property
@@ -234,17 +234,12 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
 
 def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
     """Return hardware, versions and kernel of a cell's environment."""
-    device, cpu = environment.get("device") or "unknown", environment.get("cpu") or "unknown"
-    threads = environment.get("threads")
+    device, cpu = environment["device"] or "unknown", environment["cpu"] or "unknown"
+    threads, cuda = environment["threads"], environment["cuda"]
     hardware = str(device) if device == cpu else f"{device}; host {cpu}"
-    if threads is not None:
-        hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
-    cuda = environment.get("cuda")
-    versions = [f"torch {environment.get('torch') or 'unknown'}"]
+    hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
+    versions = [f"torch {environment['torch']}"]
     if cuda:
         versions.append(f"CUDA {cuda}")
-    versions += [
-        f"Python {environment.get('python') or 'unknown'}",
-        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}",
-    ]
-    return hardware, ", ".join(versions), str(environment.get("kernel") or "unknown")
+    versions += [f"Python {environment['python']}", f"rotnet_fast {environment['rotnet_fast']}"]
+    return hardware, ", ".join(versions), str(environment["kernel"])

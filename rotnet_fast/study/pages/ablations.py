@@ -50,11 +50,9 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
             )
         )
     header = ("", "ours, %", "n", "faithful, %", "difference", "epochs", "machine")
-    caption = (
-        f"Ablations: test accuracy in % on {data_set(study)}, and what each costs beside the faithful run"
-    )
+    caption = f"Ablations: test accuracy in % on {data_set(study)}, and what each costs in points"
     blocks: list[Block] = [
-        Paragraph("Each row makes one known mistake on purpose, everything else as in the faithful run."),
+        Paragraph("Each row makes one known mistake on purpose; everything else is as in the faithful run."),
         Table(caption, header, tuple(rows), (1, 2, 3, 4)),
     ]
     blocks += figure(

@@ -61,8 +61,8 @@ def per_class(study: Study, drawn: frozenset[str]) -> Section:
         figure(
             drawn,
             "per-class",
-            "Bar chart: test accuracy of each class, RotNet with a conv head beside the supervised network.",
-            "Accuracy of each class: RotNet + conv beside the supervised network.",
+            "Bar chart: test accuracy of each class, RotNet with a conv head next to the supervised network.",
+            "Accuracy of each class: RotNet + conv and the supervised network.",
         )
     )
     blocks.append(Table(caption, header, tuple(rows), (1, 2, 3)))
@@ -70,7 +70,7 @@ def per_class(study: Study, drawn: frozenset[str]) -> Section:
         blocks += figure(
             drawn,
             f"confusion-{name}",
-            f"Confusion matrix of {title}: true classes in rows, predicted ones in columns.",
-            f"Confusion matrix of {title}, in % of each true class, over all seeds.",
+            f"Confusion matrix ({title}): true classes in rows, predicted classes in columns.",
+            f"Confusion matrix ({title}), in % of each true class, over all seeds.",
         )
     return Section("Classes: accuracies and confusions", tuple(blocks))

@@ -29,7 +29,7 @@ def rotation_accuracy_by_degrees(study: Study, numbers: Sequence[Number]) -> Tab
     for number in numbers:
         by_degrees: dict[str, list[float]] = {}
         for result in study.results(number.entry).values():
-            for degrees, accuracy in dict(result.get("rotation_accuracy_by_degrees", {})).items():
+            for degrees, accuracy in result["rotation_accuracy_by_degrees"].items():
                 by_degrees.setdefault(str(degrees), []).append(float(accuracy))
         by_set.append({degrees: statistics.fmean(values) for degrees, values in by_degrees.items()})
     angles = sorted({degrees for means in by_set for degrees in means}, key=int)
@@ -78,12 +78,12 @@ def calibration(study: Study, drawn: frozenset[str]) -> Section:
             drawn,
             "rotations",
             "Gallery of test images in all turned copies, each with the predicted rotation.",
-            "Predicted rotations of some test images; a cross marks what is wrong.",
+            "Predicted rotations of some test images; a cross marks a wrong one.",
         ),
         *figure(
             drawn,
             "rotation-confusion",
-            "Confusion matrix of the rotations: true ones in rows, predicted ones in columns.",
+            "Confusion matrix of the rotations: true rotations in rows, predicted rotations in columns.",
             "Which rotations are taken for which, in % of each true rotation.",
         ),
         *figure(

@@ -268,11 +268,11 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
     chance = NO_VALUE if correlation.p_value is None else f"{correlation.p_value:.3f}"
     explained = (
-        "An ordering of several steps holds where each step does. A step is within noise where the "
+        "An ordering of several steps holds if every step does. A step is within noise if the "
         f"difference is smaller than {NOISE_ERRORS:g} standard errors. The standard error adds the binomial "
-        "ones of both accuracies, as if their test images were different (they are the same, so that it is "
-        "rather too large), and, of several seeds, that of the mean. Where two learning rates or BatchNorm "
-        "modes were tried, the one with the higher test accuracy stands here."
+        "errors of both accuracies, as if their test images were different (they are the same, so it is an "
+        "overestimate), and, for several seeds, that of the mean. Where two learning rates or BatchNorm "
+        "modes were tried, the one with the higher test accuracy is shown."
     )
     return Section(
         "Orderings: does the method behave as published",

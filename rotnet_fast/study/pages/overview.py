@@ -17,8 +17,8 @@ REFERENCE = (
 
 
 SCHEDULES = (
-    "In the tables below, epochs are those of the trainings that gave a number, one after another: of the "
-    "pretext, then of what was trained on its features."
+    "In the tables below, the epochs of a number are those of the trainings behind it, in order: first the "
+    "pretext, then what was trained on its features."
 )
 
 
@@ -100,8 +100,8 @@ def what_was_run(study: Study) -> Section:
     if study.files:
         seconds = sum(float(content["seconds"]) for content in study.files.values())
         finished = [str(content["finished"]) for content in study.files.values()]
-        resumed = sum(bool(content.get("resumed")) for content in study.files.values())
-        attempts = f", of {resumed} interrupted ones the last attempt alone" if resumed else ""
+        resumed = sum(content["resumed"] for content in study.files.values())
+        attempts = f"; of {resumed} resumed, the last attempt alone is counted" if resumed else ""
         rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours{attempts}"))
         if study.commits:
             rows.append(("commits of the program", plain(", ".join(study.commits))))
@@ -124,8 +124,8 @@ def what_was_run(study: Study) -> Section:
 
 def how_to_regenerate(study: Study) -> Section:
     """Show the commands that write the report and compute the cells."""
-    recorded = dict.fromkeys(str(content.get("command") or "") for content in study.files.values())
-    commands = sorted(command for command in recorded if command) or ["python -m rotnet_fast.reproduce"]
+    recorded = {content["command"] for content in study.files.values()}
+    commands = sorted(filter(None, recorded)) or ["python -m rotnet_fast.reproduce"]
     return Section(
         "How to regenerate this report",
         (
@@ -135,7 +135,9 @@ def how_to_regenerate(study: Study) -> Section:
                 "this file:"
             ),
             Code("python -m rotnet_fast.report ."),
-            Paragraph("What computed the cells, as recorded with them (finished cells are not run again):"),
+            Paragraph(
+                "These commands computed the cells, as recorded with them (finished cells are not run again):"
+            ),
             Code("\n".join(commands)),
             Bullets(
                 (

@@ -72,7 +72,7 @@ def figure4(study: Study, drawn: frozenset[str]) -> Section:
         figure(
             drawn,
             "figure4",
-            "First-layer filters as small images, of the rotation network beside the supervised one.",
+            "First-layer filters of the rotation network and of the supervised one, as small images.",
             "Figure 4: first-layer filters with BatchNorm's scale folded in, both networks side by side.",
         )
     )
@@ -111,8 +111,8 @@ def figure5b(study: Study, drawn: frozenset[str]) -> Section:
             "figure5b",
             "Line chart with a logarithmic horizontal axis: test accuracy of RotNet and of the supervised "
             "network against the number of labels per class.",
-            "Figure 5b: a conv head on features that were pretrained on all images without labels, beside a "
-            "network trained on the labels alone. Few images are revisited: epochs keep their length.",
+            "Figure 5b: a conv head on features that were pretrained on all images without labels, and a "
+            "network trained on the labels alone. Images are revisited, so that epochs keep their length.",
         )
     )
     caption = f"Figure 5b in numbers: test accuracy in % on {data_set(study)}"

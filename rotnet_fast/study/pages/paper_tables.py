@@ -21,7 +21,7 @@ def table1(study: Study, drawn: frozenset[str]) -> Section:
         "table1",
         "Line chart: test accuracy of the non-linear head against its block, one line per network.",
         "Table 1 as lines. In the paper, features are best after the second block, and worst after the last "
-        "one, which serves the rotations alone.",
+        "one, which serves only the rotation task.",
     )
     blocks.append(flat_table(study, study.of("table1"), f"Table 1, number by number, on {data_set(study)}"))
     return Section("Table 1: which block has the best features", tuple(blocks))
@@ -30,7 +30,7 @@ def table1(study: Study, drawn: frozenset[str]) -> Section:
 def table2(study: Study, drawn: frozenset[str]) -> Section:
     """Show Table 2: sets of rotations."""
     caption = f"Table 2: non-linear head on conv2 of 4 blocks, test accuracy in % on {data_set(study)}"
-    note = "The eight multiples of 45° are told apart on bilinearly warped central crops, all by one routine."
+    note = "All views of the eight multiples of 45° are bilinearly warped central crops, made by one routine."
     blocks: list[Block] = [flat_table(study, study.of("table2"), caption, note)]
     blocks += figure(
         drawn,
@@ -46,7 +46,7 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
     note = (
         "Rows marked as quoted are other methods' numbers as the paper prints them. Rows marked as classical "
-        "are our own measurements, with nothing random in them, and are not in the paper. Two rates of "
+        "are our own measurements, involve no randomness, and are not in the paper. Two learning rates of "
         "fine-tuning are shown because no recipe was published."
     )
     ours = flat_table(study, study.of("table3"), caption, note)
@@ -59,4 +59,4 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
         "Table 3 as bars.",
     )
     blocks.append(gaps(study, f"Distance to the supervised network of the same images, {data_set(study)}"))
-    return Section("Table 3: beside supervised and other features", tuple(blocks))
+    return Section("Table 3: comparison with supervised and other features", tuple(blocks))
