@@ -225,11 +225,11 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     """Run every protocol asked for and write results.json; a single process writes it after each training.
 
     Args:
-        folder: of this evaluation; what is finished in it is not trained again.
-        processes: that divide the trainings among them.
+        folder: folder of this evaluation; whatever is finished in it is not trained again.
+        processes: processes that divide the trainings among them.
 
     Returns:
-        What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.protocols.result.Cell`),
+        Content of results.json: ``cells`` (rows of the table, see `rotnet_fast.protocols.result.Cell`),
         ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``pretraining``,
         ``dataset``, ``settings`` and ``environment``.
 
@@ -290,7 +290,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     }
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
-        # Absolute: who resumes this evaluation may stand in another folder.
+        # Absolute, because this evaluation may be resumed from another working directory.
         there = {**settings, "checkpoint": place_of(config.checkpoint)}
         written = {"settings": there, "environment": results["environment"], "job": job()}
 
@@ -333,7 +333,7 @@ def load_setup(
     """Load checkpoint and data set.
 
     Returns:
-        The setup, the layers that classifiers are trained on, and what is to be run.
+        The setup, the layers that classifiers are trained on, and the units to run.
 
     Raises:
         ArgumentError: a layer that the pretrained network does not have, a network whose library is missing,

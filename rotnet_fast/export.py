@@ -64,7 +64,7 @@ class ExportConfig(Settings):
         """Check what the types alone cannot.
 
         Raises:
-            ArgumentError: a licence without a text, or an output that is no folder.
+            ArgumentError: a licence without a text.
             CheckpointError: the checkpoint's path does not exist.
         """
         if self.data_licence is not None and not self.data_licence.strip():
@@ -180,7 +180,7 @@ def check_replaceable(folder: Path) -> None:
 def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return settings and results of the run that a checkpoint belongs to; empty where they are missing.
 
-    Results count only where they are about the same data, as the checkpoint may have been moved.
+    Results only count if they are about the same data, because the checkpoint may have been moved.
 
     Raises:
         ArgumentError: a file cannot be read.
@@ -199,7 +199,7 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
     """Return name and results of each evaluation of these very weights in the run folder, in order.
 
     Raises:
-        ArgumentError: one cannot be read.
+        ArgumentError: a results file cannot be read.
     """
     found = []
     # evaluate-1000 after evaluate-999.

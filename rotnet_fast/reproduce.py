@@ -167,8 +167,8 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
 
     Args:
         config: validated settings.
-        command: what the results are recorded to come from.
-        processes: that divide the cells among them; the main one writes the report when all are finished.
+        command: command line that results record as their origin.
+        processes: processes that divide the cells; the main one writes the report when all are finished.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
@@ -230,7 +230,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
         report(context.results)
         if not is_in_time:
             left = pending_cells(context, cells)
-            print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
+            print(f"the time budget is spent; {len(left)} cells in {len(grouped(left))} groups are left:")
             print(plan_table(context, entries, config.seeds))
             print("run the same command again to resume, also in mid-training")
         for label, error in failures.items():
@@ -275,7 +275,7 @@ def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
     """Send this process SIGTERM when the time is over, as a user would.
 
     Yields:
-        Function that tells whether it was so.
+        Function that tells whether the time is over.
     """
     is_over = threading.Event()
 
@@ -299,7 +299,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
     """Load the data set and settle everything that decides the numbers.
 
     Args:
-        processes: among which this one has its own device; only the main one shows progress.
+        processes: processes of the job, each with its own device; only the main one shows progress.
 
     Raises:
         ArgumentError, DataError: the data set cannot be used.

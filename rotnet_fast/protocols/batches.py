@@ -19,9 +19,9 @@ def check_batches(setup: EvaluationSetup, network: FeatureNetwork, units: Sequen
     That happens in a batch of one image where a head takes the flattened map, and where a map has one pixel.
 
     Args:
-        setup: of the evaluation.
+        setup: setup of the evaluation.
         network: the pretrained one, on any device; it is in eval mode afterwards.
-        units: that will run.
+        units: units that will run.
 
     Raises:
         ArgumentError: batches of one image, with the remedy.

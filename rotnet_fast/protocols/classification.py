@@ -30,7 +30,7 @@ def scaled_schedule(kind: str, lr: float, epochs: int, factor: float = 0.2) -> S
         kind: key of ``MILESTONES``.
         lr: learning rate of the first epoch.
         epochs: length of the run.
-        factor: what each milestone multiplies by; anything but a fifth is an ablation.
+        factor: factor of each milestone; anything but a fifth is an ablation.
     """
     return Schedule(lr, "step", stretched(MILESTONES[kind], 100, epochs), factor=factor, epochs=epochs)
 
@@ -45,8 +45,8 @@ class ObjectViews:
         test_loader: all test images once, in pseudo-random order: a network that normalises with the
             statistics of its batch must not see one class at a time, which the file order of class folders
             would give it.
-        mean, std: per channel.
-        dtype: of the views.
+        mean, std: statistics per channel.
+        dtype: type of the views.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
     """
 
@@ -102,7 +102,7 @@ class ObjectClassification:
     Their losses are added up. Classifiers that share no trainable parameter get the very gradients
     that they would get alone, so that each trains as if it were the only one. Two things they do share:
     in fp16 the loss scaler, which skips a step of all where the gradients of one overflow, and the end of
-    the run when a loss is no longer finite.
+    the run at a non-finite loss.
 
     Args:
         module: everything with state, on the device of the views.

@@ -32,8 +32,8 @@ class Unit:
 
     Attributes:
         kind: key of ``DRIVERS``.
-        method, note: of its rows, see `rotnet_fast.protocols.result.Cell`.
-        subject: what the driver is given.
+        method, note: labels of its rows, see `rotnet_fast.protocols.result.Cell`.
+        subject: argument of the driver.
     """
 
     kind: str

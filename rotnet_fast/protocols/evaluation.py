@@ -38,7 +38,7 @@ class Subject:
     """What a protocol is applied to.
 
     Attributes:
-        placements: of the classifiers.
+        placements: where classifiers sit, and which ones.
         is_pretrained: whether they sit on the pretrained network, or on an untrained one like it.
         batchnorm: one of ``BATCHNORM_MODES``: what BatchNorm of the network normalises with while frozen.
             The running statistics of an untrained network normalise nothing: at width 1, features have a
@@ -73,10 +73,10 @@ class EvaluationSetup:
         images_per_class: train classifiers on the first so many images of each class; None for all.
             An epoch keeps the size of the whole training set: the few images are revisited.
         seed: of first weights, order and augmentation.
-        device, precision: where and in which number format.
-        folder: each training has a run folder in it.
+        device, precision: device and number format of all computations.
+        folder: holds a run folder for each training.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
-            is one visit to each labelled image; lr_factor is what a milestone multiplies by.
+            is one visit to each labelled image; a milestone multiplies the learning rate by lr_factor.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
@@ -183,10 +183,10 @@ class EvaluationSetup:
         """Train to the end in ``folder/name``, resuming from its checkpoint if it has one.
 
         Args:
-            name: of the training.
-            make_task: what to train.
+            name: name of the training and of its run folder.
+            make_task: makes the task to train.
             nesterov, weight_decay: see `TrainerSettings`.
-            identity: what else makes the training what it is.
+            identity: further settings that a resumed training must share.
 
         Returns:
             Confusion matrix of each classifier on the test images, after the last epoch.
@@ -249,7 +249,7 @@ def first_of_each_class(split: SplitT, count: int) -> SplitT:
     """Take the first ``count`` images of each class, in file order.
 
     Raises:
-        ArgumentError: a class has fewer.
+        ArgumentError: a class has fewer images.
     """
     smallest = int(split.labels.bincount().min())
     if not 1 <= count <= smallest:

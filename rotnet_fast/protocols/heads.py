@@ -28,14 +28,14 @@ class HeadsOnBackbone(nn.Module):
     and ``heads.{head_name}.*`` as in `rotnet_fast.models.heads`, see :func:`head_name`.
 
     Args:
-        backbone: network with the layers asked for.
+        backbone: network that has the layers.
         placements: (layer, kind of head) of each head; a kind is ``nonlinear`` or ``conv``.
         image_shape: (C, H, W) of the images.
         num_classes: object classes.
         width: width multiplier of the conv heads.
-        seed: of the heads' first weights, which depend on nothing else: a head starts the same,
+        seed: seed of the heads' first weights, which depend on nothing else: a head starts the same,
             whichever others there are.
-        frozen: False trains the backbone along, up to the last layer asked for.
+        frozen: False also trains the backbone, up to the last of the layers.
 
     Shape:
         views [B,C,H,W] -> {``{layer}_{head}``: logits [B,num_classes]}.
@@ -154,7 +154,7 @@ def fine_tuning_task(
 def use_batch_statistics(backbone: nn.Module) -> None:
     """Make every BatchNorm normalise with the statistics of its batch, in eval mode, too.
 
-    For an untrained network, whose running statistics describe no data. It has none afterwards, so
+    This is for an untrained network, whose running statistics describe no data. It has none afterwards, so
     that nothing in a frozen backbone can change.
     """
     for module in backbone.modules():

@@ -33,19 +33,19 @@ def open_images(
     """Open the images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
     Args:
-        pretrained: whose images.
-        device: where batches are needed.
-        name: of the data set; None for that of the pretraining, with its folder and limits where the
+        pretrained: network whose images are opened.
+        device: device of the batches.
+        name: name of the data set; None for that of the pretraining, with its folder and limits where the
             other arguments do not say otherwise.
         data_dir, limit_train, limit_test: see `load_dataset`.
-        bad_images: likewise; None for what the pretraining did about them.
+        bad_images: see `load_dataset`; None for what the pretraining did about them.
         loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
         progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
 
     Raises:
         ArgumentError: a value that cannot be used.
-        DataError: the data set is missing, incomplete or damaged; or nobody named other images, and those
-            that lie where the pretraining had its own are others.
+        DataError: the data set is missing, incomplete or damaged; or no other images were named, and those
+            in the pretraining's folder are not those of the pretraining.
     """
     run, recipe = pretrained.run, pretrained.config
     settings = (read_settings(run) if run else None) or {}
@@ -136,9 +136,9 @@ def _check_own(
 
     Args:
         pretrained: the network.
-        dataset: what lies there now, after the limits.
-        data_dir: where; None for a data set that needs no folder.
-        limits: of training and test images.
+        dataset: images found there now, after the limits.
+        data_dir: their folder; None for a data set that needs no folder.
+        limits: limits of training and test images.
         bad: what to do about damaged images.
     """
     recipe = pretrained.config

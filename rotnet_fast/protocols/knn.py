@@ -71,8 +71,8 @@ def pooled_features(
         backbone: in eval mode.
         batches: ``(indices, views)`` on its device: positions int64 [B] in 0 .. count - 1, each once, and
             [B,C,H,W].
-        count: images in all.
-        layers: of the backbone.
+        count: number of images.
+        layers: layers of the backbone.
 
     Returns:
         layer -> fp32 [count,C_layer], in the order of the positions.
@@ -101,8 +101,8 @@ def classify_features(
     """Classify the test images by their pooled features; images of both splits are not augmented.
 
     Args:
-        setup: of the evaluation.
-        subject: whose layers' features are classified.
+        setup: setup of the evaluation.
+        subject: network and layers whose features are classified.
         predict: the classifier.
 
     Returns:

@@ -58,9 +58,9 @@ def pretraining(
         config: validated settings.
         dataset: the images, after the limits.
         run: folder that the trainer writes to.
-        task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
+        task_type: any other type is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
-        processes: that train together.
+        processes: processes that train together.
 
     Raises:
         ArgumentError, ElsewhereError: an unknown network, or one that does not take these images; there
@@ -175,10 +175,10 @@ def pretrain_with(
     Args:
         trainer: as :func:`pretraining` makes it.
         config, dataset: what it was made with.
-        load: brings the trainer to where a checkpoint left off.
+        load: loads a checkpoint into the trainer.
 
     Returns:
-        What results.json holds.
+        Content of results.json.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.

@@ -35,7 +35,7 @@ class Cell:
         head: the classifier: ``nonlinear``, ``conv``, ``knn`` or ``linear``; None for a whole network.
         note: what else sets this row apart, such as the BatchNorm mode; empty where nothing does.
         accuracy: on the test images, in percent, after the last epoch.
-        confusion: of the test images.
+        confusion: confusion matrix of the test images.
     """
 
     method: str
@@ -72,12 +72,12 @@ class Circumstances:
     """Decide whether our numbers may be compared with the published ones, in every table alike.
 
     Attributes:
-        dataset, display_name, classes: name, name for people, and classes of the labelled images.
-        train_images, test_images: how many of them.
+        dataset, display_name, classes: name, display name and classes of the labelled images.
+        train_images, test_images: number of images.
         is_limited: whether they, or those of the pretraining, are a part of a larger set.
         is_pretrained_elsewhere: whether the network was pretrained on other images than these.
         model, width: of the network.
-        epochs: of the shortest training, the pretraining included.
+        epochs: length of the shortest training, the pretraining included.
     """
 
     dataset: str

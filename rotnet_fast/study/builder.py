@@ -62,8 +62,8 @@ class Builder:
         Args:
             pretext: pretraining of the frozen network; None for an untrained one of 4 blocks.
             layer, head: where it sits, and which one.
-            epoch: of the snapshot of the pretraining to take; None for the end.
-            images_per_class: labels; None for all.
+            epoch: which snapshot of the pretraining to take; None for its end.
+            images_per_class: how many labels of each class are used; None for all.
             batchnorm: see `rotnet_fast.protocols.result.BATCHNORM_MODES`; ``batch`` on a pretrained network
                 is an ablation.
             revisit, lr_factor: other values than these are ablations.

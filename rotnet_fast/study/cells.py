@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 RESULT_FORMAT = 1
-"""Part of every key: raise it when the same configuration would give other numbers."""
+"""Part of every key. Raise it when the same configuration would give other numbers."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,9 +27,9 @@ class Context:
     """The data set, device and settings that a study runs with.
 
     Attributes:
-        settings, results, dataset, device, precision: of the study.
+        settings, results, dataset, device, precision: those of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
-        command: what the results are recorded to come from.
+        command: the command line that results record as their origin.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: whether trainings report on the terminal.
     """
@@ -49,7 +49,7 @@ class Context:
         """Return the weights and buffers of a finished network.
 
         Raises:
-            CheckpointError: they are damaged.
+            CheckpointError: the checkpoint is damaged.
         """
         try:
             state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]

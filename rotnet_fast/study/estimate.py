@@ -22,10 +22,10 @@ TRAINING = 3
 """A training step costs about three forward passes: forward, and two of the same size backward."""
 
 MOST_BLOCKS = 5
-"""Of the paper's networks, so that every layer is one of this network's."""
+"""Blocks of the paper's largest network, which has the layers of all others."""
 
 SECONDS_PER_IMAGE = {"pixels": 1e-3, "hog": 3e-3, "scattering": 1e-2}
-"""Hand-made features with their classifiers, before any was measured in this study; two cores of an AMD
+"""First estimate for hand-made features with their classifiers, from two cores of an AMD
 EPYC (Zen 5)."""
 
 
@@ -36,13 +36,13 @@ def forward_multiply_adds(
     """Count the multiply-adds of one image's forward pass.
 
     Args:
-        settings: of the study.
-        blocks: of the Network in Network.
+        settings: settings of the study.
+        blocks: conv blocks of the Network in Network.
         placements: (layer, head) of classifiers on its feature maps; the pass ends at the last layer. A head
             that is none of `rotnet_fast.protocols.heads.HEADS` is free. Empty for the whole network.
 
     Returns:
-        Of the network, and of all heads.
+        Multiply-adds of the network, and of all heads.
     """
     data, width = settings.data, settings.pretext.width
     with torch.device("meta"):  # nothing is computed, and no random number is drawn
@@ -102,11 +102,11 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
 class Estimator:
     """Estimates how long groups of cells will take on this machine.
 
-    Rates come from the finished cells of the same kind that ran on this device; where there are none,
+    Rates come from the finished cells of the same kind that ran on this device; without any,
     from those of other kinds; and where nothing is finished, from a few training steps that are timed.
 
     Args:
-        context: of the study.
+        context: context of the study.
         cells: all cells whose results count.
         device_name: only cells that ran on this device count.
     """

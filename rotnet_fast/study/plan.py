@@ -33,10 +33,10 @@ class Entry:
         item: key of ``ITEMS``.
         name: its name within the item, as ``--only item/name`` takes it.
         title: its name in the report.
-        cells: the cell that gives it, for each seed; a single one where no seed matters.
+        cells: the cell behind the number, for each seed; a single one if no seed matters.
         value: which value of the cell's result it is, a key such as ``accuracy``.
         published: the paper's number for CIFAR-10, in percent.
-        note: what a reader should know beside the number.
+        note: what a reader should know about the number.
         x: position on a figure's horizontal axis.
         series: line of the figure that it belongs to.
     """
@@ -251,8 +251,8 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
     """Return all requested entries, each with one cell per seed.
 
     Args:
-        settings: of the study.
-        seeds: how many: 0, 1, ...
+        settings: settings of the study.
+        seeds: number of seeds, which are 0, 1, ...
         only: items, or ``item/name`` for one entry; empty for everything.
 
     Raises:
@@ -275,7 +275,7 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
 def cells_in_order(entries: Sequence[Entry]) -> list[StudyCell]:
     """Return the cells of all entries, one seed after another, so that a study in progress has whole tables.
 
-    Hand-made features come last: they run on the CPU alone, and an accelerator may be there for a while only.
+    Hand-made features come last: they need no accelerator, which may be available only for a while.
     """
     seeds = max((len(entry.cells) for entry in entries), default=0)
     cells = [entry.cells[seed] for seed in range(seeds) for entry in entries if seed < len(entry.cells)]

@@ -23,7 +23,7 @@ from rotnet_fast.study.estimate import multiply_adds
 from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS
 
 WAIT_SECONDS = 1.0
-"""Between two looks at what other processes have finished."""
+"""Pause between two checks of what other processes have finished."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Progress:
 
     Attributes:
         computed: cells that this process finished.
-        failed: cells that cannot be computed, and why.
+        failed: cell -> why it cannot be computed.
     """
 
     computed: list[StudyCell] = field(default_factory=list)
@@ -81,13 +81,13 @@ def run_cells(
     A cell that fails (its loss is non-finite, a library is missing, ...) is noted, and the others continue.
 
     Args:
-        cells: wanted, the most important first.
+        cells: the requested cells, the most important first.
         known: all cells of the study; an interrupted training of some of them is resumed.
-        progress: where what was done is noted.
-        say: called with lines for the user.
+        progress: records what was done.
+        say: prints a line for the user.
 
     Raises:
-        RotnetError: what no other cell would survive, either: a full disk, ...
+        RotnetError: an error that would stop every other cell, too, such as a full disk.
         Interrupted: stopped by a signal, with everything saved.
     """
     is_waiting = False
@@ -157,7 +157,7 @@ def _run_group(
         if isinstance(error, CheckpointError) and was_begun and not is_network:
             say(f"cannot resume ({error}); starting again")
             return
-        # Cells that were wanted, but not begun together with these, get an attempt of their own.
+        # Requested cells that were not begun together with these get an attempt of their own.
         say(f"FAILED: {describe(group)}: {error}")
         progress.failed.update(dict.fromkeys(group, error))
         return

@@ -18,7 +18,7 @@ SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
 
 StudyPreset = Literal["quickstart", "cpu", "slides", "paper", "official"]
-"""Presets that are recipes of everything that a study trains; speedrun is one of pretraining alone."""
+"""Presets that cover everything a study trains; speedrun covers pretraining alone."""
 
 MINIMUM_EPOCHS = 6
 """A pretraining has at least one epoch for each of the six points of Figure 5a."""
@@ -53,10 +53,10 @@ class StudyData:
 
     Attributes:
         name, display_name, classes, fingerprint: as in `rotnet_fast.data.datasets.Dataset`.
-        train_images, test_images: how many.
-        smallest_class: training images of the class that has fewest.
-        channels, image_size: of an image; H = W.
-        limit_train, limit_test: how many images were kept of more; None for all.
+        train_images, test_images: number of images.
+        smallest_class: training images of the class with the fewest.
+        channels, image_size: channels and side of an image, in pixels.
+        limit_train, limit_test: how many of more images were kept; None for all.
     """
 
     name: str
@@ -78,7 +78,7 @@ class StudySettings:
 
     Attributes:
         preset: recipe of the pretraining.
-        scale: fraction of epochs and of training images that was asked for.
+        scale: requested fraction of the epochs and of the training images.
         data: the data set.
         precision: fp32, bf16 or fp16.
         pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
@@ -122,7 +122,7 @@ class StudySettings:
         """Make settings from what :meth:`to_json` returned and JSON kept (lists become tuples again).
 
         Raises:
-            KeyError, TypeError: it was written by another version.
+            KeyError, TypeError: another version wrote them.
         """
         data = {key: _frozen(value) for key, value in values["data"].items()}
         config = PretrainConfig.from_recipe(values["pretext"], preset=values["preset"])

@@ -48,7 +48,7 @@ _CELL: Parts = {
 """What a cell's file holds."""
 
 _ENVIRONMENT = ("rotnet_fast", "commit", "torch", "cuda", "python", "device", "cpu", "threads", "kernel")
-"""What the report says of the machine and versions of a cell."""
+"""What a cell's file says of machine and versions."""
 
 
 def cell_path(folder: Path, key: str) -> Path:
@@ -60,7 +60,7 @@ def read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
     """Read what a study's folder holds of a cell; None where the cell is not finished.
 
     Raises:
-        DataError: its file is damaged, or belongs to another cell.
+        DataError: the file is damaged, or belongs to another cell.
     """
     path = cell_path(folder, cell.key)
     if not path.exists():
@@ -77,7 +77,7 @@ def read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
 
 
 REMEDY = "delete it, and rotnet_fast.reproduce computes this cell again"
-"""For the damaged file of a cell."""
+"""What to do about the damaged file of a cell."""
 
 
 def read_study(
@@ -87,8 +87,8 @@ def read_study(
 
     Args:
         folder: of the study.
-        remedy: what the user can do where there is no such study.
-        error: class of the errors.
+        remedy: what the user can do if the study cannot be read.
+        error: class of the error to raise.
 
     Raises:
         error: the file cannot be read, holds no study, or was written by another version.
@@ -112,7 +112,7 @@ class Results:
     """The folder of one study.
 
     Args:
-        path: folder; nothing is made before something is written.
+        path: of the folder, which is only made when something is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,8 +123,8 @@ class Results:
         """Record what the folder is about.
 
         Raises:
-            ArgumentError: it holds a study with other settings.
-            CannotWriteError: it cannot be written.
+            ArgumentError: the folder holds a study with other settings.
+            CannotWriteError: the file cannot be written.
         """
         for folder in ("cells", "locks", "runs", "work"):
             ensure_folder(self.path / folder)
@@ -138,7 +138,7 @@ class Results:
         """Return settings and number of seeds; None for a folder that holds no study.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the settings cannot be read.
         """
         if not (self.path / STUDY_FILE).exists():
             return None
@@ -148,8 +148,8 @@ class Results:
         """Return the number of seeds of the study in the folder; None where there is no study.
 
         Raises:
-            ArgumentError: it holds a study with other settings.
-            DataError: its settings cannot be read.
+            ArgumentError: the folder holds a study with other settings.
+            DataError: the settings of the study cannot be read.
         """
         known = self.read_settings()
         if known is None:
@@ -167,7 +167,7 @@ class Results:
         """Return the content of a cell's file; None where the cell is not finished.
 
         Raises:
-            DataError: its file is damaged, or belongs to another cell.
+            DataError: the file is damaged, or belongs to another cell.
         """
         content = read_cell(self.path, cell)
         if content is not None:
@@ -197,16 +197,16 @@ class Results:
         """Record a finished cell.
 
         Args:
-            cell: that was computed.
+            cell: the finished cell.
             result: plain values.
-            seconds, group_seconds: that the cell took, by its share, and that its group took.
-            multiply_adds: of the networks of the group.
+            seconds, group_seconds: time of the cell, as its share of the group's, and of the group.
+            multiply_adds: work of the group's networks.
             resumed: whether the group was begun by an earlier process.
-            command: that computed it.
+            command: command line that computed the cell.
             environment: versions and hardware, see `rotnet_fast.engine.run_folder.environment`.
 
         Raises:
-            CannotWriteError: it cannot be written.
+            CannotWriteError: the file cannot be written.
         """
         content = {
             "format": RESULT_FORMAT,
@@ -267,10 +267,10 @@ class Results:
     ) -> tuple[list[StudyCell], Path, bool]:
         """Decide which cells to compute under a group's lock, and in which folder.
 
-        What an interrupted process was computing is finished first, so that its checkpoint serves.
+        Whatever an interrupted process was computing is finished first, so that its checkpoint is used.
 
         Args:
-            cells: unfinished cells of one group that are wanted.
+            cells: requested, unfinished cells of one group.
             group: all cells of that group that this process knows.
 
         Returns:

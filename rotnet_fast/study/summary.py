@@ -29,8 +29,8 @@ class Number:
     """One entry with the values that its cells gave.
 
     Attributes:
-        entry: of the plan.
-        by_seed: seed -> value in percent; only of the seeds that have been run.
+        entry: entry of the plan.
+        by_seed: seed -> value in percent, for the seeds that have been run.
     """
 
     entry: Entry
@@ -57,11 +57,11 @@ class Study:
     """The results of a study, from which everything in a report comes.
 
     Attributes:
-        folder: where the results lie.
-        settings: of the study.
-        seeds: the most that were asked for.
+        folder: folder of the results.
+        settings: settings of the study.
+        seeds: largest number of seeds that was requested.
         entries: the whole plan.
-        files: key -> content of the cell files that exist.
+        files: key -> content of the cell's file, for every finished cell.
     """
 
     folder: Path
@@ -185,8 +185,8 @@ def load_study(folder: Path) -> Study:
     """Read a study's folder, whatever part of it has been run.
 
     Raises:
-        ArgumentError: it is not the folder of a study, or that of another version.
-        DataError: the file of a cell is damaged or not one.
+        ArgumentError: the folder holds no study, or one of another version.
+        DataError: the file of a cell is damaged.
     """
     folder = named(folder)
     remedy = "give a folder that rotnet_fast.reproduce wrote"
@@ -211,7 +211,7 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
     and snapshots are left out.
 
     Args:
-        study: that the pretraining belongs to.
+        study: the study that the pretraining belongs to.
         pretext: key of the pretraining's cell.
     """
     settings = study.settings

@@ -1,6 +1,6 @@
 """A report as a list of sections, which `rotnet_fast.study.pages.markdown` and `.html` render.
 
-Texts are plain; what stands between backticks is code. Nothing else is markup.
+Texts are plain, except that text between backticks is code.
 Importing this module does not import torch.
 """
 
@@ -40,9 +40,9 @@ class Table:
     Attributes:
         caption: what the table shows, complete without the text around it.
         header: column titles.
-        rows: as many texts each as the header has.
+        rows: one text per column each.
         numeric: columns that are right-aligned.
-        note: small print below it.
+        note: small print below the table.
     """
 
     caption: str
@@ -57,9 +57,9 @@ class Figure:
     """A picture of the folder ``figures``.
 
     Attributes:
-        name: file name without its ending.
+        name: file name without its suffix.
         alt: what it shows, for readers who cannot see it.
-        caption: below it.
+        caption: text below the picture.
     """
 
     name: str

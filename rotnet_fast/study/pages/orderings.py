@@ -39,10 +39,10 @@ class Step:
     """One "a > b" of an ordering.
 
     Attributes:
-        higher, lower: names of both.
-        means: of both, over the seeds that both have; None where there is none.
+        higher, lower: names of the two numbers.
+        means: their means over the seeds that both have; None without a common seed.
         by_seed: seed -> higher minus lower, in points.
-        standard_error: of the mean difference, in points.
+        standard_error: standard error of the mean difference, in points.
         verdict: ``HOLDS``, ``FAILS``, ``NOISE`` or ``NOT_RUN``.
         published: higher minus lower in the paper, on CIFAR-10.
     """
@@ -80,8 +80,8 @@ class Correlation:
     """Whether two accuracies rise together over the epochs of the pretraining.
 
     Attributes:
-        by_seed: seed -> Spearman's rank correlation; None where one of both does not change.
-        overall: of the means over the seeds.
+        by_seed: seed -> Spearman's rank correlation; None where one of the accuracies is constant.
+        overall: rank correlation of the means over the seeds.
         p_value: how often chance gives a correlation as strong and of the same sign; exact.
         verdict: as in `Step`.
     """
@@ -180,7 +180,7 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
     """Compare two numbers, by the seeds that both have.
 
     The standard error of the difference adds those of both accuracies, as if their test images were
-    different ones (they are the same, so it is rather too large), and, of several seeds, that of the
+    different ones (they are the same, so it is an overestimate), and, for several seeds, that of the
     mean over the seeds.
     """
     seeds = sorted(set(higher.by_seed) & set(lower.by_seed))

@@ -61,7 +61,7 @@ def make_document(study: Study, drawn: frozenset[str]) -> Document:
     """Make the report's sections.
 
     Args:
-        drawn: names of the figures that there are.
+        drawn: names of the figures that have been drawn.
     """
     orderings, correlation = find_orderings(study), find_correlation(study)
     sentence = orderings_sentence(orderings, correlation)
@@ -93,7 +93,7 @@ def readme_block(study: Study, source: str) -> str:
     """Return the main numbers as Markdown, with what they are, for a README.
 
     Args:
-        source: where the study lies, as the README calls it.
+        source: the study's folder, as the README names it.
 
     Raises:
         ArgumentError: none of these numbers has been run.
