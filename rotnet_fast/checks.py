@@ -95,19 +95,23 @@ def smallest_batch(images: int, batch_size: int) -> int:
     return images % batch_size or batch_size
 
 
-def batches_of_one(images: int, batch_size: int, what: str = "training") -> ArgumentError:
+def batches_of_one(
+    images: int, batch_size: int, what: str = "training", remedy: str | None = None
+) -> ArgumentError:
     """The error where BatchNorm has one value per channel in a batch, on which it cannot train.
 
     Args:
         images: per epoch.
         batch_size: that leaves one of them alone.
         what: kind of images they are.
+        remedy: None for another batch size.
     """
     found = f"batch-size is {batch_size}, and {images} {what} images leave a last batch of one"
     if batch_size == 1:
         found = "batch-size is 1, so that every image is a batch of its own"
-    other = next((size for size in range(max(2, batch_size), images + 1) if images % size != 1), None)
-    remedy = "use more images" if other is None else f"use another, such as --batch-size {other}"
+    if remedy is None:
+        other = next((size for size in range(max(2, batch_size), images + 1) if images % size != 1), None)
+        remedy = "use more images" if other is None else f"use another, such as --batch-size {other}"
     return ArgumentError(f"{found}, on which BatchNorm cannot train; {remedy}")
 
 

@@ -2,7 +2,7 @@
 
 The evaluation's folder, RUN/evaluate-001 and so on unless ``--output`` says otherwise, holds
 results.json and one run folder for each training. Giving the folder of an interrupted evaluation as
-``--output`` goes on with it.
+``--output`` resumes it.
 
 Under torchrun, the trainings are divided among the processes, which have to share the folder; the numbers are
 those of a single process.
@@ -32,10 +32,11 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
-from rotnet_fast.report import render
+from rotnet_fast.protocols.result import render
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
+    from rotnet_fast.protocols.drivers import Unit
     from rotnet_fast.protocols.evaluation import EvaluationSetup
 
 PROGRAM = "python -m rotnet_fast.evaluate"
@@ -43,7 +44,7 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 
 @dataclass(frozen=True)
 class EvaluateConfig(PretrainedImageSettings):
-    """Say how good pretrained features are: train classifiers of objects on them."""
+    """Measure how good pretrained features are by training object classifiers on them."""
 
     paths_as_text = ("checkpoint",)
 
@@ -77,7 +78,7 @@ class EvaluateConfig(PretrainedImageSettings):
     --random-init, of an untrained network, too."""
 
     linear: bool = False
-    """Logistic regression on the same features, likewise."""
+    """Fit logistic regression to the same features, in the same way."""
 
     images_per_class: int | None = None
     """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
@@ -114,7 +115,7 @@ class EvaluateConfig(PretrainedImageSettings):
     """Folder of this evaluation. None: a new one in the run folder, evaluate-001 and so on."""
 
     def protocols(self) -> list[str]:
-        """Keys of `rotnet_fast.protocols.PROTOCOLS` to run, in order."""
+        """Names of the protocols to run, in order, see `rotnet_fast.protocols.drivers.protocol_units`."""
         chosen = {
             "frozen": self.frozen,
             "random-init": self.random_init,
@@ -128,11 +129,11 @@ class EvaluateConfig(PretrainedImageSettings):
         return [name for name, is_chosen in chosen.items() if is_chosen]
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check what the types alone cannot.
 
         Raises:
             ArgumentError: a setting with a value that cannot be used.
-            DataError: the data folder is not there.
+            DataError: the data folder does not exist.
             CheckpointError: the checkpoint's path does not exist.
         """
         super().validate()
@@ -153,13 +154,13 @@ class EvaluateConfig(PretrainedImageSettings):
                 raise ArgumentError(f"{name} is {' '.join(values) or 'empty'}; give one or more, each once")
         if not self.protocols():
             raise ArgumentError(
-                "nothing to evaluate; leave --no-frozen out, or add --random-init, --fine-tune, "
+                "nothing to evaluate; remove --no-frozen, or add --random-init, --fine-tune, "
                 "--supervised, --knn or --linear"
             )
         find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
-        """Where this evaluation is kept."""
+        """Return the folder of this evaluation."""
         if self.output is not None:
             return followed(self.output)
         run = followed(find_model(self.checkpoint).home)
@@ -198,11 +199,11 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
     """Run every protocol asked for and write results.json; a single process writes it after each training.
 
     Args:
-        folder: of this evaluation; what is finished in it is not trained again.
-        processes: that divide the trainings among them.
+        folder: folder of this evaluation; whatever is finished in it is not trained again.
+        processes: processes that divide the trainings among them.
 
     Returns:
-        What results.json holds: ``cells`` (rows of the table, see `rotnet_fast.report.Cell`),
+        Content of results.json: ``cells`` (rows of the table, see `rotnet_fast.protocols.result.Cell`),
         ``checkpoint``, ``backbone`` (hash of the pretrained weights), ``network``, ``pretraining``,
         ``dataset``, ``settings`` and ``environment``.
 
@@ -227,15 +228,14 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
 
 @plain_torch()
 def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new: bool) -> dict[str, Any]:
-    """:func:`evaluate` in a folder that may be used; whether nothing was begun in it."""
+    """Do the work of :func:`evaluate` in a folder that has been checked."""
     from rotnet_fast.engine import checkpoint
-    from rotnet_fast.protocols import PROTOCOLS
 
-    def prepare() -> EvaluationSetup:
+    def prepare() -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
         with printed_if(processes.is_main):
             return load_setup(config, folder, processes)
 
-    setup = processes.local_main_first(prepare)
+    setup, layers, units = processes.local_main_first(prepare)
     settings = asdict(config)
     dataset = setup.dataset
     results: dict[str, Any] = {
@@ -254,7 +254,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         },
         "settings": {
             **settings,
-            "layers": setup.layers,
+            "layers": layers,
             "pad": 0 if dataset.crop else setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
@@ -262,10 +262,9 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         "environment": {**environment(str(setup.device)), "processes": processes.world},
         "cells": [],
     }
-    units = [unit for protocol in config.protocols() for unit in PROTOCOLS[protocol](setup)]
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
-        # Absolute: who resumes this evaluation may stand in another folder.
+        # Absolute, because this evaluation may be resumed from another working directory.
         there = {**settings, "checkpoint": place_of(config.checkpoint)}
         written = {"settings": there, "environment": results["environment"], "job": job()}
 
@@ -276,7 +275,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
         def compute_mine() -> None:
             for number in range(processes.rank, len(units), processes.world):
-                rows[number] = [asdict(cell) for cell in units[number]()]
+                rows[number] = [asdict(cell) for cell in units[number].cells(setup)]
                 if processes.world == 1:
                     results["cells"] += rows[number]
                     write()
@@ -293,17 +292,22 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
 
 def place_of(checkpoint: str) -> str:
-    """The name of a model that ships with the package, or the real path of another one."""
+    """Return the name of a model that ships with the package, or the real path of another one."""
     return find_model(checkpoint).shipped_as or os.path.realpath(checkpoint)
 
 
 def network_of(setup: EvaluationSetup) -> dict[str, Any]:
-    """What results.json says of the network."""
+    """Return what results.json says of the network."""
     return {**setup.config.architecture(), "rotations": setup.config.rotations}
 
 
-def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> EvaluationSetup:
+def load_setup(
+    config: EvaluateConfig, folder: Path, processes: Processes = ALONE
+) -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
     """Load checkpoint and data set.
+
+    Returns:
+        The setup, the layers that classifiers are trained on, and the units to run.
 
     Raises:
         ArgumentError: a layer that the pretrained network does not have, a network whose library is missing,
@@ -314,6 +318,7 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
     from rotnet_fast.data.datasets import check_has_classes
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.protocols.batches import check_batches
+    from rotnet_fast.protocols.drivers import protocol_units
     from rotnet_fast.protocols.evaluation import EvaluationSetup, first_of_each_class
     from rotnet_fast.protocols.images import described, open_images
 
@@ -349,8 +354,6 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pad=recipe.pad if config.pad is None else config.pad,
         flip_prob=recipe.flip_prob if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
-        layers=layers,
-        heads=config.heads,
         epochs=config.epochs,
         lr=config.lr,
         batch_size=config.batch_size,
@@ -363,8 +366,10 @@ def load_setup(config: EvaluateConfig, folder: Path, processes: Processes = ALON
         pretraining=described(pretrained, dataset, config.data_dir),
         progress=processes.is_main,
     )
-    check_batches(setup, network, config.protocols())
-    return setup
+    by_protocol = protocol_units(layers, config.heads, config.lr)
+    units = [unit for name in config.protocols() for unit in by_protocol[name]]
+    check_batches(setup, network, units)
+    return setup, layers, units
 
 
 if __name__ == "__main__":

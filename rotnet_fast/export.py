@@ -9,7 +9,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +19,16 @@ from rotnet_fast.command import run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.atomic import ensure_folder, write_atomically
 from rotnet_fast.engine.output import STUDY_FILE, check_is_no_study, check_output
+from rotnet_fast.engine.run_folder import read_settings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.json_files import read_object
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
-from rotnet_fast.report import load_results
+from rotnet_fast.protocols.result import load_results
 from rotnet_fast.settings import Settings
+from rotnet_fast.study.summary import evaluation_of, load_study
 
 if TYPE_CHECKING:
     from rotnet_fast.backbone import Backbone
@@ -59,18 +61,18 @@ class ExportConfig(Settings):
     """Licence of the images, for the model card. None: what is known of cifar10 and digits, else unknown."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check what the types alone cannot.
 
         Raises:
-            ArgumentError: a licence without a text, or an output that is no folder.
+            ArgumentError: a licence without a text.
             CheckpointError: the checkpoint's path does not exist.
         """
         if self.data_licence is not None and not self.data_licence.strip():
-            raise ArgumentError("data-licence is empty; give a text, or leave it out")
+            raise ArgumentError("data-licence is empty; give a text, or remove it")
         find_model(self.checkpoint)
 
     def output_folder(self) -> Path:
-        """Where the export goes."""
+        """Return the folder of the export."""
         if self.output is not None:
             return followed(self.output)
         model = find_model(self.checkpoint)
@@ -114,7 +116,7 @@ def export(config: ExportConfig) -> Path:
 
 @plain_torch()
 def _export(config: ExportConfig, folder: Path) -> None:
-    """:func:`export` into a folder that may be written to."""
+    """Do the work of :func:`export` in a folder that has been checked."""
     from rotnet_fast.backbone import backbone_of
     from rotnet_fast.engine import weights
 
@@ -153,7 +155,8 @@ def _export(config: ExportConfig, folder: Path) -> None:
         data_licence=config.data_licence,
     )
     if pretrained.epoch == recipe.epochs and (run.parent.parent / STUDY_FILE).exists():
-        facts = replace(facts, evaluations=[(f"study {run.parent.parent.name}", study_results(run))])
+        study = load_study(run.parent.parent)
+        facts = replace(facts, evaluations=[(f"study {study.folder.name}", evaluation_of(study, run.name))])
     card = render_card(facts)
     ensure_folder(folder)
     write_atomically(folder / MODEL_FILE, content)
@@ -175,15 +178,16 @@ def check_replaceable(folder: Path) -> None:
 
 
 def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and results of the run that a checkpoint belongs to; empty where they are not there.
+    """Return settings and results of the run that a checkpoint belongs to; empty where they are missing.
 
-    Results count only where they are about the same data, as the checkpoint may have been moved.
+    Results only count if they are about the same data, because the checkpoint may have been moved.
 
     Raises:
         ArgumentError: a file cannot be read.
     """
-    settings = read_json(run / "config.json").get("settings", {})
-    results = read_json(run / "results.json")
+    settings = read_settings(run) or {}
+    path = run / "results.json"
+    results = read_object(path, "results", {}, "restore or remove it") if path.exists() else {}
     if results.get("data_fingerprint") != pretrained.identity["data_fingerprint"]:
         results = {}
     if settings.get("dataset") != pretrained.config.dataset:
@@ -191,28 +195,11 @@ def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[st
     return settings, results
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; empty where there is none.
-
-    Raises:
-        ArgumentError: it cannot be read, or is no object.
-    """
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
-    return content
-
-
 def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and results of each evaluation of these very weights in the run folder, in order.
+    """Return name and results of each evaluation of these very weights in the run folder, in order.
 
     Raises:
-        ArgumentError: one cannot be read.
+        ArgumentError: a results file cannot be read.
     """
     found = []
     # evaluate-1000 after evaluate-999.
@@ -225,42 +212,8 @@ def find_evaluations(run: Path, state_hash: str) -> list[tuple[str, dict[str, An
     return found
 
 
-def study_results(run: Path) -> dict[str, Any]:
-    """What a study found on the frozen features of one of its pretrainings, like an evaluation's results.
-
-    All labels, the faithful protocol; ablations and snapshots are left out.
-
-    Raises:
-        ArgumentError: a file cannot be read.
-    """
-    folder = run.parent.parent
-    study = read_json(folder / STUDY_FILE)["settings"]
-    cells = []
-    for path in sorted((folder / "cells").glob("*.json")):
-        cell = read_json(path)
-        settings = cell["settings"]
-        is_faithful = (
-            settings.get("snapshot") is None
-            and settings.get("images_per_class") is None
-            and settings.get("batchnorm", "running") == "running"
-            and settings.get("revisit", True)
-            and settings.get("lr_factor", 0.2) == 0.2
-        )
-        if cell["needs"] == [run.name] and cell["kind"] in ("head", "knn", "linear") and is_faithful:
-            layer, head = cell["member"]["layer"], cell["member"].get("head", cell["kind"])
-            cells.append({"method": "frozen", "layer": layer, "head": head, "note": ""})
-            cells[-1]["accuracy"] = cell["result"]["accuracy"]
-    cells.sort(key=lambda cell: (cell["head"], cell["layer"]))
-    seed = read_json(run / "config.json")["settings"]["seed"]
-    return {
-        "dataset": study["data"],
-        "settings": {"epochs": study["head_epochs"], "seed": seed, "images_per_class": None},
-        "cells": cells,
-    }
-
-
 def feature_shapes(backbone: Backbone, channels: int) -> dict[str, tuple[int, int, int]]:
-    """Layer -> (C, H, W) of its feature map."""
+    """Return layer -> (C, H, W) of its feature map."""
     import torch
 
     size = backbone.image_size

@@ -1,4 +1,4 @@
-"""The model card of exported weights: Markdown with YAML front matter, made of what is known and no more."""
+"""The model card of exported weights: Markdown with YAML front matter, made only of what is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.config import NIN, PretrainConfig
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import cells_of
 
 _METHODS = {
     "frozen": "these weights, frozen",
@@ -44,7 +44,7 @@ _CITATION = """```bibtex
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is made of.
+    """The facts that a card states.
 
     Attributes:
         config: recipe of the pretraining.
@@ -87,7 +87,7 @@ class CardFacts:
 
 
 def render_card(facts: CardFacts) -> str:
-    """The whole card; the same text for the same facts."""
+    """Render the whole card; equal facts give equal text."""
     sections = {
         "": _summary(facts),
         "Use": _use(facts),
@@ -112,13 +112,13 @@ def _is_nin(facts: CardFacts) -> bool:
 
 
 def _library_name(model: str) -> str:
-    """What a network of a library is called: ``resnet18 of torchvision``."""
+    """Return the display name of a library's network: ``resnet18 of torchvision``."""
     library, slash, name = model.rpartition("/")
     return f"{name} of {library}" if slash else f"{name} of torchvision"
 
 
 def _front_matter(facts: CardFacts) -> str:
-    """YAML; texts are quoted as JSON, which YAML reads, too."""
+    """Render the YAML; texts are quoted as JSON, which YAML reads, too."""
     name = facts.config.dataset
     lines = ["license: mit"] if name != "folder" else ["license: other", "license_name: see-licence-section"]
     lines += ["library_name: rotnet_fast", "pipeline_tag: image-feature-extraction", "tags:"]
@@ -147,12 +147,12 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
-    """Task, data set, metric and percent of each result of these weights."""
+    """Yield task, data set, metric and percent of each result of these weights."""
     if "rotation_accuracy" in facts.metrics:
         accuracy = facts.metrics["rotation_accuracy"]
         yield "rotation prediction", facts.dataset_name, "rotation accuracy in %", accuracy
     for _, results in facts.evaluations:
-        for cell in _cells(results):
+        for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
                 where = " ".join(part for part in (cell.layer, cell.head, cell.note) if part)
                 metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
@@ -267,7 +267,7 @@ def _shows_one_rotation(facts: CardFacts) -> bool:
 
 
 def _augmentation(facts: CardFacts) -> str:
-    """What is done to a training image, in order."""
+    """Describe what is done to a training image, in order."""
     config = facts.config
     size, is_warped = config.image_size, any(angle % 90 for angle in config.rotations)
     if config.is_cropped:
@@ -316,7 +316,7 @@ def _results(facts: CardFacts) -> str:
         rows = [
             f"| {_METHODS[cell.method]} | {cell.layer or '-'} | {cell.head or '-'} "
             f"| {cell.note or '-'} | {cell.accuracy:.2f} |"
-            for cell in _cells(results)
+            for cell in cells_of(results)
         ]
         parts.append(
             f"Object accuracy in % on {dataset['test_images']:,} test images of "
@@ -354,10 +354,6 @@ def _licence(facts: CardFacts) -> str:
     return f"- code: MIT\n- data, {_text(facts.dataset_name)}: {_text(data)}"
 
 
-def _cells(results: Mapping[str, Any]) -> list[Cell]:
-    return [Cell(**values) for values in results["cells"]]
-
-
 def _labels(results: Mapping[str, Any]) -> str:
     count = results["settings"]["images_per_class"]
     return f"{results['dataset']['train_images']:,} labels" if count is None else f"{count} labels per class"
@@ -368,5 +364,5 @@ def _count(number: int | None) -> str:
 
 
 def _text(text: str) -> str:
-    """A user's text on one line."""
+    """Put a user's text on one line."""
     return " ".join(text.split())

@@ -7,10 +7,7 @@ Rotations", ICLR 2018 (arXiv 1803.07728), and public re-runs of its released cod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from rotnet_fast.checks import SIZES
-from rotnet_fast.config import NIN
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
@@ -83,63 +80,6 @@ CORRELATION: dict[int, tuple[float, float]] = {
 """Figure 5a, read off the plot (+-0.15): epoch -> accuracy of rotations, of objects (conv head on conv2)."""
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """What decides whether a difference between our numbers and the published ones means something.
-
-    Attributes:
-        dataset, display_name, classes: name, name for people, and classes of the labelled images.
-        train_images, test_images: how many of them.
-        is_limited: whether they, or those of the pretraining, are some of a larger set.
-        is_pretrained_elsewhere: whether the network was pretrained on other images than these.
-        model, width: of the network.
-        epochs: of the shortest training, the pretraining included.
-    """
-
-    dataset: str
-    display_name: str
-    classes: Sequence[str]
-    train_images: int
-    test_images: int
-    is_limited: bool
-    is_pretrained_elsewhere: bool
-    model: str
-    width: float
-    epochs: int
-
-    @property
-    def is_reencoded(self) -> bool:
-        """Whether the data set is a folder that has CIFAR-10's classes and numbers of images."""
-        is_same = set(self.classes) == CIFAR10_CLASSES and self._counts == SIZES["cifar10"]
-        return self.dataset == "folder" and is_same
-
-    @property
-    def _counts(self) -> tuple[int, int]:
-        return self.train_images, self.test_images
-
-    def obstacles(self) -> list[str]:
-        """Why no difference to a published number is taken, as parts of a sentence; empty where one is."""
-        is_cifar10 = self.dataset == "cifar10" or self.is_reencoded
-        found = {
-            f"the images are those of {self.display_name}": not is_cifar10,
-            f"the network is {self.model}": self.model != NIN,
-            f"the network has {self.width:g} of the paper's width": self.width != 1,
-            "only some of the images are used": self.is_limited
-            or (self.dataset == "cifar10" and self._counts != SIZES["cifar10"]),
-            "the network was pretrained on other images": self.is_pretrained_elsewhere,
-            f"the shortest training has {self.epochs} of the paper's {EPOCHS} epochs": self.epochs < EPOCHS,
-        }
-        return [reason for reason, is_so in found.items() if is_so]
-
-
-def orientation(obstacles: Sequence[str]) -> str:
-    """The sentence that goes with published numbers to which no difference is taken."""
-    return (
-        f"The CIFAR-10 reference is the paper's number, for orientation only: {', '.join(obstacles)}; no "
-        f"difference to it is taken."
-    )
-
-
 def published_accuracy(
     method: str,
     layer: str | None,
@@ -149,10 +89,10 @@ def published_accuracy(
     rotations: Sequence[int],
     images_per_class: int | None = None,
 ) -> float | None:
-    """The published number that one of our results stands beside.
+    """Return the published number that one of our results stands beside.
 
     Args:
-        method, layer, head: as in `rotnet_fast.report.Cell`.
+        method, layer, head: as in `rotnet_fast.protocols.result.Cell`.
         blocks, rotations: of the pretrained network.
         images_per_class: labels per class that the classifier saw; None for all.
 

@@ -33,7 +33,7 @@ from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import followed
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
-from rotnet_fast.report import format_table
+from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import ImageSettings, at_least_one
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
 from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings
@@ -78,11 +78,11 @@ class ReproduceConfig(ImageSettings):
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check what the types alone cannot.
 
         Raises:
             ArgumentError: a setting with a value that cannot be used.
-            DataError: the data folder is not there.
+            DataError: the data folder does not exist.
         """
         super().validate()
         if not 0 < self.scale <= 1:
@@ -93,16 +93,14 @@ class ReproduceConfig(ImageSettings):
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
             )
         if self.only is not None and not self.only:
-            raise ArgumentError(
-                f"only is empty; choose from {', '.join(ITEMS)}, or leave it out for everything"
-            )
+            raise ArgumentError(f"only is empty; choose from {', '.join(ITEMS)}, or remove it for everything")
         for wish in self.only or ():
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
 
     def output_folder(self) -> Path:
-        """Where the study is kept."""
+        """Return the folder of the study."""
         if self.output is not None:
             return followed(self.output)
         scale = "" if self.scale == 1 else f"-scale{self.scale:g}"
@@ -123,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 reproduce(config, again, processes)
             except Interrupted:
                 if processes.is_main:
-                    print(f"saved; go on with: {again}", file=sys.stderr)
+                    print(f"saved; resume with: {again}", file=sys.stderr)
                 raise
 
     return run_command(command)
@@ -134,8 +132,8 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
 
     Args:
         config: validated settings.
-        command: what the results are recorded to come from.
-        processes: that divide the cells among them; the main one writes the report when all are finished.
+        command: command line that results record as their origin.
+        processes: processes that divide the cells; the main one writes the report when all are finished.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
@@ -149,7 +147,7 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
 
 @plain_torch()
 def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> None:
-    """:func:`reproduce` in a folder that may hold a study."""
+    """Do the work of :func:`reproduce` in a folder that has been checked."""
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = processes.local_main_first(lambda: make_context(config, processes))
@@ -197,9 +195,9 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
         report(context.results)
         if not is_in_time:
             left = pending_cells(context, cells)
-            print(f"time budget spent; {len(left)} cells in {len(grouped(left))} groups are left:")
+            print(f"the time budget is spent; {len(left)} cells in {len(grouped(left))} groups are left:")
             print(plan_table(context, entries, config.seeds))
-            print("run the same command again to go on; it goes on in mid-training")
+            print("run the same command again to resume, also in mid-training")
         for label, error in failures.items():
             print(f"FAILED: {label}: {error}", file=sys.stderr)
     for error in failures.values():
@@ -220,9 +218,9 @@ def check_study_folder(folder: Path) -> None:
 
 
 def report(results: Results) -> None:
-    """Write the report of what is finished; results are worth keeping where it cannot be drawn."""
+    """Write the report of what is finished; results are worth keeping even if it cannot be drawn."""
     try:
-        from rotnet_fast.study.report import write_report
+        from rotnet_fast.study.pages.report import write_report
     except ImportError as error:
         again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
         print(f"no report is written: {error}; run {again} where it can be imported", file=sys.stderr)
@@ -232,17 +230,17 @@ def report(results: Results) -> None:
 
 
 def printer(processes: Processes) -> Callable[[str], None]:
-    """Function that prints a line at once, also where the output is a file, and says whose it is."""
+    """Return a function that prints a line at once, also into a file, and names the process."""
     prefix = f"[process {processes.rank}] " if processes.world > 1 else ""
     return lambda line: print(f"{prefix}{line}", flush=True)
 
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Context that sends this process SIGTERM when the time is over, as a user would.
+    """Send this process SIGTERM when the time is over, as a user would.
 
     Yields:
-        Function that tells whether it was so.
+        Function that tells whether the time is over.
     """
     is_over = threading.Event()
 
@@ -266,7 +264,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
     """Load the data set and settle everything that decides the numbers.
 
     Args:
-        processes: among which this one has its own device; only the main one shows progress.
+        processes: processes of the job, each with its own device; only the main one shows progress.
 
     Raises:
         ArgumentError, DataError: the data set cannot be used.
@@ -324,7 +322,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
 
 
 def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
-    """Groups of cells in the order in which they are computed: what for, how long, whether finished."""
+    """Tabulate the groups of cells in the order in which they are computed: purpose, duration, state."""
     from rotnet_fast.engine.run_folder import environment
     from rotnet_fast.study.cells import with_needs
     from rotnet_fast.study.estimate import Estimator
@@ -354,7 +352,7 @@ def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``7 min`` or ``3.5 h``."""
+    """Format seconds as ``42 s``, ``7 min`` or ``3.5 h``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -25,7 +25,18 @@ ENVIRONMENT = {
     "cpu": "AMD EPYC",
     "threads": 2,
     "kernel": "avx512",
+    "commit": None,
 }
+
+DETAILS: dict[str, Any] = {
+    "seconds": 12.5,
+    "group_seconds": 12.5,
+    "multiply_adds": 1e9,
+    "resumed": False,
+    "command": "",
+    "environment": ENVIRONMENT,
+}
+"""What a cell's file says beside its result."""
 
 
 def settings_of(
@@ -63,9 +74,8 @@ def write_cell(folder: Path, settings: StudySettings, cell: StudyCell, result: d
         "member": cell.member,
         "needs": [need.key for need in cell.needs],
         "result": result,
-        "seconds": 12.5,
         "finished": "2026-01-02T03:04:05+00:00",
-        "environment": ENVIRONMENT,
+        **DETAILS,
     }
     (folder / "cells" / f"{cell.key}.json").write_text(json.dumps(content))
 

@@ -19,7 +19,7 @@ from rotnet_fast.evaluate import EvaluateConfig, evaluate
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.pretrained import read_pretrained
-from rotnet_fast.report import render
+from rotnet_fast.protocols.result import render
 from rotnet_fast.visualize import VisualizeConfig, visualize
 
 SHIPPED = "nin4-cifar10-jpeg"

@@ -17,7 +17,7 @@ from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate, reproduce
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.report import load_results
+from rotnet_fast.protocols.result import load_results
 
 STUDY = shlex.split(
     "--dataset digits --preset quickstart --scale 0.05 --limit-test 40 "

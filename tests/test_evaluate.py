@@ -19,7 +19,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.evaluate import EvaluateConfig, main
 from rotnet_fast.pretrain import pretrain
-from rotnet_fast.report import load_results, render
+from rotnet_fast.protocols.result import load_results, render
 
 
 @pytest.fixture(autouse=True, scope="module")

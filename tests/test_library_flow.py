@@ -29,8 +29,8 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.pretrained import read_pretrained
+from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.protocols.supervised import load_supervised
-from rotnet_fast.report import load_results, render
 
 MODEL = "mobilenet_v3_small"  # quick; has dropout, and stages whose names have dots
 LAYER = "features.8"

@@ -109,11 +109,9 @@ def test_other_images_in_the_place_of_the_runs_own_are_refused(
     capsys.readouterr()
     assert call(command, Path("run"), *flags.split()) == 3
     sentence = capsys.readouterr().err.splitlines()[-1]
-    said = (
-        f"error: the images in {here / 'images'}, where run/config.json says that they lay, are not those of"
-    )
+    said = f"error: the images in {here / 'images'}, which run/config.json names, are not those of"
     assert sentence.startswith(said)
-    assert "name the images to use with --data-dir" in sentence
+    assert "give the folder of others with --data-dir" in sentence
     assert not list(here.glob("run/evaluate-*"))
     assert not (here / "run" / "figures").exists()
 
@@ -156,12 +154,12 @@ def test_images_that_are_gone_are_asked_for(
     run_on("images")
     Path("images").rename("moved")
     assert call(command, Path("run")) == 3
-    lay = f"the images of this run lay in {here / 'images'}, as run/config.json says, which is not there"
+    lay = f"the images of this run were in {here / 'images'}, as run/config.json says, but it does not exist"
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {lay}; give their folder with --data-dir"
     assert call(command, Path("run"), "--data-dir", "moved") == 0
     (here / "run" / "config.json").unlink()
     assert call(command, Path("run")) == 3
-    assert "is not known, as run/config.json does not say it" in capsys.readouterr().err
+    assert "is unknown, as run/config.json does not name it" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_is_gone_on_with_from_another_folder(

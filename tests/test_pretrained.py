@@ -138,7 +138,7 @@ def test_what_is_made_of_a_shipped_model_goes_where_runs_go(
     assert evaluate.EvaluateConfig(name).output_folder() == Path("runs") / name / "evaluate-001"
     assert visualize.main(["--checkpoint", name, "--what", "filters", "--device", "cpu"]) == 3
     said = capsys.readouterr().err
-    assert "where the images of this run lie is not known" in said
+    assert "the folder of the images of this run is unknown" in said
     assert "give their folder with --data-dir" in said
     assert export_main(["--checkpoint", name]) == 0
     assert load_backbone(f"runs/{name}/export", "cpu").image_size == 32

@@ -18,15 +18,16 @@ from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.schedule import stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols import PROTOCOLS, EvaluationSetup
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
-from rotnet_fast.protocols.evaluation import first_of_each_class
+from rotnet_fast.protocols.drivers import protocol_units
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Subject, first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Cell
 
 CPU = torch.device("cpu")
 SIDE = 8
+PLACEMENTS = tuple((layer, head) for layer in ("conv1", "conv2") for head in ("nonlinear", "conv"))
 
 
 def made_split(count: int, seed: int) -> Split:
@@ -53,8 +54,6 @@ def setup(tmp_path: Path) -> EvaluationSetup:
         pad=1,
         flip_prob=0.5,
         dataset=Dataset("made", "made", ("a", "b", "c", "d"), made_split(40, 0), made_split(22, 1), "0" * 64),
-        layers=("conv1", "conv2"),
-        heads=("nonlinear", "conv"),
         epochs=2,
         lr=0.05,
         batch_size=16,
@@ -66,9 +65,15 @@ def setup(tmp_path: Path) -> EvaluationSetup:
     )
 
 
-def run(protocol: str, setup: EvaluationSetup) -> list[Cell]:
+def run(
+    protocol: str,
+    setup: EvaluationSetup,
+    layers: tuple[str, ...] = ("conv1", "conv2"),
+    heads: tuple[str, ...] = ("nonlinear", "conv"),
+) -> list[Cell]:
     """All rows of a protocol."""
-    return [cell for unit in PROTOCOLS[protocol](setup) for cell in unit()]
+    units = protocol_units(layers, heads, setup.lr)[protocol]
+    return [cell for unit in units for cell in unit.cells(setup)]
 
 
 def final_state(setup: EvaluationSetup, training: str) -> dict[str, torch.Tensor]:
@@ -86,7 +91,7 @@ def test_training_heads_leaves_the_frozen_network_untouched(setup: EvaluationSet
     cells = run("frozen", setup)
     state = final_state(setup, "frozen")
     assert checkpoint.state_hash(part(state, "backbone.")) == checkpoint.state_hash(setup.pretrained)
-    fresh = setup.with_heads(setup.pretrained_network(), setup.placements, frozen=True)
+    fresh = setup.with_heads(setup.pretrained_network(), PLACEMENTS, frozen=True)
     for name, before in fresh.heads.state_dict().items():
         assert not torch.equal(state[f"heads.{name}"], before), name
     assert [(c.method, c.layer, c.head) for c in cells] == [
@@ -99,8 +104,8 @@ def test_heads_trained_together_equal_each_trained_alone(
     setup: EvaluationSetup, layer: str, head: str
 ) -> None:
     together = run("frozen", setup)
-    alone = replace(setup, layers=(layer,), heads=(head,), folder=setup.folder / "alone")
-    (cell,) = run("frozen", alone)
+    alone = replace(setup, folder=setup.folder / "alone")
+    (cell,) = run("frozen", alone, (layer,), (head,))
     assert cell in together
     prefix = f"heads.{layer}_{head}."
     expected = part(final_state(setup, "frozen"), prefix)
@@ -110,7 +115,7 @@ def test_heads_trained_together_equal_each_trained_alone(
 
 
 def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: EvaluationSetup) -> None:
-    module = setup.with_heads(setup.pretrained_network(), setup.placements, frozen=True)
+    module = setup.with_heads(setup.pretrained_network(), PLACEMENTS, frozen=True)
     views = setup.views()
     task = frozen_heads_task(module, views, lr=0.1, epochs=1)
     task.begin_epoch(0)
@@ -145,7 +150,7 @@ def test_schedule_scales_with_the_length_of_the_run(epochs: int, milestones: tup
 
 
 def test_fine_tuning_trains_the_blocks_up_to_the_layer_and_their_statistics(setup: EvaluationSetup) -> None:
-    (cell,) = run("fine-tune", replace(setup, layers=("conv2",), heads=("conv",)))
+    (cell,) = run("fine-tune", setup, ("conv2",), ("conv",))
     assert (cell.method, cell.layer, cell.head, cell.note) == ("fine-tune", "conv2", "conv", "lr 0.05")
     state = part(final_state(setup, "fine-tune-conv2-conv"), "backbone.")
     for name, before in setup.pretrained.items():
@@ -154,8 +159,10 @@ def test_fine_tuning_trains_the_blocks_up_to_the_layer_and_their_statistics(setu
 
 
 def test_untrained_networks_differ_in_batch_norm_alone(setup: EvaluationSetup) -> None:
-    backbones = setup.untrained_backbones()
-    running, batch = backbones["running statistics"].eval(), backbones["batch statistics"].eval()
+    running, batch = (
+        setup.backbone(Subject(PLACEMENTS, is_pretrained=False, batchnorm=mode)).eval()
+        for mode in ("running", "batch")
+    )
     x = torch.randn(8, 3, SIDE, SIDE)
     assert all(torch.equal(a, b) for a, b in zip(running.parameters(), batch.parameters(), strict=True))
     assert not torch.allclose(running(x), batch(x))
@@ -172,7 +179,7 @@ def test_batch_statistics_leave_nothing_behind() -> None:
 
 
 def test_random_init_has_rows_for_both_modes(setup: EvaluationSetup) -> None:
-    cells = run("random-init", replace(setup, layers=("conv2",), heads=("conv",), epochs=1))
+    cells = run("random-init", replace(setup, epochs=1), ("conv2",), ("conv",))
     assert [(c.method, c.layer, c.head, c.note) for c in cells] == [
         ("random-init", "conv2", "conv", "running statistics"),
         ("random-init", "conv2", "conv", "batch statistics"),
@@ -297,11 +304,9 @@ def test_batch_statistics_tell_classes_that_lie_one_after_the_other(
     setup: EvaluationSetup, protocol: str
 ) -> None:
     # Normalised within a batch of one class, classes look much alike: some 40 to 60 %.
-    setup = replace(
-        class_after_class(setup), batch_size=10, layers=("conv1",), heads=("nonlinear",), epochs=15
-    )
+    setup = replace(class_after_class(setup), batch_size=10, epochs=15)
     setup = replace(setup, dataset=replace(setup.dataset, test=setup.dataset.train))
-    cells = {cell.note: cell.accuracy for cell in run(protocol, setup)}
+    cells = {cell.note: cell.accuracy for cell in run(protocol, setup, ("conv1",), ("nonlinear",))}
     assert cells["batch statistics"] > 75
 
 

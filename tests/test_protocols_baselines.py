@@ -11,7 +11,7 @@ from study_tools import made_dataset
 
 from rotnet_fast.protocols.classical import FEATURES, classical
 from rotnet_fast.protocols.linear import linear_predict
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import accuracy
 
 
 def test_a_linear_probe_separates_what_a_line_separates() -> None:

@@ -12,10 +12,13 @@ from study_tools import cifar10_data
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.report import circumstances, format_table, load_results, main, render
+from rotnet_fast.protocols.result import Circumstances, format_table, load_results, render
+from rotnet_fast.report import main
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.settings import StudyPreset, study_settings
 from rotnet_fast.study.summary import Study
+
+SURE: dict[str, Any] = {"confusion": [[9000, 1000], [1000, 9000]]}
 
 
 def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
@@ -31,8 +34,15 @@ def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
         "pretraining": {"epochs": 100, "is_limited": False, "has_same_images": True},
         "settings": {"images_per_class": None, "epochs": 100, **settings},
         "cells": [
-            {"method": "frozen", "layer": "conv2", "head": "conv", "note": "", "accuracy": 90.16},
-            {"method": "random-init", "layer": "conv2", "head": "knn", "note": "some", "accuracy": 50.0},
+            {"method": "frozen", "layer": "conv2", "head": "conv", "note": "", "accuracy": 90.16, **SURE},
+            {
+                "method": "random-init",
+                "layer": "conv2",
+                "head": "knn",
+                "note": "some",
+                "accuracy": 50.0,
+                **SURE,
+            },
         ],
     }
 
@@ -88,7 +98,7 @@ def test_a_folder_that_is_cifar_10_re_encoded_is_compared() -> None:
 
 def test_other_networks_stand_alone() -> None:
     found = results()
-    found["network"] = {"model": "resnet18", "rotations": list(FOUR_ROTATIONS)}
+    found["network"] = {"model": "resnet18", "width": 1.0, "rotations": list(FOUR_ROTATIONS)}
     assert "reference" not in render(found)
     assert ["frozen", "conv2", "conv", "90.16"] in rows(render(found))
 
@@ -105,7 +115,7 @@ def test_a_study_and_an_evaluation_of_the_same_thing_are_compared_alike(
     found["network"]["width"] = settings.pretext.width
     found["pretraining"] |= {"epochs": settings.pretext.epochs, "is_limited": limit is not None}
     study = Study(Path(), settings, 1, (), {})
-    assert circumstances(found).obstacles() == study.circumstances.obstacles()
+    assert Circumstances.of(found).obstacles == study.circumstances.obstacles
     assert study.comparable is ("CIFAR-10 reference" not in render(found))
 
 

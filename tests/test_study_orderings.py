@@ -8,7 +8,7 @@ import pytest
 from synthetic_study import settings_of
 
 from rotnet_fast.study.cells import StudyCell
-from rotnet_fast.study.orderings import (
+from rotnet_fast.study.pages.orderings import (
     FAILS,
     HOLDS,
     NOISE,

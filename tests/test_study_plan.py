@@ -84,8 +84,6 @@ def test_an_epoch_has_391_steps_for_every_number_of_labels(per_class: int) -> No
             pad=settings["pad"],
             flip_prob=settings["flip_prob"],
             dataset=Dataset("made", "made", tuple("0123456789"), train, train, ""),
-            layers=("conv2",),
-            heads=("conv",),
             epochs=settings["epochs"],
             lr=settings["lr"],
             batch_size=settings["batch_size"],

@@ -17,8 +17,8 @@ from synthetic_study import copy_study, remove_cells, settings_of, write_study
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.report import main
-from rotnet_fast.study import figures
-from rotnet_fast.study.report import write_report
+from rotnet_fast.study.pages import figures
+from rotnet_fast.study.pages.report import write_report
 from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
 
@@ -306,6 +306,7 @@ def test_a_foreign_study_is_refused(tmp_path: Path, content: str, message: str) 
         lambda text: "[]",
         lambda text: json.dumps({**json.loads(text), "key": "0" * 16}),
         lambda text: json.dumps({**json.loads(text), "result": None}),
+        lambda text: json.dumps({**json.loads(text), "environment": {}}),
         lambda text: json.dumps({**json.loads(text), "result": {"accuracy": "high"}}),
         lambda text: json.dumps({**json.loads(text), "result": {"accuracy": float("nan")}}),
     ],
@@ -315,7 +316,7 @@ def test_a_damaged_cell_is_named_with_its_remedy(tmp_path: Path, complete: Path,
     cell = load_study(folder).entry("table3", "rotnet-conv").cells[0]
     path = folder / "cells" / f"{cell.key}.json"
     path.write_text(damage(path.read_text()))  # type: ignore[operator]
-    with pytest.raises(DataError, match=f"{cell.key}.json is damaged .* delete it"):
+    with pytest.raises(DataError, match=rf"{cell.key}\.json (cannot|holds no|belongs).* delete it"):
         write_report(folder)
 
 
@@ -390,7 +391,7 @@ def test_the_report_does_not_need_torch(tmp_path: Path, one_seed: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from rotnet_fast.study.report import write_report\n"
+        "from rotnet_fast.study.pages.report import write_report\n"
         "write_report(Path(sys.argv[1]))"
     )
     folder = copy_study(one_seed, tmp_path / "study")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from study_tools import tiny_context
+from synthetic_study import DETAILS
 
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
@@ -96,7 +97,7 @@ def test_heads_come_out_the_same_alone_and_together(context: Context, tmp_path: 
     assert results(alone, "table1/4-conv3") == results(context, "table1/4-conv3")
 
 
-@pytest.mark.parametrize("interrupted", ["pretext", "heads"])
+@pytest.mark.parametrize("interrupted", ["pretext", "head"])
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str
 ) -> None:
@@ -107,8 +108,8 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     train_step = Trainer.train_step
 
     def counted(self: Trainer, batch: Any) -> None:
-        is_head = self.run.path.name == "heads"
-        if is_head == (interrupted == "heads"):
+        is_head = self.run.path.name == "head"
+        if is_head == (interrupted == "head"):
             if len(steps) == 1:
                 self.save_checkpoint("last.pt")
                 steps.append("power cut")
@@ -124,7 +125,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(
     lines: list[str] = []
     cells = planned(context, "table1", "table3/rotnet-conv")
     run_cells(context, cells, planned(context), Progress(), lines.append)
-    assert sum("going on" in line for line in lines) == 1
+    assert sum("resuming" in line for line in lines) == 1
     whole = tiny_context(tmp_path / "whole")
     compute(whole, "table3/rotnet-conv")
     assert results(context, "table3/rotnet-conv") == results(whole, "table3/rotnet-conv")
@@ -142,7 +143,7 @@ def test_what_another_process_computes_is_left_to_it(
     def sleep(seconds: float) -> None:
         # All that is free has been done; the other process finishes its cell in the meantime.
         computed.extend(cell for cell in cells if context.results.read(cell) is not None)
-        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []})
+        context.results.write(cells[0], {"accuracy": 12.5, "confusion": []}, **DETAILS)
         lock.close()
 
     monkeypatch.setattr(run.time, "sleep", sleep)
@@ -218,7 +219,7 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
     folder = begun(context, *names)
     first, second = planned(context, *names)
     found = KINDS["head"](context, [first, second], folder)
-    context.results.write(first, {**found[first.key], "mark": 1})
+    context.results.write(first, {**found[first.key], "mark": 1}, **DETAILS)
     steps: list[int] = []
     train_step = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:
@@ -233,8 +234,8 @@ def test_a_kill_between_two_results_of_a_group_costs_no_training(context: Contex
 
 def test_work_that_cannot_be_gone_on_with_is_started_again(context: Context) -> None:
     folder = begun(context, "table1/4-conv1")
-    (folder / "heads" / "checkpoints").mkdir(parents=True)
-    (folder / "heads" / "checkpoints" / "last.pt").write_bytes(b"damaged")
+    (folder / "head" / "checkpoints").mkdir(parents=True)
+    (folder / "head" / "checkpoints" / "last.pt").write_bytes(b"damaged")
     progress = compute(context, "table1/4-conv1")
     assert [cell.kind for cell in progress.computed] == ["head"]
 
@@ -280,10 +281,15 @@ def test_what_no_other_cell_would_survive_stops_everything(
 def test_a_damaged_result_is_reported_with_the_remedy(context: Context) -> None:
     (cell,) = planned(context, "table3/pixels")
     path = context.results.path / "cells" / f"{cell.key}.json"
+    compute(context, "table3/pixels")
+    whole = path.read_text()
     path.write_text('{"key": "')
-    with pytest.raises(DataError, match=r"is damaged .*; remove it, and the cell is computed again"):
+    context = replace(context, results=Results(context.results.path))  # which has not read the file yet
+    with pytest.raises(
+        DataError, match=r"cannot be read .*; delete it, and rotnet_fast.reproduce computes this cell again"
+    ):
         compute(context, "table3/pixels")
-    path.write_text(json.dumps({"key": "0" * 16, "result": {}}))
+    path.write_text(json.dumps({**json.loads(whole), "key": "0" * 16}))
     with pytest.raises(DataError, match="belongs to another cell"):
         compute(context, "table3/pixels")
 
@@ -298,7 +304,7 @@ def test_a_folder_holds_one_study(context: Context) -> None:
     with pytest.raises(ArgumentError, match=r"\(fingerprint\)"):
         context.results.begin(other, 1)
     (context.results.path / "study.json").write_text("{")
-    with pytest.raises(DataError, match="damaged or of another version"):
+    with pytest.raises(DataError, match=r"cannot be read .* choose another --output"):
         context.results.read_settings()
 
 

@@ -15,7 +15,7 @@ from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate, pretrain
 from rotnet_fast.checks import smallest_batch
-from rotnet_fast.report import load_results, render
+from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.verdict import is_at_chance, of_pretraining
 
 
@@ -86,7 +86,7 @@ def test_a_run_that_came_to_nothing_does_not_recommend_its_evaluation(
 
 
 def test_a_run_that_learned_recommends_its_evaluation() -> None:
-    speed = {"dataset": "digits", "images_per_second": 1.0, "train_seconds": 1.0}
+    speed = {"dataset": "digits", "classes": 10, "images_per_second": 1.0, "train_seconds": 1.0}
     config = tiny_config(Path("run"))
     for found, endings in (
         (results(60.0), ["next: "]),

@@ -43,7 +43,7 @@ def attention(
     layers: Sequence[str] | None = None,
     powers: Sequence[int] = POWERS,
 ) -> dict[str, Any]:
-    """Attention maps of a few images in four turns, and the equivariance number over all images.
+    """Compute attention maps of a few images in four turns, and the equivariance number over all images.
 
     The equivariance number of a layer and a power is the mean, over images and the turns by 90, 180
     and 270 degrees, of Pearson's correlation between the map of the upright image and that of the
@@ -65,7 +65,7 @@ def attention(
         -> value in ``equivariance`` (None where every pair was left out) and ``left_out``.
 
     Raises:
-        ArgumentError: a layer or a position in ``shown`` that there is not, or images that are not square.
+        ArgumentError: an unknown layer, a position outside the images, or images that are not square.
     """
     chosen = early_middle_late(network) if layers is None else tuple(layers)
     network.check_layers(chosen)
@@ -109,7 +109,7 @@ def attention(
 
 
 def on_turning_grid(images: torch.Tensor, stride: int = 4) -> torch.Tensor:
-    """Images enlarged, by repeating their edges, until the network's grids turn onto themselves.
+    """Enlarge images, by repeating their edges, until the network's grids turn onto themselves.
 
     A pool of stride 2 on an even side samples positions 0, 2, 4, ..., which a turn moves to odd ones; after
     two pools, maps of a 32x32 image would be displaced by three quarters of a cell. Even a network
@@ -144,7 +144,7 @@ def attention_maps(
     powers: Sequence[int],
     views: PlainViews,
 ) -> dict[str, torch.Tensor]:
-    """Attention maps of views [B*4,C,H,W]: layer -> fp32 [P,B,4,h,w]."""
+    """Compute attention maps of views [B*4,C,H,W]: layer -> fp32 [P,B,4,h,w]."""
     with views.precision.autocast():
         features = network.features(batch, layers)
     maps = {}
@@ -156,7 +156,7 @@ def attention_maps(
 
 
 def equivariance(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Correlation of the map of each turned image, turned back, with that of the upright one.
+    """Correlate the map of each turned image, turned back, with that of the upright one.
 
     Args:
         maps: [P,B,4,h,w], the maps of the image turned by 0, 90, 180 and 270 degrees.

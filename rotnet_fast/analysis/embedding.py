@@ -32,7 +32,7 @@ def embedding(
     seed: int = 0,
     most_images: int = MOST_IMAGES,
 ) -> dict[str, Any]:
-    """Global-average-pooled features of a layer, projected to two dimensions.
+    """Project a layer's global-average-pooled features to two dimensions.
 
     Args:
         network: put in eval mode.
@@ -50,7 +50,7 @@ def embedding(
         (float32 [n,2]; None for fewer than 8 images) and its ``perplexity``.
 
     Raises:
-        ArgumentError: a layer that there is not, or fewer than two images.
+        ArgumentError: an unknown layer, or fewer than two images.
     """
     network.check_layers([layer])
     if len(images) < 2:
@@ -77,7 +77,7 @@ def embedding(
 
 
 def principal_components(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
-    """Projection on the two directions of largest variance.
+    """Project on the two directions of largest variance.
 
     The sign of a direction is that which makes its largest entry positive.
 

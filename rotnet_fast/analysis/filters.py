@@ -17,7 +17,7 @@ from rotnet_fast.models.network import FeatureNetwork
 
 
 def filters(network: FeatureNetwork) -> dict[str, Any]:
-    """The first convolution with BatchNorm's scale folded in, and its diversity.
+    """Fold BatchNorm's scale into the first convolution, and measure how diverse its filters are.
 
     Returns:
         ``filters``: float32 [C_out,C_in,k,k]; ``count`` (C_out); ``effective_rank`` of the matrix

@@ -39,7 +39,7 @@ class EncodedImages:
         return len(self.split)
 
     def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Some of them: uint8 [S,H,W,C] for positions int64 [S]."""
+        """Return some of the images: uint8 [S,H,W,C] for positions int64 [S]."""
         if len(rows) == 0:
             return torch.zeros((0, *self.shape[1:]), dtype=torch.uint8, device=self.device)
         once, places = rows.cpu().unique(return_inverse=True)
@@ -47,7 +47,7 @@ class EncodedImages:
         return torch.cat(batches)[places.to(self.device)]
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All of them in order: positions int64 [B] and images uint8 [B,H,W,C], valid until the next."""
+        """Yield all images in order: positions int64 [B] and images uint8 [B,H,W,C], valid until the next."""
         for batch in self._loader(self.split).epoch(0):
             yield batch.indices, batch.images
 
@@ -72,7 +72,7 @@ class LabelledImages:
 def images_of(
     dataset: Dataset[AnySplit], split: AnySplit, device: torch.device, batch_size: int
 ) -> LabelledImages:
-    """One half of a data set as tests see it."""
+    """Take one half of a data set as tests see it."""
     images: Images
     if isinstance(split, EncodedSplit):
         images = EncodedImages(dataset, split, device, batch_size)
@@ -82,7 +82,7 @@ def images_of(
 
 
 def batches_of(images: Images, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """All images in order, in batches: positions int64 [B] and images uint8 [B,H,W,C].
+    """Yield all images in order, in batches: positions int64 [B] and images uint8 [B,H,W,C].
 
     Args:
         batch_size: of images in memory; encoded ones have a size of their own.

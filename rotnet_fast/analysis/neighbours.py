@@ -15,7 +15,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import accuracy
 
 SHOWN_NEIGHBOURS = 8
 
@@ -31,7 +31,7 @@ def neighbours(
     *,
     shown_neighbours: int = SHOWN_NEIGHBOURS,
 ) -> dict[str, Any]:
-    """Neighbours by cosine similarity of global-average-pooled features.
+    """Find neighbours by cosine similarity of global-average-pooled features.
 
     Args:
         network: put in eval mode.
@@ -52,7 +52,7 @@ def neighbours(
         [S][M]}, nearest first.
 
     Raises:
-        ArgumentError: a layer or a position in ``shown`` that there is not, or nothing to compare.
+        ArgumentError: an unknown layer, a position in ``shown`` outside the images, or nothing to compare.
     """
     network.check_layers([layer])
     if not len(queries.images) or not len(bank.images):

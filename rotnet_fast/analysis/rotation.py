@@ -29,7 +29,7 @@ def rotation(
     *,
     hardest: int = HARDEST,
 ) -> dict[str, Any]:
-    """Predicted rotations of all K views of each image.
+    """Predict the rotations of all K views of each image.
 
     Args:
         network: with K outputs, put in eval mode.
@@ -51,7 +51,7 @@ def rotation(
         ``predicted`` and ``confidence`` [M][K]}.
 
     Raises:
-        ArgumentError: the network has not K outputs, or a position in ``shown`` that there is not.
+        ArgumentError: a network without K outputs, or a position in ``shown`` outside the images.
     """
     if network.num_classes != len(rotations):
         raise ArgumentError(
@@ -97,7 +97,7 @@ def rotation(
 def rotation_probabilities(
     network: FeatureNetwork, images: Images, rotations: Sequence[int], views: PlainViews
 ) -> torch.Tensor:
-    """Softmax over the rotations of every view: fp32 [N,K,K] on the CPU, image x true x predicted."""
+    """Return the softmax over the rotations of every view: fp32 [N,K,K] (CPU), image x true x predicted."""
     network.eval()
     parts = []
     for _, batch in views.rotated(images, rotations):
@@ -108,7 +108,7 @@ def rotation_probabilities(
 
 
 def calibration(confidence: torch.Tensor, hits: torch.Tensor, bins: int = BINS) -> dict[str, Any]:
-    """Reliability diagram and expected calibration error.
+    """Compute reliability diagram and expected calibration error.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017: bins of equal width,
     each without its lower edge, errors weighted by the number of predictions.

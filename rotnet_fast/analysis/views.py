@@ -35,7 +35,7 @@ class PlainViews:
     def rotated(
         self, images: Images, rotations: Sequence[int]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each image under all rotations, batch after batch, in the order of the images.
+        """Yield each image under all rotations, batch after batch, in the order of the images.
 
         Args:
             images: uint8 [N,H,W,C].
@@ -57,26 +57,26 @@ class PlainViews:
             yield indices, views
 
     def plain(self, images: Images) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The images as they are: ``(indices, views)``, int64 [B] and [B,C,H,W]."""
+        """Yield the images as they are: ``(indices, views)``, int64 [B] and [B,C,H,W]."""
         return self.rotated(images, (0,))
 
 
 def pooled(network: FeatureNetwork, images: Images, layer: str, views: PlainViews) -> torch.Tensor:
-    """Global-average-pooled feature maps of a layer, in eval mode: fp32 [N,C_layer]."""
+    """Compute a layer's global-average-pooled feature maps, in eval mode: fp32 [N,C_layer]."""
     network.eval()
     with views.precision.autocast():
         return pooled_features(network, views.plain(images), len(images), [layer])[layer]
 
 
 def thumbnails(images: Images, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """Some of the images: uint8 [S,H,W,C].
+    """Return some of the images: uint8 [S,H,W,C].
 
     Args:
         images: uint8 [N,H,W,C].
         indices: S positions in [0, N).
 
     Raises:
-        ArgumentError: a position that there is not.
+        ArgumentError: a position outside the images.
     """
     for index in indices:
         if not 0 <= index < len(images):
@@ -87,7 +87,7 @@ def thumbnails(images: Images, indices: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def rotated_thumbnails(images: Images, indices: Sequence[int], rotations: Sequence[int]) -> NDArray[np.uint8]:
-    """Some of the images under all rotations, as the network sees them: uint8 [S,K,H,W,C]."""
+    """Return some of the images under all rotations, as the network sees them: uint8 [S,K,H,W,C]."""
     chosen = torch.from_numpy(thumbnails(images, indices))
     count, height, width, channels = chosen.shape
     if count == 0:
@@ -101,7 +101,7 @@ def rotated_thumbnails(images: Images, indices: Sequence[int], rotations: Sequen
 
 
 def one_of_each_class(labels: torch.Tensor, count: int, seed: int) -> list[int]:
-    """Images to show: random ones, of as many different classes as there can be.
+    """Choose images to show at random, of as many different classes as possible.
 
     Args:
         labels: int64 [N].

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from rotnet_fast.benchmarking.timing import Effort, Timing, Work, in_a_graph, interleaved
 from rotnet_fast.engine.precision import Precision
+from rotnet_fast.models.flops import multiply_adds
 from rotnet_fast.models.nin import ConvBnRelu, NetworkInNetwork
 
 PARAMETER_BYTES = 4
@@ -29,7 +30,7 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pass through a stage takes.
+    """Arithmetic and traffic of a pass through a stage.
 
     Attributes:
         flops: floating-point operations; a multiplication and an addition are two.
@@ -42,7 +43,7 @@ class Cost:
     parameters: float = 0.0
 
     def bytes(self, element: int) -> float:
-        """Traffic, where an activation has so many bytes."""
+        """Return the traffic in bytes, given the bytes of an activation."""
         return self.elements * element + self.parameters * PARAMETER_BYTES
 
 
@@ -84,7 +85,7 @@ class Loss(nn.Module):
 
 
 class BnRelu(nn.Module):
-    """What a `ConvBnRelu` does after its convolution, in the way in which it does it."""
+    """The part of a `ConvBnRelu` after its convolution."""
 
     def __init__(self, layer: ConvBnRelu) -> None:
         super().__init__()
@@ -98,10 +99,10 @@ class BnRelu(nn.Module):
 
 
 def find_stages(network: NetworkInNetwork, views: int) -> list[Stage]:
-    """The stages of a network's forward and backward pass; those with equal shapes are one.
+    """Find the stages of a network's forward and backward pass; those with equal shapes are one.
 
     Args:
-        network: taken apart: it is of no use afterwards.
+        network: it is taken apart, and cannot be used afterwards.
         views: B*K, images times rotations.
     """
     found: dict[str, Stage] = {}
@@ -128,7 +129,7 @@ def find_stages(network: NetworkInNetwork, views: int) -> list[Stage]:
 
 
 def convolution_flops(network: NetworkInNetwork, images: int, rotations: int) -> float:
-    """Floating-point operations of a training step's convolutions; the network is of no use afterwards."""
+    """Count the floating-point operations of a step's convolutions; the network cannot be used afterwards."""
     stages = [stage for stage in find_stages(network, images * rotations) if stage.kind == "convolution"]
     passes = [
         (stage, cost) for stage in stages for cost in (stage.forward, stage.backward) if cost is not None
@@ -139,7 +140,8 @@ def convolution_flops(network: NetworkInNetwork, images: int, rotations: int) ->
 def _convolution(conv: nn.Conv2d, views: int, side: int, is_first: bool) -> Stage:
     before, after, kernel = conv.in_channels, conv.out_channels, conv.kernel_size[0]
     pixels = views * side**2
-    flops, weights = 2.0 * pixels * before * after * kernel**2, float(conv.weight.numel())
+    flops = 2.0 * views * multiply_adds(lambda: conv(torch.zeros(1, before, side, side)))
+    weights = float(conv.weight.numel())
     # The gradients of weights and input are separate products, each of which reads that of the output.
     weight_gradient = Cost(flops, pixels * (before + after), weights)
     input_gradient = Cost(flops, pixels * (before + after), weights)
@@ -182,8 +184,8 @@ def _pool(pool: nn.Module, channels: int, views: int, side: int) -> Stage:
 
 def _loss(classifier: nn.Linear, labels: torch.Tensor, shape: tuple[int, int, int, int]) -> Stage:
     views, channels, side, _ = shape
-    elements, outputs = float(views * channels * side**2), classifier.out_features
-    products = 2.0 * views * channels * outputs
+    elements = float(views * channels * side**2)
+    products = 2.0 * views * multiply_adds(lambda: classifier(torch.zeros(1, channels)))
     return Stage(
         "loss",
         "loss",
@@ -220,13 +222,13 @@ class StageWork:
         self._inputs = [*inputs, *self._module.parameters()]
 
     def forward(self) -> torch.Tensor:
-        """One forward pass, the conversion of the weights included."""
+        """Run one forward pass, the conversion of the weights included."""
         with self._precision.autocast():
             out: torch.Tensor = self._module(self._x)
         return out
 
     def passes(self) -> dict[str, tuple[Work, int]]:
-        """``forward`` and ``backward`` -> what does the pass so many times."""
+        """Return ``forward`` and ``backward`` -> the work, and how many passes one call of it makes."""
         if self._device.type == "cuda":
             return self._captured()
         out = self.forward()
@@ -237,7 +239,7 @@ class StageWork:
         return torch.autograd.grad(out, self._inputs, gradient, retain_graph=True)
 
     def _captured(self) -> dict[str, tuple[Work, int]]:
-        """The passes as CUDA graphs, as the host launches kernels slower than they run.
+        """Capture the passes as CUDA graphs, because the host launches kernels slower than they run.
 
         A backward pass runs on the stream of its forward pass, which therefore is captured, too.
         """
@@ -269,7 +271,7 @@ class StageWork:
 
 
 def optimiser(network: nn.Module, device: torch.device) -> tuple[Stage, Work, int]:
-    """SGD with Nesterov's momentum and weight decay on all parameters, as in training; so many times."""
+    """Return the stage of SGD with Nesterov momentum and weight decay, its work, and steps per call."""
     parameters = [nn.Parameter(value.detach().clone().to(device)) for value in network.parameters()]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -294,7 +296,7 @@ def measure_stages(
     precision: Precision,
     effort: Effort,
 ) -> list[dict[str, Any]]:
-    """Bytes, operations and seconds of every stage's forward and backward pass.
+    """Measure bytes, operations and seconds of every stage's forward and backward pass.
 
     Args:
         network: on the CPU; of no use afterwards.

@@ -22,13 +22,13 @@ _BATCH = 256
 
 
 def pixels(images: torch.Tensor) -> Features:
-    """The image itself: uint8 [N,H,W,C] -> [N,H*W*C] in [0, 1]."""
+    """Return the image itself: uint8 [N,H,W,C] -> [N,H*W*C] in [0, 1]."""
     flat: Features = (images.flatten(1).float() / 255).numpy()
     return flat
 
 
 def hog(images: torch.Tensor) -> Features:
-    """Histograms of oriented gradients: uint8 [N,H,W,C] -> [N,1764] of 7x7 blocks of 2x2 cells.
+    """Compute histograms of oriented gradients: uint8 [N,H,W,C] -> [N,1764] of 7x7 blocks of 2x2 cells.
 
     An image has 8x8 cells of 9 orientations; in each pixel the channel with the largest gradient counts.
 
@@ -49,7 +49,7 @@ def hog(images: torch.Tensor) -> Features:
 
 
 def scattering(images: torch.Tensor) -> Features:
-    """Second-order scattering of scale 4, pooled 2x2: uint8 [N,H,W,C] -> [N,C*81*(H/8)*(W/8)].
+    """Compute second-order scattering of scale 4, pooled 2x2: uint8 [N,H,W,C] -> [N,C*81*(H/8)*(W/8)].
 
     Raises:
         ImportError: kymatio is not installed.

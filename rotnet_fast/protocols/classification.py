@@ -14,7 +14,7 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import accuracy
 
 MILESTONES: dict[str, tuple[int, ...]] = {
     "conv": (35, 70, 85),
@@ -24,13 +24,13 @@ MILESTONES: dict[str, tuple[int, ...]] = {
 
 
 def scaled_schedule(kind: str, lr: float, epochs: int, factor: float = 0.2) -> Schedule:
-    """The published schedule of 100 epochs, stretched or squeezed to ``epochs``.
+    """Scale the published schedule of 100 epochs to ``epochs``.
 
     Args:
         kind: key of ``MILESTONES``.
         lr: learning rate of the first epoch.
         epochs: length of the run.
-        factor: what each milestone multiplies by; anything but a fifth is an ablation.
+        factor: factor of each milestone; anything but a fifth is an ablation.
     """
     return Schedule(lr, "step", stretched(MILESTONES[kind], 100, epochs), factor=factor, epochs=epochs)
 
@@ -45,8 +45,8 @@ class ObjectViews:
         test_loader: all test images once, in pseudo-random order: a network that normalises with the
             statistics of its batch must not see one class at a time, which the file order of class folders
             would give it.
-        mean, std: per channel.
-        dtype: of the views.
+        mean, std: statistics per channel.
+        dtype: type of the views.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
     """
 
@@ -73,7 +73,7 @@ class ObjectViews:
         self.key[1] = epoch
 
     def augmented(self, batch: Batch) -> torch.Tensor:
-        """Cropped and flipped images: [B,C,H,W], channels_last."""
+        """Return cropped and flipped images: [B,C,H,W], channels_last."""
         return self._views(
             batch,
             sample_ids=batch.sample_ids,
@@ -83,7 +83,7 @@ class ObjectViews:
         )
 
     def plain(self, loader: Loader) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Images as they are, normalised: the batches of epoch 0, each with its views [B,C,H,W]."""
+        """Yield the batches of epoch 0, each with its normalised, otherwise unchanged images [B,C,H,W]."""
         for batch in loader.epoch(0):
             yield batch, self._views(batch, pad=0, flip_prob=0.0)
 
@@ -102,7 +102,7 @@ class ObjectClassification:
     Their losses are added up. Classifiers that share no trainable parameter get the very gradients
     that they would get alone, so that each trains as if it were the only one. Two things they do share:
     in fp16 the loss scaler, which skips a step of all where the gradients of one overflow, and the end of
-    the run when a loss is no longer finite.
+    the run at a non-finite loss.
 
     Args:
         module: everything with state, on the device of the views.
@@ -125,17 +125,17 @@ class ObjectClassification:
         self._confusions: dict[str, list[list[int]]] | None = None
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """One group per classifier."""
+        """Return one group per classifier."""
         return self.groups
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
+        """Set train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
         self.module.train()
         self.views.begin_epoch(epoch)
         self._confusions = None
 
     def train_step(self, batch: Batch) -> StepOutput:
-        """Summed loss of all classifiers on one augmented batch."""
+        """Return the summed loss of all classifiers on one augmented batch."""
         labels = batch.labels
         count = torch.full((), len(labels), device=labels.device)
         losses = []
@@ -148,13 +148,13 @@ class ObjectClassification:
         return StepOutput(loss, sums)
 
     def evaluate(self) -> dict[str, float]:
-        """``{name}_accuracy`` of each classifier, in percent, on the plain test images in eval mode."""
+        """Return ``{name}_accuracy`` of each classifier, in percent, on the plain test images."""
         self._confusions = None
         return {f"{name}_accuracy": accuracy(matrix) for name, matrix in self.confusions().items()}
 
     @torch.no_grad()
     def confusions(self) -> dict[str, list[list[int]]]:
-        """Confusion matrix of each classifier on the plain test images, in eval mode.
+        """Return the confusion matrix of each classifier on the plain test images, in eval mode.
 
         Returns:
             name -> [classes][classes]: test images of each true class (row) and predicted one (column).
@@ -173,12 +173,12 @@ class ObjectClassification:
 
 
 def _as_matrix(flat: torch.Tensor) -> list[list[int]]:
-    """Counts int64 [classes * classes], true class major, as nested lists."""
+    """Turn counts int64 [classes * classes], true class major, into nested lists."""
     classes = math.isqrt(len(flat))
     matrix: list[list[int]] = flat.view(classes, classes).tolist()
     return matrix
 
 
 def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> list[list[int]]:
-    """Images of each true class (row) and predicted one (column), from int64 [N] each."""
+    """Count the images of each true class (row) and predicted class (column), from int64 [N] each."""
     return _as_matrix(torch.bincount(labels * num_classes + predicted, minlength=num_classes**2))

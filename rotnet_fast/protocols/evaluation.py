@@ -1,4 +1,4 @@
-"""What all evaluation protocols of one command have in common, and how they train."""
+"""What all evaluation protocols share: setup, subject and training."""
 
 from __future__ import annotations
 
@@ -24,13 +24,39 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Confusion
 
-BATCHNORM_MODES = ("running statistics", "batch statistics")
-"""What BatchNorm normalises with in an untrained network."""
+Placement = tuple[str, str]
+"""(layer, head) of a classifier; a head is ``nonlinear``, ``conv``, ``knn`` or ``linear``."""
 
-Unit = Callable[[], list[Cell]]
-"""A training or another piece of an evaluation; gives its rows of the report."""
+WHOLE_NETWORK: Placement = ("", "")
+"""The placement of a classifier that is a whole network."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a protocol is applied to.
+
+    Attributes:
+        placements: where classifiers sit, and which ones.
+        is_pretrained: whether they sit on the pretrained network, or on an untrained one like it.
+        batchnorm: one of ``BATCHNORM_MODES``: what BatchNorm of the network normalises with while frozen.
+            The running statistics of an untrained network normalise nothing: at width 1, features have a
+            standard deviation of about 5e-3, and the eps of a head's BatchNorm matters. With batch
+            statistics, test results depend on how test images are batched: in a fixed pseudo-random
+            order, in batches of the training's size.
+        name: folder of the training within that of the setup; unused by protocols that train nothing.
+    """
+
+    placements: tuple[Placement, ...]
+    is_pretrained: bool = True
+    batchnorm: str = "running"
+    name: str = ""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers of the placements, each once."""
+        return tuple(dict.fromkeys(layer for layer, _ in self.placements))
 
 
 @dataclass(frozen=True)
@@ -43,15 +69,14 @@ class EvaluationSetup:
         in_channels: channels of the images.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
         dataset: object images with labels.
-        layers, heads: where heads are trained, and which.
         epochs, lr, batch_size: of every training; schedules are scaled to the epochs.
         images_per_class: train classifiers on the first so many images of each class; None for all.
             An epoch keeps the size of the whole training set: the few images are revisited.
         seed: of first weights, order and augmentation.
-        device, precision: where and in which number format.
-        folder: each training has a run folder in it.
+        device, precision: device and number format of all computations.
+        folder: holds a run folder for each training.
         revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
-            is one visit to each labelled image; lr_factor is what a milestone multiplies by.
+            is one visit to each labelled image; a milestone multiplies the learning rate by lr_factor.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
@@ -64,8 +89,6 @@ class EvaluationSetup:
     pad: int
     flip_prob: float
     dataset: Dataset[AnySplit]
-    layers: tuple[str, ...]
-    heads: tuple[str, ...]
     epochs: int
     lr: float
     batch_size: int
@@ -80,19 +103,24 @@ class EvaluationSetup:
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
 
-    @property
-    def placements(self) -> tuple[tuple[str, str], ...]:
-        """(layer, kind of head) of every head."""
-        return tuple((layer, head) for layer in self.layers for head in self.heads)
+    def backbone(self, subject: Subject) -> FeatureNetwork:
+        """Return a fresh copy of the network that the classifiers of a subject sit on, on the device."""
+        if subject.is_pretrained:
+            network = self.pretrained_network()
+        else:
+            network = self.random_network(len(self.config.rotations), self.config.blocks)
+        if subject.batchnorm == "batch":
+            use_batch_statistics(network)
+        return network
 
     def pretrained_network(self) -> FeatureNetwork:
-        """A fresh copy of the pretrained network, on the device."""
+        """Return a fresh copy of the pretrained network, on the device."""
         network = self._network(len(self.config.rotations), self.config.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 
     def random_network(self, num_classes: int, blocks: int) -> FeatureNetwork:
-        """An untrained network on the device; its weights depend on the seed alone."""
+        """Return an untrained network on the device, whose weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self._network(num_classes, blocks)
@@ -108,23 +136,10 @@ class EvaluationSetup:
             uniform_gamma=self.config.uniform_gamma,
         )
 
-    def untrained_backbones(self) -> dict[str, FeatureNetwork]:
-        """What BatchNorm normalises with -> an untrained network like the pretrained one.
-
-        The running statistics of an untrained network normalise nothing: at width 1, features have a
-        standard deviation of about 5e-3 and the eps of a head's BatchNorm matters. With batch
-        statistics, test results depend on how test images are batched: in a fixed pseudo-random
-        order, in batches of the training's size.
-        """
-        size = len(self.config.rotations), self.config.blocks
-        running, batch = self.random_network(*size), self.random_network(*size)
-        use_batch_statistics(batch)
-        return dict(zip(BATCHNORM_MODES, (running, batch), strict=True))
-
     def with_heads(
-        self, backbone: FeatureNetwork, placements: Sequence[tuple[str, str]], frozen: bool
+        self, backbone: FeatureNetwork, placements: Sequence[Placement], frozen: bool
     ) -> HeadsOnBackbone:
-        """Fresh heads on a backbone, each a (layer, kind), on the device."""
+        """Put fresh heads on a backbone, on the device."""
         height, breadth, channels = self.dataset.train.image_shape
         return HeadsOnBackbone(
             backbone,
@@ -137,16 +152,16 @@ class EvaluationSetup:
         ).to(self.device)
 
     def labelled(self) -> AnySplit:
-        """The labelled training images."""
+        """Return the labelled training images."""
         split = self.dataset.train
         return split if self.images_per_class is None else first_of_each_class(split, self.images_per_class)
 
     def plain_loader(self, split: AnySplit) -> Loader:
-        """All images once, as for testing, in an order that is pseudo-random and always the same."""
+        """Load all images once, as for testing, in a pseudo-random order that is always the same."""
         return make_loader(self.dataset, split, self.device, self.batch_size, seed=0, is_test=True)
 
     def views(self) -> ObjectViews:
-        """Labelled training images and all test images."""
+        """Return views of the labelled training images and of all test images."""
         dataset = self.dataset
         visits = len(dataset.train) if self.revisit else None
         loader = make_loader(
@@ -164,14 +179,14 @@ class EvaluationSetup:
         nesterov: bool = True,
         weight_decay: float = 5e-4,
         identity: Mapping[str, Any] | None = None,
-    ) -> dict[str, list[list[int]]]:
-        """Train to the end in ``folder/name``, from its checkpoint where there is one.
+    ) -> dict[str, Confusion]:
+        """Train to the end in ``folder/name``, resuming from its checkpoint if it has one.
 
         Args:
-            name: of the training.
-            make_task: what to train.
+            name: name of the training and of its run folder.
+            make_task: makes the task to train.
             nesterov, weight_decay: see `TrainerSettings`.
-            identity: what else makes the training what it is.
+            identity: further settings that a resumed training must share.
 
         Returns:
             Confusion matrix of each classifier on the test images, after the last epoch.
@@ -231,16 +246,16 @@ class EvaluationSetup:
 
 
 def first_of_each_class(split: SplitT, count: int) -> SplitT:
-    """The first ``count`` images of each class, in file order.
+    """Take the first ``count`` images of each class, in file order.
 
     Raises:
-        ArgumentError: a class has fewer.
+        ArgumentError: a class has fewer images.
     """
     smallest = int(split.labels.bincount().min())
     if not 1 <= count <= smallest:
         raise ArgumentError(
             f"images-per-class is {count}; the smallest class has {smallest} training images: "
-            f"give 1 to {smallest}, or nothing for all"
+            f"give 1 to {smallest}, or omit it for all"
         )
     classes = range(int(split.labels.max()) + 1)
     kept = torch.cat([(split.labels == label).nonzero()[:count, 0] for label in classes]).sort().values

@@ -6,21 +6,16 @@ head's schedule; learning rates 0.1 and 0.01 are both worth trying.
 
 from __future__ import annotations
 
-from functools import partial
-
-from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.heads import fine_tuning_task, head_name
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.result import Confusion
 
 
-def fine_tune(setup: EvaluationSetup) -> list[Unit]:
-    """One training for each head on each layer."""
-    return [partial(_fine_tune, setup, layer, head) for layer, head in setup.placements]
-
-
-def _fine_tune(setup: EvaluationSetup, layer: str, head: str) -> list[Cell]:
-    module = setup.with_heads(setup.pretrained_network(), ((layer, head),), frozen=False)
+def fine_tune(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+    """Train the head at the one placement together with the network below it."""
+    (placement,) = subject.placements
+    module = setup.with_heads(setup.backbone(subject), [placement], frozen=False)
     confusions = setup.train(
-        f"fine-tune-{layer}-{head}", lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
+        subject.name, lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
     )
-    return [Cell.of("fine-tune", layer, head, f"lr {setup.lr:g}", confusions[head_name(layer, head)])]
+    return {placement: confusions[head_name(*placement)]}

@@ -28,20 +28,20 @@ class HeadsOnBackbone(nn.Module):
     and ``heads.{head_name}.*`` as in `rotnet_fast.models.heads`, see :func:`head_name`.
 
     Args:
-        backbone: network with the layers asked for.
+        backbone: network that has the layers.
         placements: (layer, kind of head) of each head; a kind is ``nonlinear`` or ``conv``.
         image_shape: (C, H, W) of the images.
         num_classes: object classes.
         width: width multiplier of the conv heads.
-        seed: of the heads' first weights, which depend on nothing else: a head starts the same,
+        seed: seed of the heads' first weights, which depend on nothing else: a head starts the same,
             whichever others there are.
-        frozen: False trains the backbone along, up to the last layer asked for.
+        frozen: False also trains the backbone, up to the last of the layers.
 
     Shape:
         views [B,C,H,W] -> {``{layer}_{head}``: logits [B,num_classes]}.
 
     Raises:
-        ArgumentError: a layer or head that there is not, or none at all.
+        ArgumentError: an unknown layer or head, or none at all.
     """
 
     def __init__(
@@ -66,16 +66,13 @@ class HeadsOnBackbone(nn.Module):
         self.heads = nn.ModuleDict()
         sizes = self._feature_sizes(image_shape)
         for layer, kind in self.placements:
-            channels, height, breadth = sizes[layer]
             generator = torch.Generator().manual_seed(seed)
-            self.heads[head_name(layer, kind)] = (
-                NonLinearClassifier(channels, height, breadth, num_classes, generator, backbone.most_cells)
-                if kind == "nonlinear"
-                else ConvClassifier(channels, num_classes, width, generator)
+            self.heads[head_name(layer, kind)] = make_head(
+                kind, sizes[layer], num_classes, width, generator, backbone.most_cells
             )
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
-        """(C, H, W) of each layer, from one forward pass in eval mode, which changes no statistics."""
+        """Find (C, H, W) of each layer by one forward pass in eval mode, which changes no statistics."""
         self.backbone.eval()
         device = next(self.backbone.parameters()).device
         with torch.no_grad():
@@ -90,7 +87,7 @@ class HeadsOnBackbone(nn.Module):
         return self
 
     def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits of every head."""
+        """Return the logits of every head."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.backbone.features(views, self.layers)
         return {
@@ -99,8 +96,23 @@ class HeadsOnBackbone(nn.Module):
         }
 
 
+def make_head(
+    kind: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    width: float,
+    generator: torch.Generator | None = None,
+    most_cells: int | None = None,
+) -> nn.Module:
+    """Make a head of a kind of ``HEADS`` for feature maps of a shape (C, H, W)."""
+    channels, height, breadth = shape
+    if kind == "nonlinear":
+        return NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells)
+    return ConvClassifier(channels, num_classes, width, generator)
+
+
 def head_name(layer: str, kind: str) -> str:
-    """Name of a head in state dicts and metrics, without the dots that a module's name must not have."""
+    """Return a head's name in state dicts and metrics, without the dots that modules must not have."""
     return f"{layer.replace('.', '-')}_{kind}"
 
 
@@ -142,7 +154,7 @@ def fine_tuning_task(
 def use_batch_statistics(backbone: nn.Module) -> None:
     """Make every BatchNorm normalise with the statistics of its batch, in eval mode, too.
 
-    For an untrained network, whose running statistics describe no data. It has none afterwards, so
+    This is for an untrained network, whose running statistics describe no data. It has none afterwards, so
     that nothing in a frozen backbone can change.
     """
     for module in backbone.modules():

@@ -30,22 +30,22 @@ def open_images(
     progress: bool = True,
     check_images: str = "structure",
 ) -> Dataset[AnySplit]:
-    """The images of the pretraining, or others of the same size, in memory or streamed, with its crops.
+    """Open the images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
     Args:
-        pretrained: whose images.
-        device: where batches are needed.
-        name: of the data set; None for that of the pretraining, with its folder and limits where the
+        pretrained: network whose images are opened.
+        device: device of the batches.
+        name: name of the data set; None for that of the pretraining, with its folder and limits where the
             other arguments do not say otherwise.
         data_dir, limit_train, limit_test: see `load_dataset`.
-        bad_images: likewise; None for what the pretraining did about them.
+        bad_images: see `load_dataset`; None for what the pretraining did about them.
         loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
         progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
 
     Raises:
         ArgumentError: a value that cannot be used.
-        DataError: the data set is missing, incomplete or damaged; or nobody named other images, and those
-            that lie where the pretraining had its own are others.
+        DataError: the data set is missing, incomplete or damaged; or no other images were named, and those
+            in the pretraining's folder are not those of the pretraining.
     """
     run, recipe = pretrained.run, pretrained.config
     settings = (read_settings(run) if run else None) or {}
@@ -95,7 +95,7 @@ def open_images(
 
 
 def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
-    """What results say of the pretraining beside a data set that was opened from this folder."""
+    """Return what results say of the pretraining next to a data set that was opened from this folder."""
     recipe = pretrained.config
     is_other_folder = dataset.name == "folder" and data_dir is not None
     is_same = not is_other_folder or dataset.fingerprint == pretrained.identity["data_fingerprint"]
@@ -107,13 +107,13 @@ def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path
 
 
 def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
-    """Where the pretraining had its images; None for a data set that needs no folder."""
+    """Return the folder of the pretraining's images; None for a data set that needs no folder."""
     kind, place = pretrained.config.dataset, None if recorded is None else Path(recorded)
     if kind == "folder":
         record = _record(pretrained)
-        found = f"the images of this run lay in {place}, as {record} says, which is not there"
+        found = f"the images of this run were in {place}, as {record} says, but it does not exist"
         if place is None:
-            found = f"where the images of this run lie is not known, as {record} does not say it"
+            found = f"the folder of the images of this run is unknown, as {record} does not name it"
         if place is None or not place.is_dir():
             raise DataError(f"{found}; give their folder with --data-dir")
     is_missing = kind == "cifar10" and place is not None and not place.exists()
@@ -121,7 +121,7 @@ def _own_folder(pretrained: Pretrained, recorded: str | None) -> Path | None:
 
 
 def _record(pretrained: Pretrained) -> Path:
-    """The file that says where the images lie, if any does."""
+    """Return the file that says where the images lie, if any does."""
     return pretrained.path if pretrained.run is None else pretrained.run / "config.json"
 
 
@@ -136,9 +136,9 @@ def _check_own(
 
     Args:
         pretrained: the network.
-        dataset: what lies there now, after the limits.
-        data_dir: where; None for a data set that needs no folder.
-        limits: of training and test images.
+        dataset: images found there now, after the limits.
+        data_dir: their folder; None for a data set that needs no folder.
+        limits: limits of training and test images.
         bad: what to do about damaged images.
     """
     recipe = pretrained.config
@@ -167,8 +167,8 @@ def _check_own(
 
 
 def _others(pretrained: Pretrained, data_dir: Path | None, finding: str) -> DataError:
-    where = "" if data_dir is None else f" in {data_dir}, where {_record(pretrained)} says that they lay,"
+    where = "" if data_dir is None else f" in {data_dir}, which {_record(pretrained)} names,"
     return DataError(
-        f"the images{where} are not those of the pretraining: {finding}; restore them, or name the "
-        f"images to use with --data-dir"
+        f"the images{where} are not those of the pretraining: {finding}; restore them, or give "
+        f"the folder of others with --data-dir"
     )

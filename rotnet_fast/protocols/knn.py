@@ -17,8 +17,8 @@ from torch.nn import functional
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import confusion_matrix
-from rotnet_fast.protocols.evaluation import BATCHNORM_MODES, EvaluationSetup, Unit
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
+from rotnet_fast.protocols.result import Confusion
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -33,7 +33,7 @@ def knn_predict(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
-    """Class of each query by a weighted vote of its nearest features.
+    """Predict the class of each query by a weighted vote of its nearest features.
 
     Args:
         bank: fp32 [N,D], features of the labelled images; need not have unit length.
@@ -65,14 +65,14 @@ def pooled_features(
     count: int,
     layers: Sequence[str],
 ) -> dict[str, torch.Tensor]:
-    """Global-average-pooled feature maps.
+    """Compute global-average-pooled feature maps.
 
     Args:
         backbone: in eval mode.
         batches: ``(indices, views)`` on its device: positions int64 [B] in 0 .. count - 1, each once, and
             [B,C,H,W].
-        count: images in all.
-        layers: of the backbone.
+        count: number of images.
+        layers: layers of the backbone.
 
     Returns:
         layer -> fp32 [count,C_layer], in the order of the positions.
@@ -90,67 +90,40 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
 int64 [Q]."""
 
 
-def knn(setup: EvaluationSetup) -> list[Unit]:
-    """Neighbours among the pretrained network's features of the labelled images."""
-    return pretrained_rows(setup, "knn", knn_predict)
-
-
-def random_init_knn(setup: EvaluationSetup) -> list[Unit]:
-    """The same with an untrained network, in both BatchNorm modes."""
-    return untrained_rows(setup, "knn", knn_predict)
-
-
-def pretrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Unit]:
-    """One cell per layer of the pretrained network, whose features ``predict`` classifies."""
-    return [lambda: _rows(setup, "frozen", head, predict, setup.pretrained_network(), "")]
-
-
-def untrained_rows(setup: EvaluationSetup, head: str, predict: Predict) -> list[Unit]:
-    """The same with an untrained network, in both BatchNorm modes."""
-
-    def unit(note: str) -> Unit:
-        return lambda: _rows(setup, "random-init", head, predict, setup.untrained_backbones()[note], note)
-
-    return [unit(note) for note in BATCHNORM_MODES]
-
-
-def _rows(
-    setup: EvaluationSetup, method: str, head: str, predict: Predict, backbone: FeatureNetwork, note: str
-) -> list[Cell]:
-    confusions = classify_features(setup, backbone, setup.layers, predict)
-    return [Cell.of(method, layer, head, note, confusions[layer]) for layer in setup.layers]
+def knn(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+    """Classify by neighbours among the features of the labelled images."""
+    return classify_features(setup, subject, knn_predict)
 
 
 def classify_features(
-    setup: EvaluationSetup,
-    backbone: FeatureNetwork,
-    layers: Sequence[str],
-    predict: Predict,
-) -> dict[str, list[list[int]]]:
+    setup: EvaluationSetup, subject: Subject, predict: Predict
+) -> dict[Placement, Confusion]:
     """Classify the test images by their pooled features; images of both splits are not augmented.
 
     Args:
+        setup: setup of the evaluation.
+        subject: network and layers whose features are classified.
         predict: the classifier.
 
     Returns:
-        layer -> confusion matrix.
+        Placement -> confusion matrix.
     """
-    backbone.eval()
+    backbone = setup.backbone(subject).eval()
     views = setup.views()
 
     def features(loader: Loader) -> dict[str, torch.Tensor]:
         batches = ((batch.indices, images) for batch, images in views.plain(loader))
         with setup.precision.autocast():
-            return pooled_features(backbone, batches, len(loader.labels), layers)
+            return pooled_features(backbone, batches, len(loader.labels), subject.layers)
 
     known = setup.plain_loader(setup.labelled())
     bank, queries = features(known), features(views.test_loader)
     classes = len(setup.dataset.classes)
     return {
-        layer: confusion_matrix(
+        (layer, head): confusion_matrix(
             views.test_loader.labels,
             predict(bank[layer], known.labels, queries[layer], classes),
             classes,
         )
-        for layer in layers
+        for layer, head in subject.placements
     }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import torch
 
-from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
-from rotnet_fast.protocols.knn import pretrained_rows, untrained_rows
+from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
+from rotnet_fast.protocols.knn import classify_features
+from rotnet_fast.protocols.result import Confusion
 
 
 def linear_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
-    """Class of each query by multinomial logistic regression.
+    """Predict the class of each query by multinomial logistic regression.
 
     Args:
         bank: fp32 [N,D], features of the labelled images.
@@ -36,11 +37,6 @@ def linear_predict(
     return torch.from_numpy(model.predict(queries.double().cpu().numpy())).to(queries.device)
 
 
-def linear(setup: EvaluationSetup) -> list[Unit]:
-    """Probes of the pretrained network's layers."""
-    return pretrained_rows(setup, "linear", linear_predict)
-
-
-def random_init_linear(setup: EvaluationSetup) -> list[Unit]:
-    """The same with an untrained network, in both BatchNorm modes."""
-    return untrained_rows(setup, "linear", linear_predict)
+def linear(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+    """Fit a probe to each layer."""
+    return classify_features(setup, subject, linear_predict)

@@ -31,7 +31,7 @@ from rotnet_fast.models.network import FeatureNetwork
 def streaming_of(
     config: PretrainConfig, device: torch.device, begun: str | None = None, free: int | None = None
 ) -> Streaming:
-    """How a pretraining's images are loaded.
+    """Return how a pretraining's images are loaded.
 
     Args:
         begun, free: see `Streaming`.
@@ -52,18 +52,18 @@ def pretraining(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> Trainer:
-    """A pretraining, ready to load a checkpoint or to start.
+    """Set up a pretraining, ready to load a checkpoint or to start.
 
     Args:
         config: validated settings.
         dataset: the images, after the limits.
         run: folder that the trainer writes to.
-        task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
+        task_type: any other type is an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
-        processes: that train together.
+        processes: processes that train together.
 
     Raises:
-        ArgumentError, ElsewhereError: a network that there is not, or that does not take these images; there
+        ArgumentError, ElsewhereError: an unknown network, or one that does not take these images; there
             are more processes than images per batch, or they disagree.
     """
     if processes.world > config.batch_size:
@@ -157,7 +157,7 @@ def pretraining(
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
-    """Absolute path of the images' folder, for whoever looks for them from another place; None for none."""
+    """Return the absolute path of the images' folder; None for a data set without one."""
     place = config.data_dir
     if place is None and config.dataset == "cifar10":
         place = DEFAULT_DATA_DIR
@@ -175,10 +175,10 @@ def pretrain_with(
     Args:
         trainer: as :func:`pretraining` makes it.
         config, dataset: what it was made with.
-        load: brings the trainer to where a checkpoint left off.
+        load: loads a checkpoint into the trainer.
 
     Returns:
-        What results.json holds.
+        Content of results.json.
 
     Raises:
         RotnetError: one of its kinds, see `rotnet_fast.errors`.

@@ -20,8 +20,8 @@ from rotnet_fast.errors import CheckpointError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
-from rotnet_fast.protocols.evaluation import EvaluationSetup, Unit
-from rotnet_fast.report import Cell
+from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, EvaluationSetup, Placement, Subject
+from rotnet_fast.protocols.result import Confusion
 
 BLOCKS = 3
 
@@ -29,38 +29,24 @@ KIND = "supervised"
 """What checkpoints of these trainings say of themselves, whatever their folder is called."""
 
 
-def supervised(setup: EvaluationSetup) -> list[Unit]:
-    """Train at the width of the pretrained network."""
-    return [lambda: _supervised(setup)]
-
-
-def _supervised(setup: EvaluationSetup) -> list[Cell]:
-    confusion = train_supervised(setup, "supervised")
-    return [Cell.of("supervised", None, None, "", confusion)]
-
-
-def train_supervised(setup: EvaluationSetup, name: str) -> list[list[int]]:
-    """Train the network by the pretraining's recipe in the folder ``name`` of a setup.
-
-    Returns:
-        Confusion matrix on the test images.
-    """
+def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+    """Train the network at the width of the pretrained one, and return its confusion matrix."""
     recipe = setup.config.stretched(setup.epochs)
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
     confusions = setup.train(
-        name,
+        subject.name,
         lambda views: supervised_task(network, views, recipe),
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         identity={"kind": KIND, "blocks": BLOCKS, **recipe.optimisation()},
     )
-    return confusions["object"]
+    return {WHOLE_NETWORK: confusions["object"]}
 
 
 def supervised_task(
     network: FeatureNetwork, views: ObjectViews, recipe: PretrainConfig
 ) -> ObjectClassification:
-    """Train a whole network, on the device of ``views``, to tell object classes; named ``object``."""
+    """Return the task of training a whole network, on the device of ``views``, to tell object classes."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"object": network(batch)}
@@ -70,7 +56,7 @@ def supervised_task(
 
 @plain_torch()
 def load_supervised(path: Path) -> FeatureNetwork:
-    """The network of a supervised training, on the CPU, such as RUN/evaluate-001/supervised.
+    """Load the network of a supervised training, such as RUN/evaluate-001/supervised, on the CPU.
 
     Args:
         path: of a checkpoint, or of a run folder, whose newest whole checkpoint is taken.

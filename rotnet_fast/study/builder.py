@@ -12,9 +12,6 @@ from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 
-BATCHNORM_MODES = ("running", "batch")
-"""What an untrained network's BatchNorm normalises with: its running statistics, or the batch's."""
-
 
 class Builder:
     """Makes cells of a study for one seed; equal requests give equal cells."""
@@ -26,7 +23,7 @@ class Builder:
     def pretext(
         self, blocks: int = 4, rotations: tuple[int, ...] = FOUR_ROTATIONS, ablation: str = ""
     ) -> StudyCell:
-        """A pretraining."""
+        """Request a pretraining."""
         config = replace(self.study.pretext, blocks=blocks, rotations=rotations, seed=self.seed)  # type: ignore[arg-type]
         if ablation == "lr-halved":
             if not self.halving_changes_the_pretext:
@@ -60,14 +57,15 @@ class Builder:
         revisit: bool = True,
         lr_factor: float = 0.2,
     ) -> StudyCell:
-        """A classifier on frozen features.
+        """Request a classifier on frozen features.
 
         Args:
             pretext: pretraining of the frozen network; None for an untrained one of 4 blocks.
             layer, head: where it sits, and which one.
-            epoch: of the snapshot of the pretraining to take; None for the end.
-            images_per_class: labels; None for all.
-            batchnorm: see ``BATCHNORM_MODES``; ``batch`` on a pretrained network is an ablation.
+            epoch: which snapshot of the pretraining to take; None for its end.
+            images_per_class: how many labels of each class are used; None for all.
+            batchnorm: see `rotnet_fast.protocols.result.BATCHNORM_MODES`; ``batch`` on a pretrained network
+                is an ablation.
             revisit, lr_factor: other values than these are ablations.
         """
         settings = self._training(self.study.head_epochs, self.study.head_lr)
@@ -83,12 +81,12 @@ class Builder:
         return StudyCell("head", settings, {"layer": layer, "head": head}, (pretext,) if pretext else ())
 
     def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:
-        """A head on conv2, trained together with the blocks below it."""
+        """Request a head on conv2 that is trained together with the blocks below it."""
         settings = {**self._training(self.study.head_epochs, lr), "layer": "conv2", "head": head}
         return StudyCell("fine-tune", settings, needs=(pretext,))
 
     def supervised(self, images_per_class: int | None = None, revisit: bool = True) -> StudyCell:
-        """The 3-block network trained from scratch on the labels, on the pretext task's schedule."""
+        """Request the 3-block network trained from scratch on the labels, by the pretext task's schedule."""
         recipe = self.study.pretext.stretched(self.study.supervised_epochs)
         settings = self._training(recipe.epochs, recipe.lr)
         settings |= {
@@ -99,16 +97,16 @@ class Builder:
         return StudyCell("supervised", settings)
 
     def features(self, kind: str, pretext: StudyCell | None, layer: str) -> StudyCell:
-        """kNN or a linear probe on pooled frozen features; ``pretext`` as in :meth:`head`."""
+        """Request kNN or a linear probe on pooled frozen features; ``pretext`` is as in :meth:`head`."""
         settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
 
     def classical(self, features: str) -> StudyCell:
-        """Hand-made features; nothing random in it."""
+        """Request hand-made features, which involve no random number."""
         return StudyCell("classical", {"data": self.study.data.fingerprint, "features": features})
 
     def picture(self, kind: str, *needs: StudyCell) -> StudyCell:
-        """What a figure shows of trained networks."""
+        """Request what a figure shows of trained networks."""
         return StudyCell(kind, {"data": self.study.data.fingerprint, "seed": self.seed}, needs=needs)
 
     def _data(self) -> dict[str, Any]:
@@ -136,5 +134,5 @@ class Builder:
 
 
 def rotation_set_name(rotations: tuple[int, ...]) -> str:
-    """Short name of a set: ``eight`` for the multiples of 45 degrees, else the angles."""
+    """Return a set's short name: ``eight`` for the multiples of 45 degrees, else the angles."""
     return "eight" if len(rotations) == 8 else "-".join(map(str, rotations))

@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 RESULT_FORMAT = 1
-"""Part of every key: raise it when the same configuration would give other numbers."""
+"""Part of every key. Raise it when the same configuration would give other numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class StudyCell:
-    """One result: what is computed, from what, with which settings.
+    """One result of a study: what is computed, from what, with which settings.
 
     Attributes:
         kind: key of `rotnet_fast.study.kinds.KINDS`.
@@ -48,6 +48,12 @@ class StudyCell:
         return _digest({"group": self.group_key, "member": self.member})
 
     @property
+    def placement(self) -> tuple[str, str]:
+        """Layer and head of a classifier on features; kinds without a choice of heads are their own head."""
+        values = {**self.settings, **self.member}
+        return values["layer"], values.get("head", self.kind)
+
+    @property
     def label(self) -> str:
         """Short text for progress lines."""
         member = " ".join(str(value) for value in self.member.values())
@@ -61,13 +67,13 @@ class StudyCell:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """The first 16 hex digits of SHA-256 over the content as canonical JSON."""
+    """Return the first 16 hex digits of SHA-256 over the content as canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def with_needs(cells: Iterable[StudyCell]) -> Iterator[StudyCell]:
-    """Each cell once, after all the cells that it needs, otherwise in the order given."""
+    """Yield each cell once, after all the cells that it needs, otherwise in the order given."""
     seen: set[str] = set()
 
     def visit(cell: StudyCell) -> Iterator[StudyCell]:

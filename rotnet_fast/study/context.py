@@ -1,4 +1,4 @@
-"""Where a study runs, and on what."""
+"""The data set, device and settings that a study runs with."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Found = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Context:
-    """Where a study runs, and on what.
+    """The data set, device and settings that a study runs with.
 
     Attributes:
-        settings, results, dataset, device, precision: of the study.
+        settings, results, dataset, device, precision: those of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
-        command: what the results are recorded to come from.
+        command: the command line that results record as their origin.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: whether trainings report on the terminal.
     """
@@ -46,10 +46,10 @@ class Context:
     progress: bool = True
 
     def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
-        """Weights and buffers of a network that was trained before.
+        """Return the weights and buffers of a finished network.
 
         Raises:
-            CheckpointError: they are damaged.
+            CheckpointError: the checkpoint is damaged.
         """
         try:
             state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
@@ -60,7 +60,7 @@ class Context:
         return state
 
     def setup(self, cell: StudyCell, folder: Path) -> EvaluationSetup:
-        """An evaluation with the settings of a cell, on the network it needs or an untrained one."""
+        """Set up an evaluation with the settings of a cell, on the network it needs or an untrained one."""
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
         state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
@@ -71,8 +71,6 @@ class Context:
             pad=settings.get("pad", 0),
             flip_prob=settings.get("flip_prob", 0.0),
             dataset=self.dataset,
-            layers=(),
-            heads=(),
             epochs=settings.get("epochs", 0),
             lr=settings.get("lr", 0.0),
             batch_size=settings["batch_size"],

@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 from torch.nn import functional
 
-from rotnet_fast.models.nin import NetworkInNetwork, scaled_channels
+from rotnet_fast.models.flops import multiply_adds as count_multiply_adds
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.protocols.heads import HEADS, make_head
+from rotnet_fast.protocols.supervised import BLOCKS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context
 from rotnet_fast.study.settings import StudySettings
@@ -17,88 +21,92 @@ from rotnet_fast.study.settings import StudySettings
 TRAINING = 3
 """A training step costs about three forward passes: forward, and two of the same size backward."""
 
+MOST_BLOCKS = 5
+"""Blocks of the paper's largest network, which has the layers of all others."""
+
 SECONDS_PER_IMAGE = {"pixels": 1e-3, "hog": 3e-3, "scattering": 1e-2}
-"""Hand-made features with their classifiers, before any was measured in this study; two cores of an AMD
+"""First estimate for hand-made features with their classifiers, from two cores of an AMD
 EPYC (Zen 5)."""
 
 
-def forward_multiply_adds(settings: StudySettings, blocks: int, layer: str | None = None) -> float:
-    """Multiply-adds of one image's forward pass, up to a layer's feature map or through all blocks.
+@cache
+def forward_multiply_adds(
+    settings: StudySettings, blocks: int, placements: tuple[tuple[str, str], ...] = ()
+) -> tuple[int, int]:
+    """Count the multiply-adds of one image's forward pass.
 
-    251 million for 4 blocks of full width on a 32x32 image.
+    Args:
+        settings: settings of the study.
+        blocks: conv blocks of the Network in Network.
+        placements: (layer, head) of classifiers on its feature maps; the pass ends at the last layer. A head
+            that is none of `rotnet_fast.protocols.heads.HEADS` is free. Empty for the whole network.
+
+    Returns:
+        Multiply-adds of the network, and of all heads.
     """
-    width = settings.pretext.width
-    side = settings.data.image_size
-    channels = settings.data.channels
-    total = 0.0
-    for block in range(1, blocks + 1):
-        if block in (2, 3):
-            side = -(-side // 2)  # pooled at the end of blocks 1 and 2
-        kernels = (5, 1, 1) if block < 3 else (3, 1, 1)
-        for kernel, full in zip(kernels, (192, 160, 96) if block == 1 else (192,) * 3, strict=True):
-            after = scaled_channels(full, width)
-            total += side * side * kernel * kernel * channels * after
-            channels = after
-        if layer == f"conv{block}":
-            break
-    return total
-
-
-def head_multiply_adds(settings: StudySettings, layer: str, head: str) -> float:
-    """Multiply-adds of one head on one image's feature map."""
-    side = -(-settings.data.image_size // (2 if layer == "conv1" else 4))
-    channels = scaled_channels(96 if layer == "conv1" else 192, settings.pretext.width)
-    if head == "nonlinear":
-        return side * side * channels * 200 + 200 * 200
-    wide = scaled_channels(192, settings.pretext.width)
-    return side * side * (9 * channels * wide + 2 * wide * wide)
+    data, width = settings.data, settings.pretext.width
+    with torch.device("meta"):  # nothing is computed, and no random number is drawn
+        network = NetworkInNetwork(4, blocks, width, data.channels).eval()
+        image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+        if not placements:
+            return count_multiply_adds(lambda: network(image)), 0
+        maps: dict[str, torch.Tensor] = {}
+        layers = [layer for layer, _ in placements]
+        of_network = count_multiply_adds(lambda: maps.update(network.features(image, layers)))
+        of_heads = 0
+        for layer, kind in placements:
+            if kind in HEADS:
+                _, channels, height, breadth = maps[layer].shape
+                head = make_head(kind, (channels, height, breadth), len(data.classes), width).eval()
+                of_heads += count_multiply_adds(partial(head, maps[layer]))
+    return of_network, of_heads
 
 
 def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
-    """Multiply-adds of the networks in a group of cells; 0 for those that run none."""
+    """Count the multiply-adds of the networks in a group of cells; 0 for groups that run none."""
     first, data = cells[0], settings.data
-    values = first.settings
-    kind = first.kind
+    values, kind = first.settings, first.kind
     if kind == "classical":
         return 0.0
     if kind == "pretext":
         views = len(values["rotations"])
         shown = 1 if values["ablation"] == "one-rotation" else views
-        forward = forward_multiply_adds(settings, values["blocks"])
+        forward, _ = forward_multiply_adds(settings, values["blocks"])
         epoch = TRAINING * data.train_images * shown + data.test_images * views
         return float(values["epochs"] * epoch * forward)
+    placements = (
+        tuple(cell.placement for cell in cells) if kind in ("head", "fine-tune", "knn", "linear") else ()
+    )
     if kind in ("supervised", "head", "fine-tune"):
         labelled = values.get("images_per_class")
         visits = data.train_images
         if labelled is not None and not values.get("revisit", True):
             visits = labelled * len(data.classes)
         if kind == "supervised":
-            frozen, trained = 0.0, forward_multiply_adds(settings, 3)
+            frozen, trained = 0, forward_multiply_adds(settings, BLOCKS)[0]
         else:
-            members = [cell.member or values for cell in cells]
-            last = max(str(member["layer"]) for member in members)
-            below = forward_multiply_adds(settings, 5, last)
-            heads = sum(head_multiply_adds(settings, m["layer"], m["head"]) for m in members)
-            frozen, trained = (below, heads) if kind == "head" else (0.0, below + heads)
+            below, heads = forward_multiply_adds(settings, MOST_BLOCKS, placements)
+            frozen, trained = (below, heads) if kind == "head" else (0, below + heads)
         epochs = values["epochs"]
         tests = -(-epochs // 10)
         trainings = epochs * visits * (frozen + TRAINING * trained)
         return float(trainings + tests * data.test_images * (frozen + trained))
     if kind in ("knn", "linear"):
-        layer = max(str(cell.member["layer"]) for cell in cells)
-        return (data.train_images + data.test_images) * forward_multiply_adds(settings, 4, layer)
+        return float(
+            (data.train_images + data.test_images) * forward_multiply_adds(settings, 4, placements)[0]
+        )
     passes = {"attention": 8, "rotations": 4, "embedding": 1, "filters": 0}[kind]
-    return passes * data.test_images * forward_multiply_adds(settings, 4)
+    return float(passes * data.test_images * forward_multiply_adds(settings, 4)[0])
 
 
 class Estimator:
-    """Seconds that groups of cells will take on this machine.
+    """Estimates how long groups of cells will take on this machine.
 
-    Rates come from the finished cells of the same kind that ran on this device; where there are none,
+    Rates come from the finished cells of the same kind that ran on this device; without any,
     from those of other kinds; and where nothing is finished, from a few training steps that are timed.
 
     Args:
-        context: of the study.
+        context: context of the study.
         cells: all cells whose results count.
         device_name: only cells that ran on this device count.
     """
@@ -109,7 +117,7 @@ class Estimator:
         self._seconds: dict[str, float] = {}
         for cell in cells:
             content = context.results.read(cell)
-            if content is None or content.get("resumed") or content["environment"]["device"] != device_name:
+            if content is None or content["resumed"] or content["environment"]["device"] != device_name:
                 continue
             self._seconds[_name(cell)] = content["group_seconds"]
             if content["group_seconds"] > 0 and content["multiply_adds"] > 0:
@@ -118,7 +126,7 @@ class Estimator:
         self._measured: float | None = None
 
     def seconds(self, cells: Sequence[StudyCell]) -> float:
-        """Estimate for one group."""
+        """Return the estimate for one group."""
         work = multiply_adds(cells, self._context.settings)
         if work == 0:
             data = self._context.settings.data
@@ -141,7 +149,7 @@ def _name(cell: StudyCell) -> str:
 
 
 def measured_rate(context: Context, seconds: float = 2.0) -> float:
-    """Multiply-adds per second of the pretext network's training steps, timed now on random images.
+    """Time training steps of the pretext network on random images; return multiply-adds per second.
 
     Args:
         seconds: how long to measure, after a first step that is not counted.
@@ -167,5 +175,5 @@ def measured_rate(context: Context, seconds: float = 2.0) -> float:
     while steps < 1 or time.perf_counter() - start < seconds:
         step()
         steps += 1
-    work = TRAINING * views * forward_multiply_adds(settings, 4)
+    work = TRAINING * views * forward_multiply_adds(settings, 4)[0]
     return steps * work / (time.perf_counter() - start)

@@ -6,29 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
-from rotnet_fast.protocols.evaluation import EvaluationSetup
-from rotnet_fast.protocols.heads import fine_tuning_task, frozen_heads_task, head_name, use_batch_statistics
-from rotnet_fast.protocols.knn import classify_features, knn_predict
-from rotnet_fast.protocols.linear import linear_predict
+from rotnet_fast.protocols.drivers import DRIVERS
+from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, Subject
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
-from rotnet_fast.protocols.supervised import train_supervised
-from rotnet_fast.report import accuracy
+from rotnet_fast.protocols.result import Confusion, accuracy
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
 from rotnet_fast.study.pictures import PICTURES
 
 
 def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A pretraining, in a run folder like any other's."""
+    """Pretrain in a run folder like that of any other pretraining."""
     (cell,) = cells
     config = PretrainConfig.from_recipe(
         cell.settings,
@@ -65,93 +59,55 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 
 def keep_last_checkpoint(run: Path) -> None:
-    """Remove what only an unfinished training needs."""
+    """Remove the checkpoints that only an unfinished training needs."""
     for _, path in epoch_checkpoints(run / "checkpoints"):
         path.unlink()
 
 
-def heads(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Heads on one frozen network, all from one forward pass."""
+def classifiers(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Train or fit classifiers that share a network, with the driver of their kind."""
     first = cells[0]
-    setup = context.setup(first, folder)
-    backbone = frozen_network(setup, first)
-    if first.settings["batchnorm"] == "batch":
-        use_batch_statistics(backbone)
-    placements = [(cell.member["layer"], cell.member["head"]) for cell in cells]
-    module = setup.with_heads(backbone, placements, frozen=True)
-    confusions = setup.train(
-        "heads",
-        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs, setup.lr_factor),
+    subject = Subject(
+        tuple(cell.placement for cell in cells),
+        is_pretrained=bool(first.needs),
+        batchnorm=first.settings.get("batchnorm", "running"),
+        name=first.kind,
     )
+    return _classify(context, cells, folder, subject)
+
+
+def whole_network(context: Context, cells: list[StudyCell], folder: Path) -> Found:
+    """Train a supervised network, whose run folder is kept for the cells that start from it."""
+    found = _classify(
+        context, cells, folder.parent, Subject((WHOLE_NETWORK,), is_pretrained=False, name=folder.name)
+    )
+    keep_last_checkpoint(folder)
+    return found
+
+
+def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: Subject) -> Found:
+    first = cells[0]
+    confusions = DRIVERS[first.kind](context.setup(first, folder), subject)
     return {
-        cell.key: _classified(confusions[head_name(*placement)])
-        for cell, placement in zip(cells, placements, strict=True)
+        cell.key: _classified(confusions[placement])
+        for cell, placement in zip(cells, subject.placements, strict=True)
     }
 
 
-def frozen_network(setup: EvaluationSetup, cell: StudyCell) -> FeatureNetwork:
-    """The network that a cell needs, or an untrained one."""
-    if cell.needs:
-        return setup.pretrained_network()
-    return setup.random_network(len(setup.config.rotations), setup.config.blocks)
-
-
-def fine_tune(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A head together with the blocks below it."""
-    (cell,) = cells
-    setup = context.setup(cell, folder)
-    placement = (cell.settings["layer"], cell.settings["head"])
-    module = setup.with_heads(setup.pretrained_network(), [placement], frozen=False)
-    confusions = setup.train(
-        "fine-tune", lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
-    )
-    return {cell.key: _classified(confusions[head_name(*placement)])}
-
-
-def supervised(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """A 3-block network from scratch, by the recipe of the pretraining."""
-    (cell,) = cells
-    confusion = train_supervised(context.setup(cell, folder.parent), folder.name)
-    keep_last_checkpoint(folder)
-    return {cell.key: _classified(confusion)}
-
-
-def knn(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Nearest neighbours among pooled features."""
-    return _on_features(context, cells, folder, knn_predict)
-
-
-def linear(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Logistic regression on pooled features."""
-    return _on_features(context, cells, folder, linear_predict)
-
-
-def _on_features(
-    context: Context, cells: list[StudyCell], folder: Path, predict: Callable[..., torch.Tensor]
-) -> Found:
-    setup = context.setup(cells[0], folder)
-    layers = [cell.member["layer"] for cell in cells]
-    confusions = classify_features(setup, frozen_network(setup, cells[0]), layers, predict)
-    return {cell.key: _classified(confusions[cell.member["layer"]]) for cell in cells}
-
-
 def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Logistic regression on hand-made features."""
+    """Fit logistic regression to hand-made features."""
     (cell,) = cells
     return {cell.key: _classified(classical(context.dataset, cell.settings["features"]))}
 
 
-def _classified(confusion: list[list[int]]) -> dict[str, Any]:
+def _classified(confusion: Confusion) -> dict[str, Any]:
     return {"accuracy": accuracy(confusion), "confusion": confusion}
 
 
 KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {
     "pretext": pretext,
-    "supervised": supervised,
-    "head": heads,
-    "fine-tune": fine_tune,
-    "knn": knn,
-    "linear": linear,
+    "supervised": whole_network,
+    **dict.fromkeys(("head", "fine-tune", "knn", "linear"), classifiers),
     "classical": hand_made,
     **PICTURES,
 }

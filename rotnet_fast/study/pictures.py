@@ -26,7 +26,7 @@ SHOWN_ROTATIONS = 8
 
 
 def network_of(context: Context, cell: StudyCell) -> FeatureNetwork:
-    """The trained network of a pretraining or a supervised training, in eval mode, on the device."""
+    """Return the network of a pretraining or a supervised training, in eval mode, on the device."""
     settings, data = cell.settings, context.settings.data
     if cell.kind == "pretext":
         outputs, blocks = len(settings["rotations"]), settings["blocks"]
@@ -38,7 +38,7 @@ def network_of(context: Context, cell: StudyCell) -> FeatureNetwork:
 
 
 def attention_maps(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Figure 3: attention maps of the rotation network and the supervised one."""
+    """Compute Figure 3: attention maps of the rotation network and of the supervised one."""
     (cell,) = cells
     images = _test_images(context)
     shown = one_of_each_class(context.dataset.test.labels, SHOWN_IMAGES, cell.settings["seed"])
@@ -50,7 +50,7 @@ def attention_maps(context: Context, cells: list[StudyCell], folder: Path) -> Fo
 
 
 def first_filters(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Figure 4: first-layer filters of both networks."""
+    """Compute Figure 4: first-layer filters of both networks."""
     (cell,) = cells
     names = ("rotation", "supervised")
     networks = zip(names, cell.needs, strict=True)
@@ -58,7 +58,7 @@ def first_filters(context: Context, cells: list[StudyCell], folder: Path) -> Fou
 
 
 def rotations(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """Calibration of the rotation confidence, and the images whose rotation is hardest to tell."""
+    """Compute the calibration of the rotation confidence, and the images that are hardest to turn upright."""
     (cell,) = cells
     (pretext,) = cell.needs
     test = context.dataset.test
@@ -75,7 +75,7 @@ def rotations(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 
 
 def embedded(context: Context, cells: list[StudyCell], folder: Path) -> Found:
-    """PCA and t-SNE of the pooled conv2 features of test images."""
+    """Compute PCA and t-SNE of the pooled conv2 features of test images."""
     (cell,) = cells
     found = embedding(
         network_of(context, cell.needs[0]),

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
-from rotnet_fast.study.builder import BATCHNORM_MODES, Builder, rotation_set_name
+from rotnet_fast.study.builder import Builder, rotation_set_name
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 
@@ -26,16 +27,16 @@ ABLATED_LABELS = (0, 1)
 
 @dataclass(frozen=True)
 class Entry:
-    """One number, or one picture, of a table or figure.
+    """One number or picture of a table or figure.
 
     Attributes:
         item: key of ``ITEMS``.
         name: its name within the item, as ``--only item/name`` takes it.
         title: its name in the report.
-        cells: the cell that gives it, for each seed; a single one where no seed matters.
+        cells: the cell behind the number, for each seed; a single one if no seed matters.
         value: which value of the cell's result it is, a key such as ``accuracy``.
         published: the paper's number for CIFAR-10, in percent.
-        note: what a reader should know beside the number.
+        note: what a reader should know about the number.
         x: position on a figure's horizontal axis.
         series: line of the figure that it belongs to.
     """
@@ -52,7 +53,7 @@ class Entry:
 
 
 def table1(build: Builder) -> list[Entry]:
-    """Table 1: the non-linear head on every block of three networks."""
+    """Plan Table 1: the non-linear head on every block of three networks."""
     entries = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         for layer, accuracy in published.items():
@@ -63,7 +64,7 @@ def table1(build: Builder) -> list[Entry]:
 
 
 def table2(build: Builder) -> list[Entry]:
-    """Table 2: sets of rotations, by the non-linear head on conv2."""
+    """Plan Table 2: sets of rotations, compared by the non-linear head on conv2."""
     entries = []
     for rotations, accuracy in paper.ROTATION_SETS.items():
         cell = build.head(build.pretext(rotations=rotations), "conv2", "nonlinear")
@@ -76,7 +77,7 @@ def table2(build: Builder) -> list[Entry]:
 
 
 def table3(build: Builder) -> list[Entry]:
-    """Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
+    """Plan Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
     pretext = build.pretext()
 
     def entry(name: str, title: str, cell: StudyCell, published: float | None, note: str = "") -> Entry:
@@ -107,7 +108,7 @@ def table3(build: Builder) -> list[Entry]:
 
 
 def figure5a(build: Builder) -> list[Entry]:
-    """Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
+    """Plan Figure 5a: rotation and object accuracy over the epochs of the pretraining."""
     pretext = build.pretext()
     entries = []
     published = list(paper.CORRELATION.items())
@@ -128,7 +129,7 @@ def figure5a(build: Builder) -> list[Entry]:
 
 
 def figure5b(build: Builder) -> list[Entry]:
-    """Figure 5b: few labels, with the pretext task on all images and without it."""
+    """Plan Figure 5b: few labels, with the pretext task on all images and without it."""
     pretext = build.pretext()
     entries = []
     for count in build.study.labels_per_class:
@@ -146,19 +147,19 @@ def figure5b(build: Builder) -> list[Entry]:
 
 
 def figure3(build: Builder) -> list[Entry]:
-    """Figure 3: attention maps of the rotation network and the supervised one."""
+    """Plan Figure 3: attention maps of the rotation network and of the supervised one."""
     cell = build.picture("attention", build.pretext(), build.supervised())
     return [Entry("figure3", "attention", "Attention maps", (cell,), value="")]
 
 
 def figure4(build: Builder) -> list[Entry]:
-    """Figure 4: first-layer filters of both networks."""
+    """Plan Figure 4: first-layer filters of both networks."""
     cell = build.picture("filters", build.pretext(), build.supervised())
     return [Entry("figure4", "filters", "First-layer filters", (cell,), value="")]
 
 
 def extras(build: Builder) -> list[Entry]:
-    """Beyond the paper: rotation accuracies, neighbours, linear probes, calibration, embedding."""
+    """Plan the extras: rotation accuracies, neighbours, linear probes, calibration, embedding."""
     main = build.pretext()
     entries = []
     for rotations in paper.ROTATION_SETS:
@@ -194,7 +195,7 @@ def extras(build: Builder) -> list[Entry]:
 
 
 def ablations(build: Builder) -> list[Entry]:
-    """What costs accuracy: each known mistake on purpose, beside the faithful run."""
+    """Plan the ablations: each known mistake made on purpose, next to the faithful run."""
     main = build.pretext()
 
     def entry(name: str, title: str, cell: StudyCell) -> Entry:
@@ -247,15 +248,15 @@ ITEMS: dict[str, Callable[[Builder], list[Entry]]] = {
 
 
 def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> list[Entry]:
-    """All entries asked for, each with one cell per seed.
+    """Return all requested entries, each with one cell per seed.
 
     Args:
-        settings: of the study.
-        seeds: how many: 0, 1, ...
+        settings: settings of the study.
+        seeds: number of seeds, which are 0, 1, ...
         only: items, or ``item/name`` for one entry; empty for everything.
 
     Raises:
-        ArgumentError: there is no such item or entry.
+        ArgumentError: an unknown item or entry.
     """
     builders = [Builder(settings, seed) for seed in range(seeds)]
     known: dict[str, Entry] = {}
@@ -272,9 +273,9 @@ def make_plan(settings: StudySettings, seeds: int, only: Sequence[str] = ()) -> 
 
 
 def cells_in_order(entries: Sequence[Entry]) -> list[StudyCell]:
-    """The cells of all entries, one seed after another, so that a study in progress has whole tables.
+    """Return the cells of all entries, one seed after another, so that a study in progress has whole tables.
 
-    Hand-made features come last: they run on the CPU alone, and an accelerator may be there for a while only.
+    Hand-made features come last: they need no accelerator, which may be available only for a while.
     """
     seeds = max((len(entry.cells) for entry in entries), default=0)
     cells = [entry.cells[seed] for seed in range(seeds) for entry in entries if seed < len(entry.cells)]

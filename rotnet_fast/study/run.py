@@ -1,4 +1,4 @@
-"""Computes the cells of a study, whoever else is computing some of them."""
+"""Computes the cells of a study, also while other processes compute some of them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from rotnet_fast.study.estimate import multiply_adds
 from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS
 
 WAIT_SECONDS = 1.0
-"""Between two looks at what other processes have finished."""
+"""Pause between two checks of what other processes have finished."""
 
 
 @dataclass
 class Progress:
-    """What a study has come to.
+    """What this process has computed so far.
 
     Attributes:
         computed: cells that this process finished.
-        failed: cells that cannot be computed, and why.
+        failed: cell -> why it cannot be computed.
     """
 
     computed: list[StudyCell] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Progress:
 
 
 def pending_cells(context: Context, cells: Sequence[StudyCell]) -> list[StudyCell]:
-    """Unfinished cells in the order in which they can be computed, with those that they need.
+    """Return the unfinished cells, with those that they need, in an order in which they can be computed.
 
     A network whose number is known but whose weights are missing (results can be copied without them)
     is trained again where an unfinished cell starts from it.
@@ -62,7 +62,7 @@ def pending_cells(context: Context, cells: Sequence[StudyCell]) -> list[StudyCel
 
 
 def grouped(cells: Sequence[StudyCell]) -> list[list[StudyCell]]:
-    """Cells that are computed together, in the order of each group's first."""
+    """Group the cells that are computed together, in the order of each group's first."""
     groups: dict[str, list[StudyCell]] = {}
     for cell in cells:
         groups.setdefault(cell.group_key, []).append(cell)
@@ -76,18 +76,18 @@ def run_cells(
     progress: Progress,
     say: Callable[[str], None],
 ) -> None:
-    """Compute all cells and those that they need; return when all are finished, by whomever.
+    """Compute all cells and those that they need; return once each is finished, whichever process did it.
 
-    A cell that fails (its loss is not finite, a library is missing, ...) is noted, and the others go on.
+    A cell that fails (its loss is non-finite, a library is missing, ...) is noted, and the others continue.
 
     Args:
-        cells: wanted, the most important first.
-        known: all cells of the study; a training of some of them that was interrupted is gone on with.
-        progress: where what was done is noted.
-        say: called with lines for the user.
+        cells: the requested cells, the most important first.
+        known: all cells of the study; an interrupted training of some of them is resumed.
+        progress: records what was done.
+        say: prints a line for the user.
 
     Raises:
-        RotnetError: what no other cell would survive, either: a full disk, ...
+        RotnetError: an error that would stop every other cell, too, such as a full disk.
         Interrupted: stopped by a signal, with everything saved.
     """
     is_waiting = False
@@ -115,7 +115,7 @@ def run_cells(
 
 
 def _claim(context: Context, pending: Sequence[StudyCell]) -> tuple[list[StudyCell], FileLock] | None:
-    """The first group that can be computed and that nobody else computes, and its lock."""
+    """Return the first group that can be computed and that no other process computes, and its lock."""
     unfinished = set(pending)
     for group in grouped(pending):
         if any(need in unfinished for need in group[0].needs):
@@ -145,7 +145,7 @@ def _run_group(
     else:
         relatives = [cell for cell in with_needs(known) if cell.group_key == first.group_key]
         group, folder, was_begun = context.results.claim_work(group, relatives)
-    say(f"--- {describe(group)}{' (going on)' if was_begun else ''}")
+    say(f"--- {describe(group)}{' (resuming)' if was_begun else ''}")
     start = time.monotonic()
     try:
         found = KINDS[first.kind](context, group, folder)
@@ -155,9 +155,9 @@ def _run_group(
         if not is_network:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, CheckpointError) and was_begun and not is_network:
-            say(f"what was begun cannot be gone on with ({error}); starting it again")
+            say(f"cannot resume ({error}); starting again")
             return
-        # Cells that were wanted, but not begun together with these, get an attempt of their own.
+        # Requested cells that were not begun together with these get an attempt of their own.
         say(f"FAILED: {describe(group)}: {error}")
         progress.failed.update(dict.fromkeys(group, error))
         return
@@ -181,7 +181,7 @@ def _run_group(
 
 
 def describe(group: Sequence[StudyCell]) -> str:
-    """What a group computes, for people: ``conv2 conv on pretext, 4 blocks, 20 labels per class``."""
+    """Describe what a group computes, as in ``conv2 conv on pretext, 4 blocks, 20 labels per class``."""
     first, values = group[0], group[0].settings
     what = [" ".join(map(str, cell.member.values())) for cell in group if cell.member]
     parts = []

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rotnet_fast.checks import smallest_batch
+from rotnet_fast.checks import batches_of_one, smallest_batch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
@@ -18,7 +18,7 @@ SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
 
 StudyPreset = Literal["quickstart", "cpu", "slides", "paper", "official"]
-"""Presets that are recipes of everything that a study trains; speedrun is one of pretraining alone."""
+"""Presets that cover everything a study trains; speedrun covers pretraining alone."""
 
 MINIMUM_EPOCHS = 6
 """A pretraining has at least one epoch for each of the six points of Figure 5a."""
@@ -28,7 +28,7 @@ MINIMUM_IMAGES_PER_CLASS = 8
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long a preset trains what is not a pretraining, and in batches of how many images."""
+    """Epochs and batch size of the trainings of a preset."""
 
     pretext_epochs: int
     supervised_epochs: int
@@ -49,14 +49,14 @@ LENGTHS: dict[StudyPreset, Lengths] = {
 
 @dataclass(frozen=True)
 class StudyData:
-    """What a study needs to know of its data set, after the limits.
+    """Facts about a study's data set, after the limits.
 
     Attributes:
         name, display_name, classes, fingerprint: as in `rotnet_fast.data.datasets.Dataset`.
-        train_images, test_images: how many.
-        smallest_class: training images of the class that has fewest.
-        channels, image_size: of an image; H = W.
-        limit_train, limit_test: how many images were kept of more; None for all.
+        train_images, test_images: number of images.
+        smallest_class: training images of the class with the fewest.
+        channels, image_size: channels and side of an image, in pixels.
+        limit_train, limit_test: how many of more images were kept; None for all.
     """
 
     name: str
@@ -78,7 +78,7 @@ class StudySettings:
 
     Attributes:
         preset: recipe of the pretraining.
-        scale: fraction of epochs and of training images that was asked for.
+        scale: requested fraction of the epochs and of the training images.
         data: the data set.
         precision: fp32, bf16 or fp16.
         pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
@@ -114,15 +114,15 @@ class StudySettings:
         return _shares(self.data.smallest_class)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for study.json."""
+        """Return plain values for study.json."""
         return {**asdict(self), "pretext": self.pretext.recipe()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StudySettings:
-        """The settings that :meth:`to_json` gave, read from JSON (lists become tuples again).
+        """Make settings from what :meth:`to_json` returned and JSON kept (lists become tuples again).
 
         Raises:
-            KeyError, TypeError: it was written by another version.
+            KeyError, TypeError: another version wrote them.
         """
         data = {key: _frozen(value) for key, value in values["data"].items()}
         config = PretrainConfig.from_recipe(values["pretext"], preset=values["preset"])
@@ -130,7 +130,7 @@ class StudySettings:
 
 
 def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
-    """Settings of a study at a scale.
+    """Make the settings of a study at a scale.
 
     Args:
         preset: name of a recipe.
@@ -148,10 +148,8 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         )
     lengths = LENGTHS[preset]
     if smallest_batch(data.train_images, lengths.batch_size) == 1:
-        raise ArgumentError(
-            f"{data.train_images} training images leave a last batch of one, on which BatchNorm cannot "
-            f"train; use one fewer with --limit-train {data.train_images - 1}"
-        )
+        remedy = f"use one fewer with --limit-train {data.train_images - 1}"
+        raise batches_of_one(data.train_images, lengths.batch_size, remedy=remedy)
     base = PRESETS[preset]()
     epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
     config = replace(
@@ -177,7 +175,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
 
 
 def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
-    """Training images at a scale, the same number of each class; None for all of them."""
+    """Return how many training images a scale leaves, the same number of each class; None for all of them."""
     if scale == 1:
         return None
     per_class = max(MINIMUM_IMAGES_PER_CLASS, round(train_images * scale / classes))
@@ -185,7 +183,7 @@ def limit_at_scale(scale: float, train_images: int, classes: int) -> int | None:
 
 
 def _shares(smallest_class: int) -> tuple[int, ...]:
-    """20, 100, 400, 1000 and 5000 of 5000, for a class of another size; strictly increasing."""
+    """Scale 20, 100, 400, 1000 and 5000 of 5000 to a class of another size; strictly increasing."""
     counts: list[int] = []
     for count in (20, 100, 400, 1000):
         share = round(count * smallest_class / 5000) if smallest_class < 5000 else count

@@ -26,21 +26,93 @@ from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.engine.run_folder import snapshot_path, write_json
-from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.errors import ArgumentError, DataError, RotnetError
+from rotnet_fast.json_files import Parts, read_object
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
 from rotnet_fast.study.settings import StudySettings
 
+_CELL: Parts = {
+    "key": str,
+    "kind": str,
+    "settings": dict,
+    "needs": list,
+    "result": dict,
+    "seconds": (int, float),
+    "group_seconds": (int, float),
+    "multiply_adds": (int, float),
+    "resumed": bool,
+    "command": str,
+    "finished": str,
+    "environment": dict,
+}
+"""What a cell's file holds."""
+
+_ENVIRONMENT = ("rotnet_fast", "commit", "torch", "cuda", "python", "device", "cpu", "threads", "kernel")
+"""What a cell's file says of machine and versions."""
+
 
 def cell_path(folder: Path, key: str) -> Path:
-    """Where a study keeps a cell's result."""
+    """Return the file in which a study keeps a cell's result."""
     return folder / "cells" / f"{key}.json"
+
+
+def read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
+    """Read what a study's folder holds of a cell; None where the cell is not finished.
+
+    Raises:
+        DataError: the file is damaged, or belongs to another cell.
+    """
+    path = cell_path(folder, cell.key)
+    if not path.exists():
+        return None
+    content = read_object(path, "result of a cell", _CELL, REMEDY, DataError)
+    if content["key"] != cell.key:
+        raise DataError(f"{path} belongs to another cell; {REMEDY}")
+    for name in _ENVIRONMENT:
+        if name not in content["environment"]:
+            raise DataError(
+                f"{path} holds no result of a cell, as {name} is missing in its environment; {REMEDY}"
+            )
+    return content
+
+
+REMEDY = "delete it, and rotnet_fast.reproduce computes this cell again"
+"""What to do about the damaged file of a cell."""
+
+
+def read_study(
+    folder: Path, remedy: str, error: type[RotnetError] = ArgumentError
+) -> tuple[StudySettings, int]:
+    """Read the settings of the study in a folder, and how many seeds it has.
+
+    Args:
+        folder: of the study.
+        remedy: what the user can do if the study cannot be read.
+        error: class of the error to raise.
+
+    Raises:
+        error: the file cannot be read, holds no study, or was written by another version.
+    """
+    path = folder / STUDY_FILE
+    content = read_object(path, "study", {"format": int, "settings": object, "seeds": int}, remedy, error)
+    if content["format"] != RESULT_FORMAT:
+        raise error(
+            f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
+            f"version that wrote it, or run the study again in another folder"
+        )
+    if content["seeds"] < 1:
+        raise error(f"{path} has seeds {content['seeds']}, but a study has 1 or more; {remedy}")
+    try:
+        return StudySettings.from_json(content["settings"]), content["seeds"]
+    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+        raise error(f"{path} was written by another version ({reason!r}); {remedy}") from None
 
 
 class Results:
     """The folder of one study.
 
     Args:
-        path: folder; nothing is made before something is written.
+        path: of the folder, which is only made when something is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,8 +123,8 @@ class Results:
         """Record what the folder is about.
 
         Raises:
-            ArgumentError: it holds a study with other settings.
-            CannotWriteError: it cannot be written.
+            ArgumentError: the folder holds a study with other settings.
+            CannotWriteError: the file cannot be written.
         """
         for folder in ("cells", "locks", "runs", "work"):
             ensure_folder(self.path / folder)
@@ -63,30 +135,21 @@ class Results:
             write_json(self.path / STUDY_FILE, content)
 
     def read_settings(self) -> tuple[StudySettings, int] | None:
-        """Settings and number of seeds; None for a folder that holds no study.
+        """Return settings and number of seeds; None for a folder that holds no study.
 
         Raises:
-            DataError: they cannot be read.
+            DataError: the settings cannot be read.
         """
-        path = self.path / STUDY_FILE
-        if not path.exists():
+        if not (self.path / STUDY_FILE).exists():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != RESULT_FORMAT:
-                raise ValueError(f"format {content['format']} instead of {RESULT_FORMAT}")
-            return StudySettings.from_json(content["settings"]), int(content["seeds"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged or of another version ({error}); restore it, or choose another --output"
-            ) from error
+        return read_study(self.path, "restore it, or choose another --output", DataError)
 
     def check(self, settings: StudySettings) -> int | None:
-        """Seeds of the study that the folder holds; None where it holds none.
+        """Return the number of seeds of the study in the folder; None where there is no study.
 
         Raises:
-            ArgumentError: it holds a study with other settings.
-            DataError: its settings cannot be read.
+            ArgumentError: the folder holds a study with other settings.
+            DataError: the settings of the study cannot be read.
         """
         known = self.read_settings()
         if known is None:
@@ -101,42 +164,49 @@ class Results:
         return known[1]
 
     def read(self, cell: StudyCell) -> dict[str, Any] | None:
-        """What was found for a cell; None where it is not finished.
+        """Return the content of a cell's file; None where the cell is not finished.
 
         Raises:
-            DataError: its file is damaged, or belongs to another cell.
+            DataError: the file is damaged, or belongs to another cell.
         """
-        path = cell_path(self.path, cell.key)
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if content["key"] != cell.key or not isinstance(content["result"], dict):
-                raise ValueError("it belongs to another cell")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}); remove it, and the cell is computed again"
-            ) from error
-        self._finished.add(cell.key)
+        content = read_cell(self.path, cell)
+        if content is not None:
+            self._finished.add(cell.key)
         return content
 
     def is_finished(self, cell: StudyCell) -> bool:
-        """Whether a cell has a result; files are read once.
+        """Tell whether a cell has a result; files are read once.
 
         Raises:
             DataError: see :meth:`read`.
         """
         return cell.key in self._finished or self.read(cell) is not None
 
-    def write(self, cell: StudyCell, result: Mapping[str, Any], **details: Any) -> None:
+    def write(
+        self,
+        cell: StudyCell,
+        result: Mapping[str, Any],
+        *,
+        seconds: float,
+        group_seconds: float,
+        multiply_adds: float,
+        resumed: bool,
+        command: str,
+        environment: Mapping[str, Any],
+    ) -> None:
         """Record a finished cell.
 
         Args:
+            cell: the finished cell.
             result: plain values.
-            details: what else is worth knowing: seconds, environment, ...
+            seconds, group_seconds: time of the cell, as its share of the group's, and of the group.
+            multiply_adds: work of the group's networks.
+            resumed: whether the group was begun by an earlier process.
+            command: command line that computed the cell.
+            environment: versions and hardware, see `rotnet_fast.engine.run_folder.environment`.
 
         Raises:
-            CannotWriteError: it cannot be written.
+            CannotWriteError: the file cannot be written.
         """
         content = {
             "format": RESULT_FORMAT,
@@ -147,33 +217,38 @@ class Results:
             "needs": [need.key for need in cell.needs],
             "result": dict(result),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **details,
+            "seconds": seconds,
+            "group_seconds": group_seconds,
+            "multiply_adds": multiply_adds,
+            "resumed": resumed,
+            "command": command,
+            "environment": dict(environment),
         }
         write_json(cell_path(self.path, cell.key), content)
 
     def has_network(self, cell: StudyCell) -> bool:
-        """Whether the weights that other cells start from are there, snapshots included."""
+        """Tell whether the weights that other cells start from exist, snapshots included."""
         epochs = [None, *cell.settings.get("snapshots", ())]
         return all(self.network(cell, epoch).is_file() for epoch in epochs)
 
     def network(self, cell: StudyCell, epoch: int | None = None) -> Path:
-        """Checkpoint of a cell's network after its last epoch, or of a snapshot."""
+        """Return the checkpoint of a cell's network after its last epoch, or a snapshot."""
         run = self.run_folder(cell)
         if epoch is None:
             return run / "checkpoints" / "last.pt"
         return snapshot_path(run, epoch)
 
     def run_folder(self, cell: StudyCell) -> Path:
-        """Where a cell's network is trained and kept."""
+        """Return the folder in which a cell's network is trained and kept."""
         return self.path / "runs" / cell.key
 
     def lock(self, cell: StudyCell) -> FileLock:
-        """The lock of a cell's group."""
+        """Return the lock of a cell's group."""
         return FileLock(self.path / "locks" / cell.group_key)
 
     @contextmanager
     def waiting_lock(self, name: str) -> Iterator[None]:
-        """Context that holds a lock which nobody holds for long."""
+        """Hold a lock that no process holds for long."""
         folder = self.path / "locks"
         ensure_folder(folder)
         lock = FileLock(folder / name)
@@ -190,12 +265,12 @@ class Results:
     def claim_work(
         self, cells: list[StudyCell], group: list[StudyCell]
     ) -> tuple[list[StudyCell], Path, bool]:
-        """The cells to compute under a group's lock, and the folder to do it in.
+        """Decide which cells to compute under a group's lock, and in which folder.
 
-        What an interrupted process was computing is finished first, so that its checkpoint serves.
+        Whatever an interrupted process was computing is finished first, so that its checkpoint is used.
 
         Args:
-            cells: unfinished cells of one group that are wanted.
+            cells: requested, unfinished cells of one group.
             group: all cells of that group that this process knows.
 
         Returns:
@@ -217,6 +292,6 @@ class Results:
 
 
 def _flat(settings: StudySettings) -> dict[str, Any]:
-    """Settings as one dictionary, those of the data set and of the pretraining included."""
+    """Return the settings as one dictionary, those of the data set and of the pretraining included."""
     values = settings.to_json()
     return {**values.pop("data"), **values.pop("pretext"), **values}

@@ -5,11 +5,10 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,12 @@ from typing import Any
 from rotnet_fast.engine.output import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
-from rotnet_fast.paper import Circumstances
-from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell, with_needs
+from rotnet_fast.protocols.result import Cell, Circumstances
+from rotnet_fast.study.builder import Builder
+from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
-from rotnet_fast.study.store import cell_path
-
-_PARTS: Mapping[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "settings": dict,
-    "needs": list,
-    "result": dict,
-    "seconds": (int, float),
-    "finished": str,
-    "environment": dict,
-}
-"""What a cell's file holds, and as what."""
+from rotnet_fast.study.store import REMEDY, cell_path, read_cell, read_study
 
 
 @dataclass(frozen=True)
@@ -40,8 +29,8 @@ class Number:
     """One entry with the values that its cells gave.
 
     Attributes:
-        entry: of the plan.
-        by_seed: seed -> value in percent; only of the seeds that have been run.
+        entry: entry of the plan.
+        by_seed: seed -> value in percent, for the seeds that have been run.
     """
 
     entry: Entry
@@ -49,12 +38,12 @@ class Number:
 
     @property
     def n(self) -> int:
-        """How many values there are."""
+        """Number of values."""
         return len(self.by_seed)
 
     @property
     def mean(self) -> float | None:
-        """Over the seeds; None where nothing has been run."""
+        """Mean over the seeds; None where nothing has been run."""
         return statistics.fmean(self.by_seed.values()) if self.by_seed else None
 
     @property
@@ -65,14 +54,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Study:
-    """All that a report says comes from here.
+    """The results of a study, from which everything in a report comes.
 
     Attributes:
-        folder: where the results lie.
-        settings: of the study.
-        seeds: the most that were asked for.
+        folder: folder of the results.
+        settings: settings of the study.
+        seeds: largest number of seeds that was requested.
         entries: the whole plan.
-        files: key -> content of the cell files that exist.
+        files: key -> content of the cell's file, for every finished cell.
     """
 
     folder: Path
@@ -81,9 +70,9 @@ class Study:
     entries: tuple[Entry, ...]
     files: Mapping[str, Mapping[str, Any]]
 
-    @property
+    @cached_property
     def circumstances(self) -> Circumstances:
-        """What decides whether a difference to a published number means something."""
+        """The facts that decide whether the numbers may be compared with the published ones."""
         settings = self.settings
         data = settings.data
         return Circumstances(
@@ -102,12 +91,12 @@ class Study:
     @property
     def comparable(self) -> bool:
         """Whether a difference to a published number means something."""
-        return not self.circumstances.obstacles()
+        return self.circumstances.comparable
 
     @property
     def commits(self) -> tuple[str, ...]:
-        """Of the program, as recorded with the cells, sorted."""
-        found = (content["environment"].get("commit") for content in self.files.values())
+        """Commits of the program, as recorded with the cells, sorted."""
+        found = (content["environment"]["commit"] for content in self.files.values())
         return tuple(sorted({str(commit) for commit in found if commit}))
 
     @cached_property
@@ -120,37 +109,31 @@ class Study:
         }
 
     def of(self, item: str) -> list[Number]:
-        """The numbers of a table or figure."""
+        """Return the numbers of a table or figure."""
         return [number for (its_item, _), number in self.numbers.items() if its_item == item]
 
     def number(self, item: str, name: str) -> Number:
-        """One of them."""
+        """Return one number."""
         return self.numbers[item, name]
 
     def entry(self, item: str, name: str) -> Entry:
-        """An entry of the plan."""
+        """Return one entry of the plan."""
         return next(entry for entry in self.entries if (entry.item, entry.name) == (item, name))
 
     def results(self, entry: Entry) -> dict[int, Mapping[str, Any]]:
-        """Seed -> the whole result of the entry's cell, of the seeds that have been run."""
+        """Return seed -> the whole result of the entry's cell, for the seeds that have been run."""
         return {
             seed: self.files[cell.key]["result"]
             for seed, cell in enumerate(entry.cells)
             if cell.key in self.files
         }
 
-    def difference(self, number: Number) -> float | None:
-        """Ours minus published, in points; None where that is not a comparison."""
-        if not self.comparable or number.mean is None or number.entry.published is None:
-            return None
-        return number.mean - number.entry.published
-
     def standard_error(self, accuracy: float) -> float:
-        """Of an accuracy in percent that was measured on the test images: binomial, in points."""
+        """Return the binomial standard error, in points, of an accuracy in percent on the test images."""
         return 100 * math.sqrt(accuracy / 100 * (1 - accuracy / 100) / self.settings.data.test_images)
 
     def schedule(self, entry: Entry) -> str:
-        """Epochs of the trainings that gave an entry, one after another; empty where none was run."""
+        """Return the epochs of the trainings behind an entry, one after another; empty where none was run."""
         for cell in entry.cells:
             if cell.key in self.files:
                 snapshot = cell.settings.get("snapshot")
@@ -161,12 +144,12 @@ class Study:
         return ""
 
     def machines(self, entries: Iterable[Entry]) -> str:
-        """Short names of the machines that computed the entries' cells."""
+        """Return the short names of the machines that computed the entries' cells."""
         names = {self.machine_of(cell) for entry in entries for cell in entry.cells if cell.key in self.files}
         return ", ".join(sorted(names, key=lambda name: int(name[1:])))
 
     def machine_of(self, cell: StudyCell) -> str:
-        """Short name of the machine that computed a cell, which has been run."""
+        """Return the short name of the machine that computed a finished cell."""
         return self.machine_names[_machine(self.files[cell.key]["environment"])]
 
     @cached_property
@@ -187,15 +170,14 @@ class Study:
                 value = self.files[cell.key]["result"].get(entry.value)
                 is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 if not is_number or not math.isfinite(value):
-                    raise _damaged(
-                        cell_path(self.folder, cell.key), f"its result has no number {entry.value!r}"
-                    )
+                    path = cell_path(self.folder, cell.key)
+                    raise DataError(f"{path} holds no number {entry.value!r}; {REMEDY}")
                 values[seed] = float(value)
         return values
 
 
 def is_study(folder: Path) -> bool:
-    """Whether a folder is one of `rotnet_fast.reproduce`."""
+    """Tell whether `rotnet_fast.reproduce` wrote a folder."""
     return (named(folder) / STUDY_FILE).exists()
 
 
@@ -203,74 +185,61 @@ def load_study(folder: Path) -> Study:
     """Read a study's folder, whatever part of it has been run.
 
     Raises:
-        ArgumentError: it is not the folder of a study, or that of another version.
-        DataError: the file of a cell is damaged or not one.
+        ArgumentError: the folder holds no study, or one of another version.
+        DataError: the file of a cell is damaged.
     """
-    path = named(folder) / STUDY_FILE
+    folder = named(folder)
     remedy = "give a folder that rotnet_fast.reproduce wrote"
+    settings, seeds = read_study(folder, remedy)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{path} cannot be read ({error}); {remedy}") from None
-    if not isinstance(content, dict) or not {"format", "settings", "seeds"} <= content.keys():
-        raise ArgumentError(f"{path} holds no study; {remedy}")
-    if content["format"] != RESULT_FORMAT:
-        raise ArgumentError(
-            f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
-            f"version that wrote it, or run the study again in another folder"
-        )
-    try:
-        settings = StudySettings.from_json(content["settings"])
-        seeds = int(content["seeds"])
         entries = tuple(make_plan(settings, seeds))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
+        path = folder / STUDY_FILE
         raise ArgumentError(f"{path} was written by another version ({error!r}); {remedy}") from None
-    if seeds < 1:
-        raise ArgumentError(f"{path} has seeds {seeds}, but a study has 1 or more; {remedy}")
     files = {}
     for cell in with_needs(cell for entry in entries for cell in entry.cells):
-        content = _read_cell(folder, cell)
+        content = read_cell(folder, cell)
         if content is not None:
             files[cell.key] = content
     return Study(folder, settings, seeds, entries, files)
 
 
-def _read_cell(folder: Path, cell: StudyCell) -> dict[str, Any] | None:
-    """Content of a cell's file, checked; None where there is none."""
-    path = cell_path(folder, cell.key)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(content, dict) or content.get("key") != cell.key:
-        raise _damaged(path, "it does not hold the cell that its name says")
-    for name, kind in _PARTS.items():
-        if not isinstance(content.get(name), kind):
-            raise _damaged(path, f"its {name} is missing or not one")
-    return content
+def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
+    """Return what was found on the frozen features of one pretraining, like an evaluation's ``results.json``.
 
+    These are the classifiers of the faithful protocol with all labels, sorted by head and layer; ablations
+    and snapshots are left out.
 
-def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(
-        f"{path} is damaged ({reason}); delete it, and rotnet_fast.reproduce computes this cell again"
-    )
+    Args:
+        study: the study that the pretraining belongs to.
+        pretext: key of the pretraining's cell.
+    """
+    settings = study.settings
+    network = next(cell for cell in with_needs(study.cells) if cell.key == pretext)
+    build = Builder(settings, network.settings["seed"])
+    cells = []
+    for cell in study.cells:
+        if cell.needs != (network,) or cell.kind not in ("head", "knn", "linear"):
+            continue
+        layer, head = cell.placement
+        is_faithful = cell.kind != "head" or cell == build.head(network, layer, head)
+        if is_faithful and cell.key in study.files:
+            cells.append(Cell.of("frozen", layer, head, "", study.files[cell.key]["result"]["confusion"]))
+    return {
+        "dataset": asdict(settings.data),
+        "settings": {"epochs": settings.head_epochs, "seed": build.seed, "images_per_class": None},
+        "cells": [asdict(cell) for cell in sorted(cells, key=lambda cell: (cell.head, cell.layer))],
+    }
 
 
 def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
-    """Hardware and versions of a cell's environment."""
-    device, cpu = environment.get("device") or "unknown", environment.get("cpu") or "unknown"
-    threads = environment.get("threads")
+    """Return hardware, versions and kernel of a cell's environment."""
+    device, cpu = environment["device"] or "unknown", environment["cpu"] or "unknown"
+    threads, cuda = environment["threads"], environment["cuda"]
     hardware = str(device) if device == cpu else f"{device}; host {cpu}"
-    if threads is not None:
-        hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
-    cuda = environment.get("cuda")
-    versions = [f"torch {environment.get('torch') or 'unknown'}"]
+    hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
+    versions = [f"torch {environment['torch']}"]
     if cuda:
         versions.append(f"CUDA {cuda}")
-    versions += [
-        f"Python {environment.get('python') or 'unknown'}",
-        f"rotnet_fast {environment.get('rotnet_fast') or 'unknown'}",
-    ]
-    return hardware, ", ".join(versions), str(environment.get("kernel") or "unknown")
+    versions += [f"Python {environment['python']}", f"rotnet_fast {environment['rotnet_fast']}"]
+    return hardware, ", ".join(versions), str(environment["kernel"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rotnet_fast.study.document import (
+from rotnet_fast.study.pages.document import (
     Block,
     Bullets,
     Code,
@@ -20,7 +20,7 @@ from rotnet_fast.study.document import (
 
 
 def render_markdown(document: Document) -> str:
-    """The whole report; pictures are links into the folder ``figures`` beside it."""
+    """Render the whole report; pictures are links into the folder ``figures`` next to it."""
     parts = [f"# {_inline(document.title)}", *map(render_block, document.lead)]
     parts.append(
         "\n".join(f"- [{_inline(section.title)}](#{section.anchor})" for section in document.sections)
@@ -32,7 +32,7 @@ def render_markdown(document: Document) -> str:
 
 
 def render_block(block: Block) -> str:
-    """One block, without blank lines around it."""
+    """Render one block, without blank lines around it."""
     if isinstance(block, Paragraph):
         return _inline(block.text)
     if isinstance(block, Bullets):
@@ -45,7 +45,7 @@ def render_block(block: Block) -> str:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Header, alignment and rows of a table, without its caption and note."""
+    """Render header, alignment and rows of a table, without its caption and note."""
     alignment = ["---:" if column in table.numeric else "---" for column in range(len(table.header))]
     lines = [table.header, *table.rows]
     rendered = ["| " + " | ".join(map(_inline, line)) + " |" for line in lines]
@@ -60,7 +60,7 @@ def _table(table: Table) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text with code spans kept and everything else that Markdown would interpret escaped."""
+    """Keep code spans, and escape everything else that Markdown would interpret."""
     rendered = ""
     for is_code, piece in code_spans(text):
         if is_code:

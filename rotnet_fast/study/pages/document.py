@@ -1,6 +1,6 @@
-"""A report as a list of sections, which `rotnet_fast.study.markdown` and `.html` render.
+"""A report as a list of sections, which `rotnet_fast.study.pages.markdown` and `.html` render.
 
-Texts are plain; what stands between backticks is code. Nothing else is markup.
+Texts are plain, except that text between backticks is code.
 Importing this module does not import torch.
 """
 
@@ -40,9 +40,9 @@ class Table:
     Attributes:
         caption: what the table shows, complete without the text around it.
         header: column titles.
-        rows: as many texts each as the header has.
+        rows: one text per column each.
         numeric: columns that are right-aligned.
-        note: small print below it.
+        note: small print below the table.
     """
 
     caption: str
@@ -57,9 +57,9 @@ class Figure:
     """A picture of the folder ``figures``.
 
     Attributes:
-        name: file name without its ending.
+        name: file name without its suffix.
         alt: what it shows, for readers who cannot see it.
-        caption: below it.
+        caption: text below the picture.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Target of links, by the rule of GitHub for Markdown headings."""
+        """Target of links, by GitHub's rule for Markdown headings."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
 
@@ -93,13 +93,20 @@ class Document:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a data set's name, in which a backtick is no markup."""
+    """Make text from outside, such as a data set's name, safe to embed: its backticks are no markup."""
     return text.replace("`", "'")
 
 
 def code_spans(text: str) -> list[tuple[bool, str]]:
-    """A text in pieces: (whether it is code, piece)."""
+    """Split a text into pieces: (whether it is code, piece)."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return [(False, text)]
     return [(position % 2 == 1, piece) for position, piece in enumerate(pieces) if piece]
+
+
+def figure(drawn: frozenset[str], name: str, alt: str, caption: str) -> tuple[Block, ...]:
+    """Return a figure if it has been drawn, else a sentence saying that it was not."""
+    if name in drawn:
+        return (Figure(name, alt, caption),)
+    return (Paragraph(f"Not run: no figure. ({caption})"),)

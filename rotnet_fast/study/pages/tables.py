@@ -9,73 +9,53 @@ import statistics
 from collections.abc import Sequence
 
 from rotnet_fast import paper
-from rotnet_fast.study.builder import BATCHNORM_MODES
-from rotnet_fast.study.document import NOT_RUN, Table, plain
+from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
+from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
-NO_VALUE = "-"
+NETWORKS = {"rotation": "rotation network", "supervised": "supervised network"}
+"""Key in the result of an attention or filters cell -> its name."""
 
 SERIES = {"rotation": "rotation", "object": "object", "rotnet": "RotNet", "supervised": "supervised"}
 """Series of a figure -> its name in tables."""
 
 
 def value(number: Number) -> str:
-    """Mean, and standard deviation where there are several values."""
+    """Format the mean, and the standard deviation of several values."""
     if number.mean is None:
         return NOT_RUN
     spread = "" if number.deviation is None else f" ± {number.deviation:.2f}"
     return f"{number.mean:.2f}{spread}"
 
 
-def points(difference: float | None) -> str:
-    """A difference with its sign."""
-    return NO_VALUE if difference is None else f"{difference:+.2f}"
-
-
 def accuracy(published: float | None) -> str:
-    """A published number."""
+    """Format a published number."""
     return NO_VALUE if published is None else f"{published:.2f}"
 
 
 def data_set(study: Study) -> str:
-    """The data set's name, as text."""
+    """Return the data set's name as text of the report."""
     return plain(study.settings.data.display_name)
 
 
-def published_name(study: Study) -> str:
-    """What the paper's numbers are called beside ours."""
-    return "published" if study.comparable else "CIFAR-10 reference"
-
-
 def mean_difference(number: Number, other: Number) -> float | None:
-    """First minus second over the seeds that both have, in points; None where there is none."""
+    """Return first minus second, in points, over the seeds that both have; None without a common seed."""
     common = sorted(set(number.by_seed) & set(other.by_seed))
     differences = [number.by_seed[seed] - other.by_seed[seed] for seed in common]
     return statistics.fmean(differences) if differences else None
 
 
-def published_header(study: Study) -> tuple[str, ...]:
-    """Titles of the columns that stand beside ours."""
-    return (published_name(study), "difference") if study.comparable else (published_name(study),)
-
-
-def published_cells(study: Study, number: Number) -> tuple[str, ...]:
-    """Texts of these columns."""
-    published = accuracy(number.entry.published)
-    return (published, points(study.difference(number))) if study.comparable else (published,)
-
-
 def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
-    """One row per number, with its schedule and machine."""
-    beside = published_header(study)
+    """Make a table with one row per number, with its schedule and machine."""
+    beside = study.circumstances.header
     header = ("", "ours, %", "n", *beside, "epochs", "machine")
     rows = [
         (
             number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
             value(number),
             str(number.n),
-            *published_cells(study, number),
+            *study.circumstances.beside(number.mean, number.entry.published),
             study.schedule(number.entry) or NO_VALUE,
             study.machines([number.entry]) or NO_VALUE,
         )
@@ -85,9 +65,9 @@ def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str 
 
 
 def grid(study: Study, caption: str) -> Table:
-    """Table 1 as the paper prints it, with our row above the published one."""
+    """Make Table 1 as the paper prints it, with our row above the published one."""
     layers = list(paper.NONLINEAR_HEAD[5])
-    reference = published_name(study)
+    reference = study.circumstances.published_name
     rows = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         ours = [
@@ -101,7 +81,7 @@ def grid(study: Study, caption: str) -> Table:
 
 
 def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Table 3's other methods, in the columns of :func:`flat_table`."""
+    """Return Table 3's other methods, in the columns of :func:`flat_table`."""
     difference = ("",) if study.comparable else ()
     return tuple(
         (f"{name} (quoted from the paper, not run here)", "", "", accuracy(published), *difference, "", "")
@@ -110,7 +90,7 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
 
 
 def gaps(study: Study, caption: str) -> Table:
-    """How far below the supervised network each way of using the features is, ours and published."""
+    """Tabulate how far each way of using the features is from the supervised network, ours and published."""
     supervised = study.number("table3", "supervised")
     names = ["rotnet-nonlinear", "rotnet-conv"]
     names += [f"finetuned-{head}-lr{lr:g}" for head in ("nonlinear", "conv") for lr in FINE_TUNING_RATES]
@@ -126,39 +106,52 @@ def gaps(study: Study, caption: str) -> Table:
 
 
 def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, caption: str) -> Table:
-    """Table beside a figure: one row per position on its horizontal axis, two columns per series."""
+    """Make the table of a figure: one row per position on its horizontal axis, and columns per series."""
     series = list(dict.fromkeys(number.entry.series for number in numbers))
     positions = list(dict.fromkeys(number.entry.x for number in numbers))
     at = {(number.entry.x, number.entry.series): number for number in numbers}
     header = [first]
     for name in series:
-        header += [f"{SERIES[name]}, ours, %", "n", *published_header(study)]
+        header += [f"{SERIES[name]}, ours, %", "n", *study.circumstances.header]
     rows = []
     for position in positions:
         row = [f"{position:g}"]
         for name in series:
             number = at[position, name]
-            row += [value(number), str(number.n), *published_cells(study, number)]
+            row += [
+                value(number),
+                str(number.n),
+                *study.circumstances.beside(number.mean, number.entry.published),
+            ]
         rows.append(tuple(row))
     return Table(caption, tuple(header), tuple(rows), tuple(range(len(header))))
 
 
 def main_rows(study: Study, only_run: bool = False) -> Table:
-    """The numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
+    """Tabulate the numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
     few = study.settings.labels_per_class[0]
     numbers = [study.number("extras", "rotation-accuracy-0-90-180-270"), *study.of("table3")]
     numbers += [study.number("figure5b", f"{series}-{few}") for series in ("rotnet", "supervised")]
     if only_run:
         numbers = [number for number in numbers if number.n]
-    beside = published_header(study)
+    beside = study.circumstances.header
     rows = [
         (
             number.entry.title[:1].upper() + number.entry.title[1:],
             value(number),
             str(number.n),
-            *published_cells(study, number),
+            *study.circumstances.beside(number.mean, number.entry.published),
         )
         for number in numbers
     ]
     caption = f"Test accuracy in % on {data_set(study)}"
     return Table(caption, ("", "ours, %", "n", *beside), tuple(rows), tuple(range(1, 3 + len(beside))))
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Format the mean, and the standard deviation of several values; values that are None are left out."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "undefined"
+    text = f"{statistics.fmean(known):.{digits}f}"
+    return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rotnet_fast.paper import orientation
-from rotnet_fast.study.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.pages.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.summary import Study
-from rotnet_fast.study.tables import data_set, main_rows
 
 REFERENCE = (
     "Gidaris, Singh, Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018"
@@ -18,18 +17,18 @@ REFERENCE = (
 
 
 SCHEDULES = (
-    "In the tables below, epochs are those of the trainings that gave a number, one after another: of the "
-    "pretext, then of what was trained on its features."
+    "In the tables below, the epochs of a number are those of the trainings behind it, in order: first the "
+    "pretext, then what was trained on its features."
 )
 
 
 def title(study: Study) -> str:
-    """Of the report."""
+    """Return the report's title."""
     return f"RotNet on {data_set(study)}: every table and figure"
 
 
 def lead(study: Study, orderings: str) -> tuple[Block, ...]:
-    """What stands above the table of contents.
+    """Return what stands above the table of contents.
 
     Args:
         orderings: how many of them hold, as a sentence.
@@ -47,13 +46,13 @@ def lead(study: Study, orderings: str) -> tuple[Block, ...]:
 
 
 def state(study: Study) -> str:
-    """Whether all of it has been run."""
+    """Say how much of the study has been run."""
     run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
     return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
 
 
 def meaning(study: Study) -> str:
-    """What the numbers are, and what they may be compared with."""
+    """Say what the numbers are, and what they may be compared with."""
     text = "Accuracies are in % of the test images, after the last epoch of each training"
     if study.seeds > 1:
         text += "; ± is the sample standard deviation over the n seeds"
@@ -66,11 +65,11 @@ def meaning(study: Study) -> str:
         )
         return text + f"Published numbers are those of the paper, on {images}."
     circumstances = replace(study.circumstances, display_name=data_set(study))  # as text of the report
-    return text + orientation(circumstances.obstacles())
+    return text + circumstances.caveat
 
 
 def what_was_run(study: Study) -> Section:
-    """Data, recipe, seeds, machines and cost."""
+    """Show data, recipe, seeds, machines and cost."""
     settings = study.settings
     pretext = settings.pretext
     rows = [
@@ -101,8 +100,8 @@ def what_was_run(study: Study) -> Section:
     if study.files:
         seconds = sum(float(content["seconds"]) for content in study.files.values())
         finished = [str(content["finished"]) for content in study.files.values()]
-        resumed = sum(bool(content.get("resumed")) for content in study.files.values())
-        attempts = f", of {resumed} interrupted ones the last attempt alone" if resumed else ""
+        resumed = sum(content["resumed"] for content in study.files.values())
+        attempts = f"; of {resumed} resumed, the last attempt alone is counted" if resumed else ""
         rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours{attempts}"))
         if study.commits:
             rows.append(("commits of the program", plain(", ".join(study.commits))))
@@ -124,9 +123,9 @@ def what_was_run(study: Study) -> Section:
 
 
 def how_to_regenerate(study: Study) -> Section:
-    """Commands."""
-    recorded = dict.fromkeys(str(content.get("command") or "") for content in study.files.values())
-    commands = sorted(command for command in recorded if command) or ["python -m rotnet_fast.reproduce"]
+    """Show the commands that write the report and compute the cells."""
+    recorded = {content["command"] for content in study.files.values()}
+    commands = sorted(filter(None, recorded)) or ["python -m rotnet_fast.reproduce"]
     return Section(
         "How to regenerate this report",
         (
@@ -136,7 +135,9 @@ def how_to_regenerate(study: Study) -> Section:
                 "this file:"
             ),
             Code("python -m rotnet_fast.report ."),
-            Paragraph("What computed the cells, as recorded with them (finished cells are not run again):"),
+            Paragraph(
+                "These commands computed the cells, as recorded with them (finished cells are not run again):"
+            ),
             Code("\n".join(commands)),
             Bullets(
                 (

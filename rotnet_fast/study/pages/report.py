@@ -10,22 +10,27 @@ from pathlib import Path
 from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import followed, named
-from rotnet_fast.study import overview, sections, sections_beyond, sections_pictures
-from rotnet_fast.study.document import Document, plain
-from rotnet_fast.study.figures import draw_figures
-from rotnet_fast.study.html import data_uri, render_html
-from rotnet_fast.study.markdown import render_markdown, table_lines
-from rotnet_fast.study.orderings import find_correlation, find_orderings
+from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
+from rotnet_fast.study.pages.document import Document, plain
+from rotnet_fast.study.pages.figures import draw_figures
+from rotnet_fast.study.pages.html import data_uri, render_html
+from rotnet_fast.study.pages.markdown import render_markdown, table_lines
+from rotnet_fast.study.pages.orderings import (
+    find_correlation,
+    find_orderings,
+    orderings_section,
+    orderings_sentence,
+)
+from rotnet_fast.study.pages.tables import main_rows
 from rotnet_fast.study.store import Results
 from rotnet_fast.study.summary import Study, load_study
-from rotnet_fast.study.tables import main_rows
 
 BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 """Lines of a README between which the table of a study stands."""
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write the report of the study in a folder, whatever part of it has been run.
+    """Write the report of the study in a folder; the study may be incomplete.
 
     Returns:
         The files written.
@@ -53,42 +58,42 @@ def _write(study: Study, folder: Path) -> list[Path]:
 
 
 def make_document(study: Study, drawn: frozenset[str]) -> Document:
-    """The report as sections.
+    """Make the report's sections.
 
     Args:
-        drawn: names of the figures that there are.
+        drawn: names of the figures that have been drawn.
     """
     orderings, correlation = find_orderings(study), find_correlation(study)
-    sentence = sections_beyond.orderings_sentence(orderings, correlation)
+    sentence = orderings_sentence(orderings, correlation)
     return Document(
         overview.title(study),
         overview.lead(study, sentence),
         (
             overview.what_was_run(study),
-            sections.table1(study, drawn),
-            sections.table2(study, drawn),
-            sections.table3(study, drawn),
-            sections.figure5a(study, drawn),
-            sections.figure5b(study, drawn),
-            sections_pictures.figure3(study, drawn),
-            sections_pictures.figure4(study, drawn),
-            sections_beyond.rotation_accuracy(study),
-            sections_beyond.neighbours(study, drawn),
-            sections_pictures.per_class(study, drawn),
-            sections_pictures.calibration(study, drawn),
-            sections_pictures.embedding(study, drawn),
-            sections_beyond.ablations(study, drawn),
-            sections_beyond.orderings_section(study, orderings, correlation),
+            paper_tables.table1(study, drawn),
+            paper_tables.table2(study, drawn),
+            paper_tables.table3(study, drawn),
+            paper_figures.figure5a(study, drawn),
+            paper_figures.figure5b(study, drawn),
+            paper_figures.figure3(study, drawn),
+            paper_figures.figure4(study, drawn),
+            extras.rotation_accuracy(study),
+            extras.neighbours(study, drawn),
+            classes.per_class(study, drawn),
+            extras.calibration(study, drawn),
+            extras.embedding(study, drawn),
+            ablations.ablations(study, drawn),
+            orderings_section(study, orderings, correlation),
             overview.how_to_regenerate(study),
         ),
     )
 
 
 def readme_block(study: Study, source: str) -> str:
-    """The main numbers as Markdown, with what they are, for a README.
+    """Return the main numbers as Markdown, with what they are, for a README.
 
     Args:
-        source: where the study lies, as the README calls it.
+        source: the study's folder, as the README names it.
 
     Raises:
         ArgumentError: none of these numbers has been run.

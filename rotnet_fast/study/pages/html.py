@@ -9,7 +9,7 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from rotnet_fast.study.document import (
+from rotnet_fast.study.pages.document import (
     NOT_RUN,
     Block,
     Bullets,
@@ -89,7 +89,7 @@ figure img { display: block; max-width: max(100%, 34rem); height: auto; }
 
 
 def render_html(document: Document, pictures: Mapping[str, str]) -> str:
-    """The whole page.
+    """Render the whole page.
 
     Args:
         document: the report.
@@ -128,7 +128,7 @@ def render_html(document: Document, pictures: Mapping[str, str]) -> str:
 
 
 def data_uri(svg: bytes, png: bytes) -> str:
-    """One picture as a URI: lines as SVG, photographs, which make an SVG huge, as PNG."""
+    """Encode one picture as a URI: lines as SVG, photographs, which make an SVG huge, as PNG."""
     kind, content = ("svg+xml", svg) if len(svg) <= LARGEST_SVG else ("png", png)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 

@@ -5,9 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
@@ -19,19 +19,13 @@ from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 from rotnet_fast.plots.style import save
-from rotnet_fast.study.document import plain
+from rotnet_fast.study.pages.ablations import ablated_pairs
+from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
+from rotnet_fast.study.pages.document import plain
+from rotnet_fast.study.pages.tables import NETWORKS
 from rotnet_fast.study.plan import Entry
-from rotnet_fast.study.sections_beyond import ablated_pairs
-from rotnet_fast.study.sections_pictures import (
-    CONFUSED,
-    NETWORKS,
-    class_accuracies,
-    first_result,
-    summed_confusion,
-)
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
-from rotnet_fast.study.tables import published_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +34,7 @@ TEST_ACCURACY = "test accuracy in %"
 
 
 def draw_figures(study: Study, folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Write each figure of which there is anything to show, as PNG and SVG.
+    """Draw each figure that has anything to show, as PNG and SVG.
 
     Returns:
         Name -> its two files.
@@ -66,7 +60,7 @@ def draw_figures(study: Study, folder: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def table1(study: Study) -> Figure | None:
-    """Accuracy against the block, one line per network."""
+    """Draw accuracy against the block, one line per network."""
     lines = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         numbers = [study.number("table1", f"{blocks}-{layer}") for layer in published]
@@ -75,12 +69,12 @@ def table1(study: Study) -> Figure | None:
 
 
 def table2(study: Study) -> Figure | None:
-    """Accuracy of each set of rotations."""
+    """Draw the accuracy of each set of rotations."""
     return _bars(study, study.of("table2"))
 
 
 def table3(study: Study) -> Figure | None:
-    """All rows, ours and quoted."""
+    """Draw all rows, ours and quoted."""
     numbers = study.of("table3")
     quoted = [
         Bar(f"{name} (quoted)", None, published=accuracy) for name, accuracy in paper.OTHER_METHODS.items()
@@ -89,7 +83,7 @@ def table3(study: Study) -> Figure | None:
 
 
 def figure5a(study: Study) -> Figure | None:
-    """Both accuracies over the epochs."""
+    """Draw both accuracies over the epochs."""
     lines = []
     for position, series in enumerate(("rotation", "object")):
         line = _line(series, [number for number in study.of("figure5a") if number.entry.series == series])
@@ -101,7 +95,7 @@ def figure5a(study: Study) -> Figure | None:
 
 
 def figure5b(study: Study) -> Figure | None:
-    """Both networks over the number of labels."""
+    """Draw both networks over the number of labels."""
     lines = [
         _line(title, [number for number in study.of("figure5b") if number.entry.series == series])
         for series, title in (("rotnet", "RotNet + conv"), ("supervised", "supervised"))
@@ -110,7 +104,7 @@ def figure5b(study: Study) -> Figure | None:
 
 
 def features(study: Study) -> Figure | None:
-    """kNN and linear probes by layer."""
+    """Draw kNN and linear probes by layer."""
     lines = []
     for kind, title in (("knn", "kNN"), ("linear", "linear probe")):
         numbers = [study.number("extras", f"{kind}-conv{block}") for block in range(1, 5)]
@@ -121,21 +115,21 @@ def features(study: Study) -> Figure | None:
 
 
 def figure3(study: Study) -> Figure | None:
-    """Attention maps of both networks."""
+    """Draw attention maps of both networks."""
     result = first_result(study, "figure3", "attention") or {}
     networks = [(name, result[key]) for key, name in NETWORKS.items() if key in result]
     return attention(networks) if networks else None
 
 
 def figure4(study: Study) -> Figure | None:
-    """Filters of both networks."""
+    """Draw the filters of both networks."""
     result = first_result(study, "figure4", "filters") or {}
     networks = [(name, result[key]) for key, name in NETWORKS.items() if key in result]
     return filters(networks) if networks else None
 
 
 def per_class(study: Study) -> Figure | None:
-    """RotNet's accuracy of each class as bars, the supervised one's as marks."""
+    """Draw RotNet's accuracy of each class as bars, and the supervised network's as marks."""
     rotnet, supervised = (list(class_accuracies(study, name).values()) for name in CONFUSED)
     if not rotnet:
         return None
@@ -149,7 +143,7 @@ def per_class(study: Study) -> Figure | None:
 
 
 def confusion_of(name: str) -> Callable[[Study], Figure | None]:
-    """Function that draws the confusion matrix of an entry of Table 3."""
+    """Return a function that draws the confusion matrix of an entry of Table 3."""
 
     def draw(study: Study) -> Figure | None:
         matrix = summed_confusion(study, name)
@@ -164,7 +158,7 @@ def confusion_of(name: str) -> Callable[[Study], Figure | None]:
 
 
 def rotation_confusion(study: Study) -> Figure | None:
-    """Which rotations are taken for which."""
+    """Draw which rotations are taken for which."""
     result = first_result(study, "extras", "rotations")
     if result is None:
         return None
@@ -174,7 +168,7 @@ def rotation_confusion(study: Study) -> Figure | None:
 
 
 def of_rotations(draw: Callable[..., Figure], gallery: str = "") -> Callable[[Study], Figure | None]:
-    """Function that draws a part of the result on rotations, unless its gallery is empty."""
+    """Return a function that draws a part of the result on rotations, unless its gallery is empty."""
 
     def draw_part(study: Study) -> Figure | None:
         result = first_result(study, "extras", "rotations")
@@ -186,13 +180,13 @@ def of_rotations(draw: Callable[..., Figure], gallery: str = "") -> Callable[[St
 
 
 def embedding_of(study: Study) -> Figure | None:
-    """PCA and t-SNE of the first seed."""
+    """Draw PCA and t-SNE of the first seed."""
     result = first_result(study, "extras", "embedding")
     return None if result is None else embedding(result)
 
 
 def ablations(study: Study) -> Figure | None:
-    """Each ablation as a bar, the faithful run as a mark."""
+    """Draw each ablation as a bar, and the faithful run as a mark."""
     pairs = ablated_pairs(study)
     if not any(number.n for number, _ in pairs):
         return None
@@ -226,6 +220,12 @@ FIGURES: dict[str, tuple[Callable[[Study], Figure | None], tuple[str, ...]]] = {
 _ANY = Entry("", "", "", ())
 
 
+def first_result(study: Study, item: str, name: str) -> Mapping[str, Any] | None:
+    """Return the result of the first seed that has been run, for figures that show one network."""
+    results = study.results(study.entry(item, name))
+    return results[min(results)] if results else None
+
+
 def _line(label: str, numbers: Sequence[Number], x: Sequence[float] | None = None) -> Line:
     positions = [number.entry.x or 0.0 for number in numbers] if x is None else list(x)
     means = [number.mean for number in numbers]
@@ -243,7 +243,11 @@ def _curves(
         return None
     panel = Panel(TEST_ACCURACY, lines)
     return curves(
-        [panel], x_label=x_label, x_ticks=list(x_ticks), log_x=log_x, published_name=published_name(study)
+        [panel],
+        x_label=x_label,
+        x_ticks=list(x_ticks),
+        log_x=log_x,
+        published_name=study.circumstances.published_name,
     )
 
 
@@ -262,11 +266,11 @@ def _bars(
         )
         for position, number in enumerate(numbers)
     ]
-    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=published_name(study))
+    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=study.circumstances.published_name)
 
 
 def _group(entry: Entry) -> str:
-    """Colour of a row of Table 3."""
+    """Return the group, and thereby the colour, of a row of Table 3."""
     for beginning, group in (
         ("supervised", "supervised"),
         ("random", "untrained, frozen"),
@@ -279,7 +283,7 @@ def _group(entry: Entry) -> str:
 
 
 def _wrapped(label: str, width: int = 38) -> str:
-    """A long label in lines."""
+    """Wrap a long label."""
     lines = [""]
     for word in label.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -289,7 +293,7 @@ def _wrapped(label: str, width: int = 38) -> str:
 
 
 def _files(study: Study, wishes: Sequence[str]) -> list[Path]:
-    """Existing cell files of items or entries."""
+    """Return the existing cell files of items or entries."""
     return [
         cell_path(study.folder, cell.key)
         for entry in study.entries

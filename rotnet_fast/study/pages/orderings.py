@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotnet_fast import paper
-from rotnet_fast.study.builder import BATCHNORM_MODES
-from rotnet_fast.study.document import NOT_RUN
+from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
+from rotnet_fast.study.pages.document import NOT_RUN, Paragraph, Section, Table
+from rotnet_fast.study.pages.tables import data_set
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -37,10 +39,10 @@ class Step:
     """One "a > b" of an ordering.
 
     Attributes:
-        higher, lower: names of both.
-        means: of both, over the seeds that both have; None where there is none.
+        higher, lower: names of the two numbers.
+        means: their means over the seeds that both have; None without a common seed.
         by_seed: seed -> higher minus lower, in points.
-        standard_error: of the mean difference, in points.
+        standard_error: standard error of the mean difference, in points.
         verdict: ``HOLDS``, ``FAILS``, ``NOISE`` or ``NOT_RUN``.
         published: higher minus lower in the paper, on CIFAR-10.
     """
@@ -78,8 +80,8 @@ class Correlation:
     """Whether two accuracies rise together over the epochs of the pretraining.
 
     Attributes:
-        by_seed: seed -> Spearman's rank correlation; None where one of both does not change.
-        overall: of the means over the seeds.
+        by_seed: seed -> Spearman's rank correlation; None where one of the accuracies is constant.
+        overall: rank correlation of the means over the seeds.
         p_value: how often chance gives a correlation as strong and of the same sign; exact.
         verdict: as in `Step`.
     """
@@ -93,7 +95,7 @@ class Correlation:
 
 
 def find_orderings(study: Study) -> list[Ordering]:
-    """All orderings of accuracies, from the study's numbers."""
+    """Check all orderings of accuracies against the study's numbers."""
     layers = {
         blocks: {layer: study.number("table1", f"{blocks}-{layer}") for layer in published}
         for blocks, published in paper.NONLINEAR_HEAD.items()
@@ -140,7 +142,7 @@ def find_orderings(study: Study) -> list[Ordering]:
 
 
 def find_correlation(study: Study) -> Correlation:
-    """Figure 5a's claim: the better the rotations are told apart, the better the objects."""
+    """Check Figure 5a's claim: the better the rotations are told apart, the better the objects."""
     claim = "Rotation and object accuracy rise together over the pretraining"
     epochs = study.settings.snapshot_epochs
     pairs = [
@@ -168,17 +170,17 @@ def find_correlation(study: Study) -> Correlation:
 
 
 def better(numbers: Iterable[Number]) -> Number:
-    """The one with the higher mean; one that has not been run where any has not, to leave the choice open."""
+    """Return the number with the higher mean, or one that has not been run while there is any."""
     candidates = list(numbers)
     missing = [number for number in candidates if number.mean is None]
     return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
 
 
 def compare(study: Study, higher: Number, lower: Number) -> Step:
-    """Whether one number is above another, by seeds that both have.
+    """Compare two numbers, by the seeds that both have.
 
     The standard error of the difference adds those of both accuracies, as if their test images were
-    different ones (they are the same, so it is rather too large), and, of several seeds, that of the
+    different ones (they are the same, so it is an overestimate), and, for several seeds, that of the
     mean over the seeds.
     """
     seeds = sorted(set(higher.by_seed) & set(lower.by_seed))
@@ -198,42 +200,139 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
 
 
 def judge(difference: float, standard_error: float) -> str:
-    """Verdict on a difference that should be above 0."""
+    """Return the verdict on a difference that should be above 0."""
     if difference == 0 or abs(difference) < NOISE_ERRORS * standard_error:
         return NOISE
     return HOLDS if difference > 0 else FAILS
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation; equal values share their mean rank. None where all values of one are equal."""
-    ranks = _ranks(first), _ranks(second)
+    """Return Spearman's rank correlation; None where all values of one are equal."""
+    from scipy.stats import spearmanr  # here, because importing scipy.stats takes a second
+
     if min(len(set(first)), len(set(second))) < 2:
         return None
-    return statistics.correlation(*ranks)
+    return float(spearmanr(first, second).statistic)
 
 
 def permutation_p_value(first: Sequence[float], second: Sequence[float]) -> float:
-    """One-sided, exact: share of all orders of ``second`` that give as strong a correlation of that sign.
+    """Return the share of all orders of ``second`` that correlate as strongly, with the same sign.
 
-    Both have at least two different values; there are n! orders, so n is small.
+    One-sided and exact. Both have at least two different values; there are n! orders, so n is small.
     """
+    from scipy.stats import permutation_test, rankdata
+
     found = spearman(first, second)
     assert found is not None
-    sign = math.copysign(1, found)
-    ranks, others = _ranks(first), _ranks(second)
-    products = sign * sum(a * b for a, b in zip(ranks, others, strict=True))
-    orders = [
-        sign * sum(a * b for a, b in zip(ranks, order, strict=True)) >= products - 1e-9
-        for order in itertools.permutations(others)
+    others = rankdata(second)
+    test = permutation_test(
+        (rankdata(first),),
+        lambda ranks, axis: (ranks * others).sum(axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=math.inf,
+        alternative="less" if found < 0 else "greater",
+    )
+    return float(test.pvalue)
+
+
+_COUNTED = {
+    HOLDS: (HOLDS, "hold"),
+    NOISE: (NOISE, NOISE),
+    FAILS: (FAILS, "do not hold"),
+    NOT_RUN: (NOT_RUN, NOT_RUN),
+}
+"""Verdict -> how a sentence says it of one ordering, and of several."""
+
+
+def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) -> str:
+    """Say how many orderings hold."""
+    verdicts = Counter([ordering.verdict for ordering in orderings] + [correlation.verdict])
+    parts = [
+        f"{count} {texts[count > 1]}" for verdict, texts in _COUNTED.items() if (count := verdicts[verdict])
     ]
-    return sum(orders) / len(orders)
+    return f"Of the method's {sum(verdicts.values())} orderings: {', '.join(parts)}."
+
+
+def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:
+    """Show the verdicts, then the figures of each."""
+    overview = [
+        (ordering.claim, ordering.verdict, _on_seeds(ordering), _published(ordering))
+        for ordering in orderings
+    ]
+    overview.append((correlation.claim, correlation.verdict, "", ""))
+    steps = [
+        (f"{step.higher} > {step.lower}", *_step(step)) for ordering in orderings for step in ordering.steps
+    ]
+    rho = NOT_RUN if correlation.verdict == NOT_RUN else _rho(correlation.overall)
+    by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
+    chance = NO_VALUE if correlation.p_value is None else f"{correlation.p_value:.3f}"
+    explained = (
+        "An ordering of several steps holds if every step does. A step is within noise if the "
+        f"difference is smaller than {NOISE_ERRORS:g} standard errors. The standard error adds the binomial "
+        "errors of both accuracies, as if their test images were different (they are the same, so it is an "
+        "overestimate), and, for several seeds, that of the mean. Where two learning rates or BatchNorm "
+        "modes were tried, the one with the higher test accuracy is shown."
+    )
+    return Section(
+        "Orderings: does the method behave as published",
+        (
+            Paragraph(explained),
+            Table(
+                f"The method's orderings on {data_set(study)}",
+                ("ordering", "verdict", "seeds on which every step is above 0", "in the paper"),
+                tuple(overview),
+            ),
+            Table(
+                f"Each step of the orderings with its figures, in % and points, {data_set(study)}",
+                (
+                    "step",
+                    "figures",
+                    "difference",
+                    "standard error",
+                    "by seed",
+                    f"difference, {study.circumstances.published_name}",
+                    "verdict",
+                ),
+                tuple(steps),
+                (1, 2, 3, 5),
+            ),
+            Table(
+                f"Spearman correlation of the two accuracies over the pretraining, {data_set(study)}",
+                ("points", "correlation", "by seed", "p, one-sided, exact", "verdict"),
+                ((str(correlation.points), rho, by_seed or NO_VALUE, chance, correlation.verdict),),
+                (1, 3),
+            ),
+        ),
+    )
 
 
 def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
     return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """1 for the smallest; equal values share the mean of their ranks."""
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
+def _step(step: Step) -> tuple[str, ...]:
+    published = points(step.published)
+    if step.means is None:
+        return (NOT_RUN, NO_VALUE, NO_VALUE, NO_VALUE, published, step.verdict)
+    sign = {HOLDS: ">", FAILS: "<", NOISE: "≈"}[step.verdict]
+    figures = f"{step.means[0]:.2f} {sign} {step.means[1]:.2f}"
+    by_seed = ", ".join(points(difference) for difference in step.by_seed.values())
+    return (figures, points(step.difference), f"{step.standard_error:.2f}", by_seed, published, step.verdict)
+
+
+def _on_seeds(ordering: Ordering) -> str:
+    common = sorted(set.intersection(*(set(step.by_seed) for step in ordering.steps)))
+    above = [seed for seed in common if all(step.by_seed[seed] > 0 for step in ordering.steps)]
+    return f"{len(above)} of {len(common)}" if common else NO_VALUE
+
+
+def _published(ordering: Ordering) -> str:
+    known = [step.published for step in ordering.steps]
+    if any(difference is None for difference in known):
+        return NO_VALUE
+    return HOLDS if all(difference is not None and difference > 0 for difference in known) else FAILS
+
+
+def _rho(correlation: float | None) -> str:
+    return "undefined" if correlation is None else f"{correlation:+.2f}"

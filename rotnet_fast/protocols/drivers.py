@@ -1,0 +1,101 @@
+"""The evaluation protocols: one driver each, and how an evaluation divides them into units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, EvaluationSetup, Placement, Subject
+from rotnet_fast.protocols.fine_tune import fine_tune
+from rotnet_fast.protocols.frozen import frozen
+from rotnet_fast.protocols.knn import knn
+from rotnet_fast.protocols.linear import linear
+from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Confusion
+from rotnet_fast.protocols.supervised import supervised
+
+Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Confusion]]
+"""Trains or fits the classifiers of a subject; gives the confusion matrix of each placement."""
+
+DRIVERS: dict[str, Driver] = {
+    "head": frozen,
+    "fine-tune": fine_tune,
+    "supervised": supervised,
+    "knn": knn,
+    "linear": linear,
+}
+"""Kind -> its driver, which evaluations and studies share."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A training or another piece of an evaluation that waits for no other piece.
+
+    Attributes:
+        kind: key of ``DRIVERS``.
+        method, note: labels of its rows, see `rotnet_fast.protocols.result.Cell`.
+        subject: argument of the driver.
+    """
+
+    kind: str
+    method: str
+    note: str
+    subject: Subject
+
+    def cells(self, setup: EvaluationSetup) -> list[Cell]:
+        """Run it, and return its rows of the table."""
+        found = DRIVERS[self.kind](setup, self.subject)
+        return [
+            Cell.of(self.method, layer or None, head or None, self.note, confusion)
+            for (layer, head), confusion in found.items()
+        ]
+
+
+def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> dict[str, list[Unit]]:
+    """Divide every protocol of an evaluation into units.
+
+    Args:
+        layers, heads: where classifiers are trained, and which heads.
+        lr: learning rate of fine-tuning, which its rows name.
+
+    Returns:
+        Name of each protocol -> its units, in the order of its rows.
+    """
+    placements = tuple((layer, head) for layer in layers for head in heads)
+    neighbours = tuple((layer, "knn") for layer in layers)
+    probes = tuple((layer, "linear") for layer in layers)
+    return {
+        "frozen": [_on_pretrained("head", placements)],
+        "random-init": _on_untrained("head", placements),
+        "fine-tune": [
+            Unit(
+                "fine-tune",
+                "fine-tune",
+                f"lr {lr:g}",
+                Subject(((layer, head),), name=f"fine-tune-{layer}-{head}"),
+            )
+            for layer, head in placements
+        ],
+        "supervised": [
+            Unit("supervised", "supervised", "", Subject((WHOLE_NETWORK,), False, name="supervised"))
+        ],
+        "knn": [_on_pretrained("knn", neighbours)],
+        "random-init-knn": _on_untrained("knn", neighbours),
+        "linear": [_on_pretrained("linear", probes)],
+        "random-init-linear": _on_untrained("linear", probes),
+    }
+
+
+def _on_pretrained(kind: str, placements: tuple[Placement, ...]) -> Unit:
+    return Unit(kind, "frozen", "", Subject(placements, name="frozen"))
+
+
+def _on_untrained(kind: str, placements: tuple[Placement, ...]) -> list[Unit]:
+    return [
+        Unit(
+            kind,
+            "random-init",
+            f"{mode} statistics",
+            Subject(placements, False, mode, name=f"random-init-{mode}-statistics"),
+        )
+        for mode in BATCHNORM_MODES
+    ]

@@ -1,0 +1,1 @@
+"""The report of a study: its sections, tables and figures, as Markdown and as HTML."""

@@ -1,0 +1,62 @@
+"""Sections of a report for the tables of the paper.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rotnet_fast.study.pages.document import Block, Section, figure
+from rotnet_fast.study.pages.tables import data_set, flat_table, gaps, grid, quoted_rows
+from rotnet_fast.study.summary import Study
+
+
+def table1(study: Study, drawn: frozenset[str]) -> Section:
+    """Show Table 1: every block of three networks."""
+    caption = f"Table 1: non-linear head on frozen features, test accuracy in % on {data_set(study)}"
+    blocks: list[Block] = [grid(study, caption)]
+    blocks += figure(
+        drawn,
+        "table1",
+        "Line chart: test accuracy of the non-linear head against its block, one line per network.",
+        "Table 1 as lines. In the paper, features are best after the second block, and worst after the last "
+        "one, which serves only the rotation task.",
+    )
+    blocks.append(flat_table(study, study.of("table1"), f"Table 1, number by number, on {data_set(study)}"))
+    return Section("Table 1: which block has the best features", tuple(blocks))
+
+
+def table2(study: Study, drawn: frozenset[str]) -> Section:
+    """Show Table 2: sets of rotations."""
+    caption = f"Table 2: non-linear head on conv2 of 4 blocks, test accuracy in % on {data_set(study)}"
+    note = "All views of the eight multiples of 45° are bilinearly warped central crops, made by one routine."
+    blocks: list[Block] = [flat_table(study, study.of("table2"), caption, note)]
+    blocks += figure(
+        drawn,
+        "table2",
+        "Bar chart: test accuracy of the non-linear head on conv2 for each set of rotations.",
+        "Table 2 as bars.",
+    )
+    return Section("Table 2: which rotations to tell apart", tuple(blocks))
+
+
+def table3(study: Study, drawn: frozenset[str]) -> Section:
+    """Show Table 3: supervised, untrained and other unsupervised features."""
+    caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
+    note = (
+        "Rows marked as quoted are other methods' numbers as the paper prints them. Rows marked as classical "
+        "are our own measurements, involve no randomness, and are not in the paper. Two learning rates of "
+        "fine-tuning are shown because no recipe was published."
+    )
+    ours = flat_table(study, study.of("table3"), caption, note)
+    blocks: list[Block] = [replace(ours, rows=(*ours.rows, *quoted_rows(study)))]
+    blocks += figure(
+        drawn,
+        "table3",
+        "Bar chart: test accuracy of the supervised, untrained, frozen and fine-tuned networks and of "
+        "classical features.",
+        "Table 3 as bars.",
+    )
+    blocks.append(gaps(study, f"Distance to the supervised network of the same images, {data_set(study)}"))
+    return Section("Table 3: comparison with supervised and other features", tuple(blocks))
