@@ -44,17 +44,17 @@ class Killed(BaseException):
 
 def run_until(step: int, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill a run before one of its steps."""
-    steps, train_step = 0, RotationTask.train_step
+    steps, views = 0, RotationTask.views
 
     def dies(self: RotationTask, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps > step:
             raise Killed
-        return train_step(self, *arguments)
+        return views(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationTask, "train_step", dies)
+        patch.setattr(RotationTask, "views", dies)
         with pytest.raises(Killed):
             pretrain(config)
 

@@ -40,16 +40,16 @@ def my_rank() -> int:
 
 def before_step(patch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Call ``action`` at the beginning of training step ``number`` (from 0) of the next run."""
-    train_step, calls = RotationTask.train_step, 0
+    views, calls = RotationTask.views, 0
 
     def counting(self: RotationTask, *batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == number + 2:  # the first call warms up
             action()
-        return train_step(self, *batch)
+        return views(self, *batch)
 
-    patch.setattr(RotationTask, "train_step", counting)
+    patch.setattr(RotationTask, "views", counting)
 
 
 class Killed(BaseException):

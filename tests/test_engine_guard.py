@@ -17,10 +17,10 @@ from test_engine_trainer import make_trainer
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.guard import StepGuard
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.step import StepGuard
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import NonFiniteError
@@ -54,8 +54,8 @@ class Poisoned(RotationTask):
             views[0, 0, 0, 0] = torch.where(self.is_bad, NAN, views[0, 0, 0, 0])
         return views, labels
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        output = super().train_step(batch)
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        output = super().loss(logits, labels)
         if self.poison == "loss":
             output.loss = output.loss * torch.where(self.is_bad, NAN, 1.0)
             output.sums["loss"] = output.sums["loss"] * torch.where(self.is_bad, NAN, 1.0)
@@ -223,7 +223,7 @@ def test_two_in_a_row_do_not_stop_a_run(dataset: Dataset, tmp_path: Path) -> Non
     guard = StepGuard(torch.nn.BatchNorm2d(1), CPU, is_scaled=False)
     worst = 0
     for verdict in (NAN, NAN, 1.0, NAN, NAN, 1.0, 1.0, NAN):
-        guard.judge([torch.tensor([verdict])])
+        guard.check([torch.tensor([verdict])])
         worst = guard.read().in_a_row
     assert (worst, guard.read().skipped) == (2, 5)
 
@@ -252,7 +252,7 @@ def test_a_row_is_counted_on_by_a_resumed_run(cut: int, dataset: Dataset, tmp_pa
         begun.save_checkpoint("last.pt")
     with RunFolder(tmp_path / "cut", resume=True) as run:
         resumed = trainer_in(run)
-        resumed.go_on()
+        resumed.resume()
         with pytest.raises(NonFiniteError, match="3 steps in a row in epoch 2, at or before step 1"):
             resumed.fit()
 
@@ -262,20 +262,20 @@ def test_scaled_gradients_that_overflow_are_skipped_but_do_not_stop_a_run() -> N
     guard = StepGuard(module, CPU, is_scaled=True)
     for _ in range(5):
         guard.remember()
-        guard.watched(torch.ones(()), images=1)
-        assert guard.judge([torch.tensor([INF])]) == 1
+        guard.mark(torch.ones(()), images=1)
+        assert guard.check([torch.tensor([INF])]) == 1
     assert guard.read() == (5, 0)
     for _ in range(3):
         guard.remember()
-        guard.watched(torch.tensor(NAN), images=1)
-        guard.judge([torch.tensor([NAN])])
+        guard.mark(torch.tensor(NAN), images=1)
+        guard.check([torch.tensor([NAN])])
     assert guard.read() == (8, 3)
 
 
 def test_the_loss_of_no_images_is_no_fault() -> None:
     guard = StepGuard(torch.nn.BatchNorm2d(2), CPU, is_scaled=True)
-    guard.watched(torch.tensor(NAN), images=0)
-    assert guard.judge([torch.zeros(1)]) == 0
+    guard.mark(torch.tensor(NAN), images=0)
+    assert guard.check([torch.zeros(1)]) == 0
     assert guard.read() == (0, 0)
 
 
@@ -292,10 +292,10 @@ def test_all_buffers_are_put_back_whatever_their_type(change: str) -> None:
     guard = StepGuard(module, CPU, is_scaled=False)
     guard.remember()
     changes[change]()
-    guard.watched(torch.ones(()), images=1)
-    guard.put_back(torch.zeros(()))
+    guard.mark(torch.ones(()), images=1)
+    guard.restore(torch.zeros(()))
     assert checkpoint.state_hash(module.state_dict()) != before
-    guard.put_back(torch.ones(()))
+    guard.restore(torch.ones(()))
     assert checkpoint.state_hash(module.state_dict()) == before
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from rotnet_fast.engine.muon import Muon, orthogonalised
-from rotnet_fast.engine.optimizers import make_optimizer
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.task import ParameterGroup
-from rotnet_fast.engine.trainer_settings import TrainerSettings
+from rotnet_fast.engine.step import make_optimizer
+from rotnet_fast.engine.task import ParameterGroup, TrainerSettings
 from rotnet_fast.models.nin import NetworkInNetwork
 
 SETTINGS = TrainerSettings(1, Precision("fp32", "cpu"), weight_decay=0.01)

@@ -75,9 +75,9 @@ class EpochOfTheHost(RotationTask):
         super().begin_epoch(0)
         self.epoch = epoch
 
-    def train_step(self, batch: Batch) -> StepOutput:
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         shifted = replace(batch, sample_ids=batch.sample_ids + 1000 * self.epoch)
-        return super().train_step(shifted)
+        return super().views(shifted)
 
 
 def test_the_recorder_has_what_the_host_decides_fixed_as_a_graph_has(
@@ -105,7 +105,7 @@ def test_a_replayed_run_can_be_gone_on_with_by_ordinary_steps_and_the_other_way_
     def fit(name: str, epochs: int, capture: Any) -> str:
         with RunFolder(tmp_path / name, resume=True) as run:
             trainer = make_trainer(dataset, run, CPU, Schedule(0.05), epochs=epochs, capture=capture)
-            trainer.go_on()
+            trainer.resume()
             trainer.fit()
             return trainer.state_hash()
 
@@ -179,8 +179,8 @@ class Marking(RotationTask):
 
     kept: StepOutput | None = None
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        output = super().train_step(batch)
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        output = super().loss(logits, labels)
         for node in accumulators(self.module):
             node.metadata["mark"] = True
         self.kept = output if self.keeps else None
@@ -222,7 +222,7 @@ def test_a_captured_batch_takes_all_of_the_next_one(is_gathered: bool) -> None:
 
 
 class Drawing(NetworkInNetwork):
-    may_draw = True
+    uses_rng = True
 
 
 @pytest.mark.parametrize(
@@ -265,8 +265,8 @@ def test_a_step_that_cannot_be_captured_is_refused_and_leaves_the_stream(
 
 
 class ReadsTheDevice(RotationTask):
-    def train_step(self, batch: Batch) -> StepOutput:
-        output = super().train_step(batch)
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        output = super().loss(logits, labels)
         output.loss.item()
         return output
 

@@ -49,10 +49,10 @@ class NoCapture:
 
 
 def forbid_capture(patch: pytest.MonkeyPatch) -> None:
-    from rotnet_fast.engine import training_step
+    from rotnet_fast.engine import step
 
-    patch.setattr(training_step, "use_graph", lambda *arguments: True)
-    patch.setattr(training_step, "CudaCapture", NoCapture)
+    patch.setattr(step, "use_graph", lambda *arguments: True)
+    patch.setattr(step, "CudaCapture", NoCapture)
 
 
 def end(code: int, folder: Path) -> Ended:

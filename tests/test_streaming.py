@@ -118,17 +118,17 @@ def test_a_run_killed_in_mid_epoch_goes_on_exactly(
 ) -> None:
     settings = {"loader": "dali", "crop": crop, "decoder": "cpu"}
     whole = pretrain(config(tmp_path / "whole", shapes, **settings))
-    steps, train_step = 0, RotationTask.train_step
+    steps, views = 0, RotationTask.views
 
     def dies_at_the_fifth(self: RotationTask, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 5:
             raise Killed
-        return train_step(self, *arguments)
+        return views(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationTask, "train_step", dies_at_the_fifth)
+        patch.setattr(RotationTask, "views", dies_at_the_fifth)
         with pytest.raises(Killed):
             pretrain(config(tmp_path / "killed", shapes, **settings))
     resumed = pretrain(config(tmp_path / "killed", shapes, **settings, resume="auto"))

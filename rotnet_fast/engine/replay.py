@@ -18,7 +18,7 @@ from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, CaptureError, RotnetError
-from rotnet_fast.models.network import FeatureNetwork, may_draw
+from rotnet_fast.models.network import FeatureNetwork, uses_rng
 
 Work = Callable[[], None]
 
@@ -166,6 +166,6 @@ def _obstacle(
         return f"{processes.world} processes train together, whose messages cannot be captured"
     if precision.name == "fp16":
         return "the precision is fp16, whose loss scaling is decided on the host"
-    if may_draw(module):
+    if uses_rng(module):
         return "this network draws random numbers as it trains, which the host seeds at every step"
     return None

@@ -12,16 +12,14 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.atomic import link_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes
-from rotnet_fast.engine.guard import MOST_IN_A_ROW
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
 from rotnet_fast.engine.streams import shown
-from rotnet_fast.engine.task import Task
-from rotnet_fast.engine.trainer_settings import TrainerSettings
-from rotnet_fast.engine.training_step import TrainingStep
+from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
 
 KEPT_EPOCH_CHECKPOINTS = 3
@@ -337,7 +335,7 @@ class Trainer:
         self.processes.on_main(save)
         self._saved_at = time.monotonic()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Load the newest whole checkpoint of the run folder, where there is one.
 
         Raises:

@@ -52,7 +52,7 @@ class LibraryNetwork(FeatureNetwork):
             images of one size, without feature maps, or that cannot be traced.
     """
 
-    may_draw = True
+    uses_rng = True
 
     def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class FeatureNetwork(nn.Module, ABC):
         most_cells: longest side of a feature map that a non-linear head takes in as it is; None for any, as
             in the paper, whose maps have 8x8 but for conv1. Larger maps of other networks are averaged down:
             flattened, layer1 of resnet18 on 224x224 images would give a first layer of 40 million weights.
-        may_draw: whether a step in train mode may draw random numbers, as dropout does.
+        uses_rng: whether a step in train mode may draw random numbers, as dropout does.
 
     Shape:
         normalised images [B,C,H,W] -> logits [B,num_classes]. Weights are channels_last; give images in the
@@ -43,7 +43,7 @@ class FeatureNetwork(nn.Module, ABC):
     in_channels: int
     is_capturable: bool = False
     most_cells: int | None = 8
-    may_draw: bool
+    uses_rng: bool
 
     @abstractmethod
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -114,6 +114,6 @@ def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
         )
 
 
-def may_draw(module: nn.Module) -> bool:
+def uses_rng(module: nn.Module) -> bool:
     """Whether any network in a module may draw random numbers in a training step, as dropout does."""
-    return any(isinstance(part, FeatureNetwork) and part.may_draw for part in module.modules())
+    return any(isinstance(part, FeatureNetwork) and part.uses_rng for part in module.modules())

@@ -101,7 +101,7 @@ class NetworkInNetwork(FeatureNetwork):
     stride = 4
     is_capturable = True
     most_cells = None
-    may_draw = False
+    uses_rng = False
 
     def __init__(
         self,

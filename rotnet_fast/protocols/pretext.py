@@ -21,8 +21,8 @@ from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
