@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.output import check_output
-from rotnet_fast.engine.run_folder import environment, write_json
+from rotnet_fast.engine.run_folder import check_output, environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrain import pretrain

@@ -26,11 +26,17 @@ from rotnet_fast.command import printed_if, program_as_started, run_command, sai
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
-from rotnet_fast.engine.output import check_is_no_study, check_output, claimed
-from rotnet_fast.engine.run_folder import environment, read_settings, was_begun_by_this_job
+from rotnet_fast.engine.run_folder import (
+    check_is_no_study,
+    check_output,
+    claimed,
+    environment,
+    read_settings,
+    was_begun_by_this_job,
+)
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.report import render
@@ -187,8 +193,8 @@ class EvaluateConfig(Settings):
     def output_folder(self) -> Path:
         """Where this evaluation is kept."""
         if self.output is not None:
-            return followed(self.output)
-        run = followed(find_model(self.checkpoint).home)
+            return resolve_path(self.output)
+        run = resolve_path(find_model(self.checkpoint).home)
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
             if is_restart() and was_begun_by_this_job(run / f"evaluate-{number:03d}"):
@@ -237,7 +243,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
-    folder = followed(folder)
+    folder = resolve_path(folder)
 
     def begun() -> dict[str, Any] | None:
         check_is_no_study(folder)

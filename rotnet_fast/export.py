@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import run_command
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import ensure_folder, write_atomically
-from rotnet_fast.engine.output import STUDY_FILE, check_is_no_study, check_output
+from rotnet_fast.engine.run_folder import STUDY_FILE, check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.model_card import CardFacts, render_card
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
@@ -72,11 +71,11 @@ class ExportConfig(Settings):
     def output_folder(self) -> Path:
         """Where the export goes."""
         if self.output is not None:
-            return followed(self.output)
+            return resolve_path(self.output)
         model = find_model(self.checkpoint)
         is_one_of_several = model.path.is_file() and model.path.parent != model.home
         suffix = f"-{model.path.stem}" if is_one_of_several and not model.shipped_as else ""
-        return followed(model.home) / f"export{suffix}"
+        return resolve_path(model.home) / f"export{suffix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,7 +115,7 @@ def export(config: ExportConfig) -> Path:
 def _export(config: ExportConfig, folder: Path) -> None:
     """:func:`export` into a folder that may be written to."""
     from rotnet_fast.backbone import backbone_of
-    from rotnet_fast.engine import weights
+    from rotnet_fast.engine import checkpoint
 
     pretrained = read_pretrained(config.checkpoint)
     recipe, run = pretrained.config, pretrained.run or pretrained.home
@@ -130,7 +129,7 @@ def _export(config: ExportConfig, folder: Path) -> None:
     )
     backbone = backbone_of(pretrained)
     metadata = pretrained.metadata(name)
-    content = weights.pack(pretrained.state, metadata)
+    content = checkpoint.pack_weights(pretrained.state, metadata)
     facts = CardFacts(
         config=recipe,
         in_channels=pretrained.in_channels,

@@ -1,7 +1,7 @@
 """Files that are whole or not there, written and changed through no symbolic link.
 
 A command writes into folders that the user named, and nowhere else. Those may be links, or lie behind some:
-:func:`followed` gives their real names once, where a path enters the program. Whatever is made below them
+:func:`resolve_path` gives their real names once, where a path enters the program. Whatever is made below them
 is reached from the root folder on by names that are no links, so that one which somebody put into a run
 folder never leads a write to another place. The check cannot be outrun: each folder is
 opened by its name inside the one that is open already, and the file by its name inside the last.
@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CannotWriteError
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Passing through a folder does not take the right to list it, where the system makes the difference.
@@ -48,7 +48,7 @@ def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
     return Path(os.path.expanduser(text))
 
 
-def followed(path: Path) -> Path:
+def resolve_path(path: Path) -> Path:
     """The same file or folder by a name without symbolic links; ``path`` itself where it has none.
 
     Args:
@@ -215,3 +215,105 @@ def _flush(folder: int) -> None:
         os.fsync(readable)
     finally:
         os.close(readable)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace the file at ``path``; see `rotnet_fast.files.replacing`. There must be one writer at a time.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give the content of ``source`` another name in its folder, in place of what had it.
+
+    A hard link, as writing the same content twice takes twice as long; a copy where the file system has none.
+    Neither file is ever written to again, only replaced.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
+    """
+    try:
+        try:
+            link_file(source.name, path)
+        except OSError:
+            write_atomically(path, source.read_bytes())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def ensure_folder(path: Path) -> None:
+    """Make a folder, those above it included, where it is missing; see `rotnet_fast.files.make_folder`.
+
+    Raises:
+        CannotWriteError: it cannot be made, or a symbolic link is in the way.
+    """
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which is made where it is missing.
+
+    Raises:
+        CannotWriteError: the disk is full, a symbolic link is in the way, ...
+    """
+    try:
+        with os.fdopen(open_to_append(path), "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def flush_length(path: Path) -> int:
+    """Length in bytes of a file that is appended to, all of which are on the disk when this returns.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cut_off(path: Path, length: int) -> None:
+    """Drop what a file holds behind ``length`` bytes, where it is longer.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            if os.fstat(file.fileno()).st_size > length:
+                file.truncate(length)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "remove something of yours there",
+    errno.EACCES: "get the right to write there",
+    errno.EPERM: "get the right to write there",
+    errno.ELOOP: "put a file or folder of its own in its place",
+    errno.EMFILE: "raise the limit of open files with ulimit -n",
+}
+"""What can be done about a failed write; other errors leave no choice but another folder."""
+
+
+def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
+    """The one sentence that a failed write is reported with."""
+    reason = error.strerror or str(error)
+    remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
+    return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with --output")

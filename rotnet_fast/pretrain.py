@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
-from rotnet_fast.engine.output import check_is_no_study, claimed
 from rotnet_fast.engine.run_folder import (
     RunFolder,
+    check_is_no_study,
+    claimed,
     loader_of,
     read_settings,
     run_of,
@@ -32,6 +32,7 @@ from rotnet_fast.engine.run_folder import (
 )
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError, printable
+from rotnet_fast.files import write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS

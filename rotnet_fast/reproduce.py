@@ -28,10 +28,10 @@ from rotnet_fast.command import program_as_started, run_command, said_once
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
-from rotnet_fast.engine.output import check_output
+from rotnet_fast.engine.run_folder import check_output
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.report import format_table
@@ -139,9 +139,9 @@ class ReproduceConfig(Settings):
     def output_folder(self) -> Path:
         """Where the study is kept."""
         if self.output is not None:
-            return followed(self.output)
+            return resolve_path(self.output)
         scale = "" if self.scale == 1 else f"-scale{self.scale:g}"
-        return followed(Path("studies") / f"{self.preset}-{self.dataset}{scale}")
+        return resolve_path(Path("studies") / f"{self.preset}-{self.dataset}{scale}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import link_atomically, write_atomically
 from rotnet_fast.errors import CannotWriteError, CheckpointError
-from rotnet_fast.files import temporary_path
+from rotnet_fast.files import link_atomically, temporary_path, write_atomically
 
 
 def make_state() -> dict[str, Any]:

@@ -185,12 +185,12 @@ def other_data_for_the_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def full_disk(patch: pytest.MonkeyPatch) -> None:
-    from rotnet_fast.engine import atomic
+    from rotnet_fast import files
 
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    patch.setattr(atomic.os, "fsync", refuse)
+    patch.setattr(files.os, "fsync", refuse)
 
 
 @pytest.mark.faults("fault of one of several processes")

@@ -14,11 +14,21 @@ from typing import Any
 import pytest
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.engine.atomic import append_line, cut_off, link_atomically, write_atomically
-from rotnet_fast.engine.lock import FileLock
+from rotnet_fast.engine.run_folder import FileLock
 from rotnet_fast.errors import CannotWriteError
 from rotnet_fast.export import ExportConfig, export
-from rotnet_fast.files import followed, make_folder, open_plain, open_to_append, replacing, temporary_path
+from rotnet_fast.files import (
+    append_line,
+    cut_off,
+    link_atomically,
+    make_folder,
+    open_plain,
+    open_to_append,
+    replacing,
+    resolve_path,
+    temporary_path,
+    write_atomically,
+)
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.study.store import Results
 
@@ -183,10 +193,10 @@ def test_what_the_user_named_may_be_a_link_or_lie_behind_one(
     tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").symlink_to(elsewhere)
-    assert followed(tmp_path / "runs" / "new") == elsewhere / "new"
-    assert followed(elsewhere / "new") == elsewhere / "new"
+    assert resolve_path(tmp_path / "runs" / "new") == elsewhere / "new"
+    assert resolve_path(elsewhere / "new") == elsewhere / "new"
     monkeypatch.chdir(tmp_path)
-    assert followed(Path("a/b")) == Path("a/b")
+    assert resolve_path(Path("a/b")) == Path("a/b")
 
 
 @pytest.mark.parametrize("opened", [open_plain, open_to_append])

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import epoch_checkpoints
 from rotnet_fast.errors import CheckpointError
-from rotnet_fast.files import named
+from rotnet_fast.files import named, write_atomically
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
 _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
@@ -245,3 +246,83 @@ def _update(digest: Any, value: Any) -> None:
         digest.update(f"{type(value).__name__} {len(text)} ".encode() + text)
     else:
         raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+
+
+WEIGHTS_FORMAT = "1"
+WEIGHTS_FORMAT_KEY = "rotnet_fast_format"
+WEIGHTS_DIGEST_KEY = "sha256"
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
+_ALIGNMENT = 8
+
+
+def pack_weights(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Content of a file: the same bytes for the same tensors and metadata.
+
+    Args:
+        tensors: on any device, of any strides; written contiguous, floating ones as float32.
+        metadata: text about them; what :func:`unpack_weights` gave can be packed again.
+    """
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    described = {name: text for name, text in metadata.items() if name != WEIGHTS_DIGEST_KEY}
+    described |= {"format": "pt", WEIGHTS_FORMAT_KEY: WEIGHTS_FORMAT}
+    described[WEIGHTS_DIGEST_KEY] = weights_digest(plain, described)
+    content = safetensors.torch.save(plain)
+    header, data = _split(content)
+    # The library writes metadata in an order that changes from call to call.
+    text = json.dumps({"__metadata__": described, **header}, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
+
+
+@plain_torch()
+def unpack_weights(content: bytes, origin: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors on the CPU and metadata of a file's content.
+
+    Args:
+        origin: where it was read from, for errors.
+
+    Raises:
+        CheckpointError: it is damaged, of another format, or not a file of this program.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+        metadata = _split(content)[0].get("__metadata__", {})
+    except Exception as error:  # the parser and torch raise many types
+        raise CheckpointError(
+            f"{origin} is cut short, damaged or not a safetensors file ({error}); export the model again"
+        ) from error
+    if WEIGHTS_FORMAT_KEY not in metadata or WEIGHTS_DIGEST_KEY not in metadata:
+        raise CheckpointError(
+            f"{origin} holds weights of another program, or is damaged: its metadata has no "
+            f"{WEIGHTS_FORMAT_KEY} or no {WEIGHTS_DIGEST_KEY}; give a file that python -m rotnet_fast.export "
+            f"wrote"
+        )
+    described = {name: text for name, text in metadata.items() if name != WEIGHTS_DIGEST_KEY}
+    if weights_digest(tensors, described) != metadata[WEIGHTS_DIGEST_KEY]:
+        raise CheckpointError(
+            f"{origin} is damaged: its SHA-256 digest does not match its weights and metadata; export the "
+            f"model again"
+        )
+    if metadata[WEIGHTS_FORMAT_KEY] != WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"{origin} has format {metadata[WEIGHTS_FORMAT_KEY]}; this version of rotnet_fast reads format "
+            f"{WEIGHTS_FORMAT}"
+        )
+    return tensors, metadata
+
+
+def weights_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 (hexadecimal) over tensors and metadata, in whatever order they come."""
+    return state_hash({"tensors": dict(tensors), "metadata": dict(metadata)})
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().to("cpu")
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
+    """The header of a safetensors file, and what follows it."""
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header: dict[str, dict[str, str]] = json.loads(content[_LENGTH_BYTES:end])
+    return header, content[end:]

@@ -213,7 +213,7 @@ class Processes:
         Raises:
             ArgumentError: there is no such device.
         """
-        from rotnet_fast.engine.device import resolve_device
+        from rotnet_fast.engine.precision import resolve_device
 
         if self.world == 1:
             return resolve_device(name)

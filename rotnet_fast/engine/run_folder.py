@@ -14,28 +14,98 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rotnet_fast
-from rotnet_fast.engine.atomic import append_line, cut_off, ensure_folder, flush_length, write_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes, job
-from rotnet_fast.engine.lock import FileLock
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.files import (
+    append_line,
+    cannot_write,
+    cut_off,
+    ensure_folder,
+    flush_length,
+    open_to_append,
+    write_atomically,
+)
+
+STUDY_FILE = "study.json"
+"""Settings of a study, in its folder."""
+
+
+class FileLock:
+    """A lock on a file, held by one process at a time.
+
+    Works between processes, and between machines where the file system passes locks on (local disks
+    and NFS 4 do).
+
+    Args:
+        path: file to make where it is missing; it names its holder's process while it is held. A symbolic
+            link there is refused.
+
+    Raises:
+        CannotWriteError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = os.fdopen(open_to_append(path), "a+")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def take(self) -> bool:
+        """Whether the lock is ours now; does not wait for another holder.
+
+        A file that its last holder has removed, with the folder that it lay in, is not a lock any more.
+
+        Raises:
+            CannotWriteError: the file system has no locks.
+        """
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        try:
+            is_in_place = os.path.samestat(os.fstat(self._file.fileno()), os.lstat(self._path))
+        except FileNotFoundError:
+            is_in_place = False
+        if not is_in_place:
+            return False
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+        return True
+
+    def holder(self) -> str:
+        """Process that holds the lock, as text."""
+        self._file.seek(0)
+        return self._file.read().strip()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._file.close()
 
 
 class RunFolder:
     """Exclusive access to a run folder; a context manager that gives it back.
 
     Args:
-        path: folder to make, parents included; without symbolic links (see `rotnet_fast.files.followed`).
+        path: folder to make, parents included; without symbolic links (see `rotnet_fast.files.resolve_path`).
         resume: accept a folder that already holds a run.
 
     Raises:
@@ -133,6 +203,88 @@ def open_run_folder(path: Path, resume: bool, processes: Processes = ALONE) -> R
     """
     run = processes.on_main(lambda: RunFolder(path, resume))
     return RunFolderElsewhere(path) if run is None else run
+
+
+def check_is_no_study(folder: Path) -> None:
+    """Refuse the folder of a study for anything else, and the run folders that are its own.
+
+    Raises:
+        ArgumentError: it holds a study, or is the run folder of one of its trainings.
+    """
+    for place, what in ((folder, "holds a study"), (folder.parent.parent, "belongs to a study")):
+        is_its_own = place == folder or folder.parent.name in ("runs", "work")
+        if is_its_own and (place / STUDY_FILE).exists():
+            raise ArgumentError(
+                f"output {folder} {what} of python -m rotnet_fast.reproduce; choose another folder with "
+                f"--output"
+            )
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before work is done for it.
+
+    Raises:
+        ArgumentError: a name that is not UTF-8.
+        CannotWriteError: a file, a folder on a read-only disk, ...
+    """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(
+            f"output is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name it; "
+            f"choose another folder with --output"
+        ) from None
+    try:
+        # Nothing is made to find out: other commands may be at work in the same place.
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            finding = "it is a file, not a folder" if there == folder else os.strerror(errno.ENOTDIR)
+            raise NotADirectoryError(errno.ENOTDIR, finding)
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+@contextmanager
+def claimed(path: Path, resume: bool, processes: Processes = ALONE) -> Iterator[RunFolder]:
+    """Together: context with the run folder of processes, see `open_run_folder`.
+
+    Where no run was begun in it when the context ends, as an argument or the data turned out to be wrong,
+    what was made for it is removed.
+
+    Raises:
+        ArgumentError, CannotWriteError, ElsewhereError: see :func:`check_output` and `open_run_folder`.
+    """
+    processes.on_main(lambda: check_output(path))
+    made = [*_missing(path / "checkpoints"), *_missing(path / "lock")[:1]]
+    with open_run_folder(path, resume, processes) as run:
+        try:
+            if processes.is_main:
+                # A command that failed may have removed it before we had the lock.
+                run.checkpoints.mkdir(exist_ok=True)
+            yield run
+        finally:
+            # Still under the lock: whoever has opened its file by now finds that it is not in its place.
+            if processes.is_main and not (path / "config.json").exists():
+                _remove(made)
+
+
+def _missing(path: Path) -> list[Path]:
+    """A path and those above it, as far as they do not exist."""
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove a file and the folders around it, from the inside; a folder that holds anything else stays."""
+    for place in sorted(made, key=lambda place: -len(place.parts)):
+        try:
+            if place.is_dir():
+                place.rmdir()
+            else:
+                place.unlink(missing_ok=True)
+        except OSError:
+            return
 
 
 def was_begun_by_this_job(folder: Path) -> bool:

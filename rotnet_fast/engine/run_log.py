@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.files import ensure_folder
 
 
 class RunLog:

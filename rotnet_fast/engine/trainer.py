@@ -10,7 +10,6 @@ from typing import Any
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import link_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
@@ -21,6 +20,7 @@ from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
 from rotnet_fast.engine.streams import shown
 from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
+from rotnet_fast.files import link_atomically
 
 KEPT_EPOCH_CHECKPOINTS = 3
 _TOO_MANY = "the loss or its gradients were NaN or infinite in {} steps in a row"
