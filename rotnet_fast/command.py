@@ -122,13 +122,13 @@ def _run(command: Callable[[], object]) -> int:
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """Context for what all processes of a job do alike before they know each other: the main one speaks.
+def rank0_only() -> Iterator[None]:
+    """Context for what all processes of a job do alike before they are connected: only rank 0 prints.
 
     Raises:
-        ElsewhereError: in the other processes, instead of the error that the main one meets, too.
+        ElsewhereError: in the other processes, in place of the error that rank 0 raises, too.
     """
-    with printed_if(is_main()):
+    with silenced(not is_main()):
         try:
             yield
         except RotnetError as error:
@@ -138,9 +138,9 @@ def said_once() -> Iterator[None]:
 
 
 @contextmanager
-def printed_if(is_wanted: bool) -> Iterator[None]:
-    """Context whose prints and warnings go nowhere unless they are wanted."""
-    if is_wanted:
+def silenced(is_silent: bool = True) -> Iterator[None]:
+    """Context that discards prints and warnings, unless ``is_silent`` is False."""
+    if not is_silent:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

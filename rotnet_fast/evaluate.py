@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.checks import check_images, check_needs_gpu, check_precision, check_seed, check_streaming
-from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command, silenced
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse_flags(EvaluateConfig, PROGRAM, arguments)
             config.validate()
         with join() as processes:
@@ -264,7 +264,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     from rotnet_fast.protocols import PROTOCOLS
 
     def prepare() -> EvaluationSetup:
-        with printed_if(processes.is_main):
+        with silenced(not processes.is_main):
             return load_setup(config, folder, processes)
 
     setup = processes.local_main_first(prepare)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotnet_fast.command import program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse(arguments)
         try:
             results = pretrain(config)
@@ -154,14 +154,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with join() as processes:
         folder = config.output_folder()
         # The agent of one machine alone counts a restart after a failure there.
-        is_again = bool(processes.maximum(is_restart())[0])
-        is_again = processes.from_main(lambda: is_again and was_begun_by_this_job(folder))
-        if is_again and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
+        is_restarted = bool(processes.maximum(is_restart())[0])
+        is_restarted = processes.from_main(lambda: is_restarted and was_begun_by_this_job(folder))
+        if is_restarted and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
             config = replace(config, resume="auto", output=folder)
         processes.on_main(lambda: check_folder(folder))
         if processes.is_main:
             warn_of_late_milestones(config)
-        with claimed(folder, is_again or config.resume is not None, processes) as run:
+        with claimed(folder, is_restarted or config.resume is not None, processes) as run:
             return _pretrain(config, run, processes)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rotnet_fast.checks import check_images, check_needs_gpu, check_precision
-from rotnet_fast.command import program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command
 from rotnet_fast.config import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse_flags(ReproduceConfig, PROGRAM, arguments)
             config.validate()
         again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])

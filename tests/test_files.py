@@ -233,6 +233,8 @@ def test_a_run_folder_with_a_link_in_it_never_leads_a_run_out_of_it(
     (run / name).parent.mkdir(parents=True)
     is_folder = name in ("checkpoints", "tensorboard")
     (run / name).symlink_to(elsewhere if is_folder else elsewhere / "precious")
+    if name == "config.json":  # one that is read is refused unless it is that of a pretraining
+        (elsewhere / "precious").write_text('{"settings": {"preset": "quickstart"}}')
     before = contents(elsewhere)
     config = tiny_config(run, tensorboard=name == "tensorboard", resume="auto", epochs=1)
     if name in ("config.json", "checkpoints/.last.pt.tmp"):  # replaced, as every content of theirs is
