@@ -205,7 +205,7 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
         ("", (full_disk,), (7, 7), ("No space left on device", "")),
         ("", (no_data_for_the_last,), (3, 3), ("", "the digits are gone")),
         ("", (other_data_for_the_last,), (2, 2), ("", "data_fingerprint is")),
-        ("", (no_memory_in_the_last,), (8, 6), ("lost contact with another process", "ran out of memory")),
+        ("", (no_memory_in_the_last,), (8, 6), ("lost its connection to another", "ran out of memory")),
     ],
     ids=["flag", "batch", "loss", "folder", "limit", "disk", "no data", "other data", "memory"],
 )
@@ -285,7 +285,7 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
     assert job.returncode != 0
     assert out.count("going on from") == 1
     for rank in (0, 1):
-        assert err.count(f"error: process {rank} lost contact with another process of this job") == 1
+        assert err.count(f"error: rank {rank} lost its connection to another process of this job") == 1
     assert "rotnet_fast/" not in err  # the one traceback is torchrun's own
 
     # A terminal sends Ctrl-C to all three, and torchrun sends it to its workers once more.
