@@ -98,7 +98,7 @@ CASES = [
     WrongUse(f"{QUICK} --resume other.pt", 4, ("other.pt is not one", "give a run folder")),
     WrongUse("evaluate --checkpoint empty", 4, ("no checkpoint in empty/checkpoints", "give a run folder")),
     WrongUse(
-        "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is cut short", "give a run folder")
+        "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is truncated", "give a run folder")
     ),
     WrongUse("visualize --checkpoint pickle.pt", 4, ("the checkpoint pickle.pt is cut", "give a run folder")),
     WrongUse("export --checkpoint weights.pt", 4, ("weights.pt holds exported weights", "give a run folder")),

@@ -243,7 +243,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # a copy of weights and momentum, which would be kept until the run ends
             if processes.is_main:
-                print(f"going on from {path}: {state['epoch']} epochs and {step} steps done")
+                print(f"resuming from {path}: {state['epoch']} epochs and {step} steps done")
         processes.on_main(lambda: keep_image_list(run.path, dataset))
 
     return pretrain_with(trainer, config, dataset, load)
@@ -356,14 +356,14 @@ def on_these_images(
         return saved  # or the other loader, of which loading the checkpoint tells
     said = "its data_fingerprint is another"
     if "data_fingerprint" not in is_other:
-        said = "files of the same names and lengths now hold something else"
+        said = "the content of files has changed, but not their names and lengths"
     said += what_changed(saved, dataset, run_of(origin), run)
     if not config.accept_changed_data:
         raise CheckpointError(
-            f"the checkpoint {origin} is of a run on other images: {said}. Restore them, go on with those "
-            f"that are there now with --accept-changed-data, or start a new run with another --output"
+            f"the checkpoint {origin} is of a run on other images: {said}. Restore them, resume on the "
+            f"present images with --accept-changed-data, or start a new run with another --output"
         )
-    print(printable(f"WARNING: going on with other images than the run began with: {said}"), file=sys.stderr)
+    print(printable(f"WARNING: resuming on other images than the run began with: {said}"), file=sys.stderr)
     return {**saved, **now}
 
 

@@ -276,9 +276,9 @@ def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds weights of another program"):
         load_backbone(other)
     other.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="cut short, damaged or not one of rotnet_fast's"):
+    with pytest.raises(CheckpointError, match="truncated, damaged or not a checkpoint of rotnet_fast"):
         load_backbone(other)
-    with pytest.raises(CheckpointError, match=r"config.json is cut short, damaged or not one of"):
+    with pytest.raises(CheckpointError, match=r"config.json is truncated, damaged or not a checkpoint of"):
         load_backbone(run / "config.json")
     heads = tmp_path / "heads.pt"
     checkpoint.save(heads, {"config": {"task": "evaluate frozen"}, "module": {}, "epoch": 1})

@@ -67,7 +67,7 @@ def test_every_truncation_is_noticed(saved: Path) -> None:
     content = saved.read_bytes()
     for length in [0, 1, *range(100, len(content), 997), len(content) - 1]:
         saved.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="cut short"):
+        with pytest.raises(CheckpointError, match="truncated"):
             checkpoint.load(saved)
 
 

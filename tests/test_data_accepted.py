@@ -109,7 +109,7 @@ def test_a_run_on_changed_images_says_which_and_goes_on_where_that_is_wanted(
     capsys.readouterr()
     accepting = replace(config, accept_changed_data=True)
     run_until(1, accepting, monkeypatch)
-    assert "WARNING: going on with other images than the run began with: " in capsys.readouterr().err
+    assert "WARNING: resuming on other images than the run began with: " in capsys.readouterr().err
     done = pretrain(accepting)
     files = load_dataset("folder", images, 16, progress=False)
     assert done["train_images"] == len(files.train)

@@ -103,7 +103,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
     assert data.startswith("data: handwritten digits")
     assert how.startswith("training on cpu")
     saved, stopped = err.splitlines()
-    assert saved.startswith("saved; go on with: python -m rotnet_fast.pretrain --preset quickstart")
+    assert saved.startswith("saved; resume with: python -m rotnet_fast.pretrain --resume ")
     assert stopped == "stopped by SIGTERM"
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
@@ -283,7 +283,7 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
         out, err = job.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert job.returncode != 0
-    assert out.count("going on from") == 1
+    assert out.count("resuming from") == 1
     for rank in (0, 1):
         assert err.count(f"error: rank {rank} lost its connection to another process of this job") == 1
     assert "rotnet_fast/" not in err  # the one traceback is torchrun's own
@@ -295,9 +295,9 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
         os.killpg(job.pid, signal.SIGINT)
         out, err = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert out.count("going on from") == 1
+    assert out.count("resuming from") == 1
     assert err.count("stopped by SIGINT") == 1
-    (advice,) = [line for line in err.splitlines() if line.startswith("saved; go on with: ")]
+    (advice,) = [line for line in err.splitlines() if line.startswith("saved; resume with: ")]
     command_again = shlex.split(advice.partition(": ")[2])
     assert command_again[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "rotnet_fast.pretrain"]
     assert "rotnet_fast/" not in err
@@ -331,8 +331,10 @@ def test_a_restart_before_the_first_checkpoint_still_resumes_what_was_asked_for(
     arguments = [*FLAGS, "--output", str(tmp_path / "old")]
     assert run_command(arguments)[0] == 0
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "config.json").write_text(json.dumps({"job": "7"}))
+    (tmp_path / "new" / "config.json").write_text(
+        json.dumps({"job": "7", "settings": {"preset": "quickstart"}})
+    )
     arguments = [*FLAGS, "--output", str(tmp_path / "new"), "--resume", str(tmp_path / "old")]
     (code, out, _), _ = on_ranks(2, run_command, arguments, restarted)
     assert code == 0
-    assert f"going on from {tmp_path / 'old'}" in out
+    assert f"resuming from {tmp_path / 'old'}" in out

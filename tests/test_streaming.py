@@ -180,7 +180,7 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
 def test_a_run_is_not_gone_on_with_by_the_other_loader(shapes: Path, tmp_path: Path, begun: str) -> None:
     pretrain(config(tmp_path, shapes, epochs=1, loader=begun))
     other = {"resident": "dali", "dali": "resident"}[begun]
-    with pytest.raises(CheckpointError, match=f"one of --loader {begun}, and .* leave --loader out"):
+    with pytest.raises(CheckpointError, match=f"made with --loader {begun}, and .* remove --loader"):
         pretrain(config(tmp_path, shapes, epochs=1, loader=other, resume="auto"))
 
 
