@@ -153,7 +153,7 @@ def test_a_folder_that_becomes_read_only_is_named_and_the_run_goes_on_later(
     code, _, err = in_a_process(flags_of(run), partial(lock_before, step, run / folder))
     assert code == 7
     assert err.startswith(f"error: cannot write {run / folder}/")
-    assert "Permission denied; get the right to write there, or choose another folder with --output" in err
+    assert "Permission denied; get permission to write there, or choose another folder with --output" in err
     code, _, err = in_a_process(flags_of(run), without_privileges)  # it still is
     assert code == 7
     assert "Permission denied" in err

@@ -32,7 +32,7 @@ from rotnet_fast.files import (
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.study.store import Results
 
-REFUSED = "is a symbolic link, and nothing is written through one; put a file or folder of its own"
+REFUSED = "is a symbolic link, and nothing is written through links; replace the link by a file or folder"
 
 
 @pytest.fixture(autouse=True, scope="module")
