@@ -75,7 +75,7 @@ def test_a_model_that_there_is_not_is_named_before_data_are_read(tmp_path: Path)
 
 def test_images_that_are_too_small_for_a_network_are_named(tmp_path: Path) -> None:
     config = replace(config_of(tmp_path), model="squeezenet1_1", image_size=4)
-    with pytest.raises(ArgumentError, match="squeezenet1_1 does not take images of 4 x 4 pixels"):
+    with pytest.raises(ArgumentError, match="squeezenet1_1 does not accept images of 4 x 4 pixels"):
         pretrain(config)
 
 

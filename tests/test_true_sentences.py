@@ -76,9 +76,7 @@ def test_a_network_says_which_images_it_takes(model: str) -> None:
     for call in (network, lambda images: network.features(images, [network.default_layer])):
         with pytest.raises(TypeError, match=r"x is torch.uint8; a network takes normalised images"):
             call(x.to(torch.uint8))
-        with pytest.raises(
-            TypeError, match=r"x is torch.float64, and the network's weights are.*give it x.to"
-        ):
+        with pytest.raises(TypeError, match=r"x is torch.float64, and the network's weights are.*pass x.to"):
             call(x.double())
     assert network(x.double().to(torch.float32)).dtype == torch.float32
     assert network.double()(x.double()).dtype == torch.float64
