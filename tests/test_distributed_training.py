@@ -22,7 +22,7 @@ from torch.nn import functional
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.data.sampling import Shard, epoch_order
+from rotnet_fast.data.sampling import BatchShare, epoch_order
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import join
 from rotnet_fast.engine.precision import Precision
@@ -105,7 +105,7 @@ def test_local_batchnorm_and_uneven_parts_give_the_gradient_of_the_mean_over_all
         stop = min(start + BATCH, TRAIN)
         total = torch.zeros(())
         for rank in range(world):
-            part = Shard(rank, world).part(start, stop)
+            part = BatchShare(rank, world).part(start, stop)
             if part.start == part.stop:
                 continue
             views, labels = rotate_batch_reference(

@@ -35,7 +35,7 @@ def test_channels_of_images_are_those_that_the_library_allows() -> None:
         ),
         ("fasterrcnn_resnet50_fpn", "unknown model"),
         ("timm/hf-hub:timm/resnet18", "unknown model"),
-        ("", "model is ''"),
+        ("", "unknown model ''"),
         (
             "timm/vit_tiny_patch16_224",
             r"does not accept images of 96 x 96 pixels \(Input height.*choose another",
@@ -123,5 +123,5 @@ def test_a_torchvision_for_another_torch_is_one_sentence(monkeypatch: pytest.Mon
         return import_module(name)
 
     monkeypatch.setattr(library, "import_module", mismatched)
-    with pytest.raises(ArgumentError, match=rf"beside torch {torch.__version__.split('+')[0]}.*nms does not"):
+    with pytest.raises(ArgumentError, match=rf"with torch {torch.__version__.split('+')[0]}.*nms does not"):
         make_network(4, model="resnet18")

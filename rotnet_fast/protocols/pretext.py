@@ -15,7 +15,7 @@ from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import Streaming, make_loader
-from rotnet_fast.data.sampling import Shard
+from rotnet_fast.data.sampling import BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
@@ -73,11 +73,11 @@ def pretraining(
         )
         raise processes.shared(ArgumentError(message))
     processes.everywhere(lambda: config.check_needs_gpu(device.type))
-    shard = Shard(processes.rank, processes.world)
+    share = BatchShare(processes.rank, processes.world)
     channels = dataset.train.image_shape[-1]
 
     def build() -> tuple[Loader, Loader, FeatureNetwork]:
-        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
+        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, share=share)
         test_loader = make_loader(
             dataset,
             dataset.test,
@@ -86,7 +86,7 @@ def pretraining(
             config.seed,
             is_test=True,
             shuffle=False,
-            shard=shard,
+            share=share,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
