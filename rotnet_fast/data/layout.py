@@ -6,7 +6,7 @@ Layouts of DATA_DIR:
 train/<class>/  and  test/<class>/    JPEG or PNG files, also in folders within; a label is the class's
                                       position in sorted order
 train/  and  test/                    JPEG or PNG files without classes
-train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.shards`
+train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.webdataset`
 *.tar in DATA_DIR itself              shards whose names say which half they are of, such as x-train-0.tar
 files or *.tar in DATA_DIR itself     as above; the first and then every 20th image is a test image
 ====================================  ===================================================================
@@ -33,8 +33,8 @@ import numpy.typing as npt
 
 from rotnet_fast.data.cache import FOLDER_NAME, cache_places
 from rotnet_fast.data.passed import PassedOver
-from rotnet_fast.data.shards import IMAGE_SUFFIXES, index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
+from rotnet_fast.data.webdataset import IMAGE_SUFFIXES, index_shards
 from rotnet_fast.errors import DataError
 
 HOLD_OUT_EVERY = 20

@@ -69,7 +69,7 @@ class BatchShare:
     world: int = 1
 
     def part(self, start: int, stop: int) -> slice:
-        """The process's share of one batch, which consists of the visits ``start`` to ``stop - 1`` of an epoch.
+        """The share of this process in one batch, the visits ``start`` to ``stop - 1`` of an epoch.
 
         The shares of all ranks are disjoint, cover the batch in order and differ by at most one visit. If a
         batch has fewer visits than there are processes, some shares are empty.
