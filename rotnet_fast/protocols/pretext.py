@@ -1,4 +1,4 @@
-"""Pretraining on the pretext task, from data set to results.json, for the commands that need it."""
+"""Pretraining on the pretext task, from data set to results.json."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ from rotnet_fast.models.network import FeatureNetwork
 def streaming_of(
     config: PretrainConfig, device: torch.device, begun: str | None = None, free: int | None = None
 ) -> Streaming:
-    """How a pretraining's images are loaded.
+    """Decide how to load the images of a pretraining.
 
     Args:
+        config: validated settings.
+        device: device of the training.
         begun, free: see `Streaming`.
     """
     crop = RandomResizedCrop(config.crop_scale, config.crop_ratio) if config.is_cropped else None
@@ -52,24 +54,26 @@ def pretraining(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> Trainer:
-    """A pretraining, ready to load a checkpoint or to start.
+    """Set up a pretraining, ready to load a checkpoint or to start.
 
     Args:
         config: validated settings.
         dataset: the images, after the limits.
+        device: device of this process.
+        precision: number format of the forward and backward pass.
         run: folder that the trainer writes to.
-        task_type: another one is an ablation, see `rotnet_fast.protocols.ablations`.
+        task_type: `RotationTask`, or an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
-        processes: that train together.
+        processes: the processes that train together.
 
     Raises:
-        ArgumentError, ElsewhereError: a network that there is not, or that does not take these images; there
-            are more processes than images per batch, or they disagree.
+        ArgumentError, ElsewhereError: the network is unknown or does not accept these images, there are more
+            processes than images per batch, or the processes were given different settings.
     """
     if processes.world > config.batch_size:
         message = (
             f"batch-size is {config.batch_size}, fewer images than the {processes.world} processes; start "
-            f"fewer with --nproc-per-node, or use a larger batch"
+            f"fewer processes with --nproc-per-node, or use a larger batch"
         )
         raise processes.shared(ArgumentError(message))
     processes.everywhere(lambda: config.check_needs_gpu(device.type))
@@ -157,7 +161,7 @@ def pretraining(
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
-    """Absolute path of the images' folder, for whoever looks for them from another place; None for none."""
+    """Absolute path of the folder of the images, which may be needed elsewhere; None if there is none."""
     place = config.data_dir
     if place is None and config.dataset == "cifar10":
         place = DEFAULT_DATA_DIR
@@ -170,25 +174,25 @@ def pretrain_with(
     dataset: Dataset[AnySplit],
     load: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
-    """Train to the end, and write config.json before and results.json after it.
+    """Train to the end, writing config.json before and results.json afterwards.
 
     Args:
-        trainer: as :func:`pretraining` makes it.
-        config, dataset: what it was made with.
-        load: brings the trainer to where a checkpoint left off.
+        trainer: what :func:`pretraining` returned.
+        config, dataset: what it was set up with.
+        load: loads a checkpoint into the trainer.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        RotnetError: one of its subclasses, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
     run = trainer.run
     where = {**environment(str(trainer.loader.device)), "processes": trainer.processes.world}
     if load is not None:
         load(trainer)
-    # Only now: a refused checkpoint leaves the folder's settings as they were.
+    # Only now, because a refused checkpoint must leave the folder's settings unchanged.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
     settings = {**asdict(config), "data_dir": place_of_images(config)}
     written = {"settings": settings, "environment": where, "loader": loader, "job": job()}
