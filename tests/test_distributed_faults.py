@@ -1,4 +1,4 @@
-"""Several processes stop, fail and go on as one."""
+"""Several processes stop, fail and resume as one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_processes_killed_before_any_step_resume_to_the_same_state(
         assert on_ranks(world, pretrain, config)[0]["state_hash"] == whole["state_hash"]
 
 
-def test_the_number_of_processes_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_the_number_of_processes_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", resume="auto")
     on_ranks(3, pretrain_until_killed, config, 4)
     results = on_ranks(2, pretrain, config)[0]
@@ -209,7 +209,7 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
     ],
     ids=["flag", "batch", "loss", "folder", "limit", "disk", "no data", "other data", "memory"],
 )
-def test_a_failure_is_told_once_by_the_process_that_met_it(
+def test_a_failure_is_reported_once_by_the_process_that_met_it(
     flags: str,
     prepare: tuple[Callable[[pytest.MonkeyPatch], None], ...],
     codes: tuple[int, int],
@@ -275,7 +275,7 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
     with subprocess.Popen(program, env=environment, **pipes) as job:
         wait_for_lines(job, log, 10)
         os.kill(workers_of(job.pid)[1], signal.SIGKILL)
-        # torchrun starts both again, and they go on by themselves; the next time, it gives up.
+        # torchrun starts both again, and they resume by themselves; the next time, it gives up.
         wait_until(job, lambda: 0 in workers_of(job.pid, attempt=1))
         wait_for_lines(job, log, 60)
         os.kill(workers_of(job.pid, attempt=1)[0], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing, and three in a row stop a run."""
+"""A non-finite step changes nothing, and three in a row stop a run."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.faults("step that is not finite")
+@pytest.mark.faults("non-finite step")
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("poison", POISONS)
-def test_a_step_that_is_not_finite_changes_nothing(
+def test_a_non_finite_step_changes_nothing(
     poison: str, precision: str, optimizer: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     # Each step of the epoch is the bad one in turn: the first one, too, before there is any momentum.
@@ -122,7 +122,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 
 
 @pytest.mark.parametrize("poison", POISONS)
-def test_captured_steps_that_are_not_finite_change_nothing_either(
+def test_captured_non_finite_steps_change_nothing_either(
     poison: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     # One of three steps in each of 8 epochs, at another place each time: two thirds of them are replayed.
@@ -145,7 +145,7 @@ def test_captured_steps_that_are_not_finite_change_nothing_either(
     ("precision", "graph"), [("fp32", "on"), ("bf16", "on"), ("bf16", "off"), ("fp16", "off")]
 )
 @pytest.mark.parametrize("poison", POISONS)
-def test_steps_of_a_gpu_that_are_not_finite_change_nothing(
+def test_non_finite_steps_of_a_gpu_change_nothing(
     poison: str, precision: str, graph: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     with RunFolder(tmp_path) as run:
@@ -173,7 +173,7 @@ def test_steps_of_a_gpu_that_are_not_finite_change_nothing(
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 3])
-def test_a_skipped_step_is_told_and_is_in_no_mean(
+def test_a_skipped_step_is_reported_and_is_in_no_mean(
     log_every: int, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunFolder(tmp_path) as run:
@@ -197,7 +197,7 @@ class PoisonedLater(Poisoned):
         self.poisonous = torch.arange(40 if epoch > 0 else 0)
 
 
-@pytest.mark.faults("three steps in a row that are not finite")
+@pytest.mark.faults("three non-finite steps in a row")
 @pytest.mark.parametrize("poison", [poison for poison in POISONS if poison != "one gradient"])
 def test_three_in_a_row_stop_a_run_and_the_last_good_checkpoint_is_kept(
     poison: str, dataset: Dataset, tmp_path: Path
@@ -280,7 +280,7 @@ def test_the_loss_of_no_images_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("change", ["statistics", "count", "other buffer"])
-def test_all_buffers_are_put_back_whatever_their_type(change: str) -> None:
+def test_all_buffers_are_restored_whatever_their_type(change: str) -> None:
     module = torch.nn.BatchNorm2d(3)
     module.register_buffer("mask", torch.tensor([True, False]))
     changes: dict[str, Callable[[], object]] = {

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from rotnet_fast.checks import check_needs_gpu
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.memory import is_out_of_memory
@@ -149,9 +150,10 @@ def use_graph(
     Raises:
         ArgumentError: the setting is ``on``, and steps cannot be captured.
     """
-    if setting == "off":
+    check_needs_gpu("graph", setting, setting == "on", device.type)
+    if setting == "off" or device.type != "cuda":
         return False
-    obstacle = _obstacle(device, precision, module, processes)
+    obstacle = _obstacle(precision, module, processes)
     if setting == "on" and obstacle is not None:
         raise ArgumentError(f"graph is on, but {obstacle}; use --graph auto or off")
     if setting == "on":
@@ -160,12 +162,8 @@ def use_graph(
     return obstacle is None and all(network.is_capturable for network in networks)
 
 
-def _obstacle(
-    device: torch.device, precision: Precision, module: nn.Module, processes: Processes
-) -> str | None:
-    """The reason why steps cannot be captured; None if they can."""
-    if device.type != "cuda":
-        return f"the device is {device}, and CUDA graphs need a GPU"
+def _obstacle(precision: Precision, module: nn.Module, processes: Processes) -> str | None:
+    """The reason why steps cannot be captured on a GPU; None if they can."""
     if processes.world > 1:
         return f"{processes.world} processes train together, whose communication cannot be captured"
     if precision.name == "fp16":
