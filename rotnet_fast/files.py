@@ -313,6 +313,7 @@ def cut_off(path: Path, length: int) -> None:
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
+    errno.EFBIG: "raise the limit of file sizes with ulimit -f",
     errno.EDQUOT: "remove some of your files there",
     errno.EACCES: "get permission to write there",
     errno.EPERM: "get permission to write there",

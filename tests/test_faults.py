@@ -98,7 +98,7 @@ def test_a_full_disk_costs_nothing_but_time(
     assert code == 7
     assert err == (
         f"error: cannot write {run / name}: File too large; "
-        f"free some space, or choose another folder with --output\n"
+        f"raise the limit of file sizes with ulimit -f, or choose another folder with --output\n"
     )
     assert_all_checkpoints_are_whole(run, kept)
     assert in_a_process(flags_of(run)).code == 0  # there is space again

@@ -12,6 +12,12 @@ from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.files import ensure_folder
 
 
+class _Bar(tqdm):  # type: ignore[misc]
+    """A progress bar without tqdm's thread, which redraws idle bars and cannot start if memory is short."""
+
+    monitor_interval = 0
+
+
 class RunLog:
     """Reports one run; a context manager that closes the bar and the event file.
 
@@ -38,7 +44,7 @@ class RunLog:
         self._run = run
         self._print = progress
         # disable=None shows the bar on terminals only, so that log files stay readable.
-        self._bar = tqdm(
+        self._bar = _Bar(
             total=total_images,
             initial=images_done,
             unit="img",
