@@ -1,11 +1,11 @@
-"""Does a long training keep still? ``python -m benchmarks.soak --output FILE.json [--steps N] [--loader L]``.
+"""Whether a long training leaks: ``python -m benchmarks.soak --output FILE.json [--steps N] [--loader L]``.
 
 Trains the smallest network with all that a run does (checkpoints within epochs and after them, tests,
-metrics, TensorBoard), and looks at the process after every epoch: resident memory, open files, threads. The
-first quarter is warm-up; a straight line is fitted to the rest, which is flat where its slope stays below
+metrics, TensorBoard), and samples the process after every epoch: resident memory, open files, threads. The
+first quarter is warm-up. A straight line is fitted to the rest, which is flat if its slope stays below
 ``LIMITS``.
 
-Exit code 1 where something is not flat. Needs Linux, for /proc.
+The exit code is 1 if something is not flat. Needs Linux, for /proc.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.output import check_output
-from rotnet_fast.engine.run_folder import environment, write_json
+from rotnet_fast.engine.run_folder import check_output, environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrain import pretrain
@@ -40,13 +39,13 @@ STEPS_PER_EPOCH = 100
 _BATCH = 4
 
 LIMITS = {"memory": 0.2, "files": 0.5, "threads": 0.5}
-"""MB, open files and threads per 1,000 steps. 0.2 MB are 200 bytes a step, less than any tensor that is kept
-takes; at 14 steps a second, a week would add 1.7 GB."""
+"""MB, open files and threads per 1,000 steps. 0.2 MB are 200 bytes per step, less than any tensor that leaks;
+at 14 steps per second, a week would add 1.7 GB."""
 
 
 @dataclass(frozen=True)
 class SoakConfig(Settings):
-    """Train for long, and say whether memory, open files and threads grow."""
+    """Train for long, and report whether memory, open files and threads grow."""
 
     output: Path
     """JSON file to write."""
@@ -61,7 +60,7 @@ class SoakConfig(Settings):
         """Check what the types alone do not.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
+            ArgumentError: a setting has an unusable value.
         """
         if self.output.suffix != ".json":
             raise ArgumentError(f"output is {self.output}; give a file whose name ends in .json")
@@ -75,9 +74,10 @@ class Sample:
     """What a process holds after some steps.
 
     Attributes:
-        memory: resident, in MB of 10^6 bytes.
-        files: open descriptors, the one that counts them left out.
-        threads: of the operating system.
+        step: number of finished steps.
+        memory: resident memory in MB of 10^6 bytes.
+        files: number of open descriptors, without the one that counts them.
+        threads: number of threads of the operating system.
     """
 
     step: int
@@ -87,7 +87,7 @@ class Sample:
 
     @classmethod
     def now(cls, step: int) -> Sample:
-        """Of this process."""
+        """Sample this process."""
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         files = len(list(Path("/proc/self/fd").iterdir())) - 1
         return cls(step, int(status["VmRSS"].split()[0]) * 1024 / 1e6, files, int(status["Threads"]))
@@ -95,13 +95,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one quantity.
+    """How one quantity developed.
 
     Attributes:
         start: median of the first tenth of the samples after the warm-up.
         end: median of the last tenth.
-        slope: of the line fitted between, per 1,000 steps.
-        limit: of the slope.
+        slope: slope of the fitted line, per 1,000 steps.
+        limit: largest slope that counts as flat.
     """
 
     start: float
@@ -114,8 +114,8 @@ class Finding:
         return self.slope <= self.limit
 
 
-def judge(samples: Sequence[Sample], limits: dict[str, float] = LIMITS) -> dict[str, Finding]:
-    """Fit a line to each quantity, the first quarter of the samples left out."""
+def fit_lines(samples: Sequence[Sample], limits: dict[str, float] = LIMITS) -> dict[str, Finding]:
+    """Fit a line to each quantity, without the first quarter of the samples."""
     settled = samples[len(samples) // 4 :]
     tenth = max(1, len(settled) // 10)
     steps = [sample.step / 1000 for sample in settled]
@@ -130,7 +130,7 @@ def judge(samples: Sequence[Sample], limits: dict[str, float] = LIMITS) -> dict[
 
 @contextmanager
 def sampled(every: int) -> Iterator[list[Sample]]:
-    """Context in which trainings are looked at after every so many steps."""
+    """Context that samples the process after every ``every`` training steps."""
     from rotnet_fast.engine.trainer import Trainer
 
     samples: list[Sample] = []
@@ -154,11 +154,12 @@ def sampled(every: int) -> Iterator[list[Sample]]:
 def config_of(
     loader: str, folder: Path, epochs: int, steps_per_epoch: int = STEPS_PER_EPOCH
 ) -> PretrainConfig:
-    """The smallest training with everything that a run does.
+    """Configure the smallest training with everything that a run does.
 
     Args:
-        loader: ``resident`` or ``dali``; for the latter, images are made.
-        folder: for the run and the images.
+        loader: ``resident`` or ``dali``, for which image files are written.
+        folder: folder for the run and the images.
+        epochs, steps_per_epoch: length of the training.
     """
     count = steps_per_epoch * _BATCH
     source: dict[str, Any] = {"dataset": "digits", "limit_train": count, "limit_test": 20}
@@ -185,7 +186,7 @@ def config_of(
 
 
 def make_images(folder: Path, count: int) -> None:
-    """JPEG files of noise in two classes, ``count`` for training and 20 for the test."""
+    """Write JPEG files of noise in two classes, ``count`` for training and 20 for the test."""
     import numpy as np
     from PIL import Image
 
@@ -198,7 +199,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def soak(loader: str, steps: int) -> dict[str, Any]:
-    """Train with one loader, in a folder that is removed.
+    """Train with one loader, in a temporary folder.
 
     Returns:
         ``steps``, ``seconds``, ``samples`` and ``findings``, as plain values.
@@ -207,7 +208,7 @@ def soak(loader: str, steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, sampled(STEPS_PER_EPOCH) as samples:
         pretrain(config_of(loader, Path(folder), epochs))
-    findings = judge(samples)
+    findings = fit_lines(samples)
     return {
         "steps": epochs * STEPS_PER_EPOCH,
         "seconds": time.perf_counter() - start,

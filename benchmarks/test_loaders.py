@@ -21,7 +21,7 @@ from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader
 from rotnet_fast.data.decode import decode_images
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import WHOLE, Shard
+from rotnet_fast.data.sampling import WHOLE, BatchShare
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.ops import rotate_batch
@@ -58,9 +58,9 @@ class Workload:
             self.side,
         )
 
-    def dali_loader(self, device: torch.device, shard: Shard = WHOLE) -> DaliLoader:
+    def dali_loader(self, device: torch.device, share: BatchShare = WHOLE) -> DaliLoader:
         crop = None if self.crop is None else RandomResizedCrop()
-        return DaliLoader(self.split, device, self.batch, seed=0, crop=crop, shard=shard)
+        return DaliLoader(self.split, device, self.batch, seed=0, crop=crop, share=share)
 
     def resident_loader(self, device: torch.device) -> ResidentLoader:
         source = self.split.source
@@ -199,10 +199,10 @@ def test_time_to_the_first_batch(
     record(what="first batch", way=way, data=work.data, images=len(work.paths))
 
 
-def _rate(work: Workload, shard: Shard, seconds: float, begin: Any, results: Any) -> None:
-    """One process of several: images per second of its shard."""
+def _rate(work: Workload, share: BatchShare, seconds: float, begin: Any, results: Any) -> None:
+    """One process of several: images per second of its share."""
     torch.set_num_threads(1)
-    batches = loader_peers.epochs_of(work.dali_loader(CPU, shard))
+    batches = loader_peers.epochs_of(work.dali_loader(CPU, share))
     for _ in range(12):
         next(batches)
     begin.wait()
@@ -232,7 +232,7 @@ def test_processes(
         seconds = 0.05 if benchmark.disabled else WINDOW_SECONDS
         processes = [
             context.Process(
-                target=_rate, args=(workloads[workload], Shard(rank, world), seconds, begin, results)
+                target=_rate, args=(workloads[workload], BatchShare(rank, world), seconds, begin, results)
             )
             for rank in range(world)
         ]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import speedrun
 from rotnet_fast.data import datasets, digits
-from rotnet_fast.engine.training_step import TrainingStep
+from rotnet_fast.engine.step import TrainingStep
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.presets import PRESETS

@@ -64,7 +64,7 @@ CASES = [
     WrongUse(f"{QUICK} --batch-size -8", 2, ("batch-size is -8", "must be at least 1")),
     WrongUse(f"{QUICK} --blocks 6", 2, ("blocks is '6'", "choose from 3, 4, 5")),
     WrongUse(f"{QUICK} --blocks 5 --model resnet18", 2, ("blocks is 5", "leave it out for resnet18")),
-    WrongUse(f"{QUICK} --model resnet19", 2, ("model is 'resnet19'", "did you mean resnet18")),
+    WrongUse(f"{QUICK} --model resnet19", 2, ("unknown model 'resnet19'", "did you mean resnet18")),
     WrongUse(f"{QUICK} --rotations 0 90 90", 2, ("rotations is (0, 90, 90)", "such as 0 90 180 270")),
     WrongUse(f"{QUICK} --device cuda:99", 2, ("device is cuda:99", "use --device cpu")),
     WrongUse(f"{QUICK} --device cpu --precision fp16", 2, ("precision is fp16", "use --precision bf16")),
@@ -113,9 +113,11 @@ CASES = [
     WrongUse(f"{QUICK} --resume other.pt", 4, ("other.pt is not one", "give a run folder")),
     WrongUse("evaluate --checkpoint empty", 4, ("no checkpoint in empty/checkpoints", "give a run folder")),
     WrongUse(
-        "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is cut short", "give a run folder")
+        "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is truncated", "give a run folder")
     ),
-    WrongUse("visualize --checkpoint pickle.pt", 4, ("the checkpoint pickle.pt is cut", "give a run folder")),
+    WrongUse(
+        "visualize --checkpoint pickle.pt", 4, ("the checkpoint pickle.pt is truncated", "give a run folder")
+    ),
     WrongUse("export --checkpoint weights.pt", 4, ("weights.pt holds exported weights", "give a run folder")),
     # Outputs: 7
     WrongUse("pretrain --preset quickstart --output a-file", 7, ("a-file: it is a file", "with --output")),

@@ -17,7 +17,7 @@ from torch import nn
 from rotnet_fast.backbone_inputs import check_images, checked_count, checked_numbers
 from rotnet_fast.checks import check_device
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.device import resolve_device
+from rotnet_fast.engine.precision import resolve_device
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import rotate_batch

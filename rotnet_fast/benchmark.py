@@ -18,11 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rotnet_fast.checks import check_device
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.atomic import ensure_folder
-from rotnet_fast.engine.output import check_output
-from rotnet_fast.engine.run_folder import environment, write_json
+from rotnet_fast.engine.run_folder import check_output, environment, write_json
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import ensure_folder, resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.settings import Settings
 
@@ -139,7 +137,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     config.validate()
     if config.output is not None:
         check_output(config.output.parent)
-    from rotnet_fast.engine.device import resolve_device
+    from rotnet_fast.engine.precision import resolve_device
 
     device = resolve_device(config.device)
     from rotnet_fast.benchmarking.ceilings import measure_ceilings
@@ -161,7 +159,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "window_seconds": effort.window_seconds,
     }
 
-    output = None if config.output is None else followed(config.output)
+    output = None if config.output is None else resolve_path(config.output)
 
     def write() -> None:
         if output is not None:

@@ -136,13 +136,20 @@ def check_device(name: str) -> None:
 
 
 def check_precision(precision: str, device: str) -> None:
-    """Check a number format for a device that is named; of ``auto`` it is known once torch is loaded.
+    """Check that a number format works on a device.
+
+    Args:
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. What ``auto`` means is known once torch is loaded.
 
     Raises:
         ArgumentError: fp16 on the CPU.
     """
     if precision == "fp16" and device == "cpu":
-        raise ArgumentError("precision is fp16, which needs a CUDA device; use --precision bf16 or fp32")
+        raise ArgumentError(
+            "precision is fp16, which needs a CUDA device: on a CPU, BatchNorm's backward pass overflows in "
+            "fp16; use --precision bf16 or fp32"
+        )
 
 
 def check_needs_gpu(argument: str, value: str, needs_gpu: bool, device: str) -> None:

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from rotnet_fast.engine.atomic import cannot_write
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
@@ -31,7 +30,7 @@ from rotnet_fast.errors import (
     RotnetError,
     printable,
 )
-from rotnet_fast.files import cannot_read, is_out_of_descriptors
+from rotnet_fast.files import cannot_read, cannot_write, is_out_of_descriptors
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
@@ -126,13 +125,13 @@ def _run(command: Callable[[], object]) -> int:
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """Context for what all processes of a job do alike before they know each other: the main one speaks.
+def rank0_only() -> Iterator[None]:
+    """Context for what all processes of a job do alike before they are connected: only rank 0 prints.
 
     Raises:
-        ElsewhereError: in the other processes, instead of the error that the main one meets, too.
+        ElsewhereError: in the other processes, in place of the error that rank 0 raises, too.
     """
-    with printed_if(is_main()):
+    with silenced(not is_main()):
         try:
             yield
         except RotnetError as error:
@@ -142,9 +141,9 @@ def said_once() -> Iterator[None]:
 
 
 @contextmanager
-def printed_if(is_wanted: bool) -> Iterator[None]:
-    """Context whose prints and warnings go nowhere unless they are wanted."""
-    if is_wanted:
+def silenced(is_silent: bool = True) -> Iterator[None]:
+    """Context that discards prints and warnings, unless ``is_silent`` is False."""
+    if not is_silent:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):

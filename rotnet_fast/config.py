@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rotnet_fast.checks import check_image_size, check_needs_gpu, check_seed, check_streaming
 from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.files import followed, named
+from rotnet_fast.files import named, resolve_path
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 from rotnet_fast.settings import ImageSettings, at_least_one
 
@@ -347,12 +347,12 @@ class PretrainConfig(ImageSettings):
     def output_folder(self) -> Path:
         """Where the run is kept."""
         if self.output is not None:
-            return followed(self.output)
+            return resolve_path(self.output)
         if self.resume is not None and self.resume != "auto":
             path = Path(self.resume)
-            return followed(path.parent.parent if path.is_file() else path)
+            return resolve_path(path.parent.parent if path.is_file() else path)
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
-        return followed(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
+        return resolve_path(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
 
 
 def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] | None) -> Path:

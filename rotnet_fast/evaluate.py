@@ -22,14 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.checks import check_images, check_needs_gpu, check_seed, check_streaming
-from rotnet_fast.command import printed_if, program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command, silenced
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
-from rotnet_fast.engine.output import check_is_no_study, check_output, claimed
-from rotnet_fast.engine.run_folder import environment, read_settings, was_begun_by_this_job
+from rotnet_fast.engine.run_folder import (
+    check_is_no_study,
+    check_output,
+    claimed,
+    environment,
+    read_settings,
+    was_begun_by_this_job,
+)
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.protocols.result import render
@@ -162,8 +168,8 @@ class EvaluateConfig(PretrainedImageSettings):
     def output_folder(self) -> Path:
         """Return the folder of this evaluation."""
         if self.output is not None:
-            return followed(self.output)
-        run = followed(find_model(self.checkpoint).home)
+            return resolve_path(self.output)
+        run = resolve_path(find_model(self.checkpoint).home)
         number = 1
         while (run / f"evaluate-{number:03d}").exists():
             if is_restart() and was_begun_by_this_job(run / f"evaluate-{number:03d}"):
@@ -177,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse_flags(EvaluateConfig, PROGRAM, arguments)
             config.validate()
         with join() as processes:
@@ -212,7 +218,7 @@ def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE)
         Interrupted: stopped by a signal, with everything saved.
     """
     config.validate()
-    folder = followed(folder)
+    folder = resolve_path(folder)
 
     def begun() -> dict[str, Any] | None:
         check_is_no_study(folder)
@@ -232,7 +238,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
     from rotnet_fast.engine import checkpoint
 
     def prepare() -> tuple[EvaluationSetup, tuple[str, ...], list[Unit]]:
-        with printed_if(processes.is_main):
+        with silenced(not processes.is_main):
             return load_setup(config, folder, processes)
 
     setup, layers, units = processes.local_main_first(prepare)

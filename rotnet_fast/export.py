@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.command import run_command
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import ensure_folder, write_atomically
-from rotnet_fast.engine.output import STUDY_FILE, check_is_no_study, check_output
-from rotnet_fast.engine.run_folder import read_settings
+from rotnet_fast.engine.run_folder import STUDY_FILE, check_is_no_study, check_output, read_settings
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed
+from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.json_files import read_object
 from rotnet_fast.model_card import CardFacts, render_card
@@ -74,11 +72,11 @@ class ExportConfig(Settings):
     def output_folder(self) -> Path:
         """Return the folder of the export."""
         if self.output is not None:
-            return followed(self.output)
+            return resolve_path(self.output)
         model = find_model(self.checkpoint)
         is_one_of_several = model.path.is_file() and model.path.parent != model.home
         suffix = f"-{model.path.stem}" if is_one_of_several and not model.shipped_as else ""
-        return followed(model.home) / f"export{suffix}"
+        return resolve_path(model.home) / f"export{suffix}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +116,7 @@ def export(config: ExportConfig) -> Path:
 def _export(config: ExportConfig, folder: Path) -> None:
     """Do the work of :func:`export` in a folder that has been checked."""
     from rotnet_fast.backbone import backbone_of
-    from rotnet_fast.engine import weights
+    from rotnet_fast.engine import checkpoint
 
     pretrained = read_pretrained(config.checkpoint)
     recipe, run = pretrained.config, pretrained.run or pretrained.home
@@ -132,7 +130,7 @@ def _export(config: ExportConfig, folder: Path) -> None:
     )
     backbone = backbone_of(pretrained)
     metadata = pretrained.metadata(name)
-    content = weights.pack(pretrained.state, metadata)
+    content = checkpoint.pack_weights(pretrained.state, metadata)
     facts = CardFacts(
         config=recipe,
         in_channels=pretrained.in_channels,

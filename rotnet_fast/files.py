@@ -1,10 +1,13 @@
-"""Files that are whole or not there, written and changed through no symbolic link.
+"""Writes files atomically and never through a symbolic link.
 
-A command writes into folders that the user named, and nowhere else. Those may be links, or lie behind some:
-:func:`followed` gives their real names once, where a path enters the program. Whatever is made below them
-is reached from the root folder on by names that are no links, so that one which somebody put into a run
-folder never leads a write to another place. The check cannot be outrun: each folder is
-opened by its name inside the one that is open already, and the file by its name inside the last.
+A command writes into the folders that the user named, and nowhere else. These may be links, or lie behind
+links: :func:`resolve_path` resolves them once, where a path enters the program. Everything below is reached
+from the root folder by names that are no links. A link that somebody puts into a run folder therefore never
+redirects a write. No race can defeat the check, because each folder is opened by its name within the folder
+that is already open, and the file by its name within the last one.
+
+Functions that raise OSError are for those who handle it; the others, from :func:`write_atomically` on, raise
+CannotWriteError.
 
 Importing this module does not import torch.
 """
@@ -22,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CannotWriteError
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Passing through a folder does not take the right to list it, where the system makes the difference.
@@ -39,16 +42,17 @@ _PLAIN = os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait for its other
 
 
 def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
-    """The path that a user means: ``~`` and ``~name`` at its beginning are home folders, as in a shell.
+    """Expand ``~`` and ``~name`` at the beginning of a path to home folders, as a shell does.
 
-    Every path of a user passes through here: settings by `rotnet_fast.settings`, those of functions in these.
+    Every path of a user passes through here: those in settings by `rotnet_fast.settings`, arguments of
+    functions in these functions.
 
     Args:
-        path: as the user gave it; it need not exist. A name of nobody stays as it is.
-        argument: what errors call it.
+        path: the path that the user gave, which need not exist. ``~name`` of an unknown user stays as it is.
+        argument: name of the argument, for errors.
 
     Raises:
-        ArgumentError: an empty text, which would be the current folder.
+        ArgumentError: the path is empty, which would mean the current folder.
     """
     text = os.fspath(path)
     if not text:
@@ -58,11 +62,11 @@ def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
     return Path(os.path.expanduser(text))
 
 
-def followed(path: Path) -> Path:
-    """The same file or folder by a name without symbolic links; ``path`` itself where it has none.
+def resolve_path(path: Path) -> Path:
+    """Resolve all symbolic links in a path; a path without any is returned unchanged.
 
     Args:
-        path: as the user gave it, see :func:`named`; it need not exist.
+        path: the path that the user gave, see :func:`named`; it need not exist.
     """
     path = named(path)
     real = os.path.realpath(path)
@@ -70,13 +74,13 @@ def followed(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing.
+    """Create a folder and its parents if they are missing.
 
     Raises:
-        OSError: it cannot be made, or a symbolic link is on the way or in its place.
+        OSError: it cannot be created, or a symbolic link is on the way or in its place.
     """
     for _ in range(10):
-        # Another command may remove an empty folder above it, which it made for nothing, at this very moment.
+        # At this moment, another command may remove an empty parent that it created in vain.
         with suppress(FileNotFoundError), _entered(path, make=True):
             return
     with _entered(path, make=True):
@@ -85,17 +89,17 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, is_shared: bool = False) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name in its folder and give it its own name when it is whole.
+    """Write a file under a temporary name in its folder, and rename it once it is complete.
 
-    The content is flushed to the disk before the file gets its name, and the folder after it, so that a crash
-    or a loss of power at any moment leaves the old content or the new. Whatever ends the block early (an
-    error, Ctrl-C) leaves the old file, or none. A link in the place of ``path`` is replaced, not followed.
+    The content is flushed to the disk before the renaming, and the folder after it. A crash or a loss of
+    power at any moment therefore leaves the old content or the new. If the block ends early (an error,
+    Ctrl-C), the old file, or none, is left. A link in the place of ``path`` is replaced, not followed.
 
     Args:
-        path: the file to make or replace, in a folder that is there.
-        is_shared: several processes may write this file at once: the temporary name is a new one each time.
-            Without it there must be one writer at a time (a run folder is locked), and the name is that of
-            :func:`temporary_path`, so that what a killed process left behind is replaced by the next write.
+        path: file to create or replace, in an existing folder.
+        is_shared: whether several processes may write this file at once: each then uses a temporary name of
+            its own. Otherwise there must be one writer at a time (a run folder is locked), and the name is
+            that of :func:`temporary_path`, so that the next write replaces what a killed process left behind.
 
     Yields:
         The temporary file, open for writing.
@@ -125,14 +129,14 @@ def replacing(path: Path, is_shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def link_file(source: str, path: Path) -> None:
-    """Give a file another name in its folder, in place of what had it; durable as :func:`replacing` is.
+    """Give a file a second name in its folder, replacing what has that name; as durable as :func:`replacing`.
 
     Args:
-        source: the file's present name in that folder.
-        path: the new one.
+        source: present name of the file in that folder.
+        path: the second name.
 
     Raises:
-        OSError: the file system has no hard links, ...; ``path`` is as it was.
+        OSError: the file system has no hard links, ...; ``path`` is unchanged.
     """
     temporary = temporary_path(path).name
     with _entered(path.parent) as folder:
@@ -140,13 +144,16 @@ def link_file(source: str, path: Path) -> None:
             os.unlink(temporary, dir_fd=folder)
         os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
         os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        with suppress(FileNotFoundError):  # where both were the same file already, replacing does nothing
+        with suppress(FileNotFoundError):  # if both are the same file already, os.replace does nothing
             os.unlink(temporary, dir_fd=folder)
         _flush(folder)
 
 
 def open_to_append(path: Path) -> int:
-    """Descriptor of a plain file to be read, appended to and cut; it is made where it is missing.
+    """Open a plain file to read, append to and truncate; it is created if it is missing.
+
+    Returns:
+        Its descriptor.
 
     Raises:
         OSError: it cannot be opened, is a symbolic link or behind one, or is no plain file.
@@ -161,7 +168,10 @@ def open_to_append(path: Path) -> int:
 
 
 def open_plain(path: str | os.PathLike[str]) -> int:
-    """Descriptor of a plain file to be read, links followed; opening never waits, whatever it is.
+    """Open a plain file to read, following links; this never blocks, whatever the file is.
+
+    Returns:
+        Its descriptor.
 
     Raises:
         OSError: it cannot be opened, or is a FIFO, a device or the like.
@@ -223,13 +233,13 @@ def unpacking(folder: str, archives: Sequence[str]) -> str:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where the content of ``path`` is written before it is renamed, by one writer at a time."""
+    """Temporary name under which a single writer writes ``path``."""
     return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
 def _entered(path: Path, make: bool = False) -> Iterator[int]:
-    """Descriptor of a folder that is reached through no symbolic link, to name files in."""
+    """Context with the descriptor of a folder that is reached through no symbolic link."""
     root, *parts = Path(os.path.abspath(path)).parts
     place = Path(root)
     folder = os.open(place, _PASS)
@@ -258,10 +268,10 @@ def _step(folder: int, part: str, place: Path, make: bool) -> int:
 
 
 def _explained(error: OSError, place: Path) -> OSError:
-    """What systems say of a link that must not be followed (no directory, too many links) says too little."""
+    """Explain the system's errors for a link that must not be followed (no directory, too many links)."""
     if not place.is_symlink():
         return error
-    return OSError(errno.ELOOP, f"{place} is a symbolic link, and nothing is written through one")
+    return OSError(errno.ELOOP, f"{place} is a symbolic link, and nothing is written through links")
 
 
 def _checked_plain(descriptor: int, path: str | os.PathLike[str]) -> int:
@@ -278,3 +288,107 @@ def _flush(folder: int) -> None:
         os.fsync(readable)
     finally:
         os.close(readable)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace the file at ``path``; see :func:`replacing`. There must be one writer at a time.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Give a file a second name in its folder, replacing what has that name.
+
+    This makes a hard link, because writing the same content twice takes twice as long, or a copy if the file
+    system has no hard links. Neither file is ever written to again, only replaced.
+
+    Raises:
+        CannotWriteError: the disk is full, the folder is read-only, ...; ``path`` is unchanged.
+    """
+    try:
+        try:
+            link_file(source.name, path)
+        except OSError:
+            write_atomically(path, source.read_bytes())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def ensure_folder(path: Path) -> None:
+    """Create a folder and its parents if they are missing; see :func:`make_folder`.
+
+    Raises:
+        CannotWriteError: it cannot be created, or a symbolic link is in the way.
+    """
+    try:
+        make_folder(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, which is created if it is missing.
+
+    Raises:
+        CannotWriteError: the disk is full, a symbolic link is in the way, ...
+    """
+    try:
+        with os.fdopen(open_to_append(path), "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def flush_length(path: Path) -> int:
+    """Flush a file to the disk and return its length in bytes; it is created if it is missing.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cut_off(path: Path, length: int) -> None:
+    """Truncate a file to ``length`` bytes if it is longer; it is created if it is missing.
+
+    Raises:
+        CannotWriteError: see :func:`append_line`.
+    """
+    try:
+        with os.fdopen(open_to_append(path), "ab") as file:
+            if os.fstat(file.fileno()).st_size > length:
+                file.truncate(length)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EFBIG: "raise the limit of file sizes with ulimit -f",
+    errno.EDQUOT: "remove some of your files there",
+    errno.EACCES: "get permission to write there",
+    errno.EPERM: "get permission to write there",
+    errno.ELOOP: "replace the link by a file or folder of its own",
+}
+"""Remedies for a failed write, besides choosing another folder."""
+
+
+def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
+    """Make the error that reports a failed write."""
+    if is_out_of_descriptors(error):
+        return CannotWriteError(f"cannot write {path}, {out_of_descriptors(error)}")
+    reason = error.strerror or str(error)
+    remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
+    return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with --output")

@@ -17,14 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotnet_fast.command import program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
-from rotnet_fast.engine.output import check_is_no_study, claimed
 from rotnet_fast.engine.run_folder import (
     RunFolder,
+    check_is_no_study,
+    claimed,
     loader_of,
     read_settings,
     run_of,
@@ -32,6 +32,7 @@ from rotnet_fast.engine.run_folder import (
 )
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, CheckpointError, printable
+from rotnet_fast.files import write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
 from rotnet_fast.presets import PRESETS
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse(arguments)
         try:
             results = pretrain(config)
@@ -153,14 +154,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with join() as processes:
         folder = config.output_folder()
         # The agent of one machine alone counts a restart after a failure there.
-        is_again = bool(processes.maximum(is_restart())[0])
-        is_again = processes.from_main(lambda: is_again and was_begun_by_this_job(folder))
-        if is_again and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
+        is_restarted = bool(processes.maximum(is_restart())[0])
+        is_restarted = processes.from_main(lambda: is_restarted and was_begun_by_this_job(folder))
+        if is_restarted and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
             config = replace(config, resume="auto", output=folder)
         processes.on_main(lambda: check_folder(folder))
         if processes.is_main:
             warn_of_late_milestones(config)
-        with claimed(folder, is_again or config.resume is not None, processes) as run:
+        with claimed(folder, is_restarted or config.resume is not None, processes) as run:
             return _pretrain(config, run, processes)
 
 
@@ -245,7 +246,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # a copy of weights and momentum, which would be kept until the run ends
             if processes.is_main:
-                print(f"going on from {path}: {state['epoch']} epochs and {step} steps done")
+                print(f"resuming from {path}: {state['epoch']} epochs and {step} steps done")
         processes.on_main(lambda: keep_image_list(run.path, dataset))
 
     return pretrain_with(trainer, config, dataset, load)
@@ -358,14 +359,14 @@ def on_these_images(
         return saved  # or the other loader, of which loading the checkpoint tells
     said = "its data_fingerprint is another"
     if "data_fingerprint" not in is_other:
-        said = "files of the same names and lengths now hold something else"
+        said = "the content of files has changed, but not their names and lengths"
     said += what_changed(saved, dataset, run_of(origin), run)
     if not config.accept_changed_data:
         raise CheckpointError(
-            f"the checkpoint {origin} is of a run on other images: {said}. Restore them, go on with those "
-            f"that are there now with --accept-changed-data, or start a new run with another --output"
+            f"the checkpoint {origin} is of a run on other images: {said}. Restore them, resume on the "
+            f"present images with --accept-changed-data, or start a new run with another --output"
         )
-    print(printable(f"WARNING: going on with other images than the run began with: {said}"), file=sys.stderr)
+    print(printable(f"WARNING: resuming on other images than the run began with: {said}"), file=sys.stderr)
     return {**saved, **now}
 
 

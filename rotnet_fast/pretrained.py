@@ -224,7 +224,7 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
 
 
 def _read_exported(found: ModelPath) -> Pretrained:
-    from rotnet_fast.engine import weights
+    from rotnet_fast.engine import checkpoint
 
     try:
         content = found.path.read_bytes()
@@ -235,7 +235,7 @@ def _read_exported(found: ModelPath) -> Pretrained:
             f"{found.path} is damaged: its SHA-256 is not that of the pretrained model {found.shipped_as}; "
             f"install rotnet_fast again"
         )
-    state, metadata = weights.unpack(content, found.path)
+    state, metadata = checkpoint.unpack_weights(content, found.path)
     try:
         names = ("config", "epochs", "metrics", "images_per_epoch", "layers", "mean", "std")
         known = {name: json.loads(metadata[name]) for name in names}

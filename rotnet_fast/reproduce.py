@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rotnet_fast.checks import check_needs_gpu
-from rotnet_fast.command import program_as_started, run_command, said_once
+from rotnet_fast.command import program_as_started, rank0_only, run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
-from rotnet_fast.engine.output import check_output
+from rotnet_fast.engine.run_folder import check_output
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.result import format_table
@@ -102,9 +102,9 @@ class ReproduceConfig(ImageSettings):
     def output_folder(self) -> Path:
         """Return the folder of the study."""
         if self.output is not None:
-            return followed(self.output)
+            return resolve_path(self.output)
         scale = "" if self.scale == 1 else f"-scale{self.scale:g}"
-        return followed(Path("studies") / f"{self.preset}-{self.dataset}{scale}")
+        return resolve_path(Path("studies") / f"{self.preset}-{self.dataset}{scale}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        with said_once():
+        with rank0_only():
             config = parse_flags(ReproduceConfig, PROGRAM, arguments)
             config.validate()
         again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])

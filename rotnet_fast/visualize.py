@@ -18,9 +18,9 @@ from rotnet_fast.checks import check_seed
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.output import check_is_no_study, check_output
+from rotnet_fast.engine.run_folder import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
@@ -113,8 +113,8 @@ class VisualizeConfig(PretrainedImageSettings):
     def output_folder(self) -> Path:
         """Where the pictures are kept."""
         if self.output is not None:
-            return followed(self.output)
-        return followed(find_model(self.checkpoint).home) / "figures"
+            return resolve_path(self.output)
+        return resolve_path(find_model(self.checkpoint).home) / "figures"
 
 
 class Analyses:
@@ -127,8 +127,7 @@ class Analyses:
     def __init__(self, config: VisualizeConfig) -> None:
         from rotnet_fast.analysis.images import images_of
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
-        from rotnet_fast.engine.device import resolve_device
-        from rotnet_fast.engine.precision import resolve_precision
+        from rotnet_fast.engine.precision import resolve_device, resolve_precision
         from rotnet_fast.protocols.images import open_images
         from rotnet_fast.protocols.supervised import load_supervised
 

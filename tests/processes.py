@@ -57,16 +57,16 @@ def before_step(patch: pytest.MonkeyPatch, number: int, action: Callable[[], Non
     """Call ``action`` at the beginning of training step ``number`` (from 0) of the next run."""
     from rotnet_fast.engine.rotation_task import RotationTask
 
-    train_step, calls = RotationTask.train_step, 0
+    views, calls = RotationTask.views, 0
 
     def counting(self: RotationTask, *batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == number + 1:
             action()
-        return train_step(self, *batch)
+        return views(self, *batch)
 
-    patch.setattr(RotationTask, "train_step", counting)
+    patch.setattr(RotationTask, "views", counting)
 
 
 def limit_memory(megabytes: int, patch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 import rotnet_fast
 from rotnet_fast import pretrained
 from rotnet_fast.backbone import Backbone, load_backbone
-from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.engine import checkpoint
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.models.nin import NetworkInNetwork
@@ -253,7 +253,7 @@ def test_a_shipped_model_is_loaded_by_its_name_and_checked_before_it_is_parsed(
     with pytest.raises(CheckpointError, match=r"comes with the package: .*tiny"):
         load_backbone("huge")
     (tmp_path / "tiny.safetensors").write_bytes(content + b" ")
-    monkeypatch.setattr(weights, "unpack", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr(checkpoint, "unpack_weights", lambda *_: pytest.fail("parsed"))
     with pytest.raises(CheckpointError, match="is damaged: its SHA-256 is not that of the pretrained model"):
         load_backbone("tiny")
     (tmp_path / "tiny.safetensors").unlink()
@@ -276,9 +276,9 @@ def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds weights of another program"):
         load_backbone(other)
     other.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="cut short, damaged or not one of rotnet_fast's"):
+    with pytest.raises(CheckpointError, match="truncated, damaged or not a checkpoint of rotnet_fast"):
         load_backbone(other)
-    with pytest.raises(CheckpointError, match=r"config.json is cut short, damaged or not one of"):
+    with pytest.raises(CheckpointError, match=r"config.json is truncated, damaged or not a checkpoint of"):
         load_backbone(run / "config.json")
     heads = tmp_path / "heads.pt"
     checkpoint.save(heads, {"config": {"task": "evaluate frozen"}, "module": {}, "epoch": 1})
@@ -290,7 +290,7 @@ def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_their_description_are_refused(run: Path, tmp_path: Path) -> None:
-    tensors, metadata = weights.unpack((run / "export/model.safetensors").read_bytes(), run)
+    tensors, metadata = checkpoint.unpack_weights((run / "export/model.safetensors").read_bytes(), run)
     path = tmp_path / "model.safetensors"
     config = json.loads(metadata["config"])
     wrong = [{"config": json.dumps({**config, **change})} for change in (
@@ -299,10 +299,10 @@ def test_weights_that_do_not_fit_their_description_are_refused(run: Path, tmp_pa
     without = {name: value for name, value in config.items() if name != "blocks"}
     wrong += [{"mean": "[0.5]"}, {"layers": "[]"}, {"config": json.dumps(without)}, {"config": "["}]
     for changes in wrong:
-        path.write_bytes(weights.pack(tensors, {**metadata, **changes}))
+        path.write_bytes(checkpoint.pack_weights(tensors, {**metadata, **changes}))
         with pytest.raises(CheckpointError, match="does not describe a network that this version"):
             load_backbone(path)
-    path.write_bytes(weights.pack(tensors, {"architecture": "NetworkInNetwork"}))
+    path.write_bytes(checkpoint.pack_weights(tensors, {"architecture": "NetworkInNetwork"}))
     with pytest.raises(CheckpointError, match="does not describe"):
         load_backbone(path)
 

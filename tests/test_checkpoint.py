@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import link_atomically, write_atomically
 from rotnet_fast.errors import CannotWriteError, CheckpointError
-from rotnet_fast.files import temporary_path
+from rotnet_fast.files import link_atomically, temporary_path, write_atomically
 
 
 def make_state() -> dict[str, Any]:
@@ -68,7 +67,7 @@ def test_every_truncation_is_noticed(saved: Path) -> None:
     content = saved.read_bytes()
     for length in [0, 1, *range(100, len(content), 997), len(content) - 1]:
         saved.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match="cut short"):
+        with pytest.raises(CheckpointError, match="truncated"):
             checkpoint.load(saved)
 
 

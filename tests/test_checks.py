@@ -107,7 +107,7 @@ def test_names_of_networks_pass_before_their_library_is_imported(model: str) -> 
 
 @pytest.mark.parametrize(("model", "near"), [("resnet19", "resnet18"), ("timm/resnet19", "timm/resnet18")])
 def test_a_name_that_is_in_no_source_is_refused_with_names_like_it(model: str, near: str) -> None:
-    with pytest.raises(ArgumentError, match=f"model is '{model}', which there is not; did you mean .*{near}"):
+    with pytest.raises(ArgumentError, match=f"unknown model '{model}'; did you mean .*{near}"):
         check_model_name(model)
 
 

@@ -44,17 +44,17 @@ class Killed(BaseException):
 
 def run_until(step: int, config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kill a run before one of its steps."""
-    steps, train_step = 0, RotationTask.train_step
+    steps, views = 0, RotationTask.views
 
     def dies(self: RotationTask, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps > step:
             raise Killed
-        return train_step(self, *arguments)
+        return views(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationTask, "train_step", dies)
+        patch.setattr(RotationTask, "views", dies)
         with pytest.raises(Killed):
             pretrain(config)
 
@@ -109,7 +109,7 @@ def test_a_run_on_changed_images_says_which_and_goes_on_where_that_is_wanted(
     capsys.readouterr()
     accepting = replace(config, accept_changed_data=True)
     run_until(1, accepting, monkeypatch)
-    assert "WARNING: going on with other images than the run began with: " in capsys.readouterr().err
+    assert "WARNING: resuming on other images than the run began with: " in capsys.readouterr().err
     done = pretrain(accepting)
     files = load_dataset("folder", images, 16, progress=False)
     assert done["train_images"] == len(files.train)

@@ -20,7 +20,7 @@ from rotnet_fast.data.crop import RandomResizedCrop, centre_boxes
 from rotnet_fast.data.dali import DaliLoader, require_dali
 from rotnet_fast.data.decode import decode_image, decode_rgb
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import Shard
+from rotnet_fast.data.sampling import BatchShare
 from rotnet_fast.data.scan import GOOD, scan_images
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
@@ -179,7 +179,7 @@ def test_batches_are_those_of_the_resident_loader(
     photos: EncodedSplit, batch_size: int, epoch: int, epoch_size: int, start: int, world: int
 ) -> None:
     rank = epoch % world
-    options: dict[str, Any] = {"epoch_size": epoch_size, "shard": Shard(rank, world)}
+    options: dict[str, Any] = {"epoch_size": epoch_size, "share": BatchShare(rank, world)}
     resident = ResidentLoader(decoded(photos), "cpu", batch_size, seed=5, **options)
     dali = DaliLoader(photos, "cpu", batch_size, seed=5, **options)
     start = min(start, len(resident))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from image_files import write_tar
 
-from rotnet_fast.data.shards import index_shards
 from rotnet_fast.data.tar import list_members
+from rotnet_fast.data.webdataset import index_shards
 from rotnet_fast.errors import DataError
 
 END = bytes(1024)

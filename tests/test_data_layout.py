@@ -17,7 +17,7 @@ from image_files import encoded, pixels, save, write_tar
 from rotnet_fast.data.datasets import load_dataset
 from rotnet_fast.data.kinds import IMAGE_SUFFIXES
 from rotnet_fast.data.layout import Listing, list_folder
-from rotnet_fast.data.shards import DOTTED
+from rotnet_fast.data.webdataset import DOTTED
 from rotnet_fast.errors import DataError
 
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded, pixels, write_tar
 
-from rotnet_fast.data import shards, workers
+from rotnet_fast.data import webdataset, workers
 from rotnet_fast.data.layout import list_folder
-from rotnet_fast.data.shards import index_shards
 from rotnet_fast.data.source import TarSource
 from rotnet_fast.data.tar import Member
+from rotnet_fast.data.webdataset import index_shards
 from rotnet_fast.errors import DataError
 
 Members = dict[str, bytes]
@@ -120,13 +120,13 @@ def test_whatever_is_put_into_a_shard_comes_out_again(
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards whose headers are read one after another."""
     walked: list[str] = []
-    walk = shards.list_members
+    walk = webdataset.list_members
 
     def counted(file: BinaryIO) -> list[Member]:
         walked.append(os.path.basename(file.name))
         return walk(file)
 
-    monkeypatch.setattr(shards, "list_members", counted)
+    monkeypatch.setattr(webdataset, "list_members", counted)
     return walked
 
 
@@ -242,7 +242,7 @@ def read() -> None:
     if sys.argv[4] == "list":
         list_folder(data_dir)
     if sys.argv[4] == "index":
-        from rotnet_fast.data.shards import index_shards
+        from rotnet_fast.data.webdataset import index_shards
         index_shards(str(data_dir), source.shards, "another", [], False)
 
 sys.exit(run_command(read))
@@ -336,7 +336,7 @@ def test_shards_without_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_indexing_does_not_import_torch() -> None:
-    command = "import sys, rotnet_fast.data.shards; sys.exit('torch' in sys.modules)"
+    command = "import sys, rotnet_fast.data.webdataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 

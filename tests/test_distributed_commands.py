@@ -81,7 +81,7 @@ def test_an_evaluation_in_several_processes_has_the_rows_of_one(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_failing_unit_of_an_evaluation_is_told_by_its_process(pretrained: Path, tmp_path: Path) -> None:
+def test_a_failing_unit_of_an_evaluation_is_reported_by_its_process(pretrained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pretrained, tmp_path / "run"))
     arguments = [
         *["--checkpoint", str(folder), "--epochs", "1", "--device", "cpu", "--heads", "conv"],

@@ -1,4 +1,4 @@
-"""Several processes stop, fail and go on as one."""
+"""Several processes stop, fail and resume as one."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def my_rank() -> int:
 
 def before_step(patch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Call ``action`` at the beginning of training step ``number`` (from 0) of the next run."""
-    train_step, calls = RotationTask.train_step, 0
+    views, calls = RotationTask.views, 0
 
     def counting(self: RotationTask, *batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == number + 2:  # the first call warms up
             action()
-        return train_step(self, *batch)
+        return views(self, *batch)
 
-    patch.setattr(RotationTask, "train_step", counting)
+    patch.setattr(RotationTask, "views", counting)
 
 
 class Killed(BaseException):
@@ -80,7 +80,7 @@ def test_processes_killed_before_any_step_resume_to_the_same_state(
         assert on_ranks(world, pretrain, config)[0]["state_hash"] == whole["state_hash"]
 
 
-def test_the_number_of_processes_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_the_number_of_processes_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", resume="auto")
     on_ranks(3, pretrain_until_killed, config, 4)
     results = on_ranks(2, pretrain, config)[0]
@@ -103,7 +103,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
     assert data.startswith("data: handwritten digits")
     assert how.startswith("training on cpu")
     saved, stopped = err.splitlines()
-    assert saved.startswith("saved; go on with: python -m rotnet_fast.pretrain --preset quickstart")
+    assert saved.startswith("saved; resume with: python -m rotnet_fast.pretrain --resume ")
     assert stopped == "stopped by SIGTERM"
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
@@ -185,12 +185,12 @@ def other_data_for_the_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def full_disk(patch: pytest.MonkeyPatch) -> None:
-    from rotnet_fast.engine import atomic
+    from rotnet_fast import files
 
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    patch.setattr(atomic.os, "fsync", refuse)
+    patch.setattr(files.os, "fsync", refuse)
 
 
 @pytest.mark.faults("fault of one of several processes")
@@ -205,11 +205,11 @@ def full_disk(patch: pytest.MonkeyPatch) -> None:
         ("", (full_disk,), (7, 7), ("No space left on device", "")),
         ("", (no_data_for_the_last,), (3, 3), ("", "the digits are gone")),
         ("", (other_data_for_the_last,), (2, 2), ("", "data_fingerprint is")),
-        ("", (no_memory_in_the_last,), (8, 6), ("lost contact with another process", "ran out of memory")),
+        ("", (no_memory_in_the_last,), (8, 6), ("lost its connection to another", "ran out of memory")),
     ],
     ids=["flag", "batch", "loss", "folder", "limit", "disk", "no data", "other data", "memory"],
 )
-def test_a_failure_is_told_once_by_the_process_that_met_it(
+def test_a_failure_is_reported_once_by_the_process_that_met_it(
     flags: str,
     prepare: tuple[Callable[[pytest.MonkeyPatch], None], ...],
     codes: tuple[int, int],
@@ -275,7 +275,7 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
     with subprocess.Popen(program, env=environment, **pipes) as job:
         wait_for_lines(job, log, 10)
         os.kill(workers_of(job.pid)[1], signal.SIGKILL)
-        # torchrun starts both again, and they go on by themselves; the next time, it gives up.
+        # torchrun starts both again, and they resume by themselves; the next time, it gives up.
         wait_until(job, lambda: 0 in workers_of(job.pid, attempt=1))
         wait_for_lines(job, log, 60)
         os.kill(workers_of(job.pid, attempt=1)[0], signal.SIGKILL)
@@ -283,9 +283,9 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
         out, err = job.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert job.returncode != 0
-    assert out.count("going on from") == 1
+    assert out.count("resuming from") == 1
     for rank in (0, 1):
-        assert err.count(f"error: process {rank} lost contact with another process of this job") == 1
+        assert err.count(f"error: rank {rank} lost its connection to another process of this job") == 1
     assert "rotnet_fast/" not in err  # the one traceback is torchrun's own
 
     # A terminal sends Ctrl-C to all three, and torchrun sends it to its workers once more.
@@ -295,9 +295,9 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
         os.killpg(job.pid, signal.SIGINT)
         out, err = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert out.count("going on from") == 1
+    assert out.count("resuming from") == 1
     assert err.count("stopped by SIGINT") == 1
-    (advice,) = [line for line in err.splitlines() if line.startswith("saved; go on with: ")]
+    (advice,) = [line for line in err.splitlines() if line.startswith("saved; resume with: ")]
     command_again = shlex.split(advice.partition(": ")[2])
     assert command_again[:5] == ["torchrun", "--nproc-per-node", "2", "-m", "rotnet_fast.pretrain"]
     assert "rotnet_fast/" not in err
@@ -331,8 +331,10 @@ def test_a_restart_before_the_first_checkpoint_still_resumes_what_was_asked_for(
     arguments = [*FLAGS, "--output", str(tmp_path / "old")]
     assert run_command(arguments)[0] == 0
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "config.json").write_text(json.dumps({"job": "7"}))
+    (tmp_path / "new" / "config.json").write_text(
+        json.dumps({"job": "7", "settings": {"preset": "quickstart"}})
+    )
     arguments = [*FLAGS, "--output", str(tmp_path / "new"), "--resume", str(tmp_path / "old")]
     (code, out, _), _ = on_ranks(2, run_command, arguments, restarted)
     assert code == 0
-    assert f"going on from {tmp_path / 'old'}" in out
+    assert f"resuming from {tmp_path / 'old'}" in out

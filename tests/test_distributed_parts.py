@@ -71,7 +71,7 @@ def test_processes_share_values_and_errors() -> None:
     assert of("first") == [0, 1, 2]
     assert of("same") == [None] * 3
     assert [answer[0] for answer in of("other")] == ["ElsewhereError", "ElsewhereError", "ArgumentError"]
-    assert "seed is 1 in process 2 and 0 in the first" in of("other")[2][2]
+    assert "seed is 1 in rank 2 and 0 in rank 0" in of("other")[2][2]
     assert of("maximum") == [(2, 0)] * 3
     assert of("int64") == [3 * 2**60 + 3] * 3
     assert of("float64") == [3 * 2.0**40 + 3] * 3
@@ -129,7 +129,7 @@ def test_processes_that_share_a_gpu_talk_over_gloo_and_say_so(
         groups.clear()
         Processes(0, 2, 0, 2).tensor_group(torch.device("cuda:0"))
         assert groups == ([] if is_shared else ["nccl"])
-        assert capsys.readouterr().err.startswith("2 processes share 1 CUDA devices") is is_shared
+        assert capsys.readouterr().err.startswith("WARNING: 2 processes share 1 CUDA devices") is is_shared
 
 
 def test_a_machine_without_gpus_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

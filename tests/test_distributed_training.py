@@ -22,7 +22,7 @@ from torch.nn import functional
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.data.sampling import Shard, epoch_order
+from rotnet_fast.data.sampling import BatchShare, epoch_order
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import join
 from rotnet_fast.engine.precision import Precision
@@ -105,7 +105,7 @@ def test_local_batchnorm_and_uneven_parts_give_the_gradient_of_the_mean_over_all
         stop = min(start + BATCH, TRAIN)
         total = torch.zeros(())
         for rank in range(world):
-            part = Shard(rank, world).part(start, stop)
+            part = BatchShare(rank, world).part(start, stop)
             if part.start == part.stop:
                 continue
             views, labels = rotate_batch_reference(
@@ -201,16 +201,16 @@ def parameters_after(config: PretrainConfig, spoil: bool) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Precision, "grad_scaler", lambda self: torch.amp.GradScaler("cpu", init_scale=1024.0))
         with trainer_of(config) as trainer:
-            train_step, calls = trainer.task.train_step, []
+            loss, calls = trainer.task.loss, []
 
-            def overflowing(batch: Any) -> StepOutput:
-                output = train_step(batch)
-                calls.append(batch)
+            def overflowing(logits: Any, labels: torch.Tensor) -> StepOutput:
+                output = loss(logits, labels)
+                calls.append(labels)
                 if spoil and trainer.processes.rank == 1 and len(calls) == 3:  # after warm-up and one step
                     output.loss = output.loss * torch.inf
                 return output
 
-            trainer.task.train_step = overflowing
+            trainer.task.loss = overflowing
             trainer.fit()
             return {
                 "scaler": trainer.training_step.state_dict()["scaler"],
@@ -260,15 +260,20 @@ def test_the_class_of_the_task_is_what_trains(tmp_path: Path) -> None:
 
 def fit_with_an_infinite_loss(folder: Path) -> tuple[dict[str, int], str, list[dict[str, Any]]]:
     """Train where the loss of the process that has image 7 is infinite, but its gradients are not."""
-    train_step = RotationTask.train_step
+    views, loss = RotationTask.views, RotationTask.loss
 
-    def poisoned(self: RotationTask, batch: Batch) -> StepOutput:
-        output = train_step(self, batch)
-        output.loss = output.loss + torch.where((batch.indices == 7).any(), float("inf"), 0.0)
+    def watching(self: RotationTask, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_poisonous = (batch.indices == 7).any()
+        return views(self, batch)
+
+    def poisoned(self: RotationTask, logits: Any, labels: torch.Tensor) -> StepOutput:
+        output = loss(self, logits, labels)
+        output.loss = output.loss + torch.where(self.is_poisonous, float("inf"), 0.0)
         return output
 
     with pytest.MonkeyPatch.context() as patch, trainer_of(config_in(folder)) as trainer:
-        patch.setattr(RotationTask, "train_step", poisoned)
+        patch.setattr(RotationTask, "views", watching)
+        patch.setattr(RotationTask, "loss", poisoned)
         trainer.fit()
         weights = checkpoint.state_hash(dict(trainer.task.module.named_parameters()))
         if not trainer.processes.is_main:

@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing, and three in a row stop a run."""
+"""A non-finite step changes nothing, and three in a row stop a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from test_engine_trainer import make_trainer
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.guard import StepGuard
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.step import StepGuard
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import NonFiniteError
@@ -54,8 +54,8 @@ class Poisoned(RotationTask):
             views[0, 0, 0, 0] = torch.where(self.is_bad, NAN, views[0, 0, 0, 0])
         return views, labels
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        output = super().train_step(batch)
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        output = super().loss(logits, labels)
         if self.poison == "loss":
             output.loss = output.loss * torch.where(self.is_bad, NAN, 1.0)
             output.sums["loss"] = output.sums["loss"] * torch.where(self.is_bad, NAN, 1.0)
@@ -91,11 +91,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.faults("step that is not finite")
+@pytest.mark.faults("non-finite step")
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("poison", POISONS)
-def test_a_step_that_is_not_finite_changes_nothing(
+def test_a_non_finite_step_changes_nothing(
     poison: str, precision: str, optimizer: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     # Each step of the epoch is the bad one in turn: the first one, too, before there is any momentum.
@@ -122,7 +122,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 
 
 @pytest.mark.parametrize("poison", POISONS)
-def test_captured_steps_that_are_not_finite_change_nothing_either(
+def test_captured_non_finite_steps_change_nothing_either(
     poison: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     # One of three steps in each of 8 epochs, at another place each time: two thirds of them are replayed.
@@ -145,7 +145,7 @@ def test_captured_steps_that_are_not_finite_change_nothing_either(
     ("precision", "graph"), [("fp32", "on"), ("bf16", "on"), ("bf16", "off"), ("fp16", "off")]
 )
 @pytest.mark.parametrize("poison", POISONS)
-def test_steps_of_a_gpu_that_are_not_finite_change_nothing(
+def test_non_finite_steps_of_a_gpu_change_nothing(
     poison: str, precision: str, graph: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     with RunFolder(tmp_path) as run:
@@ -173,7 +173,7 @@ def test_steps_of_a_gpu_that_are_not_finite_change_nothing(
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 3])
-def test_a_skipped_step_is_told_and_is_in_no_mean(
+def test_a_skipped_step_is_reported_and_is_in_no_mean(
     log_every: int, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunFolder(tmp_path) as run:
@@ -197,7 +197,7 @@ class PoisonedLater(Poisoned):
         self.poisonous = torch.arange(40 if epoch > 0 else 0)
 
 
-@pytest.mark.faults("three steps in a row that are not finite")
+@pytest.mark.faults("three non-finite steps in a row")
 @pytest.mark.parametrize("poison", [poison for poison in POISONS if poison != "one gradient"])
 def test_three_in_a_row_stop_a_run_and_the_last_good_checkpoint_is_kept(
     poison: str, dataset: Dataset, tmp_path: Path
@@ -223,7 +223,7 @@ def test_two_in_a_row_do_not_stop_a_run(dataset: Dataset, tmp_path: Path) -> Non
     guard = StepGuard(torch.nn.BatchNorm2d(1), CPU, is_scaled=False)
     worst = 0
     for verdict in (NAN, NAN, 1.0, NAN, NAN, 1.0, 1.0, NAN):
-        guard.judge([torch.tensor([verdict])])
+        guard.check([torch.tensor([verdict])])
         worst = guard.read().in_a_row
     assert (worst, guard.read().skipped) == (2, 5)
 
@@ -252,7 +252,7 @@ def test_a_row_is_counted_on_by_a_resumed_run(cut: int, dataset: Dataset, tmp_pa
         begun.save_checkpoint("last.pt")
     with RunFolder(tmp_path / "cut", resume=True) as run:
         resumed = trainer_in(run)
-        resumed.go_on()
+        resumed.resume()
         with pytest.raises(NonFiniteError, match="3 steps in a row in epoch 2, at or before step 1"):
             resumed.fit()
 
@@ -262,25 +262,25 @@ def test_scaled_gradients_that_overflow_are_skipped_but_do_not_stop_a_run() -> N
     guard = StepGuard(module, CPU, is_scaled=True)
     for _ in range(5):
         guard.remember()
-        guard.watched(torch.ones(()), images=1)
-        assert guard.judge([torch.tensor([INF])]) == 1
+        guard.mark(torch.ones(()), images=1)
+        assert guard.check([torch.tensor([INF])]) == 1
     assert guard.read() == (5, 0)
     for _ in range(3):
         guard.remember()
-        guard.watched(torch.tensor(NAN), images=1)
-        guard.judge([torch.tensor([NAN])])
+        guard.mark(torch.tensor(NAN), images=1)
+        guard.check([torch.tensor([NAN])])
     assert guard.read() == (8, 3)
 
 
 def test_the_loss_of_no_images_is_no_fault() -> None:
     guard = StepGuard(torch.nn.BatchNorm2d(2), CPU, is_scaled=True)
-    guard.watched(torch.tensor(NAN), images=0)
-    assert guard.judge([torch.zeros(1)]) == 0
+    guard.mark(torch.tensor(NAN), images=0)
+    assert guard.check([torch.zeros(1)]) == 0
     assert guard.read() == (0, 0)
 
 
 @pytest.mark.parametrize("change", ["statistics", "count", "other buffer"])
-def test_all_buffers_are_put_back_whatever_their_type(change: str) -> None:
+def test_all_buffers_are_restored_whatever_their_type(change: str) -> None:
     module = torch.nn.BatchNorm2d(3)
     module.register_buffer("mask", torch.tensor([True, False]))
     changes: dict[str, Callable[[], object]] = {
@@ -292,10 +292,10 @@ def test_all_buffers_are_put_back_whatever_their_type(change: str) -> None:
     guard = StepGuard(module, CPU, is_scaled=False)
     guard.remember()
     changes[change]()
-    guard.watched(torch.ones(()), images=1)
-    guard.put_back(torch.zeros(()))
+    guard.mark(torch.ones(()), images=1)
+    guard.restore(torch.zeros(()))
     assert checkpoint.state_hash(module.state_dict()) != before
-    guard.put_back(torch.ones(()))
+    guard.restore(torch.ones(()))
     assert checkpoint.state_hash(module.state_dict()) == before
 
 

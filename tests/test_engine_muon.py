@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from rotnet_fast.engine.muon import Muon, orthogonalised
-from rotnet_fast.engine.optimizers import make_optimizer
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.task import ParameterGroup
-from rotnet_fast.engine.trainer_settings import TrainerSettings
+from rotnet_fast.engine.step import make_optimizer
+from rotnet_fast.engine.task import ParameterGroup, TrainerSettings
 from rotnet_fast.models.nin import NetworkInNetwork
 
 SETTINGS = TrainerSettings(1, Precision("fp32", "cpu"), weight_decay=0.01)
@@ -129,7 +128,7 @@ def test_a_rate_that_changes_in_place_counts_from_the_next_step_on() -> None:
     assert all(torch.equal(value, old) for value, old in zip(filters, before, strict=True))
 
 
-def test_a_saved_state_goes_on_to_the_last_bit() -> None:
+def test_a_saved_state_resumes_to_the_last_bit() -> None:
     whole = parameters(SHAPES)
     take_steps(make(whole, [], 0.1, 0.02), whole, range(5))
     cut = parameters(SHAPES)

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rotnet_fast.engine.device import resolve_device
 from rotnet_fast.engine.metrics import MetricSums, means
-from rotnet_fast.engine.precision import Precision, resolve_precision
+from rotnet_fast.engine.precision import Precision, resolve_device, resolve_precision
 from rotnet_fast.engine.run_folder import RunFolder, environment, epoch_checkpoints
 from rotnet_fast.engine.signals import WARNINGS, Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, CannotWriteError
@@ -131,7 +130,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_no_more_threads_are_used_than_the_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setattr("rotnet_fast.engine.device.available_cores", lambda: 1)
+    monkeypatch.setattr("rotnet_fast.engine.precision.available_cores", lambda: 1)
     try:
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
         resolve_device("cpu")

@@ -20,8 +20,8 @@ from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.schedule import Schedule
+from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.ops.reference import rotate_batch_reference
 from rotnet_fast.pretrain import pretrain
@@ -183,7 +183,7 @@ def test_the_last_three_epochs_and_the_best_are_kept(
     for epochs in (3, 5):  # what was best is known after a resume, too
         with RunFolder(tmp_path, resume=True) as run:
             trainer = make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=epochs)
-            trainer.go_on()
+            trainer.resume()
             trainer.fit()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["best.pt", "epoch-0003.pt", "epoch-0004.pt", "epoch-0005.pt", "last.pt"]
@@ -204,7 +204,7 @@ def test_what_was_reported_before_the_first_checkpoint_is_not_reported_twice(
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "epoch": 0, "step": 1}\n')
     with RunFolder(tmp_path) as run:
         trainer = make_trainer(dataset, run, torch.device("cpu"), Schedule(0.01), epochs=1)
-        trainer.go_on()
+        trainer.resume()
         trainer.fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3]

@@ -53,7 +53,7 @@ def test_the_graph_setting_reaches_every_training(run: Path, monkeypatch: pytest
         seen.append(setting)
         return False
 
-    monkeypatch.setattr("rotnet_fast.engine.training_step.use_graph", use_graph)
+    monkeypatch.setattr("rotnet_fast.engine.step.use_graph", use_graph)
     assert evaluate(run, "--graph off --heads conv --fine-tune --supervised") == 0
     assert seen == ["off"] * 3
 

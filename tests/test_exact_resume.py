@@ -1,4 +1,4 @@
-"""A run goes on exactly from any step, and everything that its checkpoint holds has a say in that."""
+"""A run can be resumed exactly from any step, and everything that its checkpoint holds matters for that."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def run_and_save_every_step(
 @pytest.mark.faults
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("loader", ["resident", pytest.param("dali", marks=pytest.mark.needs_dali)])
-def test_a_run_cut_anywhere_goes_on_to_the_same_state(
+def test_a_run_cut_anywhere_resumes_to_the_same_state(
     precision: str,
     loader: str,
     device: torch.device,
@@ -159,7 +159,7 @@ def kind(place: Place) -> Place:
     return (place[0], str(last).rpartition(".")[2])
 
 
-def test_what_the_hash_knows_decides_how_a_run_goes_on(
+def test_what_the_hash_covers_decides_how_a_run_continues(
     in_the_last_epoch: tuple[Saved, Any], images: Path, tmp_path: Path
 ) -> None:
     saved, state = in_the_last_epoch

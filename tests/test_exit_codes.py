@@ -49,10 +49,10 @@ class NoCapture:
 
 
 def forbid_capture(patch: pytest.MonkeyPatch) -> None:
-    from rotnet_fast.engine import training_step
+    from rotnet_fast.engine import step
 
-    patch.setattr(training_step, "use_graph", lambda *arguments: True)
-    patch.setattr(training_step, "CudaCapture", NoCapture)
+    patch.setattr(step, "use_graph", lambda *arguments: True)
+    patch.setattr(step, "CudaCapture", NoCapture)
 
 
 def end(code: int, folder: Path) -> Ended:
@@ -91,7 +91,7 @@ SENTENCES = {
     5: "error: .* start again with a lower --lr",
     6: "error: the device ran out of memory.*; use a smaller --batch-size or --width",
     7: "error: cannot write /dev/null/run: Not a directory; choose another folder",
-    8: "error: process 0 lost contact with another process of this job",
+    8: "error: rank 0 lost its connection to another process of this job",
     9: r"error: .* captured in a CUDA graph \(operation not permitted.*\); use --graph off",
     129: "stopped by SIGHUP",
     130: "stopped by SIGINT",

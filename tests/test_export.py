@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.engine import checkpoint
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.evaluate import main as evaluate
 from rotnet_fast.export import main
@@ -95,42 +95,42 @@ def test_the_same_run_gives_the_same_bytes(run: Path) -> None:
 def test_every_flipped_byte_is_noticed(run: Path) -> None:
     assert export(run) == 0
     content = (run / "export/model.safetensors").read_bytes()
-    assert weights.unpack(content, run)
+    assert checkpoint.unpack_weights(content, run)
     header_end = 8 + int.from_bytes(content[:8], "little")
     positions = [*range(0, header_end), *range(header_end, len(content), 61), len(content) - 1]
     for position in positions:
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         with pytest.raises(CheckpointError):
-            weights.unpack(bytes(damaged), run)
+            checkpoint.unpack_weights(bytes(damaged), run)
     for cut in (0, 7, 8, header_end, len(content) - 1):
         with pytest.raises(CheckpointError):
-            weights.unpack(content[:cut], run)
+            checkpoint.unpack_weights(content[:cut], run)
 
 
 def test_a_digest_of_other_weights_or_metadata_is_refused() -> None:
     tensors = {"weight": torch.arange(3.0)}
-    assert weights.unpack(weights.pack(tensors, {"a": "1"}), Path())[1]["a"] == "1"
-    content = weights.pack(tensors, {"a": "1"})
-    digest = weights.unpack(content, Path())[1]["sha256"].encode()
+    assert checkpoint.unpack_weights(checkpoint.pack_weights(tensors, {"a": "1"}), Path())[1]["a"] == "1"
+    content = checkpoint.pack_weights(tensors, {"a": "1"})
+    digest = checkpoint.unpack_weights(content, Path())[1]["sha256"].encode()
     for other, metadata in (({"weight": torch.ones(3)}, {"a": "1"}), (tensors, {"a": "2"})):
-        foreign = weights.pack(other, metadata)
-        swapped = foreign.replace(weights.unpack(foreign, Path())[1]["sha256"].encode(), digest)
+        foreign = checkpoint.pack_weights(other, metadata)
+        swapped = foreign.replace(checkpoint.unpack_weights(foreign, Path())[1]["sha256"].encode(), digest)
         with pytest.raises(CheckpointError, match="its SHA-256 digest does not match"):
-            weights.unpack(swapped, Path("file"))
+            checkpoint.unpack_weights(swapped, Path("file"))
 
 
 def test_a_later_format_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "FORMAT", "2")
-        content = weights.pack({"weight": torch.zeros(1)}, {})
+        patch.setattr(checkpoint, "WEIGHTS_FORMAT", "2")
+        content = checkpoint.pack_weights({"weight": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="has format 2; this version of rotnet_fast reads format 1"):
-        weights.unpack(content, Path("file"))
+        checkpoint.unpack_weights(content, Path("file"))
 
 
 def test_tensors_are_written_contiguous_in_fp32() -> None:
     strided = torch.randn(4, 3, 5, 5, dtype=torch.float64).to(memory_format=torch.channels_last)
-    tensors, _ = weights.unpack(weights.pack({"weight": strided}, {}), Path())
+    tensors, _ = checkpoint.unpack_weights(checkpoint.pack_weights({"weight": strided}, {}), Path())
     assert torch.equal(tensors["weight"], strided.float())
 
 
@@ -279,7 +279,7 @@ def test_what_is_missing_or_damaged_is_one_sentence_and_an_exit_code(
     for code, sentence, arguments in (
         (4, "nowhere does not exist; give a run folder", (tmp_path / "nowhere",)),
         (4, "holds neither model.safetensors nor a folder checkpoints", (tmp_path / "empty",)),
-        (4, "is cut short, damaged or not one of rotnet_fast's", (run / "config.json",)),
+        (4, "is truncated, damaged or not a checkpoint of rotnet_fast", (run / "config.json",)),
         (4, "is not one of a pretraining", (run / "evaluate-001" / "frozen",)),
         (2, "data-licence is empty", (run, "--data-licence", " ")),
         (7, "cannot write", (run, "--output", str(run / "file" / "below"))),

@@ -98,7 +98,7 @@ def test_a_full_disk_costs_nothing_but_time(
     assert code == 7
     assert err == (
         f"error: cannot write {run / name}: File too large; "
-        f"free some space, or choose another folder with --output\n"
+        f"raise the limit of file sizes with ulimit -f, or choose another folder with --output\n"
     )
     assert_all_checkpoints_are_whole(run, kept)
     assert in_a_process(flags_of(run)).code == 0  # there is space again
@@ -124,7 +124,7 @@ def test_a_run_that_gets_no_memory_says_what_to_lower_and_goes_on_later(
         is_told = re.fullmatch(told, err) is not None
         survived += code == 6 and is_told and last.read_bytes() == before
         assert_all_checkpoints_are_whole(run, 3)
-    assert "going on from" in out  # with the most memory, it ran out in a training step
+    assert "resuming from" in out  # with the most memory, it ran out in a training step
     fault_log("out of memory", len(limits), survived)
     assert in_a_process(arguments).code == 0
     assert end_of(run) == end_of(whole)
@@ -153,7 +153,7 @@ def test_a_folder_that_becomes_read_only_is_named_and_the_run_goes_on_later(
     code, _, err = in_a_process(flags_of(run), partial(lock_before, step, run / folder))
     assert code == 7
     assert err.startswith(f"error: cannot write {run / folder}/")
-    assert "Permission denied; get the right to write there, or choose another folder with --output" in err
+    assert "Permission denied; get permission to write there, or choose another folder with --output" in err
     code, _, err = in_a_process(flags_of(run), without_privileges)  # it still is
     assert code == 7
     assert "Permission denied" in err
@@ -218,7 +218,7 @@ def test_a_stopped_program_saves_leaves_and_says_how_to_go_on(tmp_path: Path, fa
         state = checkpoint.load(run / "checkpoints" / "last.pt")
         trained = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
         assert state["epoch"] * STEPS_PER_EPOCH + state["step"] == len(trained)  # nothing of it is lost
-        again = shlex.split(saved.removeprefix("saved; go on with: python -m rotnet_fast.pretrain "))
+        again = shlex.split(saved.removeprefix("saved; resume with: python -m rotnet_fast.pretrain "))
         assert in_a_process(again).code == 0
         fault_log(f"{number.name} to a program", 1, end_of(run) == end_of(tmp_path / "whole"))
 
@@ -248,7 +248,7 @@ def test_altered_data_are_not_trained_on(alter: Any, error: type, loader: str, t
     pretrain(config)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     alter(images / "train" / "dark" / "07.jpg")
-    named = {cut: "07.jpg ends early", replace: "data_fingerprint|hold something else"}
+    named = {cut: "07.jpg ends early", replace: "data_fingerprint|content of files has changed"}
     with pytest.raises(error, match=named.get(alter, "data_fingerprint")):
         pretrain(config)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -265,5 +265,5 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(tmp_path: Path) -> N
     code, out, err = run_command([*TINY, "--output", str(tmp_path / "new"), "--resume", str(epoch_1)])
     assert code == 4
     assert f"error: the checkpoint {epoch_1} is damaged: its SHA-256 digest does not match" in err
-    assert "going on from" not in out
+    assert "resuming from" not in out
     assert not (tmp_path / "new" / "config.json").exists()

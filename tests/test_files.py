@@ -16,29 +16,27 @@ from typing import Any
 import pytest
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.engine.atomic import (
-    append_line,
-    cannot_write,
-    cut_off,
-    link_atomically,
-    write_atomically,
-)
-from rotnet_fast.engine.lock import FileLock
+from rotnet_fast.engine.run_folder import FileLock
 from rotnet_fast.errors import CannotWriteError
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.files import (
+    append_line,
     cannot_read,
-    followed,
+    cannot_write,
+    cut_off,
+    link_atomically,
     make_folder,
     open_plain,
     open_to_append,
     replacing,
+    resolve_path,
     temporary_path,
+    write_atomically,
 )
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.study.store import Results
 
-REFUSED = "is a symbolic link, and nothing is written through one; put a file or folder of its own"
+REFUSED = "is a symbolic link, and nothing is written through links; replace the link by a file or folder"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -199,10 +197,10 @@ def test_what_the_user_named_may_be_a_link_or_lie_behind_one(
     tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs").symlink_to(elsewhere)
-    assert followed(tmp_path / "runs" / "new") == elsewhere / "new"
-    assert followed(elsewhere / "new") == elsewhere / "new"
+    assert resolve_path(tmp_path / "runs" / "new") == elsewhere / "new"
+    assert resolve_path(elsewhere / "new") == elsewhere / "new"
     monkeypatch.chdir(tmp_path)
-    assert followed(Path("a/b")) == Path("a/b")
+    assert resolve_path(Path("a/b")) == Path("a/b")
 
 
 @pytest.mark.parametrize("opened", [open_plain, open_to_append])
@@ -239,6 +237,8 @@ def test_a_run_folder_with_a_link_in_it_never_leads_a_run_out_of_it(
     (run / name).parent.mkdir(parents=True)
     is_folder = name in ("checkpoints", "tensorboard")
     (run / name).symlink_to(elsewhere if is_folder else elsewhere / "precious")
+    if name == "config.json":  # one that is read is refused unless it is that of a pretraining
+        (elsewhere / "precious").write_text('{"settings": {"preset": "quickstart"}}')
     before = contents(elsewhere)
     config = tiny_config(run, tensorboard=name == "tensorboard", resume="auto", epochs=1)
     if name in ("config.json", "checkpoints/.last.pt.tmp"):  # replaced, as every content of theirs is

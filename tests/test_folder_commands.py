@@ -116,9 +116,9 @@ def test_flags_ask_for_a_closer_look_and_accept_what_has_changed(
     victim.unlink()
     capsys.readouterr()
     assert run_pretrain(place / "images", "--resume", "auto") == 4
-    assert "1 removed (train/light/19.jpg). Restore them, go on with" in capsys.readouterr().err
+    assert "1 removed (train/light/19.jpg). Restore them, resume on" in capsys.readouterr().err
     assert run_pretrain(place / "images", "--resume", "auto", "--accept-changed-data") == 0
-    assert "going on with other images than the run began with" in capsys.readouterr().err
+    assert "resuming on other images than the run began with" in capsys.readouterr().err
 
 
 def test_labelled_shards_are_pretrained_on_and_evaluated(place: Path) -> None:

@@ -21,7 +21,7 @@ from rotnet_fast.analysis.filters import folded_filters
 from rotnet_fast.analysis.views import PlainViews
 from rotnet_fast.backbone import load_backbone
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine import checkpoint, weights
+from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.export import ExportConfig, export
@@ -75,7 +75,7 @@ def test_a_model_that_there_is_not_is_named_before_data_are_read(tmp_path: Path)
 
 def test_images_that_are_too_small_for_a_network_are_named(tmp_path: Path) -> None:
     config = replace(config_of(tmp_path), model="squeezenet1_1", image_size=4)
-    with pytest.raises(ArgumentError, match="squeezenet1_1 does not take images of 4 x 4 pixels"):
+    with pytest.raises(ArgumentError, match="squeezenet1_1 does not accept images of 4 x 4 pixels"):
         pretrain(config)
 
 
@@ -146,7 +146,7 @@ def test_supervised_training_is_of_the_same_network(run: Path) -> None:
 
 def test_exported_weights_name_their_network_and_fit_the_librarys(run: Path, tmp_path: Path) -> None:
     folder = export(ExportConfig(run, output=tmp_path / "export"))
-    tensors, metadata = weights.unpack((folder / "model.safetensors").read_bytes(), folder)
+    tensors, metadata = checkpoint.unpack_weights((folder / "model.safetensors").read_bytes(), folder)
     assert metadata["architecture"] == json.loads(metadata["config"])["model"] == MODEL
     theirs = models.mobilenet_v3_small(num_classes=4).eval().to(memory_format=torch.channels_last)
     theirs.load_state_dict(tensors)
@@ -174,10 +174,10 @@ def test_exported_weights_name_their_network_and_fit_the_librarys(run: Path, tmp
 def test_weights_that_do_not_fit_the_named_network_are_refused(run: Path, tmp_path: Path) -> None:
     folder = export(ExportConfig(run, output=tmp_path / "export"))
     path = folder / "model.safetensors"
-    tensors, metadata = weights.unpack(path.read_bytes(), folder)
+    tensors, metadata = checkpoint.unpack_weights(path.read_bytes(), folder)
     for model in ("mobilenet_v3_large", "mobilenet", "nin"):
         config = json.dumps({**json.loads(metadata["config"]), "model": model})
-        path.write_bytes(weights.pack(tensors, {**metadata, "config": config}))
+        path.write_bytes(checkpoint.pack_weights(tensors, {**metadata, "config": config}))
         with pytest.raises(CheckpointError, match="does not describe a network that this version"):
             load_backbone(folder, "cpu")
 

@@ -19,7 +19,7 @@ def test_channels_of_images_are_those_that_the_library_allows() -> None:
     grey = make_network(2, in_channels=1, model="timm/test_resnet")
     assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
     with pytest.raises(
-        ArgumentError, match="resnet18 takes images of 3 channels, and these have 1; choose nin"
+        ArgumentError, match="resnet18 accepts images of 3 channels, and these have 1; choose nin"
     ):
         make_network(2, in_channels=1, model="resnet18")
 
@@ -27,18 +27,18 @@ def test_channels_of_images_are_those_that_the_library_allows() -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("resnet81", "model is 'resnet81', which there is not; did you mean .*resnet18"),
+        ("resnet81", "unknown model 'resnet81'; did you mean .*resnet18"),
         ("timm/test_resnett", "did you mean timm/test_resnet"),
         (
             "xyzzy",
-            "which there is not; Choose nin, a classification network of torchvision, such as resnet18",
+            "; choose nin, a classification network of torchvision, such as resnet18",
         ),
-        ("fasterrcnn_resnet50_fpn", "which there is not"),
-        ("timm/hf-hub:timm/resnet18", "which there is not"),
-        ("", "model is ''"),
+        ("fasterrcnn_resnet50_fpn", "unknown model"),
+        ("timm/hf-hub:timm/resnet18", "unknown model"),
+        ("", "unknown model ''"),
         (
             "timm/vit_tiny_patch16_224",
-            r"does not take images of 96 x 96 pixels \(Input height.*choose another",
+            r"does not accept images of 96 x 96 pixels \(Input height.*choose another",
         ),
         ("timm/test_vit", r"timm/test_vit has no feature maps \[B,C,H,W\]; choose a convolutional network"),
     ],
@@ -79,9 +79,9 @@ class WithoutMaps(nn.Linear):
     ("model", "sentence"),
     [
         (Branching(), "made cannot be traced for its feature maps conv"),
-        (TwoOutputs(), "made gives tuple for one image"),
+        (TwoOutputs(), "made returns tuple for one image"),
         (WithoutMaps(3, 4), "made has no feature maps"),
-        (WithoutMaps(3, 5), r"made gives \[1, 5\] for one image, not logits \[1, 4\]"),
+        (WithoutMaps(3, 5), r"made returns \[1, 5\] for one image, not logits \[1, 4\]"),
     ],
 )
 def test_a_network_without_usable_maps_is_refused(
@@ -95,7 +95,7 @@ def test_a_network_without_usable_maps_is_refused(
 def test_images_that_are_too_small_are_named() -> None:
     network = LibraryNetwork("squeezenet1_1", 4)
     network.check_image_size(32, 32)
-    with pytest.raises(ArgumentError, match=r"squeezenet1_1 does not take images of 4 x 4 pixels \("):
+    with pytest.raises(ArgumentError, match=r"squeezenet1_1 does not accept images of 4 x 4 pixels \("):
         network.check_image_size(4, 4)
 
 
@@ -123,5 +123,5 @@ def test_a_torchvision_for_another_torch_is_one_sentence(monkeypatch: pytest.Mon
         return import_module(name)
 
     monkeypatch.setattr(library, "import_module", mismatched)
-    with pytest.raises(ArgumentError, match=rf"beside torch {torch.__version__.split('+')[0]}.*nms does not"):
+    with pytest.raises(ArgumentError, match=rf"with torch {torch.__version__.split('+')[0]}.*nms does not"):
         make_network(4, model="resnet18")

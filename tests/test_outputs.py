@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rotnet_fast.engine.lock import FileLock
-from rotnet_fast.engine.output import check_output, claimed
+from rotnet_fast.engine.run_folder import FileLock, check_output, claimed
 from rotnet_fast.errors import ArgumentError, CannotWriteError
 from rotnet_fast.files import make_folder
 from rotnet_fast.study.store import Results

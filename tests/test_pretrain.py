@@ -125,10 +125,10 @@ def test_milestones_beyond_the_last_epoch_are_pointed_out(capsys: pytest.Capture
 
 
 def fails_in_training(error: BaseException) -> Callable[..., Any]:
-    def train_step(self: RotationTask, *batch: Any) -> Any:
+    def views(self: RotationTask, *batch: Any) -> Any:
         raise error
 
-    return train_step
+    return views
 
 
 def fail(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_divergence_is_exit_code_5(output: Path, capsys: pytest.CaptureFixture[s
 def test_running_out_of_memory_is_exit_code_6(
     error: BaseException, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RotationTask, "train_step", fails_in_training(error))
+    monkeypatch.setattr(RotationTask, "views", fails_in_training(error))
     fail([*TINY, "--output", str(output)], 6, "--batch-size", capsys)
 
 
@@ -192,7 +192,7 @@ def test_running_out_of_memory_is_exit_code_6(
     ],
 )
 def test_a_bug_shows_its_traceback(error: Exception, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RotationTask, "train_step", fails_in_training(error))
+    monkeypatch.setattr(RotationTask, "views", fails_in_training(error))
     with pytest.raises(type(error), match=str(error.args[-1])):
         main([*TINY, "--output", str(output)])
 
@@ -221,14 +221,14 @@ def test_a_signal_saves_and_the_printed_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main([*TINY, "--output", "whole"]) == 0
-    train_step = RotationTask.train_step
+    views = RotationTask.views
 
     def interrupted(self: RotationTask, *batch: Any) -> Any:
         os.kill(os.getpid(), number)
-        return train_step(self, *batch)
+        return views(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationTask, "train_step", interrupted)
+        patch.setattr(RotationTask, "views", interrupted)
         assert main([*TINY, "--output", str(output)]) == code
     lines = capsys.readouterr().err.splitlines()
     command = next(line for line in lines if line.startswith("saved; resume with: "))

@@ -165,7 +165,7 @@ def test_commands_say_the_same_of_what_is_no_model(
             str(folder / "copies"),
             "holds neither model.safetensors nor a folder checkpoints; give a run",
         ),
-        (str(folder / "run" / "metrics.jsonl"), "is cut short, damaged or not one of rotnet_fast's"),
+        (str(folder / "run" / "metrics.jsonl"), "is truncated, damaged or not a checkpoint of rotnet_fast"),
     ):
         assert command(model) == 4
         (line,) = capsys.readouterr().err.splitlines()

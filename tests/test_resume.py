@@ -92,7 +92,7 @@ def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path, fau
 @pytest.mark.faults("signal at any step")
 @pytest.mark.parametrize("step", [0, 1, STEPS_PER_EPOCH - 1, STEPS - 1])
 @pytest.mark.parametrize("number", [*REQUESTS, *WARNINGS])
-def test_a_signal_saves_the_finished_step_and_the_run_goes_on_from_there(
+def test_a_signal_saves_the_finished_step_and_the_run_resumes_from_there(
     number: signal.Signals,
     step: int,
     undisturbed: dict[str, Any],
@@ -129,7 +129,7 @@ def test_a_signal_during_an_evaluation_stops_it_and_the_evaluation_is_repeated(
     assert resumed["state_hash"] == undisturbed["state_hash"]
 
 
-def test_handlers_are_put_back_after_a_run(tmp_path: Path) -> None:
+def test_handlers_are_restored_after_a_run(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     pretrain(tiny_config(tmp_path / "run"))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

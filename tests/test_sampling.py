@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import Shard, epoch_order
+from rotnet_fast.data.sampling import BatchShare, epoch_order
 from rotnet_fast.data.split import Split
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
@@ -174,7 +174,7 @@ def test_the_shares_of_all_processes_are_the_batches_of_one(world: int, batch_si
     split = make_split(23)
     whole = ResidentLoader(split, "cpu", batch_size, seed=4, epoch_size=31)
     ranks = [
-        ResidentLoader(split, "cpu", batch_size, seed=4, epoch_size=31, shard=Shard(rank, world))
+        ResidentLoader(split, "cpu", batch_size, seed=4, epoch_size=31, share=BatchShare(rank, world))
         for rank in range(world)
     ]
     for batch, *shares in zip(whole.epoch(epoch), *(loader.epoch(epoch) for loader in ranks), strict=True):

@@ -18,7 +18,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig, export
-from rotnet_fast.files import followed, named
+from rotnet_fast.files import named, resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrain import parse, pretrain
 from rotnet_fast.protocols.result import load_results
@@ -183,7 +183,7 @@ def test_functions_take_paths_as_users_write_them(home: Path) -> None:
         rotnet_fast.load_backbone("")
     (home / "results.json").write_text('{"cells": []}')
     assert load_results("~") == {"cells": []}  # type: ignore[arg-type]
-    assert followed(Path("~/run")) == home / "run"
+    assert resolve_path(Path("~/run")) == home / "run"
 
 
 def test_names_of_nobody_stay(home: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak import LIMITS, Sample, config_of, judge, sampled
+from benchmarks.soak import LIMITS, Sample, config_of, fit_lines, sampled
 from rotnet_fast.pretrain import pretrain
 
 STEPS_PER_EPOCH = 20
@@ -63,7 +63,7 @@ def flat(case: str) -> dict[str, bool]:
             end.set()
             Trainer.train_step = train_step  # type: ignore[method-assign]
     assert samples[-1].step == EPOCHS * STEPS_PER_EPOCH
-    return {name: found.is_flat for name, found in judge(samples, SHORT).items()}
+    return {name: found.is_flat for name, found in fit_lines(samples, SHORT).items()}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_planted_leaks_are_found(verdicts: dict[str, dict[str, bool]]) -> None:
 
 def test_the_first_quarter_does_not_count_and_the_line_is_per_thousand_steps() -> None:
     rising = [Sample(100 * n, 500.0 if n < 10 else 100 + 0.3 * n, 6, 7) for n in range(40)]
-    found = judge(rising)
+    found = fit_lines(rising)
     assert found["memory"].slope == pytest.approx(3.0)
     assert (found["memory"].is_flat, found["files"].is_flat, found["threads"].is_flat) == (False, True, True)
     assert (found["files"].start, found["files"].end) == (6, 6)

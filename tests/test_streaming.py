@@ -118,17 +118,17 @@ def test_a_run_killed_in_mid_epoch_goes_on_exactly(
 ) -> None:
     settings = {"loader": "dali", "crop": crop, "decoder": "cpu"}
     whole = pretrain(config(tmp_path / "whole", shapes, **settings))
-    steps, train_step = 0, RotationTask.train_step
+    steps, views = 0, RotationTask.views
 
     def dies_at_the_fifth(self: RotationTask, *arguments: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 5:
             raise Killed
-        return train_step(self, *arguments)
+        return views(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RotationTask, "train_step", dies_at_the_fifth)
+        patch.setattr(RotationTask, "views", dies_at_the_fifth)
         with pytest.raises(Killed):
             pretrain(config(tmp_path / "killed", shapes, **settings))
     resumed = pretrain(config(tmp_path / "killed", shapes, **settings, resume="auto"))
@@ -180,7 +180,7 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
 def test_a_run_is_not_gone_on_with_by_the_other_loader(shapes: Path, tmp_path: Path, begun: str) -> None:
     pretrain(config(tmp_path, shapes, epochs=1, loader=begun))
     other = {"resident": "dali", "dali": "resident"}[begun]
-    with pytest.raises(CheckpointError, match=f"one of --loader {begun}, and .* leave --loader out"):
+    with pytest.raises(CheckpointError, match=f"made with --loader {begun}, and .* remove --loader"):
         pretrain(config(tmp_path, shapes, epochs=1, loader=other, resume="auto"))
 
 

@@ -261,7 +261,7 @@ def test_the_graph_setting_reaches_pretraining_and_heads(
         seen.append(setting)
         return False
 
-    monkeypatch.setattr("rotnet_fast.engine.training_step.use_graph", use_graph)
+    monkeypatch.setattr("rotnet_fast.engine.step.use_graph", use_graph)
     compute(replace(context, graph="off"), "table3/rotnet-conv")
     assert seen == ["off", "off"]
 

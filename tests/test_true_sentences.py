@@ -74,11 +74,11 @@ def test_a_network_says_which_images_it_takes(model: str) -> None:
     network = make_network(4, model=model).eval()
     x = torch.zeros(2, 3, 32, 32)
     for call in (network, lambda images: network.features(images, [network.default_layer])):
-        with pytest.raises(TypeError, match=r"x is torch.uint8; a network takes normalised images"):
-            call(x.to(torch.uint8))
         with pytest.raises(
-            TypeError, match=r"x is torch.float64, and the network's weights are.*give it x.to"
+            TypeError, match=r"x is torch.uint8; a network takes normalised floating-point images"
         ):
+            call(x.to(torch.uint8))
+        with pytest.raises(TypeError, match=r"x is torch.float64, and the network's weights are.*pass x.to"):
             call(x.double())
     assert network(x.double().to(torch.float32)).dtype == torch.float32
     assert network.double()(x.double()).dtype == torch.float64

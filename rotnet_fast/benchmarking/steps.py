@@ -25,7 +25,7 @@ from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder
-from rotnet_fast.files import followed
+from rotnet_fast.files import resolve_path
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.pretext import pretraining
 
@@ -195,7 +195,7 @@ def _measure_in_turn(levels: Sequence[Level], conditions: Conditions, add: Calla
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, _cudnn_settings_kept():
         for number, level in enumerate(levels):
             try:
-                step = _ready(level, conditions, followed(Path(folder)) / str(number), stack)
+                step = _ready(level, conditions, resolve_path(Path(folder)) / str(number), stack)
             except Exception as error:  # refused, out of memory, or any of a compiler's own kinds
                 add(conditions.skipped(level, _reason(error)))
                 continue
@@ -241,7 +241,7 @@ def _send_level(level: Level, conditions: Conditions, sender: Connection) -> Non
     device, effort = conditions.device, conditions.effort
     try:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            step = _ready(level, conditions, followed(Path(folder)) / "step", stack)
+            step = _ready(level, conditions, resolve_path(Path(folder)) / "step", stack)
             timing = interleaved({level.name: step}, device, effort)[level.name]
             row = _row(level.name, step, conditions, timing)
             sender.send(row)
@@ -251,7 +251,7 @@ def _send_level(level: Level, conditions: Conditions, sender: Connection) -> Non
             if device.type == "cuda":
                 works["data"] = in_a_graph(step.data, device, CALLS_IN_A_GRAPH)
                 works["fixed"] = _ready(
-                    level, conditions, followed(Path(folder)) / "fixed", stack, is_fixed=True
+                    level, conditions, resolve_path(Path(folder)) / "fixed", stack, is_fixed=True
                 )
             timings = interleaved(works, device, effort)
             calls = CALLS_IN_A_GRAPH if device.type == "cuda" else 1

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from rotnet_fast.files import followed, make_folder, open_plain, replacing
+from rotnet_fast.files import make_folder, open_plain, replacing, resolve_path
 
 FOLDER_NAME = ".rotnet_fast_cache"
 _CHUNK_BYTES = 1 << 22
@@ -41,7 +41,10 @@ def cache_places(data_dir: Path) -> list[Path]:
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     user_cache = configured if configured.is_absolute() else Path.home() / ".cache"
     key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
-    return [followed(data_dir) / FOLDER_NAME, followed(user_cache / "rotnet_fast") / f"{resolved.name}-{key}"]
+    return [
+        resolve_path(data_dir) / FOLDER_NAME,
+        resolve_path(user_cache / "rotnet_fast") / f"{resolved.name}-{key}",
+    ]
 
 
 def read_cache(

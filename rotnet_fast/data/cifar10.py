@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
-from rotnet_fast.files import cannot_read, followed, make_folder, replacing
+from rotnet_fast.files import cannot_read, make_folder, replacing, resolve_path
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
@@ -200,7 +200,7 @@ def download(archive: Path, progress: bool) -> None:
     Raises:
         DataError: no connection, a broken transfer, other bytes than the official ones, or no room.
     """
-    place = followed(archive)
+    place = resolve_path(archive)
     try:
         with urllib.request.urlopen(URL, timeout=TIMEOUT_SECONDS) as response:
             make_folder(place.parent)

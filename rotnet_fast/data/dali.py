@@ -22,7 +22,7 @@ from torch.utils.dlpack import from_dlpack
 from rotnet_fast.data.crop import Boxes, Decoder, RandomResizedCrop, centre_boxes
 from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.data.sampling import WHOLE, Order, Shard
+from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.data.workers import available_cores, processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
@@ -55,7 +55,7 @@ class DaliLoader:
         is_test: where there is a crop, the central one of `rotnet_fast.data.crop.centre_boxes`.
         epoch_size: visits per epoch, at least N; None means N.
         shuffle: False keeps the set's own order.
-        shard: the part of every batch that this process gives.
+        share: the share of every batch that this process gives.
         decoder: ``gpu`` decodes JPEGs on the CUDA device, whose pixels differ from the CPU's in rounding;
             ``auto`` does so where ``device`` is one.
 
@@ -75,10 +75,10 @@ class DaliLoader:
         is_test: bool = False,
         epoch_size: int | None = None,
         shuffle: bool = True,
-        shard: Shard = WHOLE,
+        share: BatchShare = WHOLE,
         decoder: Decoder = "auto",
     ) -> None:
-        self.order = Order(len(split), batch_size, seed, epoch_size, shuffle, shard)
+        self.order = Order(len(split), batch_size, seed, epoch_size, shuffle, share)
         self.split = split
         self.device = torch.device(device)
         require_dali(self.device)
@@ -157,7 +157,7 @@ class DaliLoader:
             except StopIteration:  # DALI's word for the end of an epoch
                 self._pipeline.reset()
         else:
-            self._pipeline = self._build(self._give, -(-self.batch_size // self.order.shard.world))
+            self._pipeline = self._build(self._give, -(-self.batch_size // self.order.share.world))
             self._process = os.getpid()
         self._running = feed
 

@@ -6,7 +6,7 @@ Layouts of DATA_DIR:
 train/<class>/  and  test/<class>/    images, also in folders within; a label is the class's position in
                                       sorted order
 train/  and  test/                    images without classes
-train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.shards`
+train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.webdataset`
 *.tar in DATA_DIR itself              shards whose names say which half they are of, such as x-train-0.tar
 train/  alone, of any of these kinds  the first and then every 20th image is a test image
 images or *.tar in DATA_DIR itself    likewise
@@ -41,8 +41,8 @@ import numpy.typing as npt
 from rotnet_fast.data.cache import FOLDER_NAME, cache_places
 from rotnet_fast.data.kinds import IMAGE_SUFFIXES, SUFFIXES_SAID
 from rotnet_fast.data.passed import PassedOver
-from rotnet_fast.data.shards import index_shards
 from rotnet_fast.data.source import FileSource, ImageSource
+from rotnet_fast.data.webdataset import index_shards
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_archive, open_plain, unpacking
 

@@ -16,7 +16,7 @@ from rotnet_fast.data.datasets import FILE_DATASETS, Dataset, check_request, loa
 from rotnet_fast.data.folder import Choice
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.resident import ResidentLoader
-from rotnet_fast.data.sampling import WHOLE, Shard
+from rotnet_fast.data.sampling import WHOLE, BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.data.workers import processes_of_this_machine
 
@@ -107,7 +107,7 @@ def make_loader(
     is_test: bool = False,
     epoch_size: int | None = None,
     shuffle: bool = True,
-    shard: Shard = WHOLE,
+    share: BatchShare = WHOLE,
 ) -> Loader:
     """The loader of a half, or of some images of one: DALI where they are encoded, else resident.
 
@@ -115,14 +115,14 @@ def make_loader(
         dataset: says how encoded images are read.
         split: the images.
         is_test: show the centre where training images are crops of random size.
-        device, batch_size, seed, epoch_size, shuffle, shard: see `ResidentLoader`.
+        device, batch_size, seed, epoch_size, shuffle, share: see `ResidentLoader`.
 
     Raises:
         ArgumentError: DALI is needed and cannot be used.
         ValueError: see `ResidentLoader`.
     """
     if not isinstance(split, EncodedSplit):
-        return ResidentLoader(split, device, batch_size, seed, epoch_size, shuffle, shard)
+        return ResidentLoader(split, device, batch_size, seed, epoch_size, shuffle, share)
     return DaliLoader(
         split,
         device,
@@ -132,7 +132,7 @@ def make_loader(
         is_test=is_test,
         epoch_size=epoch_size,
         shuffle=shuffle,
-        shard=shard,
+        share=share,
         decoder=dataset.decoder,
     )
 

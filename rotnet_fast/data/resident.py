@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.data.sampling import WHOLE, Order, Shard
+from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import Split
 
 
@@ -27,7 +27,7 @@ class ResidentLoader:
         epoch_size: visits per epoch, at least N; None means N. More than N revisits images, each time
             with another sample id and so with another augmentation.
         shuffle: False keeps the set's own order.
-        shard: the part of every batch that this process gives.
+        share: the share of every batch that this process gives.
 
     Attributes:
         images: uint8 [N,H,W,C] on the device.
@@ -45,9 +45,9 @@ class ResidentLoader:
         seed: int,
         epoch_size: int | None = None,
         shuffle: bool = True,
-        shard: Shard = WHOLE,
+        share: BatchShare = WHOLE,
     ) -> None:
-        self.order = Order(len(split.images), batch_size, seed, epoch_size, shuffle, shard)
+        self.order = Order(len(split.images), batch_size, seed, epoch_size, shuffle, share)
         self.device = torch.device(device)
         self.images = split.images.to(self.device)
         self.labels = split.labels.to(self.device)

@@ -57,11 +57,11 @@ def epoch_order(
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The part of every batch that this process takes: that of ``rank`` among ``world`` processes.
+class BatchShare:
+    """The share of every batch that one of several processes takes.
 
     Attributes:
-        rank: 0 .. world - 1.
+        rank: number of the process, in [0, world).
         world: number of processes.
     """
 
@@ -69,18 +69,18 @@ class Shard:
     world: int = 1
 
     def part(self, start: int, stop: int) -> slice:
-        """The process's share of the visits ``start`` .. ``stop - 1`` of an epoch, which are one batch.
+        """The share of this process in one batch, the visits ``start`` to ``stop - 1`` of an epoch.
 
-        The shares of all ranks are disjoint, cover the batch in order and differ by at most one visit; of a
-        batch with fewer visits than processes, some are empty.
+        The shares of all ranks are disjoint, cover the batch in order and differ by at most one visit. If a
+        batch has fewer visits than there are processes, some shares are empty.
         """
         size = stop - start
         first, last = (size * rank // self.world for rank in (self.rank, self.rank + 1))
         return slice(start + first, start + last)
 
 
-WHOLE = Shard()
-"""All of every batch: of a single process."""
+WHOLE = BatchShare()
+"""The share of a single process: all of every batch."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Order:
         epoch_size: visits per epoch, at least n; None means n. More than n revisits images, each time with
             another sample id and so with another augmentation.
         shuffle: False keeps the set's own order.
-        shard: the part of every batch that this process takes.
+        share: the share of every batch that this process takes.
 
     Raises:
         ValueError: batch_size below 1, an empty set, or epoch_size below n.
@@ -105,7 +105,7 @@ class Order:
     seed: int
     epoch_size: int | None = None
     shuffle: bool = True
-    shard: Shard = WHOLE
+    share: BatchShare = WHOLE
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -139,5 +139,5 @@ class Order:
         found = []
         for start in range(start_batch * self.batch_size, self.visits, self.batch_size):
             stop = min(start + self.batch_size, self.visits)
-            found.append((self.shard.part(start, stop), stop - start))
+            found.append((self.share.part(start, stop), stop - start))
         return found

@@ -1,4 +1,4 @@
-"""What a caller has set up in torch for itself, kept out of what is loaded and trained here.
+"""Keeps the caller's global torch settings out of loading and training.
 
 Importing this module does not import torch.
 """
@@ -11,12 +11,12 @@ from contextlib import ExitStack, contextmanager
 
 @contextmanager
 def plain_torch() -> Iterator[None]:
-    """Context, and decorator, in which torch is as in a fresh process.
+    """Context and decorator in which torch behaves as in a fresh process.
 
-    New tensors are float32 on the CPU unless told otherwise, gradients are recorded, nothing is cast by
-    itself. A default type of bfloat16 would round weights that are loaded, a default device ``meta`` would
-    leave none, and what inference mode makes can never be trained. All is restored at the end. Requests that
-    change no result of ours, such as deterministic algorithms, stay in force.
+    New tensors are float32 on the CPU by default, gradients are recorded, and autocast is off. A default
+    dtype of bfloat16 would round loaded weights, the default device ``meta`` would discard them, and tensors
+    made in inference mode can never be trained. All settings are restored at the end. Those that do not
+    change our results, such as deterministic algorithms, stay in force.
     """
     import torch
 
@@ -28,7 +28,7 @@ def plain_torch() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):
-            stack.enter_context(torch.device("cpu"))  # only where it is needed: each call takes longer in it
+            stack.enter_context(torch.device("cpu"))  # only if needed, because it slows every call down
         torch.set_default_dtype(torch.float32)
         try:
             yield

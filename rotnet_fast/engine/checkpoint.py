@@ -1,31 +1,38 @@
-"""Checkpoints that are written atomically and refused when damaged.
+"""Checkpoints and exported weights: written atomically, refused when damaged.
 
-A file is what ``torch.save`` makes, followed by a trailer of one line::
+A checkpoint holds all that a resume needs. The file is what ``torch.save`` writes, followed by a trailer of
+one line::
 
     \\nrotnet_fast checkpoint 1 sha256 <64 hex digits>\\n
 
-The digest covers everything before the trailer. ``torch.load`` alone does not notice a flipped bit;
-it still opens these files, as it looks for the zip directory from the end.
+The digest covers everything before the trailer. ``torch.load`` alone does not notice a flipped bit; it still
+opens these files, as it searches for the zip directory from the end.
+
+Exported weights are for others, in safetensors files that any reader of the format opens. Beside what the
+caller adds, their metadata hold ``format`` (``pt``, as the field expects), ``rotnet_fast_format`` and
+``sha256``: a digest of the names, dtypes, shapes and bits of all tensors and of all other metadata.
+safetensors alone does not notice a flipped bit either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import epoch_checkpoints
 from rotnet_fast.errors import CheckpointError
-from rotnet_fast.files import named
+from rotnet_fast.files import named, write_atomically
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
 _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
@@ -44,9 +51,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         state: nested dictionaries, lists and tuples of tensors, numbers, strings and None.
 
     Raises:
-        CannotWriteError: the file could not be written; an older one at ``path`` is intact.
+        CannotWriteError: the file cannot be written; an older one at ``path`` is intact.
     """
-    # Into memory first: a full disk in the middle of torch.save raises an error that hides the cause.
+    # Save to memory first: on a full disk, torch.save raises an error that hides the cause.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -56,14 +63,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 @plain_torch()
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing is parsed before its digest has been verified.
+    """Read a checkpoint. Nothing is parsed before its digest has been verified.
 
     Returns:
-        The saved state with all tensors on the CPU.
+        The saved state, with all tensors on the CPU.
 
     Raises:
-        CheckpointError: missing, unreadable, damaged, or not a checkpoint of this program.
-        MemoryError, RuntimeError: there is not enough memory for it, which says nothing about the file.
+        CheckpointError: the file is missing, unreadable, damaged, or not a checkpoint of this package.
+        MemoryError, RuntimeError: there is not enough memory, which says nothing about the file.
     """
     path = named(path)
     try:
@@ -75,19 +82,19 @@ def load(path: Path) -> dict[str, Any]:
     trailer = _TRAILER_PATTERN.fullmatch(content[-_TRAILER_BYTES:])
     if trailer is None and content[8:10] == b'{"':  # as a safetensors file has it
         raise CheckpointError(
-            f"the checkpoint {path} holds exported weights, which rotnet_fast.load_backbone takes; "
+            f"the checkpoint {path} holds exported weights, which rotnet_fast.load_backbone loads; "
             f"{_GIVE_A_RUN}"
         )
     if trailer is None:
         raise CheckpointError(
-            f"the checkpoint {path} is cut short, damaged or not one of rotnet_fast's: its last line, with "
-            f"the SHA-256 digest, is missing; {_GIVE_A_RUN}"
+            f"the checkpoint {path} is truncated, damaged or not a checkpoint of rotnet_fast: its last line, "
+            f"with the SHA-256 digest, is missing; {_GIVE_A_RUN}"
         )
     body = memoryview(content)[:-_TRAILER_BYTES]
     if hashlib.sha256(body).hexdigest().encode() != trailer[2]:
         raise CheckpointError(
-            f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content; take an older "
-            f"one of the same folder"
+            f"the checkpoint {path} is damaged: its SHA-256 digest does not match its content; use an older "
+            f"one from the same folder"
         )
     if trailer[1] != b"1":
         raise CheckpointError(
@@ -106,12 +113,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def candidates(run: Path) -> list[Path]:
-    """Checkpoints in a run folder, the newest first.
+    """List the checkpoints in a run folder, newest first.
 
-    ``checkpoints/last.pt`` is the newest; ``checkpoints/epoch-0012.pt`` was written after 12 epochs;
-    ``checkpoints/best.pt``, after the epoch that tested best, may be older than all of them. After an epoch,
-    several of these are names of one file, so that damage to it is damage to all of them; the epochs before
-    are files of their own.
+    ``checkpoints/last.pt`` is the newest. ``checkpoints/epoch-0012.pt`` was written after 12 epochs.
+    ``checkpoints/best.pt``, of the epoch with the best test, may be older than all of them. After an epoch,
+    several of these are names of one file, so that damage to it affects all of them; earlier epochs are
+    files of their own.
     """
     folder = run / "checkpoints"
     of_epochs = [path for _, path in reversed(epoch_checkpoints(folder))]
@@ -119,18 +126,18 @@ def candidates(run: Path) -> list[Path]:
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Read one checkpoint, or the newest whole one of a run folder.
+    """Read one checkpoint, or the newest intact one of a run folder.
 
-    A warning is logged for each damaged one that is passed over.
+    Each damaged checkpoint that is skipped is logged as a warning.
 
     Args:
         path: a checkpoint file or a run folder.
 
     Returns:
-        Where it was read from, and the state.
+        The file that was read, and the state.
 
     Raises:
-        CheckpointError: there is none, or all are damaged.
+        CheckpointError: there is no checkpoint, or all are damaged.
     """
     path = named(path)
     if not path.is_dir():
@@ -154,11 +161,12 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path) -> CheckpointError | None:
-    """Say why a run is not resumed from a checkpoint, naming all differences; None where it can be.
+    """Make the error for a run that cannot be resumed from a checkpoint; None if it can be.
 
     Args:
-        saved, identity: settings that make a run what it is, of the checkpoint and of the run.
-        origin: where the checkpoint was read from.
+        saved, identity: the settings that define a run, in the checkpoint and now. The error names all
+            differences.
+        origin: file of the checkpoint.
     """
     names = sorted(name for name in saved.keys() | identity.keys() if saved.get(name) != identity.get(name))
     if "data_contents" in names and None in (saved.get("data_contents"), identity.get("data_contents")):
@@ -169,13 +177,13 @@ def refusal(saved: Mapping[str, Any], identity: Mapping[str, Any], origin: Path)
     loaders = ["dali" if fingerprint.startswith("files:") else "resident" for fingerprint in fingerprints]
     if "data_fingerprint" in names and loaders[0] != loaders[1]:
         return CheckpointError(
-            f"the checkpoint {origin} is one of --loader {loaders[0]}, and this run uses {loaders[1]}; leave "
-            f"--loader out to resume it, or start a new run with another --output"
+            f"the checkpoint {origin} was made with --loader {loaders[0]}, and this run uses {loaders[1]}; "
+            f"remove --loader to resume it, or start a new run with another --output"
         )
     if names == ["data_contents"]:
         return CheckpointError(
-            f"the checkpoint {origin} is of a run on other images: files of the same names and lengths now "
-            f"hold something else; restore them, or start a new run with another --output"
+            f"the checkpoint {origin} is of a run on other images: the content of files has changed, but not "
+            f"their names and lengths; restore them, or start a new run with another --output"
         )
     differences = ", ".join(
         f"{name} is {_shown(saved.get(name))} there and {_shown(identity.get(name))} here" for name in names
@@ -191,7 +199,7 @@ def _shown(value: Any) -> str:
 
 
 def all_finite(state: Any) -> bool:
-    """Whether every tensor of a nested state is finite, with one wait for the device."""
+    """Whether every tensor of a nested state is finite; waits for the device once."""
     verdicts = [tensor.isfinite().all() for tensor in _tensors(state)]
     return not verdicts or bool(torch.stack(verdicts).all())
 
@@ -208,11 +216,11 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def state_hash(state: Any) -> str:
-    """SHA-256 over a nested state: equal exactly where keys, types, values and all tensor bits are.
+    """SHA-256 over a nested state, equal exactly if keys, types, values and all tensor bits are equal.
 
     Args:
-        state: what :func:`save` takes. The order of a dictionary's keys does not matter; a tensor's
-            device and strides do not either.
+        state: what :func:`save` accepts. Neither the order of a dictionary's keys nor a tensor's device and
+            strides matter.
 
     Returns:
         64 hex digits.
@@ -226,7 +234,7 @@ def state_hash(state: Any) -> str:
 
 
 def _update(digest: Any, value: Any) -> None:
-    """Feed ``value`` with its type and length, so that no two different states give the same bytes."""
+    """Feed ``value`` with its type and length, so that different states never give the same bytes."""
     if isinstance(value, torch.Tensor):
         flat = value.detach().to("cpu").contiguous().flatten().view(torch.uint8)
         digest.update(f"tensor {value.dtype} {list(value.shape)} ".encode())
@@ -245,3 +253,84 @@ def _update(digest: Any, value: Any) -> None:
         digest.update(f"{type(value).__name__} {len(text)} ".encode() + text)
     else:
         raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+
+
+WEIGHTS_FORMAT = "1"
+WEIGHTS_FORMAT_KEY = "rotnet_fast_format"
+WEIGHTS_DIGEST_KEY = "sha256"
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
+_ALIGNMENT = 8
+
+
+def pack_weights(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Make the content of a safetensors file: the same bytes for the same tensors and metadata.
+
+    Args:
+        tensors: tensors on any device with any strides; written contiguous, floating-point ones as fp32.
+        metadata: text about them; what :func:`unpack_weights` returned can be packed again.
+    """
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    described = {name: text for name, text in metadata.items() if name != WEIGHTS_DIGEST_KEY}
+    described |= {"format": "pt", WEIGHTS_FORMAT_KEY: WEIGHTS_FORMAT}
+    described[WEIGHTS_DIGEST_KEY] = weights_digest(plain, described)
+    content = safetensors.torch.save(plain)
+    header, data = _split(content)
+    # Sorted, because the library writes metadata in an order that changes from call to call.
+    text = json.dumps({"__metadata__": described, **header}, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
+
+
+@plain_torch()
+def unpack_weights(content: bytes, origin: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read tensors (on the CPU) and metadata from the content of a safetensors file.
+
+    Args:
+        content: what :func:`pack_weights` made.
+        origin: file that it was read from, for errors.
+
+    Raises:
+        CheckpointError: the content is damaged, of another format, or not from this package.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+        metadata = _split(content)[0].get("__metadata__", {})
+    except Exception as error:  # the parser and torch raise many types
+        raise CheckpointError(
+            f"{origin} is truncated, damaged or not a safetensors file ({error}); export the model again"
+        ) from error
+    if WEIGHTS_FORMAT_KEY not in metadata or WEIGHTS_DIGEST_KEY not in metadata:
+        raise CheckpointError(
+            f"{origin} holds weights of another program, or is damaged: its metadata has no "
+            f"{WEIGHTS_FORMAT_KEY} or no {WEIGHTS_DIGEST_KEY}; give a file that python -m rotnet_fast.export "
+            f"wrote"
+        )
+    described = {name: text for name, text in metadata.items() if name != WEIGHTS_DIGEST_KEY}
+    if weights_digest(tensors, described) != metadata[WEIGHTS_DIGEST_KEY]:
+        raise CheckpointError(
+            f"{origin} is damaged: its SHA-256 digest does not match its weights and metadata; export the "
+            f"model again"
+        )
+    if metadata[WEIGHTS_FORMAT_KEY] != WEIGHTS_FORMAT:
+        raise CheckpointError(
+            f"{origin} has format {metadata[WEIGHTS_FORMAT_KEY]}; this version of rotnet_fast reads format "
+            f"{WEIGHTS_FORMAT}"
+        )
+    return tensors, metadata
+
+
+def weights_digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 (hexadecimal) over tensors and metadata, independent of their order."""
+    return state_hash({"tensors": dict(tensors), "metadata": dict(metadata)})
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().to("cpu")
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
+    """Split the content of a safetensors file into its header and the data that follow."""
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header: dict[str, dict[str, str]] = json.loads(content[_LENGTH_BYTES:end])
+    return header, content[end:]

@@ -1,11 +1,11 @@
-"""Several processes that work on one thing, as torchrun starts them.
+"""Several processes that work together, as torchrun starts them.
 
-A process knows the others only through the `Processes` that it was given: what gets none, such as the
+Code knows the other processes only through the `Processes` that it is given. What is given none, such as the
 trainings of an evaluation whose cells are spread over the processes, works alone.
 
-Two kinds of traffic. Control (flags, sums of metrics, results, errors) is small, lies on the CPU and goes
-over gloo. Gradients and BatchNorm statistics go over NCCL where every process has a GPU of its own, else over
-gloo, too.
+There are two kinds of traffic. Control traffic (flags, metric sums, results, errors) is small, lies on the
+CPU and goes over gloo. Gradients and BatchNorm statistics go over NCCL if every process has a GPU of its own,
+and over gloo otherwise.
 
 Importing this module does not import torch.
 """
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE = datetime.timedelta(days=7)
-"""How long control traffic waits for a process that decodes a data set or trains a network. One that ended is
-noticed at once, by its closed connection."""
+_TIMEOUT = datetime.timedelta(days=7)
+"""How long control traffic waits for a process, which may be decoding a data set or training a network. A
+process that ended is noticed at once, by its closed connection."""
 
-_PATIENCE_AT_START = datetime.timedelta(minutes=15)
-"""How long the first process waits for all others to start."""
+_START_TIMEOUT = datetime.timedelta(minutes=15)
+"""How long rank 0 waits for all other processes to start."""
 
 _SECONDS_TO_LEAVE = 10.0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job and this one's place among them; the defaults are those of a single process.
+    """The processes of a job, and the place of this one among them. The defaults describe a single process.
 
-    Methods marked "together" wait for each other: every process has to call them, in the same order.
+    Methods marked "collective" wait for the other processes: all must call them, in the same order.
 
     Attributes:
-        rank: number of this process, 0 .. world - 1.
-        world: how many there are.
-        local_rank, local_world: the same among those of this machine.
+        rank: number of this process, in [0, world).
+        world: number of processes.
+        local_rank, local_world: the same among the processes of this machine.
     """
 
     rank: int = 0
@@ -60,10 +60,10 @@ class Processes:
 
     @classmethod
     def of_environment(cls) -> Processes:
-        """What torchrun's environment variables say; a single process where there are none.
+        """Read torchrun's environment variables; without them, there is a single process.
 
         Raises:
-            ArgumentError: they are incomplete or make no sense.
+            ArgumentError: they are incomplete or contradict each other.
         """
         world = _number("WORLD_SIZE", 1)
         if world == 1:
@@ -71,16 +71,16 @@ class Processes:
         rank = _number("RANK", None)
         found = cls(rank, world, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", world))
         if not (0 <= found.rank < world and 0 <= found.local_rank < found.local_world <= world):
-            raise ArgumentError(f"the environment describes {found}, which cannot be; start with torchrun")
+            raise ArgumentError(f"the environment describes {found}, which is impossible; use torchrun")
         return found
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this process is rank 0, the one that writes and prints."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Together: the values of all processes, by rank. They are pickled, tensors on the CPU included."""
+        """Collective: the values of all processes, by rank. They are pickled; tensors must be on the CPU."""
         if self.world == 1:
             return [value]
         import torch.distributed as dist
@@ -90,19 +90,19 @@ class Processes:
         return values
 
     def on_main(self, function: Callable[[], T]) -> T | None:
-        """Together: call ``function`` in the main process, which alone gets the result.
+        """Collective: call ``function`` in rank 0, which alone gets the result.
 
         Raises:
-            RotnetError: what it raised, in the main process.
-            ElsewhereError: the same, in the others.
+            RotnetError: in rank 0, what ``function`` raised.
+            ElsewhereError: in the other processes, with the same exit code.
         """
         return self.everywhere(function if self.is_main else lambda: None)
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Together: call ``function`` in the main process; all get what it returned, or end like it.
+        """Collective: call ``function`` in rank 0, and return its result or raise its error everywhere.
 
         Raises:
-            RotnetError, ElsewhereError: as :meth:`on_main`.
+            RotnetError, ElsewhereError: see :meth:`on_main`.
         """
         result = self.on_main(function)
         if self.world > 1:
@@ -111,14 +111,14 @@ class Processes:
             box = [result]
             dist.broadcast_object_list(box, src=0)
             result = box[0]
-        return result  # type: ignore[return-value]  # in the main process it is the function's
+        return result  # type: ignore[return-value]  # in rank 0 it is the function's
 
     def everywhere(self, function: Callable[[], T]) -> T:
-        """Together: call ``function`` in every process; where it fails in one, it fails in all.
+        """Collective: call ``function`` in every process; if it fails in one, it fails in all.
 
         Raises:
-            RotnetError: what it raised, in the first process in which it did.
-            ElsewhereError: the same, in the others.
+            RotnetError: in the lowest rank in which ``function`` failed, what it raised.
+            ElsewhereError: in the other processes, with the same exit code.
         """
         if self.world == 1:
             return function()
@@ -137,12 +137,12 @@ class Processes:
         raise ElsewhereError(codes[failed[0]] or 1) from error
 
     def local_main_first(self, function: Callable[[], T]) -> T:
-        """Together: call ``function`` in every process, in the first of each machine before the others.
+        """Collective: call ``function`` in every process, in local rank 0 of each machine before the others.
 
-        So that a file is downloaded and a cache written once.
+        A file is then downloaded and a cache written only once.
 
         Raises:
-            RotnetError, ElsewhereError: as :meth:`everywhere`.
+            RotnetError, ElsewhereError: see :meth:`everywhere`.
         """
         is_first = self.local_rank == 0
         result = self.everywhere(function if is_first else lambda: None)
@@ -150,14 +150,17 @@ class Processes:
         return result if is_first else later  # type: ignore[return-value]  # one of the two is the function's
 
     def shared(self, error: RotnetError) -> RotnetError:
-        """For an error that all processes find at the same place: the main one's to report."""
+        """Return the error in rank 0, which reports it, and an ElsewhereError in the others.
+
+        This is for errors that all processes find at the same place.
+        """
         return error if self.is_main else ElsewhereError(error.exit_code)
 
     def check_same(self, values: Mapping[str, Any]) -> None:
-        """Together: see that the processes agree about what they are to do.
+        """Collective: check that all processes were given the same values.
 
         Raises:
-            ArgumentError, ElsewhereError: a value is another one than in the main process.
+            ArgumentError, ElsewhereError: a value differs from rank 0's.
         """
         if self.world == 1:
             return
@@ -167,14 +170,14 @@ class Processes:
             for name, value in values.items():
                 if value != expected.get(name):
                     raise ArgumentError(
-                        f"{name} is {value!r} in process {self.rank} and {expected.get(name)!r} in the "
-                        f"first; start all with the same flags, data and kind of device"
+                        f"{name} is {value!r} in rank {self.rank} and {expected.get(name)!r} in rank 0; "
+                        f"start all processes with the same flags, data and kind of device"
                     )
 
         self.everywhere(compare)
 
     def maximum(self, *numbers: int) -> tuple[int, ...]:
-        """Together: the largest of each number over all processes."""
+        """Collective: the largest value of each number over all processes."""
         if self.world == 1:
             return numbers
         import torch
@@ -185,7 +188,7 @@ class Processes:
         return tuple(largest.tolist())
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Together: the sum over all processes, on the CPU; of int64 or float64, so that counts are exact."""
+        """Collective: the sum over all processes, on the CPU. int64 and float64 keep counts exact."""
         if self.world == 1:
             return values
         import torch.distributed as dist
@@ -195,7 +198,7 @@ class Processes:
         return total
 
     def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Together: overwrite small tensors of any device with those of the main process."""
+        """Collective: overwrite small tensors on any device with those of rank 0."""
         if self.world == 1:
             return
         mine = list(tensors)
@@ -204,16 +207,16 @@ class Processes:
             tensor.copy_(value)
 
     def device(self, name: str) -> torch.device:
-        """The device of this process.
+        """Find the device of this process.
 
         Args:
-            name: as for `resolve_device`; ``auto`` and ``cuda`` give each process of a machine a GPU of its
-                own. Where there are more processes than GPUs they share them.
+            name: see `rotnet_fast.engine.precision.resolve_device`; ``auto`` and ``cuda`` give each
+                process of a machine a GPU of its own. If there are more processes than GPUs, they share them.
 
         Raises:
             ArgumentError: there is no such device.
         """
-        from rotnet_fast.engine.device import resolve_device
+        from rotnet_fast.engine.precision import resolve_device
 
         if self.world == 1:
             return resolve_device(name)
@@ -228,43 +231,43 @@ class Processes:
         return device
 
     def tensor_group(self, device: torch.device) -> ProcessGroup | None:
-        """Together: the group for traffic between the processes' devices; None where there is one process.
+        """Collective: make the group for traffic between devices; None for a single process.
 
-        NCCL needs GPUs, and a different one for each process. Where processes share GPUs, that is said once.
+        NCCL needs a different GPU for each process. If processes share GPUs, rank 0 prints a warning.
         """
         if self.world == 1:
             return None
         import torch
         import torch.distributed as dist
 
-        # By its own name: where each process sees one GPU alone, all call theirs cuda:0.
+        # Identified by UUID: if each process sees only one GPU, all call theirs cuda:0.
         gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
         gpus = {place for place in self.gather((socket.gethostname(), gpu)) if place[1] is not None}
         if len(gpus) == self.world:
             return cast("ProcessGroup", dist.new_group(backend="nccl"))
         if gpus and self.is_main:
             print(
-                f"{self.world} processes share {len(gpus)} CUDA devices, and so talk over gloo, which is "
-                f"slower than NCCL; start as many processes as there are devices with --nproc-per-node",
+                f"WARNING: {self.world} processes share {len(gpus)} CUDA devices and therefore communicate "
+                f"over gloo, which is slower than NCCL; start one process per device with --nproc-per-node",
                 file=sys.stderr,
             )
         return dist.group.WORLD
 
 
 ALONE = Processes()
-"""A process that works for itself."""
+"""A process that works alone."""
 
 
 @contextmanager
 def join() -> Iterator[Processes]:
-    """Context in which the processes that torchrun started know each other; nothing happens in a single one.
+    """Context in which the processes that torchrun started are connected; a single process connects nothing.
 
     Yields:
-        This process's place.
+        The processes.
 
     Raises:
         ArgumentError: see `Processes.of_environment`.
-        PeerLostError: another process ended while this one waited for it.
+        PeerLostError: another process ended while this one was waiting for it.
     """
     processes = Processes.of_environment()
     if processes.world == 1:
@@ -279,9 +282,9 @@ def join() -> Iterator[Processes]:
         # gloo has no exception type of its own, but puts its name into every message.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise PeerLostError(
-                f"process {processes.rank} lost contact with another process of this job "
-                f"({_reason(error)}); where that one ended, its own message says why, and --resume auto goes "
-                f"on from the last checkpoint"
+                f"rank {processes.rank} lost its connection to another process of this job "
+                f"({_reason(error)}); if that process ended, its own message says why; --resume auto resumes "
+                f"from the last checkpoint"
             ) from error
         raise
     finally:
@@ -292,36 +295,36 @@ def _meet(processes: Processes) -> None:
     """Connect the processes.
 
     Raises:
-        PeerLostError: that is not possible.
+        PeerLostError: they cannot be connected.
     """
     import torch.distributed as dist
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE_AT_START))
+        store, rank, world = next(rendezvous("env://", timeout=_START_TIMEOUT))
         if processes.local_world == world:
-            # torchrun's agent keeps one store for all attempts: restarted workers would look there for
-            # those of the attempt before. (Agents of several machines count their attempts apart.)
+            # torchrun's agent keeps one store for all attempts, in which restarted workers would find those
+            # of the attempt before. (Agents of several machines count their attempts separately.)
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(f"attempt {attempt}", store)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except RuntimeError as error:
         raise PeerLostError(
-            f"process {processes.rank} could not connect to the {processes.world - 1} others of this job "
-            f"({_reason(error)}); see that all were started, and that GLOO_SOCKET_IFNAME, where it is set, "
-            f"names a network interface of this machine"
+            f"rank {processes.rank} could not connect to the {processes.world - 1} other processes of this "
+            f"job ({_reason(error)}); check that all of them were started, and that GLOO_SOCKET_IFNAME, if "
+            f"set, names a network interface of this machine"
         ) from error
 
 
 def _reason(error: RuntimeError) -> str:
-    """What a library says happened, without the place in its source and its advice."""
+    """The reason that a library gives, without its source location and advice."""
     first_line = str(error).strip().partition("\n")[0]
     return re.sub(r"^\[[^\]]*\] ", "", first_line).partition(". ")[0]
 
 
 def _leave() -> None:
-    """End what :func:`join` began, soon: NCCL waits for the others, which may be waiting for this process."""
+    """Disconnect within seconds: NCCL waits for the others, which may be waiting for this process."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -331,31 +334,31 @@ def _leave() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process speaks for its job before the processes know each other."""
+    """Whether this process is rank 0, before the processes are connected."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def is_under_torchrun() -> bool:
-    """Whether torchrun watches over this process."""
+    """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def job() -> str | None:
-    """What the workers of one torchrun command have in common, restarted ones included; None without it."""
+    """Identify the torchrun command, for all of its workers and their restarts; None without torchrun."""
     if not is_under_torchrun():
         return None
     name = os.environ["TORCHELASTIC_RUN_ID"]
-    # All jobs of a static rendezvous are called none; there the parent, torchrun's agent, tells them apart.
+    # All jobs of a static rendezvous are called none; the parent, torchrun's agent, tells them apart.
     return name if name != "none" else f"{name} agent {os.getppid()}"
 
 
 def is_restart() -> bool:
-    """Whether torchrun starts the workers anew because one of them ended (``--max-restarts``)."""
+    """Whether torchrun has restarted the workers because one of them ended (``--max-restarts``)."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def _number(name: str, default: int | None) -> int:
-    """Integer in an environment variable."""
+    """Read an integer from an environment variable."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default

@@ -1,4 +1,4 @@
-"""Sums over training steps that stay on the device until they are reported."""
+"""Metric sums over training steps, which stay on the device until they are reported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rotnet_fast.engine.distributed import ALONE, Processes
 
 
 class MetricSums:
-    """Running sums since the start of an epoch, with a mark at the last report.
+    """Sums since the beginning of an epoch, and their values at the last report.
 
-    A report is the one place where the host waits for the device. The sums are float64, so that
-    counts are exact and the order of additions does not depend on when they are read. Each process adds up
-    its own steps; what is read is the sum over all. That sum is exact, too, so that it does not depend on
-    how many they are or on where a run was resumed: in float64, the fp32 losses of an epoch leave no
-    remainders that could be rounded.
+    Reports are the only place where the host waits for the device. The sums are float64: counts are exact,
+    and the order of additions does not depend on when sums are read. Each process adds up its own steps, and
+    a read returns the sum over all processes. That sum is exact, too, because in float64 the fp32 losses of
+    an epoch leave no remainders to round. It therefore depends neither on the number of processes nor on
+    where a run was resumed.
 
     Args:
-        processes: that train together; all have to read, save and load at the same steps.
+        processes: the processes that train together; all must read, save and load at the same steps.
     """
 
     def __init__(self, processes: Processes = ALONE) -> None:
@@ -28,10 +28,11 @@ class MetricSums:
         self._marked: dict[str, float] = {}
 
     def add(self, sums: Mapping[str, torch.Tensor], skipped: torch.Tensor) -> None:
-        """Add the scalars of one step, unless it was not applied.
+        """Add the sums of one step, unless it was skipped.
 
         Args:
-            skipped: fp32 [], 1 where it was not, else 0.
+            sums: name -> fp32 or int64 [] on the device.
+            skipped: fp32 [], 1 if the step was skipped, else 0.
         """
         for name, value in sums.items():
             if name not in self._sums:
@@ -39,31 +40,31 @@ class MetricSums:
             self._sums[name].add_(torch.where(skipped.bool(), 0, value.detach()))
 
     def reset(self) -> None:
-        """Begin anew, in the same memory: captured steps add to it."""
+        """Set the sums to zero in place, because captured steps add to this memory."""
         for total in self._sums.values():
             total.zero_()
         self._marked = {}
 
     def read(self) -> dict[str, float]:
-        """The sums of all processes as numbers, in one transfer from the device."""
+        """Read the sums over all processes, in one transfer from the device."""
         if not self._sums:
             return {}
         totals = self._processes.sum(torch.stack(list(self._sums.values())))
         return dict(zip(self._sums, totals.tolist(), strict=True))
 
     def read_interval(self) -> dict[str, float]:
-        """The sums since this was last called, or since the epoch began."""
+        """Read the sums since the last call, or since the epoch began."""
         epoch = self.read()
         interval = {name: value - self._marked.get(name, 0.0) for name, value in epoch.items()}
         self._marked = epoch
         return interval
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Everything needed to go on in the middle of an epoch."""
+        """Everything that a resume within an epoch needs."""
         return {"sums": self.read(), "marked": dict(self._marked)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
-        """Continue from a saved state: the sums of all processes, which the main one keeps."""
+        """Load a saved state. It holds the sums over all processes, which rank 0 keeps."""
         self._sums = {
             name: torch.tensor(value if self._processes.is_main else 0.0, dtype=torch.float64, device=device)
             for name, value in state["sums"].items()
@@ -72,9 +73,9 @@ class MetricSums:
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Each sum divided by ``sums["count"]``, which is left out; accuracies in percent.
+    """Divide each sum by ``sums["count"]``, which is dropped; accuracies become percent.
 
-    A name that ends in ``accuracy`` is the sum of correct views. Sums over nothing have no means.
+    A sum whose name ends in ``accuracy`` counts correct views. If the count is 0, there are no means.
     """
     if sums.get("count", 1) == 0:
         return {}

@@ -1,4 +1,4 @@
-"""Muon: steepest descent for filters, measured by the spectral norm of their matrices."""
+"""Muon: steepest descent for filters under the spectral norm of their matrices."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any, overload
 import torch
 
 MOMENTUM = 0.95
-"""Of filters. Source: the value that Keller Jordan's Muon has unless told otherwise."""
+"""Momentum of filters. Source: the default of Keller Jordan's Muon."""
 
 _STEPS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the Newton-Schulz iteration. It takes singular values to about 1 (0.7 to 1.2) rather than to exactly 1,
-and so needs few steps even for small ones."""
+"""Coefficients of the Newton-Schulz iteration. It takes singular values to about 1 (0.7 to 1.2) rather than
+to exactly 1, and therefore needs few steps even for small ones."""
 
 
 class Muon(torch.optim.SGD):
-    """SGD, but for the groups with ``is_orthogonalised``: these follow Muon.
+    """SGD, except for groups with ``is_orthogonalised``, which follow Muon.
 
     The momentum of a filter [C_out,C_in,k,k], taken as a matrix [C_out,C_in*k*k], is replaced by a matrix
     with the same singular vectors and all singular values near 1, which moves every direction of the filter
-    by about the same amount. It stands in for the gradient in a step of plain SGD, so that weight decay and
-    learning rate are SGD's. Matrices of the same shape are handled together.
+    by about the same amount. It takes the gradient's place in a step of plain SGD, so that weight decay and
+    learning rate are SGD's. Matrices of the same shape are processed together.
 
-    Everything stays on the device, nothing waits, and momentum and options are in ``state_dict``, as those of
-    SGD are: steps can be captured in a CUDA graph, and a resumed run goes on exactly.
+    Everything stays on the device, nothing waits, and momentum and options are in ``state_dict``, as in SGD:
+    steps can be captured in a CUDA graph, and a run can be resumed exactly.
 
     Args:
-        groups: as SGD takes them; ``is_orthogonalised`` defaults to False. A group that has it holds
-            parameters of two or more dimensions.
+        groups: see SGD; ``is_orthogonalised`` defaults to False. Parameters of a group that sets it have two
+            or more dimensions.
         momentum, nesterov, weight_decay: see SGD; the first two do not apply to orthogonalised groups, which
-            have Nesterov's momentum ``MOMENTUM``.
+            use Nesterov momentum with ``MOMENTUM``.
 
     Attributes:
-        found_inf: fp32 [], 1 where the next step must change nothing; None is 0.
+        found_inf: fp32 [], 1 if the next step must be skipped; None means 0.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
-    https://kellerjordan.github.io/posts/muon/. torch.optim.Muon takes matrices alone.
+    https://kellerjordan.github.io/posts/muon/. torch.optim.Muon accepts only matrices.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Muon(torch.optim.SGD):
         momenta = [self.state[parameter]["momentum"] for parameter in trained]
         gradients = places
         if self.found_inf is not None:
-            # A momentum moved towards itself stays what it is, where a step must not be applied.
+            # In a skipped step, the momentum is moved towards itself, which leaves it unchanged.
             pairs = zip(momenta, places, strict=True)
             gradients = [torch.where(self.found_inf.bool(), momentum, place) for momentum, place in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
@@ -100,21 +100,21 @@ class Muon(torch.optim.SGD):
             by_shape[len(gradient), gradient[0].numel()].append(number)
         for (rows, columns), numbers in by_shape.items():
             matrices = orthogonalised(torch.stack([ahead[number].flatten(1) for number in numbers]))
-            # A tall matrix has no more singular values than columns, which are shared by more rows.
+            # A tall matrix has as many singular values as columns, which are shared by more rows.
             matrices *= max(1.0, rows / columns) ** 0.5
             for number, matrix in zip(numbers, matrices, strict=True):
                 places[number].copy_(matrix.view_as(places[number]))
 
 
 def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices with the same singular vectors, and singular values near 1, by Newton-Schulz iterations.
+    """Bring all singular values of matrices close to 1 by Newton-Schulz iterations.
 
     Args:
         matrices: fp32 [N,rows,columns].
 
     Returns:
-        fp32 [N,rows,columns], computed in bf16 on a GPU (where it is several times faster, and exact enough)
-        and in fp32 on a CPU (which may have to emulate bf16).
+        fp32 [N,rows,columns] with the same singular vectors, computed in bf16 on a GPU (where it is several
+        times faster, and accurate enough) and in fp32 on a CPU (which may have to emulate bf16).
     """
     a, b, c = _COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)  # no singular value is above 1

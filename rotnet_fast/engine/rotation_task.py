@@ -1,4 +1,4 @@
-"""RotNet's pretext task: tell by how much an image was turned."""
+"""RotNet's pretext task: recognize by how many degrees an image was rotated."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _COMPILE_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
 
 
 class UnlessEmpty(nn.Module):
-    """A compiled network, but for batches of no images, which compiled convolutions cannot take.
+    """Runs a compiled network, except on empty batches, which compiled convolutions cannot take.
 
     Args:
         plain: the network.
-        compiled: the same one, compiled.
+        compiled: the same network, compiled.
     """
 
     def __init__(self, plain: nn.Module, compiled: nn.Module) -> None:
@@ -37,32 +37,33 @@ class UnlessEmpty(nn.Module):
         self.compiled = compiled
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
-        """[B,C,H,W] -> what the network makes of it."""
+        """[V,C,H,W] -> the network's output."""
         network = self.compiled if len(views) > 0 else self.plain
         logits: torch.Tensor = network(views)
         return logits
 
 
 class RotationTask:
-    """Classify rotated views of unlabelled images.
+    """Classifies rotated views of unlabelled images.
 
-    All K views of the B images of a batch go through one forward pass. The mean cross-entropy over
-    B*K views is the loss.
+    All K views of the B images of a batch go through one forward pass. The loss is the mean cross-entropy
+    over the B*K views.
 
     Args:
         module: network with K outputs, on the device of the images.
-        schedule: learning rate of all its parameters, but for those that ``muon`` is about.
-        test_loader: all test images once, on the device.
+        schedule: learning rate of all parameters that ``muon`` does not cover.
+        test_loader: yields all test images once, on the device.
         rotations: K whole degrees, counter-clockwise; output k stands for ``rotations[k]``.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
-        mean, std: per channel.
-        dtype: of the views.
+        mean, std: normalisation per channel.
+        dtype: dtype of the views.
         compile: ``auto``, ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are
             compiled.
-        processes: that share the batches of training and testing.
-        group: of the processes' devices; every training step averages the gradients over it.
-        muon: learning rate of the filters of convolutions, which follow Muon then; None for SGD throughout.
+        processes: the processes that share the batches of training and testing.
+        group: process group of their devices; every training step averages the gradients over it.
+        muon: learning rate of the filters of convolutions, which then follow Muon; None trains everything
+            with SGD.
 
     Source: Gidaris et al., ICLR 2018, section 3.
     """
@@ -100,8 +101,8 @@ class RotationTask:
             "dtype": dtype,
         }
         self._train_forward: Any = module
-        # On the CPU, compiled NIN steps were slower (docs/performance.md); on a GPU, nobody has measured yet
-        # whether the gain makes up for the compilation.
+        # On the CPU, compiled NIN steps were slower (docs/performance.md). On a GPU, it has not been measured
+        # yet whether the gain makes up for the compilation.
         self.compile = compile = "none" if compile == "auto" else compile
         if compile != "none":
             # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
@@ -109,28 +110,33 @@ class RotationTask:
         if group is not None:
             forward = module if compile == "none" else UnlessEmpty(module, self._train_forward)
             parallel = DistributedDataParallel(forward, process_group=group)
-            # With local BatchNorm, the main process's running averages are copied where they are used, not at
-            # every step. Set here, because the argument has another name in later versions of torch.
+            # With local BatchNorm, rank 0's running averages are copied where they are used, not at every
+            # step. Set here, because the argument has another name in later versions of torch.
             parallel.broadcast_buffers = False
             self._train_forward = parallel
         self.processes = processes
         self._buffers: dict[int, torch.Tensor] = {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters on one schedule, or filters on one of their own."""
+        """All parameters in one group, or the filters in one of their own."""
         return parameter_groups(self.module, self.schedule, self.muon)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train mode (BatchNorm normalises with the batch's statistics), and the draws of this epoch."""
+        """Switch to train mode, where BatchNorm uses batch statistics, and to this epoch's draws."""
         self.module.train()
         self.key[1] = epoch
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented views [B*K,C,H,W], in a buffer that the next call overwrites, and their labels [B*K]."""
+        """Make all K augmented views of each image with the fused op.
+
+        Returns:
+            Views [B*K,C,H,W], channels_last, in a buffer that the next call overwrites; labels int64 [B*K],
+            image-major: view n*K + k is image n under rotation k.
+        """
         return self.make_views(batch, self.flip_prob)
 
     def make_views(self, batch: Batch, flip_prob: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`views`, with another probability of the flip before the rotations."""
+        """:meth:`views` with another probability of the flip before the rotations."""
         views, labels = rotate_batch(
             *batch.source,
             sample_ids=batch.sample_ids,
@@ -143,37 +149,39 @@ class RotationTask:
         self._buffers[len(batch)] = views
         return views, labels
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        """Loss, number of views and of correct ones."""
-        views, labels = self.views(batch)  # [B*K,C,H,W], [B*K]
-        logits = self._train_forward(views).float()  # [B*K,K]
-        losses = functional.cross_entropy(logits, labels, reduction="none")  # [B*K]
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[V,C,H,W] -> ``{"rotation": logits}``, fp32 [V,K]."""
+        return {"rotation": self._train_forward(views).float()}
+
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        """Mean cross-entropy over V views, and the sums of losses, of correct views and of views."""
+        losses = functional.cross_entropy(logits["rotation"], labels, reduction="none")  # [V]
         sums = {
             "loss": losses.detach().sum(),
-            "rotation_accuracy": (logits.argmax(dim=1) == labels).sum(),
+            "rotation_accuracy": (logits["rotation"].argmax(dim=1) == labels).sum(),
             "count": torch.full((), len(labels), device=labels.device),  # no copy from the host, no wait
         }
         return StepOutput(losses.mean(), sums)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Rotation accuracy in percent over all K views of each test image, un-augmented.
+        """Rotation accuracy in percent over all K views of each test image, without augmentation.
 
         Returns:
-            ``rotation_accuracy``, and ``rotation_accuracy/<degrees>`` of the views turned by that much.
+            ``rotation_accuracy``, and ``rotation_accuracy/<degrees>`` for the views of each rotation.
         """
         self.module.eval()
-        number, turned = self.test_loader.epoch_size, len(self.rotations)
-        correct = torch.zeros(turned, dtype=torch.int64, device=self.test_loader.device)
+        number, rotations = self.test_loader.epoch_size, len(self.rotations)
+        correct = torch.zeros(rotations, dtype=torch.int64, device=self.test_loader.device)
         for batch in self.test_loader.epoch(0):
             views, labels = rotate_batch(
                 *batch.source, pad=0, flip_prob=0.0, out=self._buffers.get(len(batch)), **self.view_settings
             )
             self._buffers[len(batch)] = views
             hits = self.module(views).argmax(dim=1) == labels
-            correct += hits.view(-1, turned).sum(dim=0)  # views are image-major
+            correct += hits.view(-1, rotations).sum(dim=0)  # views are image-major
         percent = (100.0 * self.processes.sum(correct).double() / number).tolist()
-        metrics = {"rotation_accuracy": sum(percent) / turned}
+        metrics = {"rotation_accuracy": sum(percent) / rotations}
         for degrees, value in zip(self.rotations, percent, strict=True):
             metrics[f"rotation_accuracy/{degrees}"] = value
         return metrics

@@ -1,4 +1,4 @@
-"""Where a run reports to: a progress bar, metrics.jsonl, TensorBoard and one printed line per epoch."""
+"""Reports of a run: a progress bar, metrics.jsonl, TensorBoard and one printed line per epoch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rotnet_fast.engine.atomic import ensure_folder
 from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.files import ensure_folder
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    """A progress bar without tqdm's thread, which redraws idle bars and cannot start if memory is short."""
+
+    monitor_interval = 0
 
 
 class RunLog:
-    """Reports of one run; a context manager that closes the bar and the event file.
+    """Reports one run; a context manager that closes the bar and the event file.
 
-    Metrics are loss values and percentages. One whose name holds a slash, such as
+    Metrics are loss values and percentages. A metric whose name contains a slash, such as
     ``rotation_accuracy/90``, is a detail: it is recorded but not printed.
 
     Args:
         run: folder for metrics.jsonl and tensorboard/.
-        total_images: images to be trained on in the whole run.
-        images_done, steps_done: where a resumed run goes on.
-        progress: show the bar (on a terminal) and print a line per epoch.
-        tensorboard: write TensorBoard events.
+        total_images: number of images to train on in the whole run.
+        images_done, steps_done: where a resumed run continues.
+        progress: whether to show the bar (on a terminal) and print a line per epoch.
+        tensorboard: whether to write TensorBoard events.
     """
 
     def __init__(
@@ -38,7 +44,7 @@ class RunLog:
         self._run = run
         self._print = progress
         # disable=None shows the bar on terminals only, so that log files stay readable.
-        self._bar = tqdm(
+        self._bar = _Bar(
             total=total_images,
             initial=images_done,
             unit="img",
@@ -51,7 +57,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             ensure_folder(run.path / "tensorboard")
-            # Events that a killed run wrote after its last checkpoint are hidden.
+            # purge_step hides events that a killed run wrote after its last checkpoint.
             self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=steps_done + 1)
 
     def __enter__(self) -> RunLog:
@@ -68,13 +74,13 @@ class RunLog:
         """Report the steps since the last call.
 
         Args:
-            epoch: running epoch, from 0.
-            step: finished steps of it.
-            steps_done: finished steps of the run.
-            images: images trained on since the last call.
+            epoch: number of the current epoch, from 0.
+            step: number of its finished steps.
+            steps_done: number of finished steps of the run.
+            images: number of images trained on since the last call.
             rate: images per second since then.
-            metrics: means over these images' views, the learning rate, and the share of the time in which the
-                host waited for batches.
+            metrics: means over these images' views, the learning rate, and the fraction of the time in which
+                the host waited for batches.
         """
         self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
         self._bar.set_postfix_str(describe(metrics), refresh=False)
@@ -84,7 +90,7 @@ class RunLog:
     def epoch(
         self, epoch: int, epochs: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, Any]
     ) -> None:
-        """Report a finished epoch: ``metrics["train"]`` and, where it was evaluated, ``metrics["test"]``."""
+        """Report a finished epoch: ``metrics["train"]`` and, if it was evaluated, ``metrics["test"]``."""
         for kind, values in metrics.items():
             self._record(f"{kind}_epoch", epoch, step, steps_done, values)
         if self._print:
@@ -92,7 +98,7 @@ class RunLog:
             tqdm.write(f"epoch {epoch + 1}/{epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
 
     def warn(self, sentence: str) -> None:
-        """Say something that the user should know of, whatever else is shown."""
+        """Print a warning to standard error, even without progress."""
         tqdm.write(f"WARNING: {sentence}", file=sys.stderr)
 
     def _record(self, kind: str, epoch: int, step: int, steps_done: int, values: Mapping[str, float]) -> None:
@@ -103,7 +109,7 @@ class RunLog:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """Metrics as short text, without details: ``loss 0.412, rotation_accuracy 84.21 %``."""
+    """Format metrics as short text, without details: ``loss 0.412, rotation_accuracy 84.21 %``."""
     parts = []
     for name, value in metrics.items():
         if "/" not in name:

@@ -11,21 +11,21 @@ ScheduleKind = Literal["constant", "step", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a run. There is no state, so a resumed run has nothing to restore.
+    """Learning rate over a run. It has no state, so that a resume has nothing to restore.
 
     Attributes:
         base_lr: learning rate of the first step, or at the end of the warm-up.
-        kind: ``constant``; ``step``, times ``factor`` from each milestone on; ``linear``, falling to
-            0 at the end of ``epochs``; ``cosine``, the same with half a cosine.
-        milestones: increasing epoch counts after which ``step`` multiplies by ``factor``. 30 means
-            that the first 30 epochs, counted 0 to 29, are trained with the rate before.
+        kind: ``constant``; ``step``, which multiplies by ``factor`` at each milestone; ``linear``, which
+            falls to 0 at the end of ``epochs``; or ``cosine``, which does so along half a cosine.
+        milestones: increasing numbers of epochs after which ``step`` multiplies by ``factor``. 30 means that
+            the first 30 epochs, 0 to 29, still have the rate before.
         factor: what ``step`` multiplies by.
         epochs: length of the run, needed by ``linear`` and ``cosine``.
-        warmup: epochs, whole or not, in which these two rise linearly from 0 to ``base_lr`` before they fall.
-            The very first step has a rate of 0 then.
+        warmup: number of epochs, possibly fractional, in which ``linear`` and ``cosine`` rise linearly from 0
+            to ``base_lr`` before they fall. The very first step then has a rate of 0.
 
     Raises:
-        ValueError: a value that describes no schedule.
+        ValueError: a value is outside its range.
     """
 
     base_lr: float
@@ -47,7 +47,7 @@ class Schedule:
         if self.kind in ("linear", "cosine") and self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; a {self.kind} schedule needs the length of the run")
         if self.warmup != 0 and self.kind not in ("linear", "cosine"):
-            raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has none: leave it 0")
+            raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has no warm-up: leave it 0")
         if self.warmup != 0 and not 0 < self.warmup < self.epochs:
             raise ValueError(
                 f"warmup is {self.warmup}; it must be at least 0 and less than the {self.epochs} epochs"
@@ -57,8 +57,8 @@ class Schedule:
         """Learning rate at a step.
 
         Args:
-            epoch: epochs finished before this one, from 0.
-            fraction: finished part of this epoch, in [0, 1); only ``linear`` and ``cosine`` use it.
+            epoch: number of the epoch, from 0.
+            fraction: finished fraction of this epoch, in [0, 1); only ``linear`` and ``cosine`` use it.
         """
         if self.kind == "step":
             passed = sum(epoch >= milestone for milestone in self.milestones)
@@ -75,8 +75,8 @@ class Schedule:
 
 
 def stretched(milestones: tuple[int, ...], before: int, after: int) -> tuple[int, ...]:
-    """Milestones of a run of ``before`` epochs for one of ``after``.
+    """Scale the milestones of a run of ``before`` epochs to a run of ``after`` epochs.
 
-    One inside an epoch takes effect when that epoch ends; those that fall on the same end count once.
+    A milestone that falls within an epoch takes effect at its end; several that do so count once.
     """
     return tuple(sorted({-(-milestone * after // before) for milestone in milestones}))

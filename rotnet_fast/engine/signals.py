@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and their like as requests to save and stop, instead of a death in the middle of a step."""
+"""Turns Ctrl-C, SIGTERM and similar signals into requests to save and stop, not to die within a step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from rotnet_fast.engine.distributed import is_under_torchrun
 
 REQUESTS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that ask a program to stop, whatever it was told to do about them before."""
+"""Signals that ask a program to stop, whatever their handlers were before."""
 
 WARNINGS = tuple(
     getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
 )
-"""Signals that come when a terminal closes or a cluster's time is nearly over, and that end a program where
-nothing else was said: under nohup, which ignores SIGHUP, and in programs that listen themselves, they keep
-their effect."""
+"""Signals that arrive when a terminal closes or a job's time is nearly over, and that end a program by
+default. Where another handler is set (under nohup, which ignores SIGHUP, and in programs that listen
+themselves), they keep their effect."""
 
 
 class Interrupted(BaseException):
-    """A signal asks to stop; like KeyboardInterrupt, nothing should catch it by accident."""
+    """A signal asks to stop. Like KeyboardInterrupt, this is no Exception: nothing catches it by accident."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -32,12 +32,12 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Context in which the first signal of ``REQUESTS`` or ``WARNINGS`` is noted, for the loop to obey.
+    """Context in which the first signal of ``REQUESTS`` or ``WARNINGS`` is recorded, for the loop to obey.
 
-    The second Ctrl-C or SIGTERM acts as if this context were not there, so that a hanging program can be
-    stopped. Under torchrun it is ignored: torchrun passes every signal on, so that Ctrl-C comes twice, and
-    kills what has not ended after half a minute. ``WARNINGS`` may come as often as they like: the system and
-    the shell both send SIGHUP when a terminal closes.
+    A second Ctrl-C or SIGTERM acts as if this context did not exist, so that a hanging program can be
+    stopped. Under torchrun it is ignored: torchrun passes every signal on, so that Ctrl-C arrives twice, and
+    kills what has not ended after half a minute. Repeated ``WARNINGS`` are ignored: the system and the
+    shell both send SIGHUP when a terminal closes.
 
     Outside the main thread, where Python allows no handlers, signals keep their usual effect.
     """
@@ -46,11 +46,11 @@ class StopSignals:
         self._interruptible = False
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
-        self._is_patient = is_under_torchrun()
+        self._ignores_repeats = is_under_torchrun()
 
     @property
     def received(self) -> int:
-        """Number of the signal that has come; 0 for none."""
+        """Number of the signal that has arrived; 0 for none."""
         return self._received or 0
 
     def __enter__(self) -> StopSignals:
@@ -62,21 +62,21 @@ class StopSignals:
     def __exit__(self, *exc_info: object) -> None:
         self._restore(set(self._previous))
         if self._received is not None and exc_info == (None, None, None):
-            # Nobody has asked since it came: it is for whoever listens around this context.
+            # Nothing has obeyed it: pass it on to the handlers outside this context.
             os.kill(os.getpid(), self._received)
 
     def forget(self) -> None:
-        """Take a signal that has come as obeyed."""
+        """Discard the recorded signal, because it has been obeyed."""
         self._received = None
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` if a signal has come."""
+        """Raise :class:`Interrupted` if a signal has arrived."""
         if self._received is not None:
             raise Interrupted(self._received)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Context for long work that changes nothing: a signal raises :class:`Interrupted` at once."""
+        """Context for long work without side effects: a signal raises :class:`Interrupted` at once."""
         self.check()
         self._interruptible = True
         try:
@@ -85,7 +85,7 @@ class StopSignals:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in REQUESTS and not self._is_patient:
+        if number in REQUESTS and not self._ignores_repeats:
             self._restore(REQUESTS)
         if self._received is not None:
             return
@@ -99,6 +99,6 @@ class StopSignals:
 
 
 def _is_ours(number: int) -> bool:
-    """Whether nobody else has said what a signal does: it ends the program, or an outer context notes it."""
+    """Whether a signal has its default effect, or is recorded by an outer context of ours."""
     handler = signal.getsignal(number)
     return handler is signal.SIG_DFL or isinstance(getattr(handler, "__self__", None), StopSignals)

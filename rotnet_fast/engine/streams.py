@@ -1,7 +1,7 @@
-"""Standard output and error that nothing has to fear: what cannot be shown is lost, and nothing else.
+"""Standard output and error whose failures cost only the text that cannot be shown.
 
 A reader may leave (``| head``), a disk may be full, a terminal may close, and a program may have been started
-without any of the three standard streams. No epoch is to be lost by that.
+without any of the three standard streams. None of these must cost an epoch.
 
 Importing this module does not import torch.
 """
@@ -17,14 +17,14 @@ from typing import Any, TextIO, cast
 
 
 class Shown:
-    """A text stream whose methods never raise; all others are those of the stream.
+    """A text stream whose writing methods never raise; all other attributes are the stream's.
 
     Args:
-        stream: that is written to.
-        is_nowhere: whether it stands for one that there is not.
+        stream: the stream to write to.
+        is_nowhere: whether it is a stand-in for a stream that does not exist.
 
     Attributes:
-        loss: why something could not be written; None for nothing, or where its reader left.
+        loss: why something could not be written; None if everything was, or if the reader left.
     """
 
     def __init__(self, stream: TextIO, is_nowhere: bool = False) -> None:
@@ -36,7 +36,7 @@ class Shown:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write as much as can be written; always the length of the text."""
+        """Write as much as possible; returns the length of the text."""
         try:
             self.stream.write(text)
         except UnicodeEncodeError:
@@ -46,33 +46,33 @@ class Shown:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write one after another."""
+        """Write lines one after another."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Pass on what was written."""
+        """Flush the stream."""
         try:
             self.stream.flush()
-        except AttributeError:  # what a program has put in the stream's place may be able to write alone
+        except AttributeError:  # a program's replacement of the stream may only have write()
             pass
         except (OSError, ValueError) as error:
             self._note(error)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; no where nobody knows."""
+        """Whether the stream is a terminal; False if unknown."""
         try:
             return self.stream.isatty()
         except (AttributeError, OSError, ValueError):
             return False
 
     def _note(self, error: OSError | ValueError) -> None:
-        # A ValueError: the stream was closed. A reader that left, or is slow, has chosen so.
+        # A ValueError means that the stream was closed. A reader that left, or is slow, is no loss.
         if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EAGAIN):
             self.loss = self.loss or error
 
     def finish(self) -> None:
-        """Pass on what is left; where that fails, let it go nowhere, as Python would complain at its exit."""
+        """Flush the stream; if that fails, redirect it to the null device, so that Python exits quietly."""
         self.flush()
         try:
             self.stream.flush()
@@ -86,9 +86,12 @@ class Shown:
 
 @contextmanager
 def shown() -> Iterator[tuple[Shown, Shown]]:
-    """Context in which standard output and error, which it gives, never raise.
+    """Context in which writing to standard output and error never raises.
 
-    One context may lie in another. Streams that are missing or closed go nowhere.
+    Contexts may be nested. Text for streams that are missing or closed is dropped.
+
+    Yields:
+        Standard output and standard error.
     """
     before = sys.stdout, sys.stderr
     out, err = (_shown(stream) for stream in before)
@@ -98,7 +101,7 @@ def shown() -> Iterator[tuple[Shown, Shown]]:
     finally:
         sys.stdout, sys.stderr = before
         for stream in (out, err):
-            if stream.is_nowhere and stream not in before:  # which is that of an outer context
+            if stream.is_nowhere and stream not in before:  # those before belong to an outer context
                 stream.close()
 
 
@@ -111,10 +114,12 @@ def _shown(stream: TextIO | Shown | None) -> Shown:
 
 
 def open_standard_descriptors() -> None:
-    """Open those that the program was started without, so that no file of ours gets their numbers: what
-    libraries print by themselves would be written into it."""
+    """Open the standard descriptors that the program was started without.
+
+    Otherwise one of our files would get such a number, and what libraries print would be written into it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one

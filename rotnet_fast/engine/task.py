@@ -1,8 +1,7 @@
-"""What the training loop needs to know of a thing to train.
+"""What to train and how: the interface between the training loop and everything that it can train.
 
-Pretraining, the supervised baseline, heads on frozen features and fine-tuning are all tasks of one
-loop (`rotnet_fast.engine.trainer`), which owns batches, precision, schedule, checkpoints, logging
-and signals.
+Pretraining, the supervised baseline, heads on frozen features and fine-tuning are all tasks of one loop
+(`rotnet_fast.engine.trainer`), which owns batches, precision, schedule, checkpoints, logging and signals.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Protocol
 import torch
 
 from rotnet_fast.data.loader import Batch
+from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.schedule import Schedule
 
 
@@ -21,6 +21,9 @@ class ParameterGroup:
     """Parameters that share a learning-rate schedule.
 
     Attributes:
+        name: name of the group.
+        parameters: what to train.
+        schedule: learning rate of the group.
         is_orthogonalised: whether they follow Muon, see `rotnet_fast.engine.muon`, instead of SGD.
     """
 
@@ -33,10 +36,12 @@ class ParameterGroup:
 def parameter_groups(
     module: torch.nn.Module, schedule: Schedule, muon: Schedule | None = None
 ) -> list[ParameterGroup]:
-    """All parameters of a module on one schedule, or the filters of its convolutions on one of their own.
+    """Group the parameters of a module: all together, or the filters of its convolutions apart.
 
     Args:
-        muon: of the filters, which follow Muon then; None for SGD throughout.
+        module: what to train.
+        schedule: learning rate of everything that ``muon`` does not cover.
+        muon: learning rate of the filters, which then follow Muon; None trains everything with SGD.
     """
     parameters = list(module.parameters())
     if muon is None:
@@ -51,13 +56,13 @@ def parameter_groups(
 
 @dataclass
 class StepOutput:
-    """Result of one training step.
+    """Result of the forward pass of one training step.
 
     Attributes:
-        loss: fp32 scalar with a graph; the trainer calls backward on it.
-        sums: fp32 or int64 scalars on the device, added up over the steps and read only once per
-            logging interval. A metric ``x`` is ``sums["x"] / sums["count"]``, so sums of
-            per-view losses and of correct views, with ``count`` views.
+        loss: fp32 [] with a graph; the step calls backward on it.
+        sums: fp32 or int64 [] on the device, added up over the steps and read only once per logging
+            interval. A metric ``x`` is ``sums["x"] / sums["count"]``: sums of losses and of correct views,
+            with ``count`` views.
     """
 
     loss: torch.Tensor
@@ -65,28 +70,88 @@ class StepOutput:
 
 
 class Task(Protocol):
-    """One thing to train."""
+    """One thing to train.
+
+    `rotnet_fast.engine.step` calls ``views``, ``forward`` and ``loss`` at every step, in this order, and may
+    capture them in a CUDA graph: whatever differs between steps must lie on the device, and none of the three
+    may wait for the device.
+    """
 
     module: torch.nn.Module
-    """Everything with state that a checkpoint must hold, frozen parts included."""
+    """Everything with state that a checkpoint must hold, including frozen parts."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Trainable parameters."""
+        """The trainable parameters."""
         ...
 
     def begin_epoch(self, epoch: int) -> None:
-        """Put every part into the mode it trains in (a frozen extractor stays in eval mode), and let the
-        random draws of the training steps be those of this epoch."""
-        ...
+        """Prepare for the steps of an epoch.
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        """Forward and loss of one batch.
+        Every part is put into the mode that it trains in (a frozen extractor stays in eval mode), and random
+        draws become those of this epoch.
 
-        Steps may be captured in a CUDA graph: what differs between them lies on the device, and nothing waits
-        for it.
+        Args:
+            epoch: number of the epoch, from 0.
         """
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on the test split, in percent, every image counted once, in eval mode."""
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make the network's input from a batch of B images.
+
+        Returns:
+            Normalised views [V,C,H,W] and labels int64 [V], where V is B times the views per image. The next
+            call may overwrite both.
+        """
         ...
+
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run the network on [V,C,H,W], under autocast.
+
+        Returns:
+            name of each classifier -> its logits [V,classes].
+        """
+        ...
+
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        """Compute the loss and the metric sums from what :meth:`forward` and :meth:`views` returned."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the test split in eval mode, in percent, with every image counted once."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How to train; what to train is up to the task.
+
+    Attributes:
+        epochs: number of passes over the loader.
+        precision: number format of the forward and backward pass.
+        nesterov: whether SGD uses Nesterov momentum.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD, on all parameters including biases and BatchNorm's.
+        eval_every: evaluate after this many epochs each, and always after the last one.
+        log_every: steps per logging interval, each of which waits for the device once; None means 20 on a
+            CPU and 500 on a GPU.
+        checkpoint_every_steps: save within an epoch after this many steps; None means never.
+        checkpoint_every_seconds: save within an epoch after this many seconds; None means never.
+        snapshot_epochs: after these epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
+        graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
+        progress: whether to show a progress bar and print a line per epoch.
+        tensorboard: whether to write TensorBoard events.
+    """
+
+    epochs: int
+    precision: Precision
+    nesterov: bool = True
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    eval_every: int = 1
+    log_every: int | None = None
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_seconds: float | None = 300.0
+    snapshot_epochs: tuple[int, ...] = ()
+    graph: str = "auto"
+    progress: bool = True
+    tensorboard: bool = True

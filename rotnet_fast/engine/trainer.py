@@ -1,4 +1,4 @@
-"""The training loop, shared by everything that trains."""
+"""The training loop, shared by everything that trains: epochs of steps, reports, tests and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from typing import Any
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.atomic import link_atomically
 from rotnet_fast.engine.distributed import ALONE, Processes
-from rotnet_fast.engine.guard import MOST_IN_A_ROW
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
+from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
 from rotnet_fast.engine.streams import shown
-from rotnet_fast.engine.task import Task
-from rotnet_fast.engine.trainer_settings import TrainerSettings
-from rotnet_fast.engine.training_step import TrainingStep
+from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
+from rotnet_fast.files import link_atomically
 
 KEPT_EPOCH_CHECKPOINTS = 3
-_TOO_MANY = "the loss or its gradients were NaN or infinite in {} steps in a row"
+_TOO_MANY = "the loss or its gradients were non-finite in {} steps in a row"
 
 
 @dataclass
@@ -33,15 +31,15 @@ class Progress:
     """Position and findings of a run.
 
     Attributes:
-        epoch: finished epochs.
-        step: finished steps of the running epoch. When all are finished but the epoch has not been
-            evaluated yet, this is the number of steps per epoch.
-        images: images trained on in the whole run.
+        epoch: number of finished epochs.
+        step: number of finished steps of the current epoch. Once all are finished, and until the epoch has
+            been evaluated, this is the number of steps per epoch.
+        images: number of images trained on in the whole run.
         seconds: time spent in training steps, without evaluation and checkpoints.
-        waited: part of it in which the host waited for batches.
+        waited: seconds of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
         best: highest mean of test accuracies so far, in percent; -1 before the first test.
-        skipped: steps that were not applied, as they were not finite, up to the last report.
+        skipped: number of non-finite steps that were skipped, up to the last report.
     """
 
     epoch: int = 0
@@ -59,26 +57,25 @@ class Progress:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time in which the host waited for batches, in [0, 1]."""
+        """Fraction of the time in which the host waited for batches, in [0, 1]."""
         return self.waited / self.seconds if self.seconds > 0 else 0.0
 
 
 class Trainer:
-    """Trains a task with SGD, from the start or from a checkpoint.
+    """Trains a task with SGD, from the beginning or from a checkpoint.
 
-    Batches and augmentation are pure functions of (seed, epoch, position), so that weights, momentum,
-    loss scale and position are all that an exact resume needs.
+    Batches and augmentation are pure functions of (seed, epoch, position). Therefore an exact resume needs
+    only the weights, the momentum, the loss scale and the position.
 
     Args:
         task: what to train; its module lies on the loader's device.
-        loader: gives the batches.
+        loader: yields the batches.
         settings: how to train.
         run: folder for checkpoints and metrics.
-        identity: settings that make the run what it is, data fingerprint included, as plain values.
-            They are stored in the checkpoint as ``config``, and a checkpoint in which one differs is
-            refused.
-        processes: that train together, each on its part of every batch; the task averages gradients over
-            them. All go through the same steps, and the main one writes.
+        identity: the settings that define the run, including the data fingerprint, as plain values. They are
+            stored in the checkpoint as ``config``, and a checkpoint in which one differs is refused.
+        processes: the processes that train together, each on its share of every batch; the task averages
+            gradients over them. All run the same steps, and rank 0 writes.
         capture: how steps are captured; None decides by ``settings.graph``.
     """
 
@@ -112,13 +109,14 @@ class Trainer:
             The task's test metrics after the last epoch.
 
         Raises:
-            Interrupted: a signal came; a checkpoint of the last finished step was saved.
-            NonFiniteError: steps in a row, or a weight, were not finite; the last good checkpoint is kept.
+            Interrupted: a signal arrived; a checkpoint of the last finished step was saved.
+            NonFiniteError: too many steps in a row, or a weight, were non-finite; the last good checkpoint is
+                kept.
             CannotWriteError: a file of the run folder could not be written.
         """
         progress, settings = self.progress, self.settings
         if progress.images == 0:
-            self.run.truncate_metrics(0)  # what a run reported that was killed before its first checkpoint
+            self.run.truncate_metrics(0)  # reports of a run that was killed before its first checkpoint
         with shown(), self._log() as log, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
@@ -141,7 +139,7 @@ class Trainer:
         )
 
     def _train_epoch(self, log: RunLog, stop: StopSignals) -> None:
-        """Train on the rest of the running epoch."""
+        """Train on the rest of the current epoch."""
         progress = self.progress
         self.task.begin_epoch(progress.epoch)
         reported = replace(progress)
@@ -170,14 +168,14 @@ class Trainer:
                 raise Interrupted(signal_number)
 
     def train_step(self, batch: Batch) -> None:
-        """Train on the next batch of the running epoch, which the task has been told of."""
+        """Train on the next batch of the current epoch, after `Task.begin_epoch`."""
         progress = self.progress
         self.training_step(batch, progress.epoch, progress.step, len(self.loader))
         progress.step += 1
         progress.images += batch.global_size
 
     def _finish_epoch(self, log: RunLog, stop: StopSignals) -> None:
-        """Evaluate, report, save, and move on to the next epoch."""
+        """Evaluate, report, save and advance to the next epoch."""
         progress, settings = self.progress, self.settings
         metrics = {"train": means(self.sums.read())}
         done = progress.epoch + 1
@@ -202,10 +200,10 @@ class Trainer:
         if (score := mean_accuracy(metrics.get("test", {}))) > progress.best:
             progress.best = score
             names.append("best.pt")
-        # What a resume begins with comes last: whatever ends the program before, best.pt is made again.
+        # last.pt, from which a run is resumed, comes last: if the program ends before, best.pt is made again.
         self.save_checkpoint(*names, "last.pt")
         if self.processes.is_main:
-            # Later ones are there where a run was resumed from an older checkpoint than its newest.
+            # There are later ones if the run was resumed from a checkpoint that is not its newest.
             of_epochs = [path for epoch, path in epoch_checkpoints(self.run.checkpoints) if epoch <= done]
             for old in of_epochs[:-KEPT_EPOCH_CHECKPOINTS]:
                 old.unlink()
@@ -214,12 +212,12 @@ class Trainer:
             raise Interrupted(signal_number)
 
     def _evaluate(self, stop: StopSignals) -> dict[str, float]:
-        """The task's test metrics."""
+        """Compute the task's test metrics."""
         if self.processes.world == 1:
             with self.settings.precision.autocast(), stop.interruptible():
                 return self.task.evaluate()
-        # Each process has followed the running averages of its own parts; the main one's count. A signal
-        # waits, as nobody can leave alone.
+        # Each process has the running averages of its own shares; those of rank 0 count. A signal has to
+        # wait, because no process can leave alone.
         self.processes.copy_from_main(self.task.module.buffers())
         with self.settings.precision.autocast():
             return self.task.evaluate()
@@ -228,14 +226,14 @@ class Trainer:
         return self.progress.epoch * len(self.loader) + self.progress.step
 
     def _requests(self, stop: StopSignals) -> tuple[int, bool]:
-        """Number of the signal that asks to stop (0 for none), and whether to save in mid-epoch."""
+        """Number of the signal that asks to stop (0 for none), and whether to save within the epoch."""
         settings, step = self.settings, self.progress.step
         steps, seconds = settings.checkpoint_every_steps, settings.checkpoint_every_seconds
         is_due = steps is not None and step % steps == 0
         is_old = seconds is not None and time.monotonic() - self._saved_at >= seconds
         if self.processes.world == 1:
             return stop.received, is_due or is_old
-        # Signals and clocks differ between processes, which have to stop and save at the same step. With GPUs
+        # Signals and clocks differ between processes, which must stop and save at the same step. On GPUs,
         # they agree only where they wait for each other anyway.
         waits = step % self.log_every == 0 or step == len(self.loader)
         if self.loader.device.type == "cuda" and not waits:
@@ -244,10 +242,10 @@ class Trainer:
         return signal_number, is_due or bool(age_matters)
 
     def _read_metrics(self) -> dict[str, float]:
-        """Means over the steps since the last report, but for those that were not applied.
+        """Compute means over the steps since the last report, without skipped ones.
 
         Raises:
-            NonFiniteError: too many of them came in a row.
+            NonFiniteError: too many steps in a row were skipped.
         """
         progress = self.progress
         skipped, in_a_row = self.processes.maximum(*self.training_step.guard.read())
@@ -260,12 +258,12 @@ class Trainer:
         return metrics
 
     def _warn_of_skipped(self, log: RunLog, skipped: int, steps: int) -> None:
-        """Tell of steps that changed nothing, unless it is loss scaling that skips steps on its search."""
+        """Warn of skipped steps, unless the precision is fp16, whose loss scaling skips steps by design."""
         if self.processes.is_main and self.settings.precision.name != "fp16":
             log.warn(
-                f"{skipped} of the last {steps} steps changed nothing, as their loss or gradients were NaN "
-                f"or infinite (epoch {self.progress.epoch + 1}, up to step {self.progress.step}); "
-                f"{MOST_IN_A_ROW} in a row stop a run"
+                f"{skipped} of the last {steps} steps were skipped because their loss or gradients were "
+                f"non-finite (epoch {self.progress.epoch + 1}, up to step {self.progress.step}); "
+                f"{MOST_IN_A_ROW} in a row stop the run"
             )
 
     def _non_finite(self, finding: str) -> NonFiniteError:
@@ -280,9 +278,9 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, to be asked for by all processes together; only the main one's counts.
+        """The content of a checkpoint. All processes must call this together; only rank 0's result counts.
 
-        All but ``log`` is the same on every run with these settings.
+        Everything but ``log`` is the same in every run with these settings.
         """
         progress = self.progress
         return {
@@ -303,7 +301,7 @@ class Trainer:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """What is kept of an epoch for good: the network and its metrics, without momentum."""
+        """The content of a snapshot: the network and its metrics, without momentum."""
         return {
             name: part
             for name, part in self.state().items()
@@ -311,16 +309,16 @@ class Trainer:
         }
 
     def state_hash(self) -> str:
-        """SHA-256 over everything that training depends on or has found; timing is left out."""
+        """SHA-256 over everything that training depends on or has found, without timing."""
         return checkpoint.state_hash({name: part for name, part in self.state().items() if name != "log"})
 
     def save_checkpoint(self, *names: str) -> None:
-        """Save under each name in the folder of checkpoints.
+        """Save a checkpoint under each of the names.
 
         Raises:
-            NonFiniteError: a weight or statistic is NaN or infinite, or too many steps in a row were not
-                finite; nothing is overwritten then.
-            CannotWriteError: the file could not be written; an older one is intact.
+            NonFiniteError: a weight or statistic, or too many steps in a row, were non-finite; nothing is
+                overwritten.
+            CannotWriteError: the file cannot be written; an older one is intact.
         """
         state = self.state()
 
@@ -328,7 +326,7 @@ class Trainer:
             if (in_a_row := state["guard"]["most_in_a_row"]) >= MOST_IN_A_ROW:
                 raise self._non_finite(_TOO_MANY.format(in_a_row))
             if not checkpoint.all_finite([state["module"], state["optimizer"]]):
-                raise self._non_finite("a weight, momentum or BatchNorm statistic became NaN or infinite")
+                raise self._non_finite("a weight, momentum or BatchNorm statistic became non-finite")
             first, *others = (self.run.checkpoints / name for name in names)
             checkpoint.save(first, state)
             for other in others:
@@ -337,11 +335,11 @@ class Trainer:
         self.processes.on_main(save)
         self._saved_at = time.monotonic()
 
-    def go_on(self) -> None:
-        """Load the newest whole checkpoint of the run folder, where there is one.
+    def resume(self) -> None:
+        """Load the newest intact checkpoint of the run folder, if there is one.
 
         Raises:
-            CheckpointError: it belongs to a run with other settings or data, or all are damaged.
+            CheckpointError: it belongs to a run with other settings or data, or all checkpoints are damaged.
         """
         path = self.run.path
         found = self.processes.from_main(
@@ -351,11 +349,11 @@ class Trainer:
             self.load_state(found[1], found[0])
 
     def load_state(self, state: Mapping[str, Any], origin: Path) -> None:
-        """Go on from a checkpoint, the same in all processes.
+        """Load the state of a checkpoint, which must be the same in all processes.
 
         Args:
-            state: as :meth:`state` gives it, with tensors on any device.
-            origin: where it was read from, for errors.
+            state: what :meth:`state` returned, with tensors on any device.
+            origin: file that it was read from, for errors.
 
         Raises:
             CheckpointError: it belongs to a run with other settings or other data.
@@ -380,6 +378,6 @@ class Trainer:
 
 
 def mean_accuracy(metrics: Mapping[str, float]) -> float:
-    """Mean of the accuracies among test metrics, by which the best epoch is told; -1 where there are none."""
+    """Mean of the accuracies among test metrics, which decides the best epoch; -1 if there are none."""
     accuracies = [value for name, value in metrics.items() if name.endswith("accuracy")]
     return sum(accuracies) / len(accuracies) if accuracies else -1.0

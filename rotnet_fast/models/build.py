@@ -1,4 +1,4 @@
-"""The one place where networks are made from settings."""
+"""Builds networks from settings; no other code does."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def make_network(
     width: float = 1.0,
     uniform_gamma: bool = False,
 ) -> FeatureNetwork:
-    """An untrained network, on the CPU; torch's global generator decides its weights.
+    """Build an untrained network on the CPU, with weights drawn from torch's global generator.
 
     Args:
-        num_classes: outputs; the number of rotations, or of object classes.
-        in_channels: channels of the images.
+        num_classes: number of outputs: of rotations, or of object classes.
+        in_channels: number of channels of the images.
         model: ``nin``, a name of torchvision such as ``resnet18``, or ``timm/NAME``.
         blocks, width, uniform_gamma: see `NetworkInNetwork`; other networks have no such settings.
 
     Raises:
-        ArgumentError: a model that there is not or that cannot be used, or a wrong size.
+        ArgumentError: the model is unknown or unsuitable, or a size is out of range.
     """
     if model == NIN:
         return NetworkInNetwork(num_classes, blocks, width, in_channels, uniform_gamma)

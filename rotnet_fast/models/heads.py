@@ -1,4 +1,4 @@
-"""Object classifiers on frozen feature maps, RotNet's measure of how good features are.
+"""Object classifiers on frozen feature maps, by which RotNet measures the quality of features.
 
 State-dict keys (stable)::
 
@@ -28,7 +28,8 @@ def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -
     BatchNorm scale 1 and shift 0.
 
     Args:
-        generator: source of the draws; None takes torch's global one.
+        head: module to initialise.
+        generator: source of the draws; None means torch's global one.
     """
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
@@ -41,14 +42,14 @@ def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -
 
 
 class NonLinearClassifier(nn.Module):
-    """Two hidden layers of 200 units on the whole, flattened feature map (no pooling).
+    """Two hidden layers of 200 units on the whole, flattened feature map, without pooling.
 
     Args:
         in_channels, height, width: the feature map's size.
         num_classes: object classes.
-        most_cells: longest side that is taken as it is; a longer one is averaged down to so many cells. None
-            takes all.
-        generator: source of the initial weights; None takes torch's global one.
+        most_cells: longest side that is used unchanged; a longer one is averaged down to this many cells.
+            None means any length.
+        generator: source of the initial weights; None means torch's global one.
 
     Shape:
         [B,in_channels,height,width] -> logits [B,num_classes].
@@ -91,7 +92,7 @@ class ConvClassifier(nn.Module):
         in_channels: channels of the feature map.
         num_classes: object classes.
         width: multiplies the block's 192 channels, as in the backbone.
-        generator: source of the initial weights; None takes torch's global one.
+        generator: source of the initial weights; None means torch's global one.
 
     Shape:
         [B,in_channels,H,W] -> logits [B,num_classes]. Weights are channels_last.

@@ -1,10 +1,10 @@
-"""Classification networks of torchvision and timm, with feature maps by the names of their modules.
+"""Classification networks of torchvision and timm, with feature maps named after their modules.
 
 State-dict keys (stable; checkpoints rely on them) are those of the library's own model, without a prefix: the
 weights of ``LibraryNetwork("resnet18", 4)`` are those of ``torchvision.models.resnet18(num_classes=4)``.
 
-Both libraries are imported only when one of their networks is made: torchvision takes more than a second, and
-does not import at all beside a torch that it was not built for.
+Both libraries are imported only when one of their networks is built: torchvision takes more than a second,
+and its import fails beside a torch that it was not built for.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ _ONE_OUTPUT: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
-"""Networks of torchvision that would have auxiliary classifiers -> what makes them have one output. The
-initialisation is named because torchvision warns where it is not."""
+"""Networks of torchvision with auxiliary classifiers -> arguments that leave them one output. The
+initialisation is given because torchvision warns without it."""
 
 
 class LibraryNetwork(FeatureNetwork):
-    """A network of torchvision or timm, untrained.
+    """An untrained network of torchvision or timm.
 
-    ``layers`` are the modules directly below the network whose output is one map [B,C,H,W] with H > 1. A
-    Sequential in which maps have three sizes or more holds several stages, not one: its parts are taken in
-    its place, under names such as ``features.3``. Any other module that gives a map, such as
-    ``layer1.0.conv1``, may be asked for as well; of one that runs several times, the first output counts.
+    ``layers`` are the network's direct children whose output is one map [B,C,H,W] with H > 1. A Sequential in
+    which maps have three sizes or more holds several stages: its parts take its place, under names such as
+    ``features.3``. Any other module with such an output, such as ``layer1.0.conv1``, may be requested as
+    well; if it runs several times, its first output counts.
 
     Args:
-        name: of a classification network of torchvision, or ``timm/`` and the name of one of timm.
-        num_classes: outputs.
-        in_channels: channels of the images; 3, unless the network is timm's.
+        name: name of a classification network of torchvision, or ``timm/`` and the name of one of timm.
+        num_classes: number of outputs.
+        in_channels: number of channels of the images; must be 3 unless the network is timm's.
 
     Raises:
-        ArgumentError: no such network, its library is missing, or a network that cannot be used: one for
-            images of one size, without feature maps, or that cannot be traced.
+        ArgumentError: the network is unknown, its library is missing, or it is unsuitable, because it takes
+            images of one size only, has no feature maps, or cannot be traced.
     """
 
-    may_draw = True
+    uses_rng = True
 
     def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class LibraryNetwork(FeatureNetwork):
         self.default_layer = larger[-1] if larger else self.layers[max(0, len(self.layers) - 2)]
         self.stride = 2 ** int(math.log2(PROBE / sides[-1]))
         self._extractors: dict[tuple[str, ...], Any] = {}
-        self._extractor([self.default_layer])  # what cannot be traced is refused now, not after training
+        self._extractor([self.default_layer])  # refuse what cannot be traced now, not after training
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,14 +82,14 @@ class LibraryNetwork(FeatureNetwork):
         return logits
 
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """See `FeatureNetwork`; maps have the memory format that the library's model gives them."""
+        """See `FeatureNetwork`; the library's model decides the memory format of the maps."""
         self.check_layers(layers)
         check_input(x, next(self.model.parameters()))
         maps: dict[str, torch.Tensor] = self._extractor(layers)(x)
         return maps
 
     def feature_channels(self, layer: str) -> int:
-        """Channels of a layer's feature map."""
+        """Number of channels of a layer's feature map."""
         self.check_layers([layer])
         return self._maps[layer][0]
 
@@ -99,7 +99,7 @@ class LibraryNetwork(FeatureNetwork):
         return list(self._extractor([layer]).parameters())
 
     def check_layers(self, layers: Sequence[str]) -> None:
-        """Raise an ArgumentError unless every name is that of a module which gives a feature map."""
+        """Raise an ArgumentError unless every name is that of a module whose output is a feature map."""
         if not layers:
             raise ArgumentError(f"layers is empty; choose from {', '.join(self.layers)}")
         for layer in layers:
@@ -110,11 +110,11 @@ class LibraryNetwork(FeatureNetwork):
                 )
 
     def check_image_size(self, height: int, width: int) -> None:
-        """Raise an ArgumentError unless the network takes images of that many pixels."""
+        """Raise an ArgumentError unless the network accepts images of this size."""
         self._run(height, width)
 
     def train(self, mode: bool = True) -> LibraryNetwork:
-        """Set the mode, and choose the traced graphs that belong to it."""
+        """Set the mode, also of the traced graphs."""
         super().train(mode)
         for extractor in self._extractors.values():
             extractor.train(mode)
@@ -125,26 +125,26 @@ class LibraryNetwork(FeatureNetwork):
         return self.model.state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for copies and pickles: traced graphs refer to this network's modules, and stay behind."""
+        """State for copies and pickles, without traced graphs, which refer to this network's modules."""
         return {**self.__dict__, "_extractors": {}}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LibraryNetwork:
-        """Move or convert. Traced graphs are dropped, as they may hold a buffer that is replaced by this."""
+        """Move or convert, and drop traced graphs, which may hold a buffer that this replaces."""
         self._extractors.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     @torch.no_grad()
     def _run(self, height: int, width: int) -> None:
-        """One black image through the network, in eval mode."""
+        """Run the network on one black image, in eval mode."""
         device = next(self.model.parameters()).device
         modes = _modes(self.model)
         try:
             logits = self.model.eval()(torch.zeros(1, self.in_channels, height, width, device=device))
-        except Exception as error:  # each network has its own way to refuse an image
+        except Exception as error:  # networks raise various errors for images that they cannot take
             reason = str(error).strip().partition("\n")[0]
             raise ArgumentError(
-                f"model {self.name} does not take images of {height} x {width} pixels ({reason}); choose "
+                f"model {self.name} does not accept images of {height} x {width} pixels ({reason}); choose "
                 f"another size, or a convolutional network for any size, such as resnet18"
             ) from error
         finally:
@@ -152,17 +152,17 @@ class LibraryNetwork(FeatureNetwork):
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if shape != [1, self.num_classes]:
             raise ArgumentError(
-                f"model {self.name} gives {shape} for one image, not logits [1, {self.num_classes}]; choose "
-                f"a classification network, such as resnet18"
+                f"model {self.name} returns {shape} for one image, not logits [1, {self.num_classes}]; "
+                f"choose a classification network, such as resnet18"
             )
 
     def _find_maps(self) -> dict[str, tuple[int, int]]:
-        """Module -> channels and side of the square map that it gives for the probe, in order of running."""
+        """Module -> channels and side of its square map for the probe, in order of execution."""
         maps: dict[str, tuple[int, int]] = {}
 
         def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def record(module: nn.Module, inputs: Any, output: Any) -> None:
-                # Equal last sides: transformers have maps [B,H,W,C], too, which are no feature maps here.
+                # The last two sides must be equal: maps [B,H,W,C] of transformers are no feature maps here.
                 is_map = isinstance(output, torch.Tensor) and output.dim() == 4
                 if is_map and output.shape[2] == output.shape[3]:
                     maps.setdefault(name, (output.shape[1], output.shape[2]))
@@ -182,7 +182,7 @@ class LibraryNetwork(FeatureNetwork):
         return maps
 
     def _extractor(self, layers: Sequence[str]) -> Any:
-        """Module from images to the maps of these layers; it shares all submodules with the network.
+        """Trace the way from images to the maps of these layers, as a module that shares all submodules.
 
         Raises:
             ArgumentError: the network's own code cannot be traced.
@@ -212,10 +212,10 @@ class LibraryNetwork(FeatureNetwork):
 
 
 def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
-    """The library's model, with weights drawn as the library does.
+    """Make the library's model, with weights drawn as the library does.
 
     Raises:
-        ArgumentError: no such model, no such library, or a number of channels that it does not take.
+        ArgumentError: the model is unknown, its library is missing, or it does not accept that many channels.
     """
     if name.startswith(TIMM):
         timm = _import("timm", "timm", name)
@@ -225,12 +225,12 @@ def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
         from_timm: nn.Module = timm.create_model(name.removeprefix(TIMM), pretrained=False, **arguments)
         return from_timm
     models = _import("torchvision.models", "torchvision", name)
-    names = models.list_models(module=models)  # classification alone; detection and others have their modules
+    names = models.list_models(module=models)  # only classification; detection etc. have modules of their own
     if name not in names:
         raise unknown_model(name, names)
     if in_channels != 3:
         raise ArgumentError(
-            f"model {name} takes images of 3 channels, and these have {in_channels}; choose {NIN} or a "
+            f"model {name} accepts images of 3 channels, and these have {in_channels}; choose {NIN} or a "
             f"network of timm, such as {TIMM}resnet18"
         )
     arguments = {"num_classes": num_classes, **_ONE_OUTPUT.get(name, {})}
@@ -241,16 +241,16 @@ def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
 def _import(module: str, package: str, model: str) -> Any:
     try:
         return import_module(module)
-    # A torchvision that was built for another torch raises a RuntimeError.
+    # torchvision raises a RuntimeError if it was built for another torch.
     except (ImportError, OSError, RuntimeError) as error:
         raise ArgumentError(
-            f"model {model} needs {package}, which does not import beside torch {torch.__version__} "
+            f"model {model} needs {package}, which cannot be imported with torch {torch.__version__} "
             f"({error}); install one that fits: pip install {package}"
         ) from error
 
 
 def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ...]:
-    """Names of the layers, in the order they run; see `LibraryNetwork`."""
+    """Names of the layers in order of execution; see `LibraryNetwork`."""
 
     def below(parent: nn.Module, prefix: str) -> list[str]:
         names = []
@@ -271,10 +271,10 @@ def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ..
 
 
 def _leaf_types(model: nn.Module, layers: Sequence[str]) -> list[type[nn.Module]]:
-    """Types of modules that tracing need not look into: all but those that a layer lies in.
+    """Types of modules that tracing treats as leaves: all except those that contain a layer.
 
-    So the code of blocks may be whatever it likes, dropout in them follows their own mode, and BatchNorm
-    may be changed after tracing.
+    Thus the code of blocks need not be traceable, dropout in them follows their own mode, and BatchNorm may
+    be changed after tracing.
     """
     parts = [layer.split(".") for layer in layers]
     holders = {
@@ -285,9 +285,9 @@ def _leaf_types(model: nn.Module, layers: Sequence[str]) -> list[type[nn.Module]
 
 
 def _protect_maps(extractor: Any) -> None:
-    """Copy every map but the last as soon as it is there, because what follows may work in place.
+    """Copy every map but the last as soon as it is computed, because what follows may work in place.
 
-    A ReLU behind resnet18's bn1 would else overwrite bn1's map where a later layer is asked for, too.
+    Otherwise, the ReLU after resnet18's bn1 would overwrite bn1's map if a later layer is requested, too.
     """
     for graph in (extractor.train_graph, extractor.eval_graph):
         output = graph.output_node()
@@ -299,7 +299,7 @@ def _protect_maps(extractor: Any) -> None:
 
 
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:
-    """Every module's mode: BatchNorm may be in another one than the whole."""
+    """Mode of every module, because BatchNorm may be in another mode than the network."""
     return {module: module.training for module in model.modules()}
 
 
@@ -309,6 +309,6 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """From the library's keys to those of the module that holds its model, where a state is loaded."""
+    """Rename the library's keys to those of the module that holds its model, when a state is loaded."""
     for key in [key for key in state if key.startswith(prefix)]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -1,4 +1,4 @@
-"""Whether a network's name can be one at all, without the seconds that importing its library takes.
+"""Checks the name of a network without importing its library, which takes seconds.
 
 Importing this module does not import torch.
 """
@@ -14,13 +14,13 @@ from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 
 TIMM = "timm/"
-"""What the names of timm's networks begin with."""
+"""Prefix of the names of timm's networks."""
 
 
 def check_model_name(model: str) -> None:
-    """Refuse a name that its library's sources neither define nor hold as a string.
+    """Refuse a name that the sources of its library neither define nor contain as a string.
 
-    A name that passes may still be refused by the library itself, when its network is made.
+    A name that passes may still be refused by the library itself, when its network is built.
 
     Raises:
         ArgumentError: there cannot be such a network.
@@ -30,11 +30,11 @@ def check_model_name(model: str) -> None:
     library, prefix = ("timm", TIMM) if model.startswith(TIMM) else ("torchvision", "")
     found = find_spec(library)  # of the package itself, which is not imported by this
     if found is None or found.origin is None:
-        return  # said when the library is asked for
+        return  # reported when the library is imported
     texts = [
         path.read_text(errors="replace") for path in (Path(found.origin).parent / "models").rglob("*.py")
     ]
-    name, _, _ = model.removeprefix(prefix).partition(".")  # timm: behind a point is the name of weights
+    name, _, _ = model.removeprefix(prefix).partition(".")  # timm: the part after a point names weights
     if texts and not any(re.search(rf"(def |[\"']){re.escape(name)}\b", text) for text in texts):
         builders = r"^@register_model\b.*\n(?:@.*\n)*def (\w+)"
         names = [prefix + name for text in texts for name in re.findall(builders, text, re.MULTILINE)]
@@ -42,15 +42,16 @@ def check_model_name(model: str) -> None:
 
 
 def unknown_model(model: str, names: list[str]) -> ArgumentError:
-    """The refusal of a network, with names that are like it.
+    """Make the error for an unknown network, with similar names.
 
     Args:
-        names: of networks that there are.
+        model: the unknown name.
+        names: names of networks that exist.
     """
     near = difflib.get_close_matches(model, [NIN, *names], n=5, cutoff=0.5)
     return ArgumentError(
-        f"model is {model!r}, which there is not; "
-        + (f"did you mean {', '.join(near)}? " if near else "")
-        + f"Choose {NIN}, a classification network of torchvision, such as resnet18, or one of timm, such as "
+        f"unknown model {model!r}; "
+        + (f"did you mean {', '.join(near)}? Otherwise " if near else "")
+        + f"choose {NIN}, a classification network of torchvision, such as resnet18, or one of timm, such as "
         f"{TIMM}resnet18"
     )

@@ -1,4 +1,4 @@
-"""What every network has, so that pretraining, evaluation and analysis need not know which one it is."""
+"""The interface of all networks, so that pretraining, evaluation and analysis work with any of them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from rotnet_fast.errors import ArgumentError
 
 
 class FeatureNetwork(nn.Module, ABC):
-    """An image classifier whose feature maps can be tapped by the names of its layers.
+    """An image classifier whose feature maps can be accessed by the names of its layers.
 
-    A base class and no `typing.Protocol`, because those who use it need the methods of `nn.Module` as well.
+    This is a base class, not a `typing.Protocol`, because its users need the methods of `nn.Module`, too.
 
     Attributes:
-        name: as ``--model`` takes it.
+        name: name for ``--model``.
         layers: names of the feature maps, from the image to the logits.
-        default_layer: the one to take where nobody says another: conv2 of the paper's network, else the last
-            of the stage before the last, because the last layers turn towards the pretext task.
-        stride: pixels of the image per cell of the last feature map, along each side: a power of two.
-        num_classes: outputs; the number of rotations, or of object classes.
-        in_channels: channels of the images.
+        default_layer: the layer to use by default: conv2 of the paper's network, otherwise the last layer of
+            the second-to-last stage, because the last layers specialise in the pretext task.
+        stride: pixels of the image per cell of the last feature map, along each side; a power of two.
+        num_classes: number of outputs: of rotations, or of object classes.
+        in_channels: number of channels of the images.
         is_capturable: whether its training steps are known to work in a CUDA graph.
-        most_cells: longest side of a feature map that a non-linear head takes in as it is; None for any, as
-            in the paper, whose maps have 8x8 but for conv1. Larger maps of other networks are averaged down:
-            flattened, layer1 of resnet18 on 224x224 images would give a first layer of 40 million weights.
-        may_draw: whether a step in train mode may draw random numbers, as dropout does.
+        most_cells: longest side of a feature map that a non-linear head uses unchanged; None means any, as in
+            the paper, whose maps are 8x8 except for conv1. Larger maps of other networks are averaged down:
+            flattened, layer1 of resnet18 on 224x224 images would need a first layer of 40 million weights.
+        uses_rng: whether a training step may draw random numbers, as dropout does.
 
     Shape:
-        normalised images [B,C,H,W] -> logits [B,num_classes]. Weights are channels_last; give images in the
+        normalised images [B,C,H,W] -> logits [B,num_classes]. Weights are channels_last; pass images in the
         same memory format.
     """
 
@@ -43,11 +43,11 @@ class FeatureNetwork(nn.Module, ABC):
     in_channels: int
     is_capturable: bool = False
     most_cells: int | None = 8
-    may_draw: bool
+    uses_rng: bool
 
     @abstractmethod
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Feature maps of the layers asked for; what comes after the last one does not run.
+        """Compute the feature maps of the given layers; layers after the last one do not run.
 
         Args:
             x: [B,C,H,W].
@@ -57,13 +57,13 @@ class FeatureNetwork(nn.Module, ABC):
             layer name -> [B,C_layer,H_layer,W_layer], from the image to the logits.
 
         Raises:
-            ArgumentError: a layer that this network does not have, or none at all.
+            ArgumentError: a layer is unknown, or none is given.
             TypeError: see :func:`check_input`.
         """
 
     @abstractmethod
     def feature_channels(self, layer: str) -> int:
-        """Channels of a layer's feature map."""
+        """Number of channels of a layer's feature map."""
 
     @abstractmethod
     def feature_parameters(self, layer: str) -> list[nn.Parameter]:
@@ -71,49 +71,49 @@ class FeatureNetwork(nn.Module, ABC):
 
     @abstractmethod
     def check_layers(self, layers: Sequence[str]) -> None:
-        """Raise an ArgumentError unless every name is one of a feature map of this network."""
+        """Raise an ArgumentError unless every name is that of a feature map of this network."""
 
     @abstractmethod
     def check_image_size(self, height: int, width: int) -> None:
-        """Raise an ArgumentError unless the network takes images of that many pixels."""
+        """Raise an ArgumentError unless the network accepts images of this size."""
 
     def use_kernels(self, kernels: str) -> None:
         """Choose what computes the network in training mode.
 
         Args:
-            kernels: ``torch``; the paper's network knows others.
+            kernels: ``torch``; the paper's network supports others.
 
         Raises:
-            ArgumentError: kernels that this network does not have.
+            ArgumentError: this network does not support them.
         """
         if kernels != "torch":
-            raise ArgumentError(f"kernels is {kernels!r}, which {self.name} does not have; use torch")
+            raise ArgumentError(f"kernels is {kernels!r}, which {self.name} does not support; use torch")
 
 
 def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
-    """Refuse what no layer takes; torch names the types, but not the remedy.
+    """Refuse input that no layer accepts; torch's own error names the dtypes, but not the remedy.
 
     Args:
-        x: what a network is given.
+        x: input of the network.
         weight: one of its parameters.
 
     Raises:
-        TypeError: images that are not normalised yet, or float64 beside weights of another type.
+        TypeError: images are not normalised yet, or are float64 while the weights are not.
     """
-    if not isinstance(x, torch.Tensor):  # torch.fx looks at the layers
+    if not isinstance(x, torch.Tensor):  # torch.fx is tracing
         return
     if not x.is_floating_point():
         raise TypeError(
-            f"x is {x.dtype}; a network takes normalised images, floating [B,C,H,W]: make a "
-            f"rotnet_fast.backbone.Backbone of it, which normalises uint8 [B,H,W,C]"
+            f"x is {x.dtype}; a network takes normalised floating-point images [B,C,H,W]: wrap it in a "
+            f"rotnet_fast.backbone.Backbone, which normalises uint8 [B,H,W,C]"
         )
     if x.dtype == torch.float64 and weight.dtype != torch.float64:
         raise TypeError(
             f"x is torch.float64, and the network's weights are {weight.dtype}: "
-            f"give it x.to({weight.dtype}), or convert it by .double()"
+            f"pass x.to({weight.dtype}), or convert the network by .double()"
         )
 
 
-def may_draw(module: nn.Module) -> bool:
+def uses_rng(module: nn.Module) -> bool:
     """Whether any network in a module may draw random numbers in a training step, as dropout does."""
-    return any(isinstance(part, FeatureNetwork) and part.may_draw for part in module.modules())
+    return any(isinstance(part, FeatureNetwork) and part.uses_rng for part in module.modules())

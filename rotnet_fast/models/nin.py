@@ -46,12 +46,12 @@ class ConvBnRelu(nn.Module):
         """[B,C_in,H,W] -> [B,C_out,H,W]."""
         x = self.conv(x)
         bn = self.bn
-        # torch.fx records layers, not what we make of them; another kind of BatchNorm may have taken the
-        # place of ours, and hooks may listen to it.
+        # torch.fx records layers rather than our op; the BatchNorm may have been replaced by another kind, or
+        # have hooks.
         is_traced = isinstance(x, torch.fx.Proxy)
         if is_traced or type(bn) is not nn.BatchNorm2d or bn.momentum is None or _has_hooks(bn):
             return functional.relu(bn(x), inplace=True)
-        # From here on, what nn.BatchNorm2d does.
+        # The rest does what nn.BatchNorm2d does.
         moves = bn.training and bn.track_running_stats
         if moves and bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(1)
@@ -79,29 +79,29 @@ class NetworkInNetwork(FeatureNetwork):
     """Three to five conv blocks, global average pooling and a linear classifier.
 
     Args:
-        num_classes: outputs; the number of rotations, or of object classes.
+        num_classes: number of outputs: of rotations, or of object classes.
         blocks: 3, 4 or 5.
         width: multiplies the channels 192, 160 and 96 of every layer (rounded to a multiple of 8).
-        in_channels: channels of the images.
-        uniform_gamma: draw BatchNorm's scales from U(0, 1), as the framework of 2018 did under the
-            released code, instead of starting at 1.
+        in_channels: number of channels of the images.
+        uniform_gamma: whether to draw BatchNorm's scales from U(0, 1), as the framework of the released code
+            did in 2018, instead of starting at 1.
 
     Shape:
         images [B,C,H,W] -> logits [B,num_classes]. Feature maps of a 32x32 image at width 1, taken
         after the block's pool: conv1 [96,16,16]; conv2 ... conv5 [192,8,8].
 
-    Weights are channels_last; give images in the same memory format.
+    Weights are channels_last; pass images in the same memory format.
 
     Raises:
-        ArgumentError: blocks, width or a count outside what is allowed.
+        ArgumentError: blocks, width or a count is out of range.
     """
 
     name = NIN
-    default_layer = "conv2"  # Table 1 of the paper: where object classifiers do best
+    default_layer = "conv2"  # Table 1 of the paper: object classifiers do best on it
     stride = 4
     is_capturable = True
     most_cells = None
-    may_draw = False
+    uses_rng = False
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class NetworkInNetwork(FeatureNetwork):
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
         first = [scaled_channels(channels, width) for channels in (192, 160, 96)]
         later = [scaled_channels(192, width)] * 3
-        # The average pool counts the padding zeros, as the released code's framework did.
+        # The average pool counts the padding zeros, as in the framework of the released code.
         pools = {
             "conv1": nn.MaxPool2d(3, stride=2, padding=1),
             "conv2": nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=True),
@@ -155,7 +155,7 @@ class NetworkInNetwork(FeatureNetwork):
         return logits
 
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Feature maps after the pool of the blocks asked for; blocks after the last one do not run.
+        """Compute the feature maps after the pool of the given blocks; blocks after the last one do not run.
 
         Args:
             x: [B,C,H,W].
@@ -165,7 +165,7 @@ class NetworkInNetwork(FeatureNetwork):
             layer name -> [B,C_layer,H_layer,W_layer], channels_last.
 
         Raises:
-            ArgumentError: a layer that this network does not have, or none at all.
+            ArgumentError: a layer is unknown, or none is given.
         """
         self.check_layers(layers)
         check_input(x, self.classifier.weight)
@@ -185,7 +185,7 @@ class NetworkInNetwork(FeatureNetwork):
                 work on CUDA devices; elsewhere, and in eval mode, torch computes.
 
         Raises:
-            ArgumentError: an unknown name, layers that the kernels cannot compute, or no Triton.
+            ArgumentError: the name is unknown, the kernels cannot compute the layers, or Triton is missing.
         """
         if kernels not in KERNELS:
             raise ArgumentError(f"kernels is {kernels!r}; choose from {', '.join(KERNELS)}")
@@ -202,7 +202,7 @@ class NetworkInNetwork(FeatureNetwork):
         return [part for part in self.get_submodule(layer).children() if isinstance(part, ConvBnRelu)]
 
     def _block(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        """One block, by the kernels that were chosen."""
+        """Run one block by the chosen kernels."""
         block = self.get_submodule(layer)
         if self.kernels == "torch" or not block.training or isinstance(x, torch.fx.Proxy):
             y: torch.Tensor = block(x)
@@ -224,7 +224,7 @@ class NetworkInNetwork(FeatureNetwork):
         return y
 
     def feature_channels(self, layer: str) -> int:
-        """Channels of a layer's feature map."""
+        """Number of channels of a layer's feature map."""
         self.check_layers([layer])
         return self._feature_channels[layer]
 
@@ -246,4 +246,4 @@ class NetworkInNetwork(FeatureNetwork):
                 )
 
     def check_image_size(self, height: int, width: int) -> None:
-        """Images of any size will do."""
+        """No-op: images of any size are accepted."""

@@ -17,20 +17,20 @@ _PER_CHANNEL = (0, 2, 3)  # dimensions of [B,C,H,W] to sum over
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose training statistics are those of the batches of all processes together.
+    """`nn.BatchNorm2d` with training statistics over the batches of all processes.
 
-    In training, every process of the group has to call it, with any number of images, 0 included. Each gets
-    the gradients of its own images; those of weight and bias are its own share, for DistributedDataParallel
-    to add up. The running statistics are the same in all processes.
+    In training, every process of the group must call it, with any number of images, including 0. Each process
+    gets the gradients of its own images. Those of weight and bias are its share, which
+    DistributedDataParallel adds up. The running statistics are the same in all processes.
 
-    `nn.SyncBatchNorm` works on GPUs only; there, it waits for the device in every layer, and a process
-    without images sends statistics of another type than the others where autocast is on. Ours does neither,
-    and what is tested on the CPU is what runs on a GPU. Sums are float64, so that the number of processes
-    hardly matters: differences to `nn.BatchNorm2d` are fp32 rounding.
+    `nn.SyncBatchNorm` works on GPUs only. There, it waits for the device in every layer, and under autocast,
+    a process without images sends statistics of another dtype than the others. Ours does neither, and what is
+    tested on the CPU is what runs on a GPU. Sums are float64, so that the number of processes hardly matters:
+    differences to `nn.BatchNorm2d` are fp32 rounding.
 
     Args:
         like: layer whose parameters, buffers and settings it takes over.
-        group: processes to work with.
+        group: processes to synchronise with; None means the default group.
     """
 
     def __init__(self, like: nn.BatchNorm2d, group: dist.ProcessGroup | None) -> None:
@@ -66,7 +66,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch normalisation with statistics that are summed over processes, forward and backward."""
+    """Batch normalisation with statistics summed over processes, forward and backward."""
 
     @staticmethod
     def forward(
@@ -77,7 +77,7 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normalised x, and mean, biased variance (both [C]) and number of values per channel, over all."""
+        """Return normalised x, and mean [C], biased variance [C] and count per channel over all processes."""
         channels = x.shape[1]
         totals = x.new_empty(2 * channels + 1, dtype=torch.float64)
         torch.sum(x, _PER_CHANNEL, dtype=torch.float64, out=totals[:channels])
@@ -101,7 +101,7 @@ class _Normalise(torch.autograd.Function):
     def backward(
         ctx: Any, grad: torch.Tensor, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        """Gradients of this process's x, and its shares of those of weight and bias."""
+        """Return the gradient of this process's x, and its shares of those of weight and bias."""
         x, weight, mean, inverse_std, count = ctx.saved_tensors
         wide = mean.dtype
         grad = grad.to(wide)
@@ -111,8 +111,8 @@ class _Normalise(torch.autograd.Function):
         )  # [2,C]
         grad_weight, grad_bias = (sums[1] * inverse_std).to(wide), sums[0].to(wide, copy=True)
         dist.all_reduce(sums, group=ctx.group)
-        # Moving x moves the mean and the variance along: what of the gradient lies in these two directions
-        # is lost.
+        # Moving x also moves the mean and the variance: the gradient's components in these two directions
+        # vanish.
         along_mean = (sums[0] / count).to(wide)
         along_x = (sums[1] / count * inverse_std.square()).to(wide)
         grad_x = grad - _along_channels(along_mean) - centred * _along_channels(along_x)
@@ -129,14 +129,14 @@ def synchronise_batchnorm(module: nn.Module, group: dist.ProcessGroup | None) ->
     """Replace every BatchNorm in a network; parameters, buffers and their names stay.
 
     Raises:
-        ArgumentError: a kind of BatchNorm that is not `nn.BatchNorm2d`.
+        ArgumentError: the network has a kind of BatchNorm that is not `nn.BatchNorm2d`.
     """
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             setattr(module, name, SyncBatchNorm2d(child, group))
         elif isinstance(child, _BatchNorm):
             raise ArgumentError(
-                f"sync-batchnorm cannot replace a {type(child).__name__}; leave --sync-batchnorm out"
+                f"sync-batchnorm cannot replace a {type(child).__name__}; remove --sync-batchnorm"
             )
         else:
             synchronise_batchnorm(child, group)

@@ -22,8 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from rotnet_fast.engine.atomic import ensure_folder, write_atomically
-from rotnet_fast.files import followed
+from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000",
@@ -125,7 +124,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     Raises:
         CannotWriteError: the disk is full, the folder is read-only, ...
     """
-    path = followed(path.parent) / path.name
+    path = resolve_path(path.parent) / path.name
     written = []
     for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
         buffer = io.BytesIO()

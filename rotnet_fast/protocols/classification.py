@@ -121,7 +121,7 @@ class ObjectClassification:
         self.module = module
         self.classify = classify
         self.groups = groups
-        self.views = views
+        self.source = views
         self._confusions: dict[str, list[list[int]]] | None = None
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -131,18 +131,25 @@ class ObjectClassification:
     def begin_epoch(self, epoch: int) -> None:
         """Set train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
         self.module.train()
-        self.views.begin_epoch(epoch)
+        self.source.begin_epoch(epoch)
         self._confusions = None
 
-    def train_step(self, batch: Batch) -> StepOutput:
-        """Return the summed loss of all classifiers on one augmented batch."""
-        labels = batch.labels
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augmented images [B,C,H,W], channels_last, and their classes int64 [B]."""
+        return self.source.augmented(batch), batch.labels
+
+    def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[B,C,H,W] -> name of each classifier -> logits [B,classes]."""
+        return self.classify(views)
+
+    def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
+        """Summed mean cross-entropy of all classifiers, and the metric sums."""
         count = torch.full((), len(labels), device=labels.device)
         losses = []
         sums = {"count": count}
-        for name, logits in self.classify(self.views.augmented(batch)).items():
-            losses.append(functional.cross_entropy(logits.float(), labels))
-            sums[f"{name}_accuracy"] = (logits.argmax(dim=1) == labels).sum()
+        for name, values in logits.items():
+            losses.append(functional.cross_entropy(values.float(), labels))
+            sums[f"{name}_accuracy"] = (values.argmax(dim=1) == labels).sum()
         loss = torch.stack(losses).sum()
         sums["loss"] = loss.detach() * count
         return StepOutput(loss, sums)
@@ -162,8 +169,8 @@ class ObjectClassification:
         if self._confusions is None:
             self.module.eval()
             counts: dict[str, torch.Tensor] = {}
-            for batch, views in self.views.plain(self.views.test_loader):
-                for name, logits in self.classify(views).items():
+            for batch, views in self.source.plain(self.source.test_loader):
+                for name, logits in self.forward(views).items():
                     classes = logits.shape[1]
                     cells = batch.labels * classes + logits.argmax(dim=1)
                     found = torch.bincount(cells, minlength=classes**2)

@@ -17,8 +17,8 @@ from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
@@ -217,7 +217,7 @@ class EvaluationSetup:
         }
         with RunFolder(self.folder / name, resume=True) as run:
             trainer = Trainer(task, views.loader, settings, run, identity)
-            trainer.go_on()
+            trainer.resume()
             trainer.fit()
             with self.precision.autocast():
                 return task.confusions()

@@ -1,4 +1,4 @@
-"""Pretraining on the pretext task, from data set to results.json, for the commands that need it."""
+"""Pretraining on the pretext task, from data set to results.json."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import Streaming, make_loader
-from rotnet_fast.data.sampling import Shard
+from rotnet_fast.data.sampling import BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import RunFolder, environment
+from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.engine.trainer_settings import TrainerSettings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
@@ -31,9 +31,11 @@ from rotnet_fast.models.network import FeatureNetwork
 def streaming_of(
     config: PretrainConfig, device: torch.device, begun: str | None = None, free: int | None = None
 ) -> Streaming:
-    """Return how a pretraining's images are loaded.
+    """Decide how to load the images of a pretraining.
 
     Args:
+        config: validated settings.
+        device: device of the training.
         begun, free: see `Streaming`.
     """
     crop = RandomResizedCrop(config.crop_scale, config.crop_ratio) if config.is_cropped else None
@@ -57,27 +59,29 @@ def pretraining(
     Args:
         config: validated settings.
         dataset: the images, after the limits.
+        device: device of this process.
+        precision: number format of the forward and backward pass.
         run: folder that the trainer writes to.
-        task_type: any other type is an ablation, see `rotnet_fast.protocols.ablations`.
+        task_type: `RotationTask`, or an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
-        processes: processes that train together.
+        processes: the processes that train together.
 
     Raises:
-        ArgumentError, ElsewhereError: an unknown network, or one that does not take these images; there
-            are more processes than images per batch, or they disagree.
+        ArgumentError, ElsewhereError: the network is unknown or does not accept these images, there are more
+            processes than images per batch, or the processes were given different settings.
     """
     if processes.world > config.batch_size:
         message = (
             f"batch-size is {config.batch_size}, fewer images than the {processes.world} processes; start "
-            f"fewer with --nproc-per-node, or use a larger batch"
+            f"fewer processes with --nproc-per-node, or use a larger batch"
         )
         raise processes.shared(ArgumentError(message))
     processes.everywhere(lambda: config.check_needs_gpu(device.type))
-    shard = Shard(processes.rank, processes.world)
+    share = BatchShare(processes.rank, processes.world)
     channels = dataset.train.image_shape[-1]
 
     def build() -> tuple[Loader, Loader, FeatureNetwork]:
-        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, shard=shard)
+        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, share=share)
         test_loader = make_loader(
             dataset,
             dataset.test,
@@ -86,7 +90,7 @@ def pretraining(
             config.seed,
             is_test=True,
             shuffle=False,
-            shard=shard,
+            share=share,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -157,7 +161,7 @@ def pretraining(
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
-    """Return the absolute path of the images' folder; None for a data set without one."""
+    """Absolute path of the folder of the images, which may be needed elsewhere; None if there is none."""
     place = config.data_dir
     if place is None and config.dataset == "cifar10":
         place = DEFAULT_DATA_DIR
@@ -170,25 +174,25 @@ def pretrain_with(
     dataset: Dataset[AnySplit],
     load: Callable[[Trainer], None] | None = None,
 ) -> dict[str, Any]:
-    """Train to the end, and write config.json before and results.json after it.
+    """Train to the end, writing config.json before and results.json afterwards.
 
     Args:
-        trainer: as :func:`pretraining` makes it.
-        config, dataset: what it was made with.
+        trainer: what :func:`pretraining` returned.
+        config, dataset: what it was set up with.
         load: loads a checkpoint into the trainer.
 
     Returns:
-        Content of results.json.
+        The content of results.json.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        RotnetError: one of its subclasses, see `rotnet_fast.errors`.
         Interrupted: stopped by a signal, with everything saved.
     """
     run = trainer.run
     where = {**environment(str(trainer.loader.device)), "processes": trainer.processes.world}
     if load is not None:
         load(trainer)
-    # Only now: a refused checkpoint leaves the folder's settings as they were.
+    # Only now, because a refused checkpoint must leave the folder's settings unchanged.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
     settings = {**asdict(config), "data_dir": place_of_images(config)}
     written = {"settings": settings, "environment": where, "loader": loader, "job": job()}

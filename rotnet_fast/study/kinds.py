@@ -47,7 +47,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
             snapshot_epochs=snapshots,
             progress=context.progress,
         )
-        results = pretrain_with(trainer, config, context.dataset, Trainer.go_on)
+        results = pretrain_with(trainer, config, context.dataset, Trainer.resume)
         found = {name: results[name] for name in ("rotation_accuracy", "rotation_accuracy_by_degrees")}
         for epoch in snapshots:
             state = checkpoint.load(run.snapshot(epoch))

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rotnet_fast.engine.lock import FileLock
-from rotnet_fast.engine.run_folder import environment
+from rotnet_fast.engine.run_folder import FileLock, environment
 from rotnet_fast.errors import (
     CannotWriteError,
     CaptureError,

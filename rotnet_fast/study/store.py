@@ -22,11 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rotnet_fast.engine.atomic import ensure_folder
-from rotnet_fast.engine.lock import FileLock
-from rotnet_fast.engine.output import STUDY_FILE
-from rotnet_fast.engine.run_folder import snapshot_path, write_json
+from rotnet_fast.engine.run_folder import STUDY_FILE, FileLock, snapshot_path, write_json
 from rotnet_fast.errors import ArgumentError, DataError, RotnetError
+from rotnet_fast.files import ensure_folder
 from rotnet_fast.json_files import Parts, read_object
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
 from rotnet_fast.study.settings import StudySettings

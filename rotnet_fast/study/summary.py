@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rotnet_fast.engine.output import STUDY_FILE
+from rotnet_fast.engine.run_folder import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
 from rotnet_fast.protocols.result import Cell, Circumstances

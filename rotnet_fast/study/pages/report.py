@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rotnet_fast.engine.atomic import write_atomically
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.files import followed, named
+from rotnet_fast.files import named, resolve_path, write_atomically
 from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
 from rotnet_fast.study.pages.document import Document, plain
 from rotnet_fast.study.pages.figures import draw_figures
@@ -39,7 +38,7 @@ def write_report(folder: Path) -> list[Path]:
         ArgumentError, DataError: see `rotnet_fast.study.summary.load_study`.
         CannotWriteError: disk full, read-only, ...
     """
-    folder = followed(folder)
+    folder = resolve_path(folder)
     with Results(folder).waiting_lock("report"):  # one writer at a time
         return _write(load_study(folder), folder)
 
@@ -143,4 +142,4 @@ def update_readme(folder: Path, readme: Path) -> None:
     inside = folder.resolve().is_relative_to(readme.resolve().parent)
     source = folder.resolve().relative_to(readme.resolve().parent).as_posix() if inside else folder.name
     block = readme_block(load_study(folder), source)
-    write_atomically(followed(readme), f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
+    write_atomically(resolve_path(readme), f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
