@@ -1,21 +1,28 @@
-"""Markdown tables from the JSON of a run; every number of the README's tables comes from one.
+"""Markdown tables from the JSON of a run, from which every table of speed in the documentation comes.
 
 pytest benchmarks/ --benchmark-only --benchmark-json=FILE
 python -m rotnet_fast.benchmark --output FILE        # or this
 python -m benchmarks.table FILE                      # print
-python -m benchmarks.table FILE --readme README.md   # replace the table there; --section loaders: that one
+python -m benchmarks.table FILE --chart docs/images/speed.png          # draw the README's chart
+python -m benchmarks.table FILE --readme docs/performance-tables.md    # replace the table there
+python -m benchmarks.table FILE --readme docs/performance-tables.md --section loaders      # or that one
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from rotnet_fast.benchmarking.levels import BASELINE
 from rotnet_fast.files import named
+from rotnet_fast.plots.bars import Bar, bars
+from rotnet_fast.plots.style import style
 
 OURS = "rotnet_fast"
+CHARTED = ("cpu", "crop, flip, four rotations", 128, 32, "fp32")
+"""Device, workload, batch, side and dtype of the README's chart: those of a step of preset paper."""
 
 
 def rotate_batch_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -212,14 +219,57 @@ def render_command(results: dict[str, Any], source: str) -> str:
     return "\n".join([*level_table([{"device": kind, **row} for row in results["steps"]]), where])
 
 
+def chart_bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """Thousands of images per second of the op and of its three fastest alternatives, fastest first.
+
+    Raises:
+        ValueError: the op or the alternatives were not measured on the workload of the chart.
+    """
+    rates = {}
+    for row in rows:
+        info = row["extra_info"]
+        names = ("device", "workload", "batch", "side", "dtype")
+        if info.get("what") == "rotate_batch" and tuple(info[name] for name in names) == CHARTED:
+            rates[info["way"]] = info["batch"] / row["stats"]["median"] / 1000
+    others = sorted(rates.keys() - {OURS}, key=lambda way: -rates[way])[:3]
+    if OURS not in rates or len(others) < 3:
+        raise ValueError(
+            f"the file has {len(rates)} ways to do {CHARTED}; the chart needs ours and three others"
+        )
+    return [Bar(way, rates[way], group="other" if way in others else OURS) for way in (OURS, *others)]
+
+
+def describe(bars: list[Bar]) -> str:
+    """The numbers of the chart as text, which its PNG file carries along."""
+    return "; ".join(f"{bar.label}: {bar.mean:.2f}" for bar in bars)
+
+
+def draw_chart(results: dict[str, Any], path: Path) -> None:
+    """Write the chart as PNG."""
+    rows = chart_bars(results["benchmarks"])
+    machine = results["machine_info"]
+    figure = bars(
+        rows,
+        x_label="thousand images per second, each as four views (higher is better)",
+        title=f"Crop, flip, rotate and normalise 128 images of 32x32, {machine['threads']} cores of an "
+        f"{machine['processor']}",
+    )
+    with style():
+        figure.savefig(path, dpi=150, metadata={"Description": describe(rows)})
+
+
 def main() -> None:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description="Markdown tables from a benchmark run's JSON.")
     parser.add_argument("file", type=named)
-    parser.add_argument("--readme", type=named, help="file whose table is replaced")
+    parser.add_argument("--readme", type=named, help="Markdown file whose table is replaced")
+    parser.add_argument("--chart", type=named, help="PNG file of the README's chart to write instead")
     parser.add_argument("--section", default="benchmarks", help="name in the lines around the table")
     arguments = parser.parse_args()
     results = json.loads(arguments.file.read_text())
+    if arguments.chart is not None:
+        draw_chart(results, arguments.chart)
+        return
     text = render(results, arguments.file.as_posix())
     begin, end = (f"<!-- {arguments.section}: {edge} -->" for edge in ("begin", "end"))
     if arguments.readme is None:

@@ -1,4 +1,4 @@
-"""The README's tables say what the benchmarks' JSON says."""
+"""The documentation's tables and the README's chart say what the benchmarks' JSON says."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from benchmarks.table import kernel_table, level_rows, level_table, render
+from benchmarks.table import (
+    CHARTED,
+    OURS,
+    chart_bars,
+    describe,
+    draw_chart,
+    kernel_table,
+    level_rows,
+    level_table,
+    main,
+    render,
+)
 from rotnet_fast.benchmarking.levels import BASELINE, DEFAULT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,3 +90,48 @@ def test_the_recorded_results_can_be_rendered(name: str) -> None:
     text = render(json.loads(path.read_text()), path.name)
     assert text.splitlines()[-1].startswith("Measured on ")
     assert text.count("|---") > 3
+
+
+TABLES = [("cpu", "benchmarks"), ("cpu-steps", "steps"), ("cpu-loaders", "loaders")]
+
+
+@pytest.mark.parametrize(("name", "section"), TABLES)
+def test_the_page_of_tables_is_what_the_generator_writes(
+    name: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "performance-tables.md").read_text()
+    (tmp_path / "page.md").write_text(page)
+    monkeypatch.chdir(ROOT)
+    flags = [f"benchmarks/results/{name}.json", "--readme", str(tmp_path / "page.md"), "--section", section]
+    monkeypatch.setattr("sys.argv", ["table", *flags])
+    main()
+    assert (tmp_path / "page.md").read_text() == page
+
+
+def ways(**rates: float) -> list[dict[str, Any]]:
+    facts = dict(zip(("device", "workload", "batch", "side", "dtype"), CHARTED, strict=True))
+    return [row(128 / rate, what="rotate_batch", way=way, **facts) for way, rate in rates.items()]
+
+
+def test_the_chart_has_ours_and_the_three_fastest_others() -> None:
+    bars = chart_bars(ways(a=1000, b=4000, rotnet_fast=9000, c=3000, d=2000))
+    assert [(bar.label, bar.mean) for bar in bars] == [(OURS, 9), ("b", 4), ("c", 3), ("d", 2)]
+
+
+@pytest.mark.parametrize("rates", [{"a": 1, "b": 1, "c": 1}, {"rotnet_fast": 1, "a": 1, "b": 1}])
+def test_a_chart_of_too_few_ways_is_refused(rates: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="the chart needs ours and three others"):
+        chart_bars(ways(**rates))
+
+
+def test_the_readmes_chart_is_drawn_from_the_recorded_results(tmp_path: Path) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu.json").read_text())
+    draw_chart(results, tmp_path / "chart.png")
+    told = describe(chart_bars(results["benchmarks"]))
+    readme = (ROOT / "README.md").read_text()
+    for path in (tmp_path / "chart.png", ROOT / "docs" / "images" / "speed.png"):
+        with Image.open(path) as image:
+            assert image.text["Description"] == told  # type: ignore[attr-defined]
+    ours, best = (float(part.partition(": ")[2]) for part in told.split("; ")[:2])
+    assert f"{ours / best:.1f} times as fast as the best alternative" in readme
+    assert f"rotnet_fast {ours:.2f} thousand, torch.compile {best:.2f}" in readme

@@ -17,7 +17,7 @@ from rotnet_fast.engine.checkpoint import candidates
 from rotnet_fast.engine.signals import REQUESTS, WARNINGS
 from rotnet_fast.errors import ElsewhereError, RotnetError
 
-README = Path(__file__).parent.parent / "README.md"
+GUIDE = Path(__file__).parent.parent / "docs" / "training.md"
 
 
 def damage_all(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def numbers(text: str) -> set[int]:
 def test_the_documented_exit_codes_are_these() -> None:
     assert command.__doc__ is not None
     assert numbers(command.__doc__) == set(SENTENCES)
-    told = re.search(r"Exit codes:(.*?)\.\s", README.read_text(), re.DOTALL)
+    told = re.search(r"Exit codes:(.*?)\.\s", GUIDE.read_text(), re.DOTALL)
     assert told is not None
     assert numbers(told[1].replace("SIGUSR1", "").replace("SIGUSR2", "")) == set(SENTENCES) - {0}
 

@@ -32,11 +32,36 @@ def test_type_checkers_of_users_see_the_annotations(monkeypatch: pytest.MonkeyPa
     assert {"py.typed", "weights/nin4-cifar10-jpeg.safetensors"} <= installed_data(monkeypatch)
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_links_lead_to_files(path: Path) -> None:
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+def prose(path: Path) -> str:
+    """A text without its blocks of code."""
+    return re.sub(r"^ *```.*?^ *```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(path: Path) -> list[str]:
+    """Targets of a text's links and pictures within this repository."""
+    found = re.findall(r"\]\(([^)\s]+)", prose(path)) + re.findall(r'(?:src|href)="([^"]+)"', prose(path))
+    return [target for target in found if "://" not in target]
+
+
+def anchors(path: Path) -> set[str]:
+    """Names by which a text's headings can be linked to, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    shown = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in shown}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    for link in links(path):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_anchors_are_those_of_the_headings() -> None:
+    assert "why-is-it-slow-on-a-busy-laptop" in anchors(ROOT / "docs" / "faq.md")
+    assert "torchcompile-cuda-graphs-export" in anchors(ROOT / "docs" / "op.md")
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
