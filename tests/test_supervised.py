@@ -11,7 +11,6 @@ from study_tools import cifar10_data
 from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate
-from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.presets import PRESETS
@@ -28,16 +27,16 @@ def _digits() -> Iterator[None]:
 
 def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
     slides = PRESETS["slides"]().stretched(50)
-    assert slides.schedules() == (Schedule(0.1, "step", (15, 30, 40), 0.5, 50), None)
-    assert not slides.nesterov
-    official = PRESETS["official"]().stretched(100)
-    assert official.schedules() == (Schedule(0.1, "step", (30, 60, 80), 0.2, 100), None)
+    schedule, muon = slides.schedules()
+    assert schedule == Schedule(0.1, "step", (15, 30, 40), 0.5, 50)
+    assert (slides.nesterov, muon) == (False, None)
+    schedule, _ = PRESETS["official"]().stretched(100).schedules()
+    assert schedule == Schedule(0.1, "step", (30, 60, 80), 0.2, 100)
     speedrun = PRESETS["speedrun"]()
-    half = speedrun.stretched(speedrun.epochs // 2)
-    schedule, muon = half.schedules()
+    schedule, muon = speedrun.stretched(speedrun.epochs // 2).schedules()
     assert muon is not None
     assert (muon.base_lr, muon.warmup) == (speedrun.muon_lr, speedrun.warmup / 2)
-    assert (schedule.base_lr, half.weight_decay) == (speedrun.lr, speedrun.weight_decay)
+    assert (schedule.base_lr, muon.epochs) == (speedrun.lr, speedrun.epochs // 2)
 
 
 @pytest.mark.parametrize("preset", get_args(StudyPreset))
@@ -45,10 +44,9 @@ def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
 def test_a_study_has_the_same_recipe(preset: StudyPreset, scale: float) -> None:
     settings = study_settings(preset, scale, cifar10_data(), "fp32")
     cell = Builder(settings, 0).supervised()
-    of_cell = PretrainConfig.from_recipe({**settings.pretext.recipe(), **cell.settings})
-    expected = settings.pretext.stretched(settings.supervised_epochs)
-    assert of_cell.schedules() == expected.schedules()
-    assert (of_cell.nesterov, of_cell.weight_decay) == (expected.nesterov, expected.weight_decay)
+    recipe = settings.pretext.stretched(settings.supervised_epochs)
+    assert cell.settings["epochs"] == recipe.epochs
+    assert {name: cell.settings[name] for name in recipe.optimisation()} == recipe.optimisation()
 
 
 @pytest.mark.parametrize(
@@ -66,12 +64,12 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
     flags = ["--no-frozen", "--supervised", "--epochs", "4", "--lr", "0.9", "--device", "cpu"]
     assert evaluate.main(["--checkpoint", str(tmp_path / "run"), *flags]) == 0
     state = checkpoint.load(tmp_path / "run" / "evaluate-001" / "supervised" / "checkpoints" / "last.pt")
-    schedule, muon = config.stretched(4).schedules()
+    expected, muon = config.stretched(4).schedules()
     last = {
         group["name"]: (group["lr"], group["nesterov"], group["weight_decay"])
         for group in state["optimizer"]["param_groups"]
     }
-    schedules = {"network": schedule} if muon is None else {"rest": schedule, "filters": muon}
+    schedules = {"network": expected} if muon is None else {"rest": expected, "filters": muon}
     steps = -(-40 // 128)  # of an epoch, in batches of 128 images
     assert last == {
         # Muon's steps know no Nesterov.
@@ -82,9 +80,3 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
         )
         for name, schedule in schedules.items()
     }
-
-
-def test_the_papers_recipe_is_the_one_without_a_pretraining() -> None:
-    paper = PretrainConfig().stretched(100)
-    assert paper.schedules() == (Schedule(0.1, "step", (30, 60, 80), 0.2, 100), None)
-    assert (paper.nesterov, paper.weight_decay) == (True, 5e-4)
