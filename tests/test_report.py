@@ -98,7 +98,7 @@ def test_a_folder_that_is_cifar_10_re_encoded_is_compared() -> None:
 
 def test_other_networks_stand_alone() -> None:
     found = results()
-    found["network"] = {"model": "resnet18", "width": 1.0, "rotations": list(FOUR_ROTATIONS)}
+    found["network"] = {"model": "resnet18", "rotations": list(FOUR_ROTATIONS)}
     assert "reference" not in render(found)
     assert ["frozen", "conv2", "conv", "90.16"] in rows(render(found))
 

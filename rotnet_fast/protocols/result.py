@@ -104,7 +104,7 @@ class Circumstances:
             is_limited=pretraining["is_limited"],
             is_pretrained_elsewhere=not pretraining["has_same_images"],
             model=network["model"],
-            width=network["width"],
+            width=network["width"] if network["model"] == NIN else 1.0,
             epochs=min(pretraining["epochs"], results["settings"]["epochs"]),
         )
 
