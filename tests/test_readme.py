@@ -23,7 +23,7 @@ from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.flags import given_flags
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.reproduce import ReproduceConfig
-from rotnet_fast.study.report import update_readme
+from rotnet_fast.study.pages.report import update_readme
 from rotnet_fast.visualize import VisualizeConfig
 
 ROOT = Path(__file__).resolve().parent.parent
