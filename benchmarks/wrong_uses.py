@@ -101,7 +101,7 @@ CASES = [
     WrongUse(f"{FOLDER} packed", 3, ("packed has no train/", "`tar -xf packed/x.tgz -C packed`")),
     WrongUse(f"{FOLDER} packed/x.tgz", 3, ("packed/x.tgz, an archive", "`tar -xf packed/x.tgz -C packed`")),
     WrongUse(f"{FOLDER} others", 3, ("others has no train/", "Found: 2 .heic", "1 .txt", "it must hold")),
-    WrongUse(f"{FOLDER} tiny", 3, ("val_annotations.txt names no class for val_1.jpg", "unpack the data")),
+    WrongUse(f"{FOLDER} tiny", 3, ("val_annotations.txt gives no class for val_1.jpg", "unpack the data")),
     WrongUse(f"{CIFAR} cifar", 3, ("bin lacks data_batch_1.bin", "unpack cifar-10-binary.tar.gz again")),
     WrongUse(f"{CIFAR} cifar/cifar-10-batches-bin", 3, ("bin lacks data_batch_1.bin", "unpack cifar-10")),
     WrongUse(f"{CIFAR} .", 3, ("data-dir is ., but CIFAR-10 lies in", "give --data-dir")),
