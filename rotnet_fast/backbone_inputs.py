@@ -47,7 +47,7 @@ def checked_numbers(name: str, values: Any, count: int, convert: Callable[[objec
         raise ArgumentError(f"{name} has {len(listed)} values; this network needs {count}")
     for value in listed:
         if convert(value) is None:
-            what = "whole degrees" if convert is as_whole else "numbers"
+            what = "integer degrees" if convert is as_whole else "numbers"
             raise ArgumentError(f"{name} holds {shown(value)}; it must hold {what}")
     return tuple(map(convert, listed))
 

@@ -187,7 +187,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--limit-train 100000", 2, "limit-train is 100000"),
         ("--limit-train 33 --batch-size 16", 2, "33 training images leave a last batch of one"),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
-        ("--graph on", 2, "graph is on, which needs a GPU; this run uses the CPU: leave --graph out"),
+        ("--graph on", 2, "graph is on, which needs a GPU, but the device is cpu: omit --graph"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--dataset folder --data-dir nowhere", 3, "nowhere"),
     ],

@@ -4,6 +4,7 @@ ruff refuses what runs data as code, follows an archive's paths, starts a shell 
 in pyproject.toml, with the exceptions). This file finds what ruff cannot know: files are only written and
 removed through `rotnet_fast.files`, networks come without weights, and only one place calls ``torch.load``.
 Each rule is shown to notice what it forbids.
+"""
 
 from __future__ import annotations
 
