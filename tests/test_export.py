@@ -278,9 +278,9 @@ def test_what_is_missing_or_damaged_is_one_sentence_and_an_exit_code(
     (run / "file").write_text("")
     for code, sentence, arguments in (
         (4, "nowhere does not exist; give a run folder", (tmp_path / "nowhere",)),
-        (4, "holds neither model.safetensors nor a folder checkpoints", (tmp_path / "empty",)),
+        (4, "contains neither model.safetensors nor checkpoints/", (tmp_path / "empty",)),
         (4, "is cut short, damaged or not one of rotnet_fast's", (run / "config.json",)),
-        (4, "is not one of a pretraining", (run / "evaluate-001" / "frozen",)),
+        (4, "was not written by pretraining", (run / "evaluate-001" / "frozen",)),
         (2, "data-licence is empty", (run, "--data-licence", " ")),
         (7, "cannot write", (run, "--output", str(run / "file" / "below"))),
     ):

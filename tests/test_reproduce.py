@@ -90,7 +90,7 @@ def test_two_processes_share_the_cells(undisturbed: dict[str, Any], tmp_path: Pa
 
 def test_a_time_budget_stops_cleanly_and_says_what_is_left(tmp_path: Path) -> None:
     text = run(tmp_path / "budget", "--time-budget", "0.05")
-    left = re.findall(r"time budget spent; (\d+) cells in (\d+) groups are left", text)
+    left = re.findall(r"time budget exhausted; (\d+) cells in (\d+) groups are left", text)
     assert left
     assert 0 < int(left[0][0]) <= 67
     assert "run the same command again" in text
@@ -107,7 +107,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "go on with: python -m rotnet_fast.reproduce --dataset digits" in errors
+    assert "resume with: python -m rotnet_fast.reproduce --dataset digits" in errors
     assert "Traceback" not in errors
 
 
