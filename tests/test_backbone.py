@@ -267,7 +267,7 @@ def test_every_shipped_model_is_whole() -> None:
 
 
 def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere does not exist; give a run folder"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist; pass a run folder"):
         load_backbone("nowhere")
     with pytest.raises(CheckpointError, match=r"contains neither model.safetensors nor checkpoints/"):
         load_backbone(tmp_path)

@@ -209,7 +209,7 @@ def test_wrong_value_leaves_no_empty_folder_behind(run: Path) -> None:
 
 def test_missing_run_folder_is_a_checkpoint_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path / "nowhere") == 4
-    assert "nowhere does not exist; give a run folder" in capsys.readouterr().err
+    assert "nowhere does not exist; pass a run folder" in capsys.readouterr().err
 
 
 def test_folder_without_checkpoints_is_a_checkpoint_error(

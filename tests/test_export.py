@@ -277,7 +277,7 @@ def test_what_is_missing_or_damaged_is_one_sentence_and_an_exit_code(
     (tmp_path / "empty").mkdir()
     (run / "file").write_text("")
     for code, sentence, arguments in (
-        (4, "nowhere does not exist; give a run folder", (tmp_path / "nowhere",)),
+        (4, "nowhere does not exist; pass a run folder", (tmp_path / "nowhere",)),
         (4, "contains neither model.safetensors nor checkpoints/", (tmp_path / "empty",)),
         (4, "is cut short, damaged or not one of rotnet_fast's", (run / "config.json",)),
         (4, "was not written by pretraining", (run / "evaluate-001" / "frozen",)),

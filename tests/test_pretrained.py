@@ -158,7 +158,7 @@ def test_commands_say_the_same_of_what_is_no_model(
     folder = forms["run folder"].parent
     (name,) = SHIPPED
     for model, said in (
-        ("nowhere", f"checkpoint nowhere does not exist; give a run folder .* the package: {name}"),
+        ("nowhere", f"checkpoint nowhere does not exist; pass a run folder .* the package: {name}"),
         (name.replace("jpeg", "jpg"), f"does not exist; did you mean {name}\\? Otherwise pass a run folder"),
         (str(folder), f"is not a run folder, but contains 1: pass {folder / 'run'}"),
         (
