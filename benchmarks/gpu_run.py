@@ -571,7 +571,7 @@ def study(run: Run) -> str:
     for only in wishes:
         budget = ["--time-budget", f"{max(run.left - SECONDS_TO_SAVE, 1) / 60:.3f}"]
         run.finish(run.python(*common, *budget, *(["--only", *only] if only else [])))
-        if "time budget spent" in run.log_of().read_text(errors="replace"):
+        if "time budget exhausted" in run.log_of().read_text(errors="replace"):
             raise UnfinishedError(run.last_line())
     return run.last_line()
 

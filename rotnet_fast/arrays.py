@@ -1,4 +1,4 @@
-"""Arrays as plain JSON values, so that results with pictures can be kept in JSON files.
+"""Encoding of arrays as JSON values, so that JSON files can hold results with pictures.
 
 Importing this module does not import torch.
 """
@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 from rotnet_fast.errors import ArgumentError
 
 DTYPES = ("uint8", "int64", "float16", "float32")
-"""What an encoded array may hold."""
+"""Supported dtypes of an encoded array."""
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
-    """An array as a dictionary that JSON can hold.
+    """Encode an array as a dictionary that JSON can hold.
 
     Args:
-        array: of any shape, with a type out of ``DTYPES``.
+        array: array of any shape, with a dtype in ``DTYPES``.
 
     Returns:
-        ``dtype``, ``shape`` (a list) and ``base64``: the bytes in C order, little endian.
+        ``dtype``, ``shape`` (a list) and ``base64``, the bytes in C order and little endian.
 
     Raises:
-        ArgumentError: another type.
+        ArgumentError: the dtype is not supported.
     """
     if array.dtype.name not in DTYPES:
-        raise ArgumentError(f"array has the type {array.dtype}; convert it to one of {', '.join(DTYPES)}")
+        raise ArgumentError(f"array has the dtype {array.dtype}; convert it to one of {', '.join(DTYPES)}")
     content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return {
         "dtype": array.dtype.name,
@@ -43,10 +43,10 @@ def encode_array(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def decode_array(encoded: Mapping[str, Any]) -> NDArray[Any]:
-    """The array that :func:`encode_array` was given, writable and in the machine's byte order.
+    """Decode the result of :func:`encode_array` to a writable array in the machine's byte order.
 
     Raises:
-        ArgumentError: not what :func:`encode_array` makes.
+        ArgumentError: the argument is not a result of :func:`encode_array`.
     """
     missing = [name for name in ("dtype", "shape", "base64") if name not in encoded]
     if missing:

@@ -1,4 +1,4 @@
-"""Features of a pretrained network for downstream use.
+"""Feature extraction with a pretrained network for downstream use.
 
 backbone = rotnet_fast.load_backbone("runs/paper-cifar10-seed0")
 maps = backbone.features(images, layer="conv2")     # uint8 [N,H,W,C] -> fp32 [N,192,8,8]
@@ -31,17 +31,17 @@ DEFAULT_BATCH_SIZE = 256
 
 
 class Backbone(nn.Module):
-    """A pretrained network as an extractor of features: frozen, and always in eval mode.
+    """Extract features with a pretrained network that is frozen and always in eval mode.
 
-    ``train()`` leaves it in eval mode, so that BatchNorm keeps its running statistics inside a larger module,
-    too. To fine-tune, take the ``network`` out: ``network = backbone.network.requires_grad_(True).train()``.
+    ``train()`` leaves it in eval mode, so that BatchNorm keeps its running statistics even inside a larger
+    module. To fine-tune, use its ``network``: ``network = backbone.network.requires_grad_(True).train()``.
 
     Args:
-        network: what to extract from; its gradients are switched off.
-        rotations: degrees counter-clockwise that its outputs stand for.
-        mean, std: per channel, for pixel values in [0, 1]: what images are normalised with.
-        image_size: H = W in pixels of the images that it was trained on; others work, too.
-        metadata: what else is known, as text.
+        network: the network to extract features from; its gradients are disabled.
+        rotations: degrees counter-clockwise, one per output of the network.
+        mean, std: per channel, for pixel values in [0, 1], used to normalise images.
+        image_size: H = W in pixels of the images that it was trained on; other sizes also work.
+        metadata: further information as strings.
 
     Attributes:
         network: the `FeatureNetwork`; it takes normalised images.
@@ -49,11 +49,11 @@ class Backbone(nn.Module):
         rotations, mean, std, image_size, metadata: as given.
 
     Images are either uint8 [N,H,W,C] with values 0..255, which are normalised, or floating [N,C,H,W], which
-    are taken as normalised already: values that cannot be are refused, and those that hardly are cause a
-    warning, see `rotnet_fast.backbone_inputs.check_images`. They may lie on another device than the network;
-    results lie on the network's. No gradient is recorded unless the images, or a network that was thawed, ask
-    for one. It computes in the type of its weights, inside ``torch.autocast``, too: for bfloat16, convert it
-    with ``.bfloat16()``.
+    must already be normalised: values that cannot be normalised are refused, and suspicious ones cause a
+    warning, see `rotnet_fast.backbone_inputs.check_images`. Images may be on another device than the network;
+    results are on the network's device. Gradients are only recorded if the images or an unfrozen network
+    require them. The backbone computes in the dtype of its weights, even inside ``torch.autocast``: for
+    bfloat16, convert it with ``.bfloat16()``.
 
     Raises:
         ArgumentError: mean, std or rotations do not fit the network.
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode, whatever is asked for."""
+        """Stay in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
     @overload
@@ -105,21 +105,21 @@ class Backbone(nn.Module):
         layer: str | list[str] | tuple[str, ...] | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Feature maps, of the Network in Network after a block's pool; what comes after them does not run.
+        """Return feature maps, for the Network in Network after a block's pool; later layers do not run.
 
         Args:
             images: uint8 [N,H,W,C] or normalised floating [N,C,H,W], see the class.
-            layer: a name out of ``layers``, or a list or tuple of several. None: the network's
-                ``default_layer``, which is conv2 of the Network in Network.
+            layer: one of ``layers``, or a list or tuple of several. None: the network's ``default_layer``,
+                which is conv2 for the Network in Network.
             batch_size: images per forward pass.
 
         Returns:
             fp32 [N,C_layer,H_layer,W_layer], channels_last; for several layers a dictionary of them.
 
         Raises:
-            TypeError: images that are no tensor, or of another type.
-            ArgumentError: a wrong shape or number of channels, values that are not normalised, or a layer
-                that this network lacks.
+            TypeError: images is not a tensor, or has an unsupported dtype.
+            ArgumentError: images has the wrong shape or number of channels, or values that are not
+                normalised; or the network has no such layer.
         """
         if isinstance(layer, (list, tuple)):
             return self._features(images, list(layer), batch_size, _as_they_are)
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
     def forward(
         self, images: torch.Tensor, layer: str | None = None, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> torch.Tensor:
-        """One vector per image: global-average-pooled features of a layer, fp32 [N,C_layer].
+        """Return one vector per image: the globally average-pooled features of a layer, fp32 [N,C_layer].
 
         Arguments and errors are those of :meth:`features`.
         """
@@ -137,24 +137,24 @@ class Backbone(nn.Module):
         return self._features(images, [name], batch_size, _pooled)[name]
 
     def rotation_logits(self, images: torch.Tensor, batch_size: int = DEFAULT_BATCH_SIZE) -> torch.Tensor:
-        """How the network would answer the pretext task.
+        """Return the network's predictions for the pretext task.
 
         Args:
             images: uint8 [N,H,W,C], H = W.
             batch_size: images per forward pass; each gives K views.
 
         Returns:
-            fp32 [N,K,K]: [n,k] are the logits of image n turned by ``rotations[k]``; a softmax over the last
+            fp32 [N,K,K]: [n,k] are the logits of image n rotated by ``rotations[k]``; a softmax over the last
             dimension gives the probability of each rotation.
 
         Raises:
-            TypeError: images that are not uint8.
-            ArgumentError: a wrong shape or number of channels.
-            ValueError: images that cannot be turned.
+            TypeError: images is not uint8.
+            ArgumentError: images has the wrong shape or number of channels.
+            ValueError: the images cannot be rotated.
         """
         batch_size = self._check(images, batch_size)
         if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8 [N,H,W,C] to be turned, got {images.dtype}")
+            raise TypeError(f"images must be uint8 [N,H,W,C] to be rotated, got {images.dtype}")
 
         def logits(batch: torch.Tensor) -> dict[str, torch.Tensor]:
             turned = len(self.rotations)
@@ -187,9 +187,9 @@ class Backbone(nn.Module):
         batch_size: int,
         compute: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     ) -> dict[str, torch.Tensor]:
-        """What ``compute`` gives for all images, [N,...] each, without a second copy of it in memory."""
+        """Compute results [N,...] for all images in batches, without a second copy of them in memory."""
         device = self._weight.device
-        number = images.shape[0]  # not len, which would fix it in an exported program
+        number = images.shape[0]  # not len(), which would become a constant in an exported program
         if torch.compiler.is_exporting() or number <= batch_size:
             return {name: part.float() for name, part in compute(images.to(device)).items()}
         whole: dict[str, torch.Tensor] = {}
@@ -204,27 +204,27 @@ class Backbone(nn.Module):
 
     @property
     def _weight(self) -> torch.Tensor:
-        """One of the network's weights, which all have the same device and type."""
+        """Return one of the network's weights, all of which have the same device and dtype."""
         return next(self.network.parameters())
 
     def _as_converted(self) -> torch.autocast:
-        """Context in which the network computes in its weights' type, whatever is cast around it."""
+        """Return a context in which the network computes in its weights' dtype, even under autocast."""
         return torch.autocast(self._weight.device.type, enabled=False)
 
     def _normalised(self, batch: torch.Tensor) -> torch.Tensor:
-        """[B,C,H,W] in the network's type, channels_last."""
+        """Return normalised images [B,C,H,W] in the network's dtype, channels_last."""
         if batch.dtype == torch.uint8:
             is_exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
             return self._in_plain_torch(batch) if is_exported else self._views(batch, (0,))
         return batch.to(self._weight.dtype, memory_format=torch.channels_last)
 
     def _in_plain_torch(self, batch: torch.Tensor) -> torch.Tensor:
-        """What :meth:`_views` gives unturned, to the bit, for programs that run without this package."""
+        """Match :meth:`_views` without rotation bit for bit, for programs that run without this package."""
         scale, shift = normalisation_coefficients(self.mean, self.std, batch.device)
         return (batch.double() * scale + shift).float().to(self._weight.dtype).permute(0, 3, 1, 2)
 
     def _views(self, batch: torch.Tensor, rotations: tuple[int, ...]) -> torch.Tensor:
-        """Normalised images uint8 [B,H,W,C] under each rotation, [B*K,C,H,W], not augmented."""
+        """Normalise images uint8 [B,H,W,C] and rotate them to [B*K,C,H,W], without augmentation."""
         dtype = self._weight.dtype
         return rotate_batch(
             batch.contiguous(),
@@ -237,10 +237,10 @@ class Backbone(nn.Module):
         )[0].to(dtype)
 
     def _check(self, images: torch.Tensor, batch_size: int) -> int:
-        """Check what a call is given; return the batch size as an int."""
+        """Check the arguments of a call and return the batch size as an int."""
         check_images(images, self.mean, self.std)
         if images.is_meta and not self._weight.is_meta:
-            raise ArgumentError("images is on meta, where tensors have no values: give images that have some")
+            raise ArgumentError("images is on meta, where tensors have no values: pass images with values")
         return checked_count("batch_size", batch_size)
 
 
@@ -254,18 +254,18 @@ def _pooled(maps: torch.Tensor) -> torch.Tensor:
 
 @plain_torch()
 def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.device = "auto") -> Backbone:
-    """A pretrained network, frozen and ready to extract features.
+    """Load a pretrained network, frozen and ready to extract features.
 
     Args:
         path_or_name: a folder or file that ``python -m rotnet_fast.export`` wrote; a run folder of ``python
-            -m rotnet_fast.pretrain`` (its newest whole checkpoint is taken), or a checkpoint or snapshot in
+            -m rotnet_fast.pretrain`` (its newest intact checkpoint is used), or a checkpoint or snapshot in
             it; or the name of a model that ships with the package, see `rotnet_fast.pretrained.SHIPPED`. A
-            name goes before a path.
+            name takes precedence over a path.
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ArgumentError: a device that there is not, or an empty path.
-        CheckpointError: nothing there, damaged, or not of this program.
+        ArgumentError: the device does not exist, or the path is empty.
+        CheckpointError: the path does not exist, is damaged or was not written by this package.
     """
     check_device(str(device))
     where = resolve_device(str(device))
@@ -273,10 +273,10 @@ def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.devi
 
 
 def backbone_of(pretrained: Pretrained) -> Backbone:
-    """The backbone of a pretrained network, on the CPU.
+    """Create the backbone of a pretrained network, on the CPU.
 
     Raises:
-        CheckpointError: what is said of it does not fit its weights.
+        CheckpointError: its description does not match its weights.
     """
     config = pretrained.config
     try:

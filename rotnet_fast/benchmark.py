@@ -1,10 +1,10 @@
 """Measure this machine: ``python -m rotnet_fast.benchmark [--output FILE.json] [flags]``.
 
-Ceilings of the hardware, the fused op, the stages of a training step and whole steps from plain torch up to
-all that the package does, in one run, so that they can be compared. Tables are printed; with ``--output``,
-everything is kept as JSON, too, and the roofline of the stages is drawn. The images are synthetic.
+It measures the hardware's ceilings, the fused op, the stages of a training step, and whole steps from plain
+torch to all of the package's optimisations in one run, so that they can be compared. It prints tables; with
+``--output``, it also writes everything as JSON and draws the roofline. The images are synthetic.
 
-Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
 
 from __future__ import annotations
@@ -36,61 +36,61 @@ Part = Literal["op", "stages", "steps"]
 PARTS: tuple[Part, ...] = ("op", "stages", "steps")
 
 STAGED_BLOCKS = 4
-"""Blocks of the network whose stages are measured: the paper's."""
+"""Number of blocks of the network whose stages are measured, as in the paper."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig(Settings):
-    """Measure the fused op and training steps on this machine, against what its hardware could do."""
+    """Measure the fused op and training steps on this machine against its hardware's ceilings."""
 
     output: Path | None = None
-    """JSON file to write; the roofline lies beside it, as .png and .svg. None: tables are printed only."""
+    """JSON file to write; the roofline is saved next to it as .png and .svg. None: only print tables."""
 
     device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
 
     what: tuple[Part | Literal["all"], ...] = ("all",)
-    """op: the fused step from images to views. stages: those of a NIN-4 step, each alone.
+    """op: the fused op from images to views. stages: the stages of a NIN-4 step, separately.
     steps: whole training steps at every level. The ceilings are always measured."""
 
     quick: bool = False
-    """A trial of a few seconds, whose numbers mean nothing: small networks and batches, short windows, and
-    nothing compiled."""
+    """Run a trial of a few seconds, whose numbers are meaningless: small networks and batches, short windows,
+    and nothing compiled."""
 
     full: bool = False
-    """128 images per step on a CPU, too, as in training. Takes minutes for each network."""
+    """Use 128 images per step on a CPU as well, as in training. Takes minutes per network."""
 
     batch_size: int | None = None
     """Images per step. None: 128; 16 on a CPU, unless --full; 8 with --quick."""
 
     blocks: tuple[Literal[3, 4, 5], ...] = (3, 4, 5)
-    """Networks whose whole steps are measured, by their conv blocks."""
+    """Networks whose whole steps are measured, by number of conv blocks."""
 
     width: float | None = None
-    """Multiplies the number of channels. None: 1; 0.25 with --quick."""
+    """Multiplier of the number of channels. None: 1; 0.25 with --quick."""
 
     levels: tuple[str, ...] | None = None
-    """Ways to run whole steps that are measured, in this order. None: all of the device."""
+    """Levels at which whole steps are measured, in this order. None: all levels of the device."""
 
     level_limit: float = 600.0
-    """Seconds after which a level is given up on a GPU, where each has a process of its own."""
+    """Seconds after which a level is aborted on a GPU, where each level has its own process."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the stages. auto: bf16 where the device computes in it, else fp32."""
+    """Number format of the stages. auto: bf16 if the device computes in it, else fp32."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
+            ArgumentError: a setting has an invalid value.
         """
         if self.output is not None and self.output.suffix != ".json":
-            raise ArgumentError(f"output is {self.output}; give a file whose name ends in .json")
+            raise ArgumentError(f"output is {self.output}; its name must end in .json")
         for name in ("what", "blocks", "levels"):
             if getattr(self, name) == ():
-                raise ArgumentError(f"{name} is empty; leave it out for everything")
+                raise ArgumentError(f"{name} is empty; omit it to measure everything")
         if self.quick and self.full:
-            raise ArgumentError("quick and full are both given; choose one of them")
+            raise ArgumentError("quick and full are mutually exclusive; choose one of them")
         if self.batch_size is not None and self.batch_size < 1:
             raise ArgumentError(f"batch-size is {self.batch_size}; it must be at least 1")
         if self.width is not None and not 0 < self.width <= 16:
@@ -100,22 +100,22 @@ class BenchmarkConfig(Settings):
         check_device(self.device)
 
     def parts(self) -> list[Part]:
-        """What to measure, in order."""
+        """Return the parts to measure, in order."""
         return [part for part in PARTS if part in self.what or "all" in self.what]
 
     def images_per_step(self, device: str) -> int:
-        """Images per training step on a kind of device."""
+        """Return the number of images per training step on a type of device."""
         if self.batch_size is not None:
             return self.batch_size
         return 8 if self.quick else 128 if self.full or device == "cuda" else 16
 
     def channels(self) -> float:
-        """The width of the networks."""
+        """Return the width of the networks."""
         return self.width if self.width is not None else 0.25 if self.quick else 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command-line entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
@@ -125,13 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure, print, and write the files.
+    """Measure, print the tables, and write the files.
 
     Returns:
-        What the JSON file holds.
+        The contents of the JSON file.
 
     Raises:
-        ArgumentError: a wrong setting, or a device that there is not.
+        ArgumentError: a setting is invalid, or the device does not exist.
         CannotWriteError: a file cannot be written.
     """
     config.validate()
@@ -168,7 +168,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     def finish(name: str, found: Any, lines: list[str]) -> None:
         results[name] = found
         print("\n".join([*lines, ""]), flush=True)
-        write()  # after each part: a long run that is stopped was not in vain
+        write()  # after each part, so that a long run can be stopped without losing its results
 
     def keep(rows: list[dict[str, Any]]) -> None:
         results["steps"] = rows
@@ -177,7 +177,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     print(f"{facts['device']}, torch {facts['torch']}; synthetic images\n", flush=True)
     if output is not None:
         ensure_folder(output.parent)
-    write()  # before minutes of measuring: a wrong path is known now
+    write()  # so that a wrong path is reported before minutes of measuring
     ceilings = measure_ceilings(device, effort, config.quick)
     finish("ceilings", ceilings, ceilings_lines(ceilings))
     for part in config.parts():
@@ -258,10 +258,10 @@ def _steps(
 
 
 def chosen_levels(names: tuple[str, ...] | None, device: torch.device) -> list[Level]:
-    """The levels of a kind of device, or those with such names, in their order.
+    """Return the levels of a type of device, or those with the given names in that order.
 
     Raises:
-        ArgumentError: a name that no level of this kind of device has.
+        ArgumentError: this type of device has no level with one of the names.
     """
     from rotnet_fast.benchmarking.levels import levels_of
 

@@ -1,7 +1,7 @@
 """Checks of settings that the commands share and that need neither torch nor the images.
 
-They come first, so that a wrong option is answered at once, and not after a download or the scan of a large
-folder.
+They run first, so that an invalid option is reported at once instead of after a download or the scan of a
+large folder.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import is_archive, unpacking
 
 SIZES = {"cifar10": (50_000, 10_000), "digits": (1_437, 360)}
-"""Training and test images of the data sets that are the same everywhere."""
+"""Number of training and test images of the data sets with a fixed size."""
 
 CIFAR10_SIDE = 32
 LARGEST_SIDE = {"cifar10": CIFAR10_SIDE, "digits": 256, "folder": 4096}
-"""Pixels; digits are 8x8 by nature, and all of them are kept in memory."""
+"""Largest image size in pixels; digits are originally 8x8, and all of them are kept in memory."""
 
 
 def check_images(
     dataset: str, data_dir: Path | None, limit_train: int | None, limit_test: int | None
 ) -> None:
-    """Check where a data set lies and how much of it is used.
+    """Check the folder of a data set and its limits.
 
     Raises:
-        ArgumentError: a folder of images that is not named, or a limit beyond the images that there are.
-        DataError: a folder of images that is not there.
+        ArgumentError: the folder is missing from the settings, or a limit exceeds the number of images.
+        DataError: the folder does not exist.
     """
     if dataset == "folder":
         remedy = "the folder that holds train/ and test/"
         if data_dir is None:
             raise ArgumentError(f"dataset folder needs --data-dir, {remedy}")
-        # One of several machines may lack the folder: reading it says so, where all processes hear of it.
+        # With several machines, one may lack the folder; then the reader reports it to all processes.
         if "RANK" not in os.environ and not data_dir.is_dir():
-            state = "is no folder" if data_dir.exists() else "does not exist"
+            state = "is not a folder" if data_dir.exists() else "does not exist"
             if data_dir.is_file() and is_archive(data_dir.name):
                 how = unpacking(os.fspath(data_dir.parent), [data_dir.name])
-                raise DataError(f"data-dir is {data_dir}, an archive; {how}, and give the folder")
+                raise DataError(f"data-dir is {data_dir}, an archive; {how}, and pass the folder")
             if data_dir.is_file() and data_dir.suffix.lower() == ".tar":
                 remedy = f"{data_dir.parent}, the folder of the shards, or unpack it"
-            raise DataError(f"data-dir is {data_dir}, which {state}; give {remedy}")
+            raise DataError(f"data-dir is {data_dir}, which {state}; pass {remedy}")
     limits = (("limit-train", limit_train), ("limit-test", limit_test))
     for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):
         if limit is not None and limit > count:
             raise ArgumentError(
-                f"{name} is {limit}; data set {dataset} has {count} such images: give 1 to {count}, or no "
-                f"limit"
+                f"{name} is {limit}; it must lie in [1, {count}], the number of images in this split of "
+                f"{dataset}; omit it to use all of them"
             )
 
 
@@ -56,11 +56,11 @@ def check_image_size(dataset: str, image_size: int) -> None:
     """Check the side of a data set's images, in pixels.
 
     Raises:
-        ArgumentError: a size that the data set does not have.
+        ArgumentError: the data set does not support the size.
     """
     if dataset == "cifar10" and image_size != CIFAR10_SIDE:
         raise ArgumentError(
-            f"image-size is {image_size}; cifar10 has images of {CIFAR10_SIDE} pixels only: give "
+            f"image-size is {image_size}; cifar10 only has images of {CIFAR10_SIDE} pixels: pass "
             f"--image-size {CIFAR10_SIDE}, or use --dataset folder for other sizes"
         )
     largest = LARGEST_SIDE[dataset]
@@ -69,10 +69,11 @@ def check_image_size(dataset: str, image_size: int) -> None:
 
 
 def check_streaming(dataset: str, loader: str | None, is_cropped: bool) -> None:
-    """Check that images can be loaded in the way asked for.
+    """Check that the data set supports the loader and the crop.
 
     Raises:
-        ArgumentError: streams or crops of images that are always in memory, or crops of such as are kept.
+        ArgumentError: streaming or resized crops of a data set that is always in memory, or resized crops
+            with the resident loader.
     """
     for argument, value, is_made_of_files in (
         ("loader", loader, loader == "dali"),
@@ -80,35 +81,35 @@ def check_streaming(dataset: str, loader: str | None, is_cropped: bool) -> None:
     ):
         if is_made_of_files and dataset != "folder":
             raise ArgumentError(
-                f"{argument} is {value}, which is made from the files of a folder; data set {dataset} is "
-                f"always in memory: leave --{argument} out"
+                f"{argument} is {value}, which needs image files, but data set {dataset} is always in "
+                f"memory: omit --{argument}"
             )
     if is_cropped and loader == "resident":
         raise ArgumentError(
-            "loader is resident, which keeps whole images of one size; crops of random size are made from "
-            "the files: use --loader dali, or --crop pad"
+            "loader is resident, which keeps whole images of one size, but random resized crops are made "
+            "from the files: use --loader dali, or --crop pad"
         )
 
 
 def smallest_batch(images: int, batch_size: int) -> int:
-    """Images of an epoch's smallest batch, which is the last."""
+    """Return the size of an epoch's smallest batch, which is the last one."""
     return images % batch_size or batch_size
 
 
 def batches_of_one(
     images: int, batch_size: int, what: str = "training", remedy: str | None = None
 ) -> ArgumentError:
-    """The error where BatchNorm has one value per channel in a batch, on which it cannot train.
+    """Return the error about a batch of one image, on which BatchNorm cannot train.
 
     Args:
-        images: per epoch.
-        batch_size: that leaves one of them alone.
-        what: kind of images they are.
-        remedy: None for another batch size.
+        images: images per epoch.
+        batch_size: batch size that leaves a last batch of one image.
+        what: kind of images, for the message.
+        remedy: what to do; None suggests another batch size.
     """
     found = f"batch-size is {batch_size}, and {images} {what} images leave a last batch of one"
     if batch_size == 1:
-        found = "batch-size is 1, so that every image is a batch of its own"
+        found = "batch-size is 1, so every batch has a single image"
     if remedy is None:
         other = next((size for size in range(max(2, batch_size), images + 1) if images % size != 1), None)
         remedy = "use more images" if other is None else f"use another, such as --batch-size {other}"
@@ -119,17 +120,17 @@ def check_seed(seed: int) -> None:
     """Check the seed of a command.
 
     Raises:
-        ArgumentError: one that not every generator takes.
+        ArgumentError: not every generator accepts the seed.
     """
     if not 0 <= seed < 2**63:
-        raise ArgumentError(f"seed is {seed}; it must lie in [0, 2**63): give for example {seed % 2**63}")
+        raise ArgumentError(f"seed is {seed}; it must lie in [0, 2**63): use for example {seed % 2**63}")
 
 
 def check_device(name: str) -> None:
-    """Check the form of a device's name; whether there is such a device is known once torch is loaded.
+    """Check the form of a device's name; only torch knows whether the device exists.
 
     Raises:
-        ArgumentError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ArgumentError: the name is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise ArgumentError(f"device is {name}; it must be auto, cpu, cuda or cuda:N")
@@ -143,7 +144,7 @@ def check_precision(precision: str, device: str) -> None:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. What ``auto`` means is known once torch is loaded.
 
     Raises:
-        ArgumentError: fp16 on the CPU.
+        ArgumentError: the precision is fp16 on the CPU.
     """
     if precision == "fp16" and device == "cpu":
         raise ArgumentError(
@@ -153,15 +154,17 @@ def check_precision(precision: str, device: str) -> None:
 
 
 def check_needs_gpu(argument: str, value: str, needs_gpu: bool, device: str) -> None:
-    """Check a setting that works on GPUs alone.
+    """Check a setting that only works on GPUs.
 
     Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; what ``auto`` means is known once torch is loaded.
+        argument, value: name and value of the setting, for the message.
+        needs_gpu: whether this value needs a GPU.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; only torch knows what ``auto`` means.
 
     Raises:
-        ArgumentError: such a setting for the CPU.
+        ArgumentError: the setting needs a GPU, but the device is the CPU.
     """
     if needs_gpu and device == "cpu":
         raise ArgumentError(
-            f"{argument} is {value}, which needs a GPU; this run uses the CPU: leave --{argument} out"
+            f"{argument} is {value}, which needs a GPU, but the device is cpu: omit --{argument}"
         )

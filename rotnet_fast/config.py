@@ -1,4 +1,4 @@
-"""Settings of a pretraining run: what ``python -m rotnet_fast.pretrain`` takes as flags.
+"""Settings of a pretraining run, which are the flags of ``python -m rotnet_fast.pretrain``.
 
 Importing this module does not import torch.
 """
@@ -24,8 +24,8 @@ PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedr
 NIN = "nin"
 """Name of the paper's network, the Network in Network."""
 
-_OF_NIN_ALONE = ("blocks", "width", "uniform_gamma", "kernels")
-"""Settings that no other network has."""
+_NIN_ONLY = ("blocks", "width", "uniform_gamma", "kernels")
+"""Settings that only apply to the Network in Network."""
 
 _NOT_PART_OF_THE_RECIPE = (
     "preset",
@@ -47,9 +47,9 @@ _NOT_PART_OF_THE_RECIPE = (
     "tensorboard",
     "loader",
 )
-"""Settings that a resumed run may change: where and how fast it runs and what it reports. The images that
-``bad_images`` leaves out are part of the data's fingerprint, which a resumed run must repeat unless it is
-told to ``accept_changed_data``."""
+"""Settings that a resumed run may change: where and how fast it runs, and what it reports. The images that
+``bad_images`` skips change the data's fingerprint, which must be the same in a resumed run unless
+``accept_changed_data`` is set."""
 
 _OPTIMISATION = (
     "lr",
@@ -68,161 +68,161 @@ _LARGEST_PADDED_SIZE = 64
 
 @dataclass(frozen=True)
 class PretrainConfig(ImageSettings):
-    """Pretrain RotNet: learn image features by predicting by how much an image was turned."""
+    """Pretrain RotNet: learn image features by predicting the rotation of each image."""
 
     paths_as_text = ("resume",)
 
     preset: PresetName = "paper"
-    """Set of values that the other flags override.
+    """Defaults that the other flags override.
     quickstart: handwritten digits, under a minute on two cores.
     cpu: CIFAR-10 in about fifteen minutes on two cores.
-    slides, paper, official: the published recipes, 100, 100 and 200 epochs.
+    slides, paper, official: the published recipes with 100, 100 and 200 epochs.
     speedrun: another optimiser and schedule, for features like the paper's in a fraction of its epochs."""
 
     accept_changed_data: bool = False
-    """Go on with a run although its images have changed since: some were repaired, removed or added, say.
-    What has changed is listed either way."""
+    """Resume a run even though its images have changed, for example because some were repaired, removed or
+    added. The changes are listed either way."""
 
     image_size: int = 32
     """Height and width in pixels that the images of folder and digits are resized to."""
 
     loader: Literal["auto", "resident", "dali"] = "auto"
-    """resident: all images decoded once and kept on the device. dali: images are read and decoded as they
-    are needed, which only folders can be.
-    auto: resident where the images fit into half of the free memory, or as the run began; else dali."""
+    """resident: decode all images once and keep them on the device. dali: read and decode images as they
+    are needed; requires --dataset folder.
+    auto: resident if the images fit into half of the free memory, else dali; a resumed run keeps its own."""
 
     decoder: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where dali decodes JPEGs. cpu: to the very pixels that resident has.
-    auto: on the GPU where there is one."""
+    """Where dali decodes JPEGs. cpu: to exactly the same pixels as resident.
+    auto: on the GPU if there is one."""
 
     crop: Literal["auto", "pad", "resized"] = "auto"
-    """pad: whole images, with --pad. resized: training images are parts of random size and place, test
-    images their centres, resized to image-size; this needs dali.
+    """pad: whole images, with --pad. resized: random resized crops of training images and centre crops of
+    test images, resized to image-size; requires dali.
     auto: pad up to 64 pixels, resized above."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest area of a resized crop, as a share of the image's."""
+    """Minimum and maximum area of a resized crop, as a fraction of the image's."""
 
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of a resized crop."""
+    """Minimum and maximum width / height of a resized crop."""
 
     model: str = NIN
-    """nin: the paper's Network in Network. Else the name of a classification network of torchvision, such as
-    resnet18, or timm/NAME for one of timm (pip install timm); untrained, as they all are here."""
+    """nin: the paper's Network in Network. Otherwise the name of a torchvision classification network, such
+    as resnet18, or timm/NAME for one of timm (pip install timm). All networks start untrained."""
 
     blocks: Literal[3, 4, 5] = 4
     """Conv blocks of the Network in Network."""
 
     width: float = 1.0
-    """Multiplies the number of channels of the Network in Network."""
+    """Multiplier of the number of channels of the Network in Network."""
 
     uniform_gamma: bool = False
-    """Draw the Network in Network's BatchNorm scales from U(0, 1), as the released code's framework did,
-    instead of 1."""
+    """Initialise the Network in Network's BatchNorm scales from U(0, 1), as the released code's framework
+    did, instead of 1."""
 
     rotations: tuple[int, ...] = FOUR_ROTATIONS
-    """Whole degrees counter-clockwise: every image is shown under each of them.
-    Unless all are multiples of 90, every view is the central square, turned and enlarged."""
+    """Rotations of every image, in integer degrees counter-clockwise.
+    Unless all are multiples of 90, every view is the central square, rotated and enlarged."""
 
     pad: int = 4
-    """Pixels of black border that a random crop may take in; 0 switches the crop off.
-    Not used where crops are resized."""
+    """Pixels of black border that a random crop may include; 0 disables the crop.
+    Not used with resized crops."""
 
     flip_prob: float = 0.5
-    """Probability of a left-right flip, before the rotations."""
+    """Probability of a left-right flip before the rotations."""
 
     epochs: int = 100
     """Passes over the training images."""
 
     batch_size: int = 128
-    """Images per step, over all processes; each gives one view per rotation."""
+    """Images per step over all processes; each image gives one view per rotation."""
 
     lr: float = 0.1
-    """Learning rate of the first step, or at the end of a warm-up."""
+    """Learning rate of the first step, or at the end of the warm-up."""
 
     schedule: Literal["step", "linear", "cosine"] = "step"
-    """step: times lr-factor at each milestone. linear, cosine: down to 0 at the end."""
+    """step: multiply lr by lr-factor at each milestone. linear, cosine: decay to 0 at the end."""
 
     warmup: float = 0.0
-    """Epochs, whole or not, in which linear and cosine rise from 0 to lr before they fall."""
+    """Epochs, possibly fractional, in which linear and cosine rise from 0 to lr before they decay."""
 
     milestones: tuple[int, ...] = (30, 60, 80)
     """Epochs after which the step schedule multiplies the learning rate."""
 
     lr_factor: float = 0.2
-    """What the step schedule multiplies by."""
+    """Factor of the step schedule."""
 
     optimizer: Literal["sgd", "muon"] = "sgd"
-    """sgd: for all parameters. muon: for the filters of convolutions, with sgd for the rest; it takes steps
-    that move all directions of a filter by about as much."""
+    """sgd: for all parameters. muon: for the filters of convolutions, with sgd for the rest; its steps move
+    all directions of a filter by about the same amount."""
 
     muon_lr: float = 0.05
-    """Learning rate of muon, where lr is that of the rest. Both follow the schedule."""
+    """Learning rate of muon; lr is that of the other parameters. Both follow the schedule."""
 
     sync_batchnorm: bool = False
-    """With several processes, normalise with the statistics of all their images together.
-    Otherwise each process uses those of its own part of the batch."""
+    """With several processes, normalise with the statistics over all of their images.
+    Otherwise each process uses those of its own batch share."""
 
     nesterov: bool = True
-    """Nesterov's form of the momentum, which is 0.9."""
+    """Use Nesterov momentum; the momentum is 0.9."""
 
     weight_decay: float = 5e-4
     """Weight decay, on all parameters."""
 
     seed: int = 0
-    """Decides the first weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
 
     compile: Literal["auto", "none", "default", "max"] = "auto"
-    """torch.compile of the network: off, on, or on with a longer search for fast kernels.
-    auto: what is known to be faster on the device, which is off."""
+    """Whether to torch.compile the network: off, on, or on with a longer search for fast kernels.
+    auto: the mode known to be faster on the device, currently none."""
 
     graph: Literal["auto", "on", "off"] = "auto"
-    """Replay training steps from a CUDA graph, so that a fast GPU need not wait for the host.
-    auto: on for nin on a GPU in bf16 or fp32, with one process."""
+    """Replay training steps from a CUDA graph, so that a fast GPU does not wait for the host.
+    auto: on for nin on a GPU in bf16 or fp32 with one process."""
 
     kernels: Literal["torch", "triton-bn", "triton"] = "torch"
-    """What computes the blocks of the Network in Network in training on a GPU.
-    torch: separate layers. triton-bn: BatchNorm with ReLU as one. triton: those inside the 1x1 convolutions,
-    too, so that normalised activations are never written. Neither of these two has run on a GPU yet."""
+    """Kernels of the blocks of the Network in Network in training on a GPU.
+    torch: separate layers. triton-bn: BatchNorm fused with ReLU. triton: both also fused into the 1x1
+    convolutions, so that normalised activations are never written. These two have not run on a GPU yet."""
 
     output: Path | None = None
-    """Run folder. None: runs/<preset>-<dataset>-seed<seed>, with the model before the seed unless it is nin,
-    or what --resume names."""
+    """Run folder. None: the folder that --resume names, or runs/<preset>-<dataset>-seed<seed>, with the model
+    before the seed unless it is nin."""
 
     resume: str | None = None
-    """Resume a run: from this checkpoint file, or the newest whole one of this run folder. Its settings are
-    taken, unless a preset is named or other flags say otherwise.
-    auto: the run folder of these settings; from the beginning where it has no checkpoint."""
+    """Resume a run from this checkpoint file, or from the newest intact one of this run folder. Its settings
+    are used unless a preset or other flags override them.
+    auto: resume from the run folder of these settings, or start a new run if it has no checkpoint."""
 
     eval_every: int = 1
-    """Test after every so many epochs, and always after the last."""
+    """Epochs between tests; the last epoch is always tested."""
 
     log_every: int | None = None
-    """Steps between two reports, each of which waits for the device. None: 20 on a CPU, 500 on a GPU; the end
-    of an epoch is always reported."""
+    """Steps between reports, each of which waits for the device. None: 20 on a CPU, 500 on a GPU. The end of
+    an epoch is always reported."""
 
     checkpoint_every_steps: int | None = None
-    """Save within an epoch after every so many steps, too."""
+    """Steps between additional checkpoints within an epoch."""
 
     checkpoint_every_seconds: float | None = 300.0
-    """Save within an epoch when the last checkpoint is so many seconds old, too."""
+    """Seconds since the last checkpoint after which to save another one within an epoch."""
 
     tensorboard: bool = True
     """Write TensorBoard events to the run folder."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: one sentence with the setting, the value found and what is allowed.
-            DataError: ``data_dir`` is no folder where one is needed.
-            CheckpointError: ``resume`` names a path that does not exist, or a file that is in no run folder.
+            ArgumentError: a setting has an invalid value.
+            DataError: ``data_dir`` is needed, but is not a folder.
+            CheckpointError: ``resume`` is a path that does not exist, or a file outside a run folder.
         """
         _require(
             "rotations",
             self.rotations,
             _is_rotation_set(self.rotations),
-            "must be two to 64 different whole degrees, such as 0 90 180 270",
+            "must be 2 to 64 different integer degrees, such as 0 90 180 270",
         )
         super().validate()
         at_least_one(self, "epochs", "batch_size", "eval_every", "log_every", "checkpoint_every_steps")
@@ -231,17 +231,17 @@ class PretrainConfig(ImageSettings):
             "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
         )
         if self.model != NIN:
-            for name in _OF_NIN_ALONE:
+            for name in _NIN_ONLY:
                 value = getattr(self, name)
                 is_default = value == self.__dataclass_fields__[name].default
-                _require(name, value, is_default, f"is of model {NIN} alone: leave it out for {self.model}")
+                _require(name, value, is_default, f"only applies to --model {NIN}: remove it")
         _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
         _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
         _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
         _require("lr", self.lr, 0 < self.lr < math.inf, "must be a number above 0")
         _require("muon_lr", self.muon_lr, 0 < self.muon_lr < math.inf, "must be a number above 0")
         is_used = self.optimizer == "muon" or self.muon_lr == self.__dataclass_fields__["muon_lr"].default
-        _require("muon_lr", self.muon_lr, is_used, "is of --optimizer muon alone: leave it out")
+        _require("muon_lr", self.muon_lr, is_used, "only applies to --optimizer muon: remove it")
         is_possible = self.warmup == 0 or (self.schedule != "step" and 0 < self.warmup < self.epochs)
         _require(
             "warmup",
@@ -278,48 +278,48 @@ class PretrainConfig(ImageSettings):
             device: see `rotnet_fast.checks.check_needs_gpu`.
 
         Raises:
-            ArgumentError: one of them, for a run on the CPU.
+            ArgumentError: a setting needs a GPU, but the run uses the CPU.
         """
         check_needs_gpu("decoder", self.decoder, self.decoder == "gpu", device)
         check_needs_gpu("graph", self.graph, self.graph == "on", device)
         check_needs_gpu("kernels", self.kernels, self.kernels != "torch", device)
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the result; a run is resumed only with the same ones."""
+        """Return the settings that determine the result, which a resumed run must not change."""
         values = {**asdict(self), "crop": "resized" if self.is_cropped else "pad"}
         return {name: value for name, value in values.items() if name not in _NOT_PART_OF_THE_RECIPE}
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any], **others: Any) -> PretrainConfig:
-        """Make settings of what :meth:`recipe` gave; lists may stand for tuples, as JSON has them.
+        """Create settings from what :meth:`recipe` returned; tuples may be lists, as in JSON.
 
         Args:
-            recipe: may hold other names as well, which are passed over.
-            others: settings that are no part of a recipe, or that replace some of it.
+            recipe: the recipe; other names in it are ignored.
+            others: settings that are not part of a recipe, or that override it.
 
         Raises:
             KeyError: a setting is missing.
-            ArgumentError: a value is not one of its setting.
+            ArgumentError: a setting has an invalid value.
         """
         names = cls.__dataclass_fields__.keys() - set(_NOT_PART_OF_THE_RECIPE)
         return cls(**{**{name: recipe[name] for name in names}, **others})
 
     @property
     def is_cropped(self) -> bool:
-        """Whether images are crops of random size, rather than whole ones with a border."""
+        """Return whether images are random resized crops instead of whole images with a border."""
         if self.crop == "auto":
             return self.dataset == "folder" and self.image_size > _LARGEST_PADDED_SIZE
         return self.crop == "resized"
 
     def with_model(self, model: str) -> PretrainConfig:
-        """These settings for a network: those of the Network in Network alone are dropped for another one."""
+        """Return these settings for another network, without those that only apply to the old one."""
         if model == NIN:
             return replace(self, model=model)
-        defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _OF_NIN_ALONE}
+        defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _NIN_ONLY}
         return replace(self, model=model, **defaults)
 
     def stretched(self, epochs: int) -> PretrainConfig:
-        """These settings for another number of epochs, with milestones and warm-up in proportion."""
+        """Return these settings for another number of epochs, with milestones and warm-up in proportion."""
         return replace(
             self,
             epochs=epochs,
@@ -333,11 +333,11 @@ class PretrainConfig(ImageSettings):
         return {"model": self.model, **sizes}
 
     def optimisation(self) -> dict[str, Any]:
-        """How weights follow gradients, by the names of the settings; a supervised training takes no more."""
+        """Return the settings of the optimisation by name; supervised training uses no others."""
         return {name: getattr(self, name) for name in _OPTIMISATION}
 
     def schedules(self) -> tuple[Schedule, Schedule | None]:
-        """Learning rates of what SGD trains, and of what Muon does; None where SGD trains everything."""
+        """Return the schedules of SGD and of Muon; the latter is None if SGD trains everything."""
 
         def schedule(lr: float) -> Schedule:
             return Schedule(lr, self.schedule, self.milestones, self.lr_factor, self.epochs, self.warmup)
@@ -345,7 +345,7 @@ class PretrainConfig(ImageSettings):
         return schedule(self.lr), schedule(self.muon_lr) if self.optimizer == "muon" else None
 
     def output_folder(self) -> Path:
-        """Where the run is kept."""
+        """Return the run folder."""
         if self.output is not None:
             return resolve_path(self.output)
         if self.resume is not None and self.resume != "auto":
@@ -356,23 +356,23 @@ class PretrainConfig(ImageSettings):
 
 
 def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] | None) -> Path:
-    """The run folder or checkpoint that a run is to be resumed from.
+    """Check and return the run folder or checkpoint to resume from.
 
     Args:
-        resume: as the user gave it.
+        resume: the path as given by the user.
         output: run folder; None for that of the checkpoint.
 
     Raises:
-        ArgumentError: an empty path.
-        CheckpointError: it does not exist, or is a file that belongs to no run folder.
+        ArgumentError: the path is empty.
+        CheckpointError: the path does not exist, or is a file outside a run folder.
     """
     path = named(resume, "resume")
     if not path.exists():
-        raise CheckpointError(f"resume is {path}, which does not exist; give auto, or a run folder")
+        raise CheckpointError(f"resume is {path}, which does not exist; pass auto, or a run folder")
     if path.is_file() and path.parent.name != "checkpoints" and output is None:
         raise CheckpointError(
-            f"resume is {path}, which is no file in the checkpoints/ of a run folder; give one, or the run "
-            f"folder itself, or say with --output where the run is to be resumed"
+            f"resume is {path}, which is not in the checkpoints/ of a run folder; pass such a file or the "
+            f"run folder itself, or choose the folder of the resumed run with --output"
         )
     return path
 

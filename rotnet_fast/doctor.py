@@ -1,4 +1,4 @@
-"""``python -m rotnet_fast.doctor``: what is installed, what was built, what is in use, what to do."""
+"""``python -m rotnet_fast.doctor`` reports what is installed, built and in use, and what to fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROGRAM = "python -m rotnet_fast.doctor"
 
 
 def _report() -> tuple[list[str], list[str]]:
-    """Lines of facts, and lines of advice, of which there are none where all that is required works."""
+    """Return lines of facts and lines of advice; there is no advice if everything required works."""
     facts = [
         f"rotnet_fast   {_version('rotnet_fast')}",
         f"python        {platform.python_version()} on {platform.platform()}",
@@ -44,7 +44,7 @@ def _report() -> tuple[list[str], list[str]]:
                 f"{properties.major}.{properties.minor}, {memory:.0f} GiB"
             )
     else:
-        facts.append("GPU           none that torch can use")
+        facts.append("GPU           none usable by torch")
     facts.append(f"nvcc          {shutil.which('nvcc') or 'not found'}")
     try:
         from rotnet_fast import _core
@@ -70,7 +70,7 @@ def _report() -> tuple[list[str], list[str]]:
 
 
 def _dali() -> str:
-    """Version of DALI, or why it cannot be used. All but the streaming loader works without it."""
+    """Return DALI's version, or why it is unusable; only the streaming loader needs it."""
     import torch
 
     from rotnet_fast.data.dali import require_dali
@@ -78,14 +78,14 @@ def _dali() -> str:
     try:
         require_dali(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     except ArgumentError as error:
-        return f"not in use, so that images are kept in memory: {error}"
+        return f"not in use, so images are kept in memory: {error}"
     import nvidia.dali
 
     return f"{nvidia.dali.__version__}, CUDA {nvidia.dali.__cuda_version__ // 1000}"
 
 
 def _check_kernel() -> list[str]:
-    """Run the kernels of this machine against the plain-torch definition."""
+    """Compare the kernels of this machine with the plain-torch definition."""
     import torch
 
     from rotnet_fast.ops import rotate_batch
@@ -99,8 +99,8 @@ def _check_kernel() -> list[str]:
             views, _ = rotate_batch(images, seed=1, epoch=2)
         except RuntimeError as error:
             advice.append(
-                f"the {device} kernel does not run here ({error}): if this GPU's architecture is not among "
-                "those listed above, install again with TORCH_CUDA_ARCH_LIST set to its compute capability"
+                f"the {device} kernel does not run here ({error}): if this GPU's architecture is not listed "
+                "above, install again with TORCH_CUDA_ARCH_LIST set to its compute capability"
             )
             continue
         expected, _ = rotate_batch_reference(
@@ -122,10 +122,10 @@ def _version(package: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report; 0 where nothing is left to do, 1 where something is, 2 where there are arguments."""
+    """Print the report; return 0 if all is well, 1 if something is to be fixed, 2 for wrong arguments."""
 
     def command() -> int:
-        parser = Parser(PROGRAM, description="What is installed and in use, and what to do about it.")
+        parser = Parser(PROGRAM, description="Report what is installed and in use, and what to fix.")
         parser.parse_args(arguments)
         facts, advice = _report()
         print("\n".join(facts))

@@ -1,14 +1,14 @@
 """Errors that a command reports as one sentence, each with its documented exit code.
 
-Library code raises these; the command-line entry points print the message and leave with
-``exit_code``. A message names the argument, the value found and the remedy.
+Library code raises them; the commands print the message and exit with ``exit_code``. A message names the
+argument, the value found and the remedy.
 """
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Text with its control characters escaped, so that no name from a data set steers a terminal."""
+    """Escape the control characters of a text, so that no name from a data set can control a terminal."""
     return "".join(
         letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
         for letter in text
@@ -16,13 +16,13 @@ def printable(text: str) -> str:
 
 
 class RotnetError(Exception):
-    """Base of all errors that a user can act on."""
+    """Base class of all errors that a user can act on."""
 
     exit_code = 1
 
 
 class ArgumentError(RotnetError, ValueError):
-    """An option or argument has a value that cannot be used."""
+    """An option or argument has an invalid value."""
 
     exit_code = 2
 
@@ -52,28 +52,28 @@ class OutOfMemoryError(RotnetError):
 
 
 class CannotWriteError(RotnetError):
-    """A file of the run folder could not be written (disk full, read-only, quota)."""
+    """A file of the run folder could not be written (full disk, read-only file system, quota)."""
 
     exit_code = 7
 
 
 class PeerLostError(RotnetError):
-    """Another process of the same job ended before its work was done."""
+    """Another process of the same job died before its work was done."""
 
     exit_code = 8
 
 
 class CaptureError(RotnetError):
-    """A training step could not be captured in a CUDA graph; this process cannot rely on the GPU any more."""
+    """A training step could not be captured in a CUDA graph; this process can no longer rely on the GPU."""
 
     exit_code = 9
 
 
 class ElsewhereError(RotnetError):
-    """Another process of the same job met an error and reports it; this one ends silently, like it.
+    """Another process of the same job reports an error; this one exits silently with the same code.
 
     Args:
-        exit_code: of that error.
+        exit_code: exit code of that error.
     """
 
     def __init__(self, exit_code: int) -> None:

@@ -1,6 +1,6 @@
-"""Flags of the commands: argparse for the dataclasses that describe them.
+"""Command-line flags: argparse for the dataclasses that describe the commands.
 
-Whatever is wrong with a command line is one sentence. Importing this module does not import torch.
+Every error about a command line is one sentence. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rotnet_fast.errors import ArgumentError
 
 T = TypeVar("T")
 
-_WANTED = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-_SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
+_WANTED = {int: "an integer", float: "a number", str: "a string", Path: "a path"}
+_SEVERAL = {int: "integers", float: "numbers", str: "strings"}
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, which raises an error instead of ending the program.
+    """argparse's parser, except that it raises an error instead of exiting.
 
     Raises:
-        ArgumentError: a wrong flag or value.
+        ArgumentError: a flag or value is invalid.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -43,23 +43,23 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--"):
                 flag = name.removeprefix("--")
             if not word or (name.startswith("--") and is_joined and not value):
-                # As of a shell variable that is not set; an empty path would be the current folder.
-                raise ArgumentError(f"{flag} is empty; give a value, or leave it out")
+                # For example from an unset shell variable; an empty path would be the current folder.
+                raise ArgumentError(f"{flag} is empty; pass a value, or omit it")
         return super().parse_known_args(args, namespace)
 
 
 def parse_flags(kind: type[T], program: str, arguments: Sequence[str], base: T | None = None) -> T:
-    """Make the settings that flags ask for.
+    """Create settings from command-line flags.
 
     Args:
-        kind: dataclass of the settings. Each field is a flag; the text below it is the flag's help.
-        program: what the user called, such as ``python -m rotnet_fast.export``.
-        arguments: what stands behind it.
-        base: values of flags that are not given; None for those of the dataclass.
+        kind: dataclass of the settings. Each field is a flag, and the string below it is the flag's help.
+        program: name of the program, such as ``python -m rotnet_fast.export``.
+        arguments: the command-line arguments after it.
+        base: values of flags that are not given; None uses the defaults of the dataclass.
 
     Raises:
-        ArgumentError: an unknown flag, an unreadable value, or a flag that is missing.
-        SystemExit: with 0, after ``--help``.
+        ArgumentError: a flag is unknown or missing, or has an invalid value.
+        SystemExit: with status 0, after ``--help``.
     """
     if not {"-h", "--help"}.isdisjoint(arguments):
         _parser(kind, program, base, is_help=True).print_help()
@@ -70,24 +70,24 @@ def parse_flags(kind: type[T], program: str, arguments: Sequence[str], base: T |
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in given and field.default is MISSING:
             flag = f"{_flag(field.name)} {_metavar(kind, field.name)}"
-            raise ArgumentError(f"{_name(field.name)} is missing; give {flag}; see {program} --help")
+            raise ArgumentError(f"{_name(field.name)} is missing; pass {flag}; see {program} --help")
     return kind(**given)
 
 
 def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Read the flags that are given, by the names of their fields; ``--help`` is passed over.
+    """Return the values of the given flags by field name, ignoring ``--help``.
 
     Raises:
-        ArgumentError: an unknown flag, or an unreadable value.
+        ArgumentError: a flag is unknown or has an invalid value.
     """
-    # argparse takes -1e-3 for a flag, but not what begins with a space, which is nothing to numbers.
+    # argparse takes -1e-3 for a flag, but not with a leading space, which number parsing ignores.
     words = [f" {word}" if word.startswith("-") and _is_number(word) else word for word in arguments]
     words = [_with_hyphens(word) for word in words if word not in ("-h", "--help")]
     flags = {_flag(name): hint for name, hint in _hints(kind).items()}
     for flag, is_joined, _ in (word.partition("=") for word in words):
         positive = flag.replace("--no-", "--", 1)
         if is_joined and bool in (flags.get(flag), flags.get(positive)):
-            wanted = f"give {positive} or --no-{positive.removeprefix('--')}"
+            wanted = f"pass {positive} or --no-{positive.removeprefix('--')}"
             raise ArgumentError(f"{flag} takes no value; {wanted}; see {program} --help")
     found, unknown = _parser(kind, program).parse_known_args(words)
     if unknown:
@@ -106,12 +106,12 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
 
 
 def _parser(kind: type, program: str, base: object = None, is_help: bool = False) -> Parser:
-    """Make a parser with one option for each field; the result has only those that are given.
+    """Create a parser with one option per field; its result only has the options that are given.
 
     Args:
-        base: whose values the help names as defaults; None for those of the dataclass.
-        is_help: show how many words each flag takes. For reading them, any number is taken, as what is
-            wrong is said in this module's words.
+        base: settings whose values the help shows as defaults; None for those of the dataclass.
+        is_help: declare how many words each flag takes. For parsing, every flag takes any number, so that
+            this module can word the errors itself.
     """
     parser = Parser(
         program,
@@ -123,7 +123,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     texts = _field_docs(kind)
-    own = inspect.get_annotations(kind)  # before those that commands share
+    own = inspect.get_annotations(kind)  # listed before the fields that commands share
     for field in sorted(fields(kind), key=lambda field: field.name not in own):  # type: ignore[arg-type]
         default = field.default if base is None else getattr(base, field.name)
         hint = _hints(kind)[field.name]
@@ -139,7 +139,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
 
 
 class _OnOff(argparse.Action):
-    """``--flag`` and ``--no-flag``. That of argparse repeats the default in its help."""
+    """Action of ``--flag`` and ``--no-flag``, because argparse's own repeats the default in its help."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **others: Any) -> None:
         negative = option_strings[0].replace("--", "--no-", 1)
@@ -150,7 +150,7 @@ class _OnOff(argparse.Action):
 
 
 def _read(name: str, words: Sequence[str], hint: Any) -> Any:
-    """Make the value of a field from the words behind its flag."""
+    """Convert the words after a flag to the value of its field."""
     kinds = _kinds(hint)
     is_optional = type(None) in kinds
     if is_optional and list(words) == ["None"]:
@@ -160,9 +160,9 @@ def _read(name: str, words: Sequence[str], hint: Any) -> Any:
         kind = Literal[tuple(choice for one in (kind, *others) for choice in get_args(one))]
     wanted = _wanted(kind)
     if not words and get_args(kind)[1:] == (Ellipsis,):
-        raise ArgumentError(f"{name} is without a value; give one or more, or leave it out")
+        raise ArgumentError(f"{name} has no value; pass one or more, or omit it")
     if not words:
-        raise ArgumentError(f"{name} is without a value; give {wanted}")
+        raise ArgumentError(f"{name} has no value; it must be {wanted}")
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         is_complete = parts[-1] is Ellipsis or len(words) == len(parts)
@@ -177,7 +177,7 @@ def _read(name: str, words: Sequence[str], hint: Any) -> Any:
 
 
 def _converted(name: str, word: str, kind: Any) -> Any:
-    """A word as a value of one kind; None where it is not one."""
+    """Convert a word to a value of one kind, or return None if that fails."""
     choices = [choice for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
     if choices:
         for choice in choices:
@@ -191,7 +191,7 @@ def _converted(name: str, word: str, kind: Any) -> Any:
 
 
 def _wanted(kind: Any) -> str:
-    """What a value must be, as it follows "it must be"."""
+    """Describe the valid values, to follow "it must be"."""
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is not tuple:
@@ -202,7 +202,7 @@ def _wanted(kind: Any) -> str:
 
 
 def _metavar(settings: type, name: str) -> str:
-    """What stands for the value of a flag in the help."""
+    """Return the placeholder of a flag's value in the help."""
     hint = _hints(settings)[name]
     kind = next(one for one in _kinds(hint) if one is not type(None))
     if get_origin(kind) is tuple:
@@ -216,7 +216,7 @@ def _metavar(settings: type, name: str) -> str:
 
 
 def _nargs(hint: Any) -> int | str | None:
-    """argparse's number of words: None for one, + for one or more."""
+    """Return argparse's nargs: None for one word, + for one or more."""
     kind = next(one for one in _kinds(hint) if one is not type(None))
     if get_origin(kind) is not tuple:
         return None
@@ -224,7 +224,7 @@ def _nargs(hint: Any) -> int | str | None:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of anything else, itself."""
+    """Return the members of a union, or the type itself if it is not a union."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
@@ -233,7 +233,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    """Name of a field -> the text below it, which Python itself does not keep."""
+    """Map each field to the string below it, which Python does not keep at runtime."""
     texts: dict[str, str] = {}
     for part in reversed(kind.__mro__):
         if not is_dataclass(part):
@@ -259,7 +259,7 @@ def _is_number(word: str) -> bool:
 
 
 def _with_hyphens(word: str) -> str:
-    """``--data_dir`` is ``--data-dir``."""
+    """Convert ``--data_dir`` to ``--data-dir``."""
     name, joined, value = word.partition("=")
     return f"{name.replace('_', '-')}{joined}{value}" if name.startswith("--") else word
 

@@ -1,8 +1,8 @@
 """Philox4x32-10, the counter-based generator behind every random choice, in plain torch.
 
-A draw is a pure function of (seed, epoch, sample id, purpose): nothing to save for an exact
-resume, and the same on every device, for every batch size, loader, worker and rank. The compiled
-kernels use the same maths from ``csrc/rotnet/philox.h``.
+A draw is a pure function of (seed, epoch, sample id, purpose). So an exact resume needs no generator state,
+and draws are the same on every device and for every batch size, loader, worker and rank. The compiled kernels
+use the same maths from ``csrc/rotnet/philox.h``.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -14,7 +14,7 @@ import torch
 PURPOSE_AUGMENTATION = 0
 PURPOSE_SHUFFLE = 1
 PURPOSE_ABLATION = 2
-PURPOSE_RESIZED_CROP = 3  # and the nine numbers after it, one for each attempt
+PURPOSE_RESIZED_CROP = 3  # and the next nine numbers, one per attempt
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -26,7 +26,7 @@ def philox4x32(
     counter: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
     key: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ten rounds of Philox4x32.
+    """Compute ten rounds of Philox4x32.
 
     Args:
         counter: four int64 tensors of one (broadcastable) shape, values in [0, 2**32).
@@ -38,7 +38,7 @@ def philox4x32(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2**64; shift and mask read the two unsigned halves exactly.
+        # int64 products wrap modulo 2**64, so shift and mask yield the two unsigned halves exactly.
         product0 = c0 * _MULTIPLIERS[0]
         product1 = c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -58,13 +58,13 @@ def draw(
     epoch: int | torch.Tensor,
     purpose: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Four uniform 32-bit numbers per sample.
+    """Draw four uniform 32-bit numbers per sample.
 
     Args:
         sample_ids: int64 [B], any values.
         seed: int64, the key (both halves are used).
         epoch: int64; its low 32 bits are used.
-        purpose: which stream, one of the ``PURPOSE_*`` constants.
+        purpose: the random stream, one of the ``PURPOSE_*`` constants.
 
     Returns:
         Four int64 tensors [B] with values in [0, 2**32).
@@ -88,7 +88,7 @@ def crop_and_flip_draws(
     pad: int,
     flip_prob: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Crop offset and flip of each sample.
+    """Draw the crop offset and the flip of each sample.
 
     Args:
         sample_ids: int64 [B].

@@ -1,4 +1,4 @@
-"""Python's own numbers from those of numpy, torch and others, so that callers need not convert them.
+"""Conversion of numpy's, torch's and other numbers to Python's own, so that callers need not convert them.
 
 Importing this module imports neither torch nor numpy.
 """
@@ -10,15 +10,15 @@ from numbers import Integral, Real
 from typing import Any
 
 _MOST_SHOWN = 60
-"""Characters of a value in an error."""
+"""Largest number of characters of a value in an error message."""
 
 
 def plain_number(value: Any) -> Any:
-    """What a number of numpy, or an array or tensor without dimensions, holds; everything else as it is.
+    """Return the value of a numpy scalar, or of an array or tensor with no dimensions; else the argument.
 
-    A tensor on a GPU is waited for.
+    A tensor on a GPU causes a synchronisation.
     """
-    # Numbers of numpy are told from arrays of one by their number of dimensions; all three have `item`.
+    # All of them have `item`, but arrays with one element have dimensions.
     if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
         return value
     try:
@@ -28,11 +28,11 @@ def plain_number(value: Any) -> Any:
 
 
 def as_whole(value: object) -> int | None:
-    """The whole number that a value is: an int, a numpy integer, or an array or tensor without dimensions.
+    """Return the integer in an int, a numpy integer, or an array or tensor with no dimensions.
 
-    None of anything else, flags and floats such as 4.0 included.
+    The result is None for anything else, including bools and floats such as 4.0.
     """
-    if type(value) is int:  # nearly always
+    if type(value) is int:  # the common case
         return value
     number = plain_number(value)
     if isinstance(number, bool) or not isinstance(number, (int, Integral)):
@@ -41,9 +41,9 @@ def as_whole(value: object) -> int | None:
 
 
 def as_real(value: object) -> Any:
-    """The real number that a value is, as `as_whole` takes them, floats and fractions included; else None.
+    """Return the real number in a value as `as_whole` does, including floats and fractions, or None.
 
-    It is not converted to a float, as whole numbers may be larger than any.
+    It is not converted to a float, because an int may be larger than any float.
     """
     if type(value) is float or type(value) is int:
         return value
@@ -54,9 +54,9 @@ def as_real(value: object) -> Any:
 
 
 def as_sequence(values: object) -> Sequence[Any] | None:
-    """A sequence of numbers; of an array or a tensor with one dimension, a list of what it holds.
+    """Return a sequence as it is, and an array or tensor with one dimension as a list of its values.
 
-    None of anything else, texts, sets and iterators included.
+    The result is None for anything else, including strings, sets and iterators.
     """
     if type(values) is tuple or type(values) is list:
         return values
@@ -74,7 +74,7 @@ def as_sequence(values: object) -> Sequence[Any] | None:
 
 
 def shown(value: object) -> str:
-    """A value as an error names it: an array or tensor by type and shape; cut where it is long."""
+    """Format a value for an error message: arrays and tensors by type and shape, long values truncated."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None and not isinstance(value, Real):
         return f"{type(value).__name__} of {dtype} with shape {list(shape)}"
@@ -83,7 +83,7 @@ def shown(value: object) -> str:
 
 
 def wrapped_seed(seed: int) -> int:
-    """A seed of any size, modulo 2**64: the number in [-2**63, 2**63) whose 64 bits are its lowest."""
+    """Wrap a seed of any size to the number in [-2**63, 2**63) that is equal to it modulo 2**64."""
     if -(2**63) <= seed < 2**63:
         return seed
     return (seed + 2**63) % 2**64 - 2**63

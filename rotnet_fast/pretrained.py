@@ -1,8 +1,8 @@
-"""Pretrained networks, wherever they lie.
+"""Resolve and read pretrained networks.
 
 One resolver serves all commands and `rotnet_fast.load_backbone`. It takes a run folder of ``python -m
-rotnet_fast.pretrain``, a checkpoint or snapshot in it, what ``python -m rotnet_fast.export`` wrote, or the
-name of a model that ships with the package. The content of a file decides what it is, not its name.
+rotnet_fast.pretrain``, a checkpoint or snapshot in it, a result of ``python -m rotnet_fast.export``, or the
+name of a model that ships with the package. A file's contents, not its name, decide what it is.
 
 Importing this module does not import torch.
 """
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
     from rotnet_fast.models.network import FeatureNetwork
 
 MODEL_FILE = "model.safetensors"
-"""Name of the weights in an exported folder."""
+"""Name of the file with the weights in an exported folder."""
 
 SHIPPED: dict[str, str] = {
     "nin4-cifar10-jpeg": "bfc03ac1ae4007311364e32439ca22ee6ba449e91cc3b65844fc2c02e1435a6e",
 }
-"""Name of a model that ships with the package -> SHA-256 (hexadecimal) of its file, which is
+"""Map the name of a model that ships with the package to the SHA-256 (hexadecimal) of its file, which is
 ``rotnet_fast/weights/NAME.safetensors``."""
 
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
 
-_GIVE = (
-    "give a run folder of python -m rotnet_fast.pretrain, a checkpoint in it, a folder of "
+_REMEDY = (
+    "pass a run folder of python -m rotnet_fast.pretrain, a checkpoint in it, a folder of "
     "python -m rotnet_fast.export"
 )
 
 
 @dataclass(frozen=True)
 class ModelPath:
-    """Where a pretrained network lies.
+    """Locate a pretrained network.
 
     Attributes:
         path: a run folder, or a file.
-        home: folder in which commands put what they make of the network, unless they are told another.
+        home: default folder for the results of commands on this network.
         shipped_as: name of a model that ships with the package; None for others.
     """
 
@@ -62,24 +62,24 @@ class ModelPath:
 
 
 def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> ModelPath:
-    """Find a pretrained network; nothing is read yet.
+    """Resolve the path of a pretrained network without reading it.
 
     Args:
-        model: a path, or the name of a model that ships with the package. A name goes before a path.
-        argument: what errors call it.
+        model: a path, or the name of a model that ships with the package. A name takes precedence.
+        argument: name of the argument in error messages.
 
     Raises:
-        ArgumentError: an empty path.
-        CheckpointError: there is nothing of that name, or a folder without a model.
+        ArgumentError: the path is empty.
+        CheckpointError: the path does not exist, or is a folder without a model.
     """
     if isinstance(model, str) and model in SHIPPED:
         return ModelPath(_WEIGHTS / f"{model}.safetensors", Path("runs") / model, model)
     path = named(model, argument)
     if not path.exists():
         near = difflib.get_close_matches(os.fspath(model), SHIPPED, n=1)
-        meant = f"did you mean {near[0]}? Else {_GIVE}" if near else _GIVE
+        meant = f"did you mean {near[0]}? Otherwise {_REMEDY}" if near else _REMEDY
         raise CheckpointError(
-            f"{argument} {path} does not exist; {meant}, or the name of a model that comes with the package: "
+            f"{argument} {path} does not exist; {meant}, or the name of a model that ships with the package: "
             f"{', '.join(SHIPPED)}"
         )
     if not path.is_dir():
@@ -91,27 +91,29 @@ def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> M
     runs = sorted(place.parent for place in path.glob("*/checkpoints"))
     if runs:
         shown = ", ".join(map(str, runs[:3])) + (", ..." if len(runs) > 3 else "")
-        raise CheckpointError(f"{argument} {path} is no run folder, but holds {len(runs)}: give {shown}")
-    raise CheckpointError(f"{argument} {path} holds neither {MODEL_FILE} nor a folder checkpoints; {_GIVE}")
+        raise CheckpointError(
+            f"{argument} {path} is not a run folder, but contains {len(runs)}: pass {shown}"
+        )
+    raise CheckpointError(f"{argument} {path} contains neither {MODEL_FILE} nor checkpoints/; {_REMEDY}")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A pretrained network, and what is known of its pretraining.
+    """Hold a pretrained network and what is known about its pretraining.
 
     Attributes:
         path: file that the weights were read from.
         home: see `ModelPath`.
-        run: folder of the pretraining; None of an exported network.
+        run: run folder of the pretraining; None for an exported network.
         state: weights and buffers by name, on the CPU.
-        identity: all that made the pretraining what it was, as plain values: the recipe, ``in_channels``, the
-            fingerprint of the images, ...
-        config: the recipe in it.
-        epoch, step: finished epochs, and steps of the next one.
-        metrics: of the test images, in percent; empty in mid-epoch.
-        images_per_epoch: training images; None where that is not known.
-        mean, std: per channel, of the normalisation.
-        dataset_name: what results call the images; None where that is not recorded here.
+        identity: everything that determined the pretraining, as plain values: the recipe, ``in_channels``,
+            the fingerprint of the images, ...
+        config: the recipe in ``identity``.
+        epoch, step: number of finished epochs, and of steps in the next one.
+        metrics: test metrics in percent; empty within an epoch.
+        images_per_epoch: number of training images; None if unknown.
+        mean, std: normalisation, per channel.
+        dataset_name: name of the images in results; None if not recorded here.
     """
 
     path: Path
@@ -130,16 +132,16 @@ class Pretrained:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images."""
+        """Return the number of channels of the images."""
         return int(self.identity["in_channels"])
 
     @plain_torch()
     def network(self) -> FeatureNetwork:
-        """Make the network with its weights, on the CPU.
+        """Create the network with its weights, on the CPU.
 
         Raises:
-            CheckpointError: the weights are not of the network that is described.
-            ArgumentError: the network's library is missing.
+            CheckpointError: the weights do not match the described network.
+            ArgumentError: the network's library is not installed.
         """
         from rotnet_fast.models.build import make_network
 
@@ -154,7 +156,7 @@ class Pretrained:
         return network
 
     def metadata(self, dataset_name: str) -> dict[str, str]:
-        """What an exported file says beside its weights; values other than text are JSON."""
+        """Return the metadata of an exported file; values that are not strings are JSON."""
         network = self.network()
         values = {
             "config": self.identity,
@@ -173,7 +175,7 @@ class Pretrained:
         }
 
     def state_hash(self) -> str:
-        """See `rotnet_fast.engine.checkpoint.state_hash`."""
+        """Return the hash of the state, see `rotnet_fast.engine.checkpoint.state_hash`."""
         from rotnet_fast.engine.checkpoint import state_hash
 
         return state_hash(self.state)
@@ -181,14 +183,15 @@ class Pretrained:
 
 @plain_torch()
 def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint") -> Pretrained:
-    """Read a pretrained network, of a run folder its newest whole checkpoint.
+    """Read a pretrained network; for a run folder, its newest intact checkpoint.
 
     Args:
         model, argument: see :func:`find_model`.
 
     Raises:
-        ArgumentError: an empty path.
-        CheckpointError: nothing there, damaged, not of this program, or of another kind of training.
+        ArgumentError: the path is empty.
+        CheckpointError: the path does not exist, is damaged, was not written by this package, or belongs to
+            another kind of training.
     """
     from rotnet_fast.engine import checkpoint
 
@@ -199,10 +202,10 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
     identity = state.get("config", {})
     if identity.get("task") != "pretrain":
         raise CheckpointError(
-            f"the checkpoint {path} is not one of a pretraining; give a run folder of "
+            f"the checkpoint {path} was not written by pretraining; pass a run folder of "
             f"python -m rotnet_fast.pretrain"
         )
-    step = state.get("step", 0)  # snapshots are taken between epochs, and do not count images
+    step = state.get("step", 0)  # snapshots are taken between epochs and lack the number of images
     images = state["log"]["images"] if "log" in state and state["epoch"] and not step else None
     from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
@@ -217,7 +220,7 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
         step=step,
         metrics={} if step else state["metrics"].get("test", {}),
         images_per_epoch=None if images is None else images // state["epoch"],
-        mean=CIFAR10_MEAN,  # all data sets are normalised with them
+        mean=CIFAR10_MEAN,  # used for all data sets
         std=CIFAR10_STD,
         dataset_name=None,
     )
@@ -262,7 +265,7 @@ def _read_exported(found: ModelPath) -> Pretrained:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, and the header."""
+    """Return whether a file starts like safetensors: with the length of a JSON header, and the header."""
     try:
         with path.open("rb") as file:
             return file.read(10)[8:] == b'{"'
@@ -278,7 +281,7 @@ def _config_in(identity: Mapping[str, Any], origin: Path) -> PretrainConfig:
 
 
 def undescribed(origin: Path, error: Exception) -> CheckpointError:
-    """The refusal of a file in which something is missing or does not fit."""
+    """Return the error for a file whose description is incomplete or inconsistent."""
     return CheckpointError(
         f"{origin} does not describe a network that this version of rotnet_fast can build ({error})"
     )

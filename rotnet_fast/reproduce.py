@@ -1,11 +1,11 @@
-"""Every table and figure of the method: ``python -m rotnet_fast.reproduce [--preset NAME] [flags]``.
+"""Reproduce the method's tables and figures: ``python -m rotnet_fast.reproduce [--preset NAME] [flags]``.
 
-The results folder holds one JSON file per finished cell and the report. Running the same command again
-computes what is missing; several processes, or machines that share the folder, divide the work. So do those
-of torchrun, each on a GPU of its own where there are several.
+The results folder contains one JSON file per finished cell and the report. Running the same command again
+computes what is missing. Several processes, or machines that share the folder, divide the work; so do the
+processes of torchrun, each on its own GPU if there are several.
 
-Exit codes: see `rotnet_fast.command`; a cell that failed gives its own. torch is imported only once the
-flags are known to be right.
+Exit codes: see `rotnet_fast.command`; a failed cell determines its own. torch is only imported once the flags
+are known to be valid.
 """
 
 from __future__ import annotations
@@ -54,34 +54,34 @@ class ReproduceConfig(ImageSettings):
     for two cores."""
 
     scale: float = 1.0
-    """Fraction of the epochs and of the training images that --limit-train leaves, for trying it out; at
-    least six epochs of pretraining, one of everything else, and eight images per class. Labels per class
-    are the paper's shares of a class; all test images stay."""
+    """Fraction of the epochs and of the training images (after --limit-train) to use, for a trial; at least
+    six epochs of pretraining, one of everything else, and eight images per class. Labels per class
+    are the paper's fractions of a class; all test images are kept."""
 
     seeds: int = 1
-    """Repeat everything with so many seeds, 0, 1, ..."""
+    """Number of seeds, 0, 1, ..., with which to repeat everything."""
 
     only: tuple[str, ...] | None = None
-    """table1 table2 table3 figure3 figure4 figure5a figure5b extras ablations, or single entries such as
-    table3/rotnet-conv. None: everything."""
+    """Items to compute: table1 table2 table3 figure3 figure4 figure5a figure5b extras ablations, or single
+    entries such as table3/rotnet-conv. None: everything."""
 
     time_budget: float | None = None
-    """Minutes after which to stop cleanly and say what is left. None: no limit."""
+    """Minutes after which to stop cleanly and report what is left. None: no limit."""
 
     dry_run: bool = False
-    """Print the plan with the estimated time of each group of cells, and compute nothing."""
+    """Print the plan with the estimated time of each group of cells without computing anything."""
 
     output: Path | None = None
-    """Results folder. None: studies/<preset>-<dataset>, with the scale where it is not 1."""
+    """Results folder. None: studies/<preset>-<dataset>, with the scale unless it is 1."""
 
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
 
     def validate(self) -> None:
-        """Check what the types alone cannot.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
+            ArgumentError: a setting has an invalid value.
             DataError: the data folder does not exist.
         """
         super().validate()
@@ -93,7 +93,9 @@ class ReproduceConfig(ImageSettings):
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
             )
         if self.only is not None and not self.only:
-            raise ArgumentError(f"only is empty; choose from {', '.join(ITEMS)}, or remove it for everything")
+            raise ArgumentError(
+                f"only is empty; choose from {', '.join(ITEMS)}, or omit it to compute everything"
+            )
         for wish in self.only or ():
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
@@ -108,7 +110,7 @@ class ReproduceConfig(ImageSettings):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command-line entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
@@ -128,26 +130,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Processes = ALONE) -> None:
-    """Compute what is missing of a study and write its report, or print the plan.
+    """Compute the missing cells of a study and write its report, or print the plan.
 
     Args:
         config: validated settings.
-        command: command line that results record as their origin.
-        processes: processes that divide the cells; the main one writes the report when all are finished.
+        command: command line to record in the results.
+        processes: processes that share the cells; the main one writes the report when all are finished.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`; of a cell that failed, after all others
-            were computed.
-        Interrupted: stopped by a signal, with everything saved.
+        RotnetError: an error of `rotnet_fast.errors`; that of a failed cell is raised after all others were
+            computed.
+        Interrupted: a signal stopped the process, which has saved everything.
     """
-    if not config.dry_run:  # which writes nothing
+    if not config.dry_run:  # a dry run writes nothing
         processes.on_main(lambda: check_study_folder(config.output_folder()))
     _reproduce(config, command, processes)
 
 
 @plain_torch()
 def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> None:
-    """Do the work of :func:`reproduce` in a folder that has been checked."""
+    """Do the work of :func:`reproduce` in a folder that was checked."""
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
     context = processes.local_main_first(lambda: make_context(config, processes))
@@ -165,7 +167,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
         return
 
     def begin() -> None:
-        context.results.check(context.settings)  # a folder that is refused stays as it was
+        context.results.check(context.settings)  # before writing anything to a folder that is refused
         context.results.begin(context.settings, config.seeds)
 
     processes.on_main(begin)
@@ -195,9 +197,9 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
         report(context.results)
         if not is_in_time:
             left = pending_cells(context, cells)
-            print(f"the time budget is spent; {len(left)} cells in {len(grouped(left))} groups are left:")
+            print(f"time budget exhausted; {len(left)} cells in {len(grouped(left))} groups are left:")
             print(plan_table(context, entries, config.seeds))
-            print("run the same command again to resume, also in mid-training")
+            print("run the same command again to resume, even within a training")
         for label, error in failures.items():
             print(f"FAILED: {label}: {error}", file=sys.stderr)
     for error in failures.values():
@@ -205,42 +207,44 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
 
 
 def check_study_folder(folder: Path) -> None:
-    """Check, before the data are read, that a study can be kept in a folder.
+    """Check that a folder can hold a study, before the data are read.
 
     Raises:
-        ArgumentError: it holds a run of another command.
-        CannotWriteError: see `check_output`.
-        DataError: it holds a study that cannot be read.
+        ArgumentError: the folder contains a run of another command.
+        CannotWriteError: the folder is not writable, see `check_output`.
+        DataError: the folder contains a study that cannot be read.
     """
     check_output(folder)
     if Results(folder).read_settings() is None and (folder / "config.json").exists():
-        raise ArgumentError(f"output {folder} holds a run, not a study; choose another folder with --output")
+        raise ArgumentError(
+            f"output {folder} contains a run, not a study; choose another folder with --output"
+        )
 
 
 def report(results: Results) -> None:
-    """Write the report of what is finished; results are worth keeping even if it cannot be drawn."""
+    """Write the report of the finished cells; if it cannot be drawn, say how to write it later."""
     try:
         from rotnet_fast.study.pages.report import write_report
     except ImportError as error:
         again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
-        print(f"no report is written: {error}; run {again} where it can be imported", file=sys.stderr)
+        print(f"no report was written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
     files = write_report(results.path)
     print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
 
 
 def printer(processes: Processes) -> Callable[[str], None]:
-    """Return a function that prints a line at once, also into a file, and names the process."""
+    """Return a function that prints a line without buffering, prefixed by the process's rank."""
     prefix = f"[process {processes.rank}] " if processes.world > 1 else ""
     return lambda line: print(f"{prefix}{line}", flush=True)
 
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
-    """Send this process SIGTERM when the time is over, as a user would.
+    """Return a context that sends SIGTERM to this process when the time is over, as a user would.
 
     Yields:
-        Function that tells whether the time is over.
+        Function that returns whether the time is over.
     """
     is_over = threading.Event()
 
@@ -257,13 +261,14 @@ def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
     finally:
         if timer is not None:
             timer.cancel()
-            timer.join()  # a signal that is on its way arrives while it is still listened to
+            timer.join()  # so that a signal being sent arrives while it is still handled
 
 
 def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Context:
-    """Load the data set and settle everything that decides the numbers.
+    """Load the data set and determine everything that the results depend on.
 
     Args:
+        config: validated settings.
         processes: processes of the job, each with its own device; only the main one shows progress.
 
     Raises:
@@ -322,7 +327,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
 
 
 def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
-    """Tabulate the groups of cells in the order in which they are computed: purpose, duration, state."""
+    """Format the groups of cells in order of computation, with their items, estimated time and state."""
     from rotnet_fast.engine.run_folder import environment
     from rotnet_fast.study.cells import with_needs
     from rotnet_fast.study.estimate import Estimator
@@ -352,7 +357,7 @@ def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as ``42 s``, ``7 min`` or ``3.5 h``."""
+    """Format as ``42 s``, ``7 min`` or ``3.5 h``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Rotation sets: degrees counter-clockwise, and how they become class labels.
+"""Rotation sets in degrees counter-clockwise, and their class labels.
 
 Source: Gidaris et al., ICLR 2018, section 3. The label of a view is the position of its rotation
 in the set, so that with the default set label k means k quarter turns counter-clockwise.
@@ -19,39 +19,42 @@ EIGHT_ROTATIONS: tuple[int, ...] = (0, 45, 90, 135, 180, 225, 270, 315)
 
 
 MAX_ROTATIONS = 64
-"""The most rotations of a set: what the kernels have room for."""
+"""Largest number of rotations in a set, a limit of the kernels."""
 
 
 def check_rotations(rotations: Sequence[int]) -> list[int]:
-    """Check a set of rotations and take each modulo 360.
+    """Check a set of rotations and return each of them modulo 360.
 
     Args:
-        rotations: sequence, array or tensor [K] of 1 to 64 whole degrees, counter-clockwise; negative angles
-            and angles of 360 or more are allowed.
+        rotations: sequence, array or tensor [K] of 1 to 64 integer degrees, counter-clockwise; negative
+            angles and angles of 360 or more are allowed.
 
     Returns:
-        Degrees in 0..359, one per rotation, in the order given.
+        Degrees in 0..359, one per rotation, in the given order.
 
     Raises:
-        ValueError: empty, or more than 64.
-        TypeError: not a sequence of whole numbers.
+        ValueError: rotations is empty or has more than 64 angles.
+        TypeError: rotations is not a sequence of integers.
     """
     angles = as_sequence(rotations)
     if angles is None:
         raise TypeError(
-            f"rotations must be a sequence of whole degrees such as (0, 90, 180, 270), got {shown(rotations)}"
+            f"rotations must be a sequence of integer degrees such as (0, 90, 180, 270), "
+            f"got {shown(rotations)}"
         )
     if not angles:
-        raise ValueError("rotations is empty; give at least one angle, such as (0, 90, 180, 270)")
+        raise ValueError("rotations is empty; pass at least one angle, such as (0, 90, 180, 270)")
     degrees = []
     for position, given in enumerate(angles):
-        # Counted as they come: a range can be longer than anything that has a length.
+        # Counted one by one, because a range can be too long for len().
         if position == MAX_ROTATIONS:
-            raise ValueError(f"rotations has more than {MAX_ROTATIONS} angles; so many are supported")
+            raise ValueError(
+                f"rotations has more than {MAX_ROTATIONS} angles; at most that many are supported"
+            )
         angle = as_whole(given)
         if angle is None:
             raise TypeError(
-                f"rotations must hold whole degrees, found {shown(given)}; write for example (0, 90)"
+                f"rotations must hold integer degrees, found {shown(given)}; use for example (0, 90)"
             )
         degrees.append(angle % 360)
     return degrees

@@ -1,4 +1,4 @@
-"""What the settings of all commands have in common, from flags as from a program: numbers, paths and lists.
+"""Base classes of the settings of all commands, whether they come from flags or from Python code.
 
 Importing this module does not import torch.
 """
@@ -20,24 +20,24 @@ from rotnet_fast.plain import as_real, as_sequence, as_whole, plain_number, show
 
 
 class Settings:
-    """Base of the dataclasses that describe a command: every field is made what its annotation says.
+    """Base of the dataclasses that describe a command; converts every field to its annotated type.
 
-    Numbers may be numpy's, lists may be arrays, and paths may be text, in which ``~`` is the home folder.
-    What cannot be a value of the field is refused, and so is an empty text or path.
+    Numbers may be numpy's, lists may be arrays, and paths may be strings, in which ``~`` is the home folder.
+    Values that a field cannot have are refused, and so are empty strings and paths.
 
     Raises:
-        ArgumentError: by the constructor: the setting, the value found and what is allowed.
+        ArgumentError: (by the constructor) a setting has an invalid value.
     """
 
     paths_as_text: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a path, but are no `Path`, because certain words stand for something else."""
+    """Fields that hold a path, but are not a `Path`, because certain words have a special meaning."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
         hints = _hints(kind)
         for field in fields(self):  # type: ignore[arg-type]
             given = getattr(self, field.name)
-            value = _settled(field.name, given, hints[field.name])
+            value = _convert(field.name, given, hints[field.name])
             if field.name in self.paths_as_text and value is not None:
                 value = os.fspath(named(value, field.name))
             if value is not given:
@@ -49,21 +49,21 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _settled(name: str, value: Any, hint: Any) -> Any:
-    """A value as the annotation has it; the very object where it is so already."""
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """Convert a value to its annotated type; return the same object if it already has that type."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     if all(get_origin(kind) is Literal for kind in kinds):
-        return _chosen(name, value, [choice for kind in kinds for choice in get_args(kind)])
+        return _to_choice(name, value, [choice for kind in kinds for choice in get_args(kind)])
     (kind,) = kinds
     if get_origin(kind) is tuple:
-        return _listed(name, value, get_args(kind))
-    return _PLAIN[kind](name, value)
+        return _to_tuple(name, value, get_args(kind))
+    return _CONVERTERS[kind](name, value)
 
 
-def _chosen(name: str, value: Any, choices: list[Any]) -> Any:
+def _to_choice(name: str, value: Any, choices: list[Any]) -> Any:
     found = as_whole(value) if as_whole(value) is not None else value
     for choice in choices:
         if type(choice) is type(found) and choice == found:
@@ -71,53 +71,55 @@ def _chosen(name: str, value: Any, choices: list[Any]) -> Any:
     raise _refusal(name, value, f"choose from {', '.join(map(str, choices))}")
 
 
-def _listed(name: str, values: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_tuple(name: str, values: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     found = as_sequence(values)
     if found is None:
         raise _refusal(name, values, "it must be a list or a tuple")
     if kinds[-1] is not Ellipsis and len(found) != len(kinds):
         raise _refusal(name, values, f"it must have {len(kinds)} values")
-    settled = tuple(_settled(name, value, kinds[0]) for value in found)
-    is_same = type(values) is tuple and all(one is other for one, other in zip(settled, values, strict=True))
-    return values if is_same else settled
+    converted = tuple(_convert(name, value, kinds[0]) for value in found)
+    is_same = type(values) is tuple and all(
+        one is other for one, other in zip(converted, values, strict=True)
+    )
+    return values if is_same else converted
 
 
-def _whole(name: str, value: Any) -> int:
+def _to_int(name: str, value: Any) -> int:
     number = as_whole(value)
     if number is None:
-        raise _refusal(name, value, "it must be a whole number: give an int")
+        raise _refusal(name, value, "it must be an integer")
     return number
 
 
-def _real(name: str, value: Any) -> float:
+def _to_float(name: str, value: Any) -> float:
     number = as_real(value)
     if number is None:
-        raise _refusal(name, value, "it must be a number: give a float")
+        raise _refusal(name, value, "it must be a number")
     try:
         converted = float(number)
     except OverflowError:
-        raise _refusal(name, value, "it must be a number that a float can hold") from None
+        raise _refusal(name, value, "it must be in the range of a float") from None
     return number if type(number) is int else converted
 
 
-def _flag(name: str, value: Any) -> bool:
+def _to_bool(name: str, value: Any) -> bool:
     found = plain_number(value)
     if not isinstance(found, bool):
         raise _refusal(name, value, "it must be True or False")
     return found
 
 
-def _text(name: str, value: Any) -> str:
-    if name == "device" or isinstance(value, os.PathLike):  # torch.device's text is what the setting takes
+def _to_str(name: str, value: Any) -> str:
+    if name == "device" or isinstance(value, os.PathLike):  # str(torch.device) is a valid device name
         value = str(value)
     if not isinstance(value, str):
-        raise _refusal(name, value, "it must be a text")
+        raise _refusal(name, value, "it must be a string")
     if not value:
-        raise ArgumentError(f"{_flag_name(name)} is empty; give a text, or leave it out")
+        raise ArgumentError(f"{_flag_name(name)} is empty; pass a value, or omit it")
     return value
 
 
-def _path(name: str, value: Any) -> Path:
+def _to_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise _refusal(name, value, "it must be a path")
     return named(value, _flag_name(name))
@@ -131,31 +133,31 @@ def _refusal(name: str, value: Any, rule: str) -> ArgumentError:
     return ArgumentError(f"{_flag_name(name)} is {shown(value)}; {rule}")
 
 
-_PLAIN: dict[Any, Callable[[str, Any], Any]] = {
-    bool: _flag,
-    float: _real,
-    int: _whole,
-    str: _text,
-    Path: _path,
+_CONVERTERS: dict[Any, Callable[[str, Any], Any]] = {
+    bool: _to_bool,
+    float: _to_float,
+    int: _to_int,
+    str: _to_str,
+    Path: _to_path,
 }
-"""Annotation of a field -> what makes a value of it."""
+"""Map the annotation of a field to the function that converts its values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings):
-    """Where a command computes, and in which number format."""
+    """Settings of the device and the precision of a command."""
 
     device: str = "auto"
-    """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format. auto: bf16 where the device computes in it, else fp32. fp16 needs a CUDA device."""
+    """Number format. auto: bf16 if the device computes in it, else fp32. fp16 needs a CUDA device."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
+            ArgumentError: a setting has an invalid value.
         """
         check_device(self.device)
         check_precision(self.precision, self.device)
@@ -163,39 +165,39 @@ class DeviceSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSettings(DeviceSettings):
-    """Images that a command trains and tests on."""
+    """Settings of the images that a command trains and tests on."""
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
-    """cifar10: the official archive, read where it lies or downloaded.
-    folder: image files, or tar shards of them, in train/ and test/, with class folders or without.
-    digits: scikit-learn's handwritten digits, no files needed."""
+    """cifar10: the official archive, which is downloaded if necessary.
+    folder: image files or tar shards in train/ and test/, with or without class folders.
+    digits: scikit-learn's handwritten digits, which need no files."""
 
     data_dir: Path | None = None
     """Folder of the data set's files."""
 
     dataset_name: str | None = None
-    """What results call the data set. None: its own name."""
+    """Name of the data set in results. None: its own name."""
 
     bad_images: Literal["fail", "skip"] = "fail"
-    """What to do about damaged images in the data folder.
-    fail: stop and name them. skip: leave them out, at most one in a thousand, and list them."""
+    """How to treat damaged images in the data folder.
+    fail: stop and name them. skip: skip and list them, if they are at most one in a thousand."""
 
     check_images: Literal["structure", "decode"] = "structure"
-    """How closely the images of the data folder are looked at before the first step, each once.
-    structure: markers, checksums, a PNG's pixels. decode: decoded, too, which takes as long as an epoch."""
+    """How thoroughly to check the images of the data folder before the first step; each is checked once.
+    structure: markers, checksums, a PNG's pixels. decode: also decode, which takes as long as an epoch."""
 
     limit_train: int | None = None
-    """Train on this many images only, balanced over the classes."""
+    """Train on only this many images, balanced over the classes."""
 
     limit_test: int | None = None
-    """Test on this many images only, balanced over the classes."""
+    """Test on only this many images, balanced over the classes."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
-            DataError: the data folder is not there.
+            ArgumentError: a setting has an invalid value.
+            DataError: the data folder does not exist.
         """
         super().validate()
         at_least_one(self, "limit_train", "limit_test")
@@ -204,38 +206,38 @@ class ImageSettings(DeviceSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedImageSettings(DeviceSettings):
-    """Images for a pretrained network: those that it was pretrained on, unless others are named."""
+    """Settings of the images for a pretrained network, by default those that it was pretrained on."""
 
     data_dir: Path | None = None
-    """Folder of the data set's files. None: that of the pretraining."""
+    """Folder of the data set's files. None: as in pretraining."""
 
     loader: Literal["auto", "resident", "dali"] | None = None
     """Keep all images in memory, or stream them, see rotnet_fast.pretrain. None: as in pretraining."""
 
     bad_images: Literal["fail", "skip"] | None = None
-    """What to do about damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
+    """How to treat damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
 
     limit_train: int | None = None
-    """Use this many training images only, balanced over the classes. None: as in pretraining."""
+    """Use only this many training images, balanced over the classes. None: as in pretraining."""
 
     limit_test: int | None = None
-    """Use this many test images only, balanced over the classes. None: as in pretraining."""
+    """Use only this many test images, balanced over the classes. None: as in pretraining."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
+            ArgumentError: a setting has an invalid value.
         """
         super().validate()
         at_least_one(self, "limit_train", "limit_test")
 
 
 def at_least_one(settings: Settings, *names: str) -> None:
-    """Refuse counts below 1; None stands for no limit.
+    """Check that the named counts are at least 1, or None for no limit.
 
     Raises:
-        ArgumentError: one of them is.
+        ArgumentError: a count is below 1.
     """
     for name in names:
         value = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""Whether a training has come to anything, told at its end.
+"""Judge at the end of a training whether the network has learned anything.
 
 Importing this module does not import torch.
 """
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 STANDARD_ERRORS = 3
-"""An accuracy that is no more of its standard errors above chance may well be chance."""
+"""An accuracy within this many standard errors above chance counts as chance."""
 
 ABSURD = 2
-"""A loss of more times that of guessing: the network is sure of what is wrong."""
+"""A loss above this multiple of the loss of guessing means that the network is confidently wrong."""
 
 
 def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
-    """Whether an accuracy may well be that of guessing.
+    """Return whether an accuracy is indistinguishable from guessing.
 
     Args:
-        accuracy, chance: in percent; what was measured, and what guessing gives on average.
-        count: predictions that it was measured on.
+        accuracy, chance: the measured accuracy and the expected accuracy of guessing, in percent.
+        count: number of predictions behind the accuracy.
     """
     share = chance / 100
     return accuracy <= chance + 100 * STANDARD_ERRORS * math.sqrt(share * (1 - share) / count)
@@ -30,11 +30,11 @@ def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What went wrong in a pretraining.
+    """Describe what went wrong in a pretraining run.
 
     Attributes:
-        sentence: that says so, and what to try.
-        is_hopeless: whether nothing can be expected of its features.
+        sentence: the problem, and what to try.
+        is_hopeless: whether its features are useless.
     """
 
     sentence: str
@@ -42,26 +42,26 @@ class Verdict:
 
 
 def of_pretraining(results: Mapping[str, Any]) -> Verdict | None:
-    """What went wrong in a pretraining, by its ``results.json``; None where nothing did."""
+    """Return what went wrong in a pretraining run, based on its ``results.json``, or None."""
     rotations = len(results["rotation_accuracy_by_degrees"])
     chance, guessing = 100 / rotations, math.log(rotations)
     train = results["train"]
     loss, learned = train.get("loss", guessing), train.get("rotation_accuracy", chance)
     if loss > ABSURD * guessing:
         return Verdict(
-            f"the training diverged: its loss ended at {loss:.3g}, where guessing has {guessing:.2f}; start "
-            f"again with a lower --lr and another --output",
+            f"the training diverged: its final loss is {loss:.3g}, but that of guessing is {guessing:.2f}; "
+            f"start again with a lower --lr and another --output",
             is_hopeless=True,
         )
     if not is_at_chance(results["rotation_accuracy"], chance, results["test_images"] * rotations):
         return None
-    finding = f"the rotation accuracy cannot be told from that of guessing, {chance:.2f} %"
+    finding = f"the rotation accuracy is indistinguishable from that of guessing, {chance:.2f} %"
     if is_at_chance(learned, chance, results["train_images"] * rotations):
         return Verdict(
             f"{finding}: the network has learned nothing; try another --lr, more --epochs, or more images",
             is_hopeless=True,
         )
     return Verdict(
-        f"{finding}, though it was {learned:.2f} % on the training images; try more --epochs, or more images",
+        f"{finding}, but {learned:.2f} % on the training images; try more --epochs, or more images",
         is_hopeless=False,
     )

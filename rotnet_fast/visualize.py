@@ -1,8 +1,8 @@
-"""Pictures of a pretrained network: ``python -m rotnet_fast.visualize --checkpoint RUN [flags]``.
+"""Visualize a pretrained network: ``python -m rotnet_fast.visualize --checkpoint RUN [flags]``.
 
-Each picture is written as PNG and SVG into RUN/figures unless ``--output`` says otherwise.
+Each picture is saved as PNG and SVG in RUN/figures, or in the folder given by ``--output``.
 
-Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Picture = Literal[
 ]
 
 IMAGES_WITH_ATTENTION = 4
-"""More do not fit into the width of a page."""
+"""Largest number of images with attention maps, limited by the width of a page."""
 
 MOST_IMAGES = 100
-"""Rows of a picture; the time and memory of drawing them grow with their number."""
+"""Largest number of rows in a picture; drawing time and memory grow with it."""
 
 
 @dataclass(frozen=True)
@@ -50,47 +50,47 @@ class VisualizeConfig(PretrainedImageSettings):
     paths_as_text = ("checkpoint",)
 
     checkpoint: str
-    """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint file, an exported folder, or
-    the name of a model that comes with the package."""
+    """Run folder of a pretraining (its newest checkpoint is used), a checkpoint file, an exported folder, or
+    the name of a model that ships with the package."""
 
     what: tuple[Picture | Literal["all"], ...] = ("all",)
-    """overview: test images under all rotations, with predictions, beside their nearest training images.
-    rotations: test images under all rotations, with predictions.
-    filters: of the first layer. attention: maps of three layers, and how well they turn with the image.
+    """overview: test images in all rotations, with predictions, next to their nearest training images.
+    rotations: test images in all rotations, with predictions.
+    filters: the first layer. attention: maps of three layers, and how well they rotate with the image.
     knn: nearest training images. confusion: of rotations, and of object classes by nearest neighbours.
     embedding: PCA and t-SNE. calibration: confidence against accuracy. hardest: images whose rotation is
-    hardest to tell."""
+    hardest to predict."""
 
     supervised: Path | None = None
-    """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised: attention and
-    filters show it beside the pretrained network."""
+    """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised, which attention
+    and filters show next to the pretrained network."""
 
     layer: str | None = None
-    """Feature map of knn, confusion and embedding, such as conv3, or layer3 of resnet18. None: conv2, or the
-    last map of the stage before the last of another network than nin."""
+    """Feature map for knn, confusion and embedding, such as conv3, or layer3 of resnet18. None: conv2 of nin,
+    or the last map of the second-to-last stage of other networks."""
 
     images: int = 6
-    """Test images that rotations and knn show; attention shows the first three of them."""
+    """Test images that rotations and knn show; attention shows the first four of them."""
 
     seed: int = 0
-    """Decides which images are shown, and the start of t-SNE."""
+    """Seed of the choice of images and of t-SNE."""
 
     batch_size: int | None = None
     """Images per forward pass. None: as in pretraining."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = field(default="auto", kw_only=True)
-    """Number format. auto: that of the pretraining, so that its accuracy is shown; where the device does not
-    compute in that, fp32."""
+    """Number format. auto: that of the pretraining, to match its accuracy, or fp32 if the device does not
+    support it."""
 
     output: Path | None = None
-    """Folder of the pictures. None: figures in the run folder."""
+    """Folder for the pictures. None: figures in the run folder."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, beyond their types.
 
         Raises:
-            ArgumentError: a setting with a value that cannot be used.
-            CheckpointError: a path of a checkpoint does not exist.
+            ArgumentError: a setting has an invalid value.
+            CheckpointError: the path of a checkpoint does not exist.
         """
         super().validate()
         check_seed(self.seed)
@@ -102,26 +102,26 @@ class VisualizeConfig(PretrainedImageSettings):
         find_model(self.checkpoint)
         if self.supervised is not None and not self.supervised.exists():
             raise CheckpointError(
-                f"supervised {self.supervised} does not exist; give the folder supervised of an evaluation "
+                f"supervised {self.supervised} does not exist; pass the folder supervised of an evaluation "
                 f"with --supervised"
             )
 
     def pictures(self) -> list[str]:
-        """Keys of ``PICTURES`` to draw, in its order."""
+        """Return the keys of ``PICTURES`` to draw, in its order."""
         return [name for name in PICTURES if name in self.what or "all" in self.what]
 
     def output_folder(self) -> Path:
-        """Where the pictures are kept."""
+        """Return the folder for the pictures."""
         if self.output is not None:
             return resolve_path(self.output)
         return resolve_path(find_model(self.checkpoint).home) / "figures"
 
 
 class Analyses:
-    """What the pictures of one network show; each analysis is computed when first asked for, once.
+    """Compute what the pictures of one network show, each analysis once and on demand.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        RotnetError: an error of `rotnet_fast.errors`.
     """
 
     def __init__(self, config: VisualizeConfig) -> None:
@@ -163,7 +163,7 @@ class Analyses:
 
     @cached_property
     def rotation(self) -> Mapping[str, Any]:
-        """See `rotnet_fast.analysis.rotation.rotation`."""
+        """Return the result of `rotnet_fast.analysis.rotation.rotation`."""
         from rotnet_fast.analysis.rotation import rotation
 
         images, labels = self.test.images, self.test.labels
@@ -171,7 +171,7 @@ class Analyses:
 
     @cached_property
     def neighbours(self) -> Mapping[str, Any]:
-        """See `rotnet_fast.analysis.neighbours.neighbours`."""
+        """Return the result of `rotnet_fast.analysis.neighbours.neighbours`."""
         from rotnet_fast.analysis.neighbours import neighbours
 
         return neighbours(
@@ -179,14 +179,14 @@ class Analyses:
         )
 
     def embedding(self) -> Mapping[str, Any]:
-        """See `rotnet_fast.analysis.embedding.embedding`."""
+        """Return the result of `rotnet_fast.analysis.embedding.embedding`."""
         from rotnet_fast.analysis.embedding import embedding
 
         images, labels = self.test.images, self.test.labels
         return embedding(self.network, images, labels, self.classes, self.layer, self.views, seed=self.seed)
 
     def attention(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """See `rotnet_fast.analysis.attention.attention`, of each network."""
+        """Return the result of `rotnet_fast.analysis.attention.attention` for each network."""
         from rotnet_fast.analysis.attention import attention
 
         shown = self.shown[:IMAGES_WITH_ATTENTION]
@@ -196,86 +196,86 @@ class Analyses:
         ]
 
     def filters(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """See `rotnet_fast.analysis.filters.filters`, of each network."""
+        """Return the result of `rotnet_fast.analysis.filters.filters` for each network."""
         from rotnet_fast.analysis.filters import filters
 
         return [(name, filters(network)) for name, network in self.networks.items()]
 
 
 def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -> str:
-    """The number format to use: that which was asked for, else the pretraining's where the device has it."""
+    """Return the requested number format, or by default the pretraining's if the device supports it."""
     wanted = recipe.precision if config.precision == "auto" else config.precision
     return "fp32" if config.precision == "auto" and wanted == "fp16" and device == "cpu" else wanted
 
 
 def draw_overview(analyses: Analyses) -> dict[str, Figure]:
-    """Predicted rotations and nearest training images, side by side."""
+    """Draw predicted rotations next to the nearest training images."""
     from rotnet_fast.plots.overview import overview
 
     return {"overview": overview(analyses.rotation, analyses.neighbours)}
 
 
 def draw_rotations(analyses: Analyses) -> dict[str, Figure]:
-    """Test images under all rotations."""
+    """Draw test images in all rotations."""
     from rotnet_fast.plots.rotation import rotations
 
     return {"rotations": rotations(analyses.rotation)}
 
 
 def draw_filters(analyses: Analyses) -> dict[str, Figure]:
-    """First-layer filters of each network."""
+    """Draw the first-layer filters of each network."""
     from rotnet_fast.plots.filters import filters
 
     return {"filters": filters(analyses.filters())}
 
 
 def draw_attention(analyses: Analyses) -> dict[str, Figure]:
-    """Attention maps of each network."""
+    """Draw the attention maps of each network."""
     from rotnet_fast.plots.attention import attention
 
     return {"attention": attention(analyses.attention())}
 
 
 def draw_knn(analyses: Analyses) -> dict[str, Figure]:
-    """Nearest training images."""
+    """Draw the nearest training images."""
     from rotnet_fast.plots.neighbours import neighbours
 
     return {"knn": neighbours(analyses.neighbours)}
 
 
 def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
-    """Confusion of rotations and, where there are any, of object classes."""
+    """Draw the confusion of rotations and, if there are any, of object classes."""
     from rotnet_fast.plots.confusion import confusion
 
     rotation = analyses.rotation
     angles = [f"{angle}°" for angle in rotation["rotations"]]
-    turned = f"Predicted rotations, {rotation['accuracy']:.1f} % right"
+    turned = f"Predicted rotations, {rotation['accuracy']:.1f} % correct"
     figures = {"confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation")}
     if analyses.classes:
         neighbours = analyses.neighbours
         voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
         figures["confusion-classes"] = confusion(
-            neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % right"
+            neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % correct"
         )
     return figures
 
 
 def draw_embedding(analyses: Analyses) -> dict[str, Figure]:
-    """PCA and t-SNE of the features."""
+    """Draw PCA and t-SNE of the features."""
     from rotnet_fast.plots.embedding import embedding
 
     return {"embedding": embedding(analyses.embedding())}
 
 
 def draw_calibration(analyses: Analyses) -> dict[str, Figure]:
-    """Confidence against accuracy."""
+    """Draw confidence against accuracy."""
     from rotnet_fast.plots.rotation import calibration
 
     return {"calibration": calibration(analyses.rotation)}
 
 
 def draw_hardest(analyses: Analyses) -> dict[str, Figure]:
-    """Images whose rotation is hardest to tell."""
+    """Draw the images whose rotation is hardest to predict."""
     from rotnet_fast.plots.rotation import hardest
 
     return {"hardest": hardest(analyses.rotation)}
@@ -292,11 +292,11 @@ PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
     "calibration": draw_calibration,
     "hardest": draw_hardest,
 }
-"""Name on the command line -> function that gives figures by the names of their files."""
+"""Map a name on the command line to a function that returns figures by file name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command-line entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
@@ -306,13 +306,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Compute and draw every picture asked for, and print the paths of its files.
+    """Compute and draw the requested pictures, and print the paths of their files.
 
     Returns:
-        The files written.
+        The paths of the written files.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`.
+        RotnetError: an error of `rotnet_fast.errors`.
     """
     config.validate()
     folder = config.output_folder()
@@ -323,13 +323,13 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
 @plain_torch()
 def _visualize(config: VisualizeConfig, folder: Path) -> list[Path]:
-    """:func:`visualize` into a folder that may be written to."""
+    """Do the work of :func:`visualize` in a folder that was checked."""
     analyses = Analyses(config)
     from rotnet_fast.plots.style import save
 
     pictures = config.pictures()
     if not analyses.classes and "confusion" in pictures:
-        print("WARNING: the images have no classes: leaving out confusion-classes", file=sys.stderr)
+        print("WARNING: the images have no classes; skipping confusion-classes", file=sys.stderr)
     written = []
     for picture in pictures:
         for name, figure in PICTURES[picture](analyses).items():

@@ -39,7 +39,7 @@ def test_a_decoded_array_can_be_changed() -> None:
 
 
 def test_other_types_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="array has the type float64; convert it to one of uint8"):
+    with pytest.raises(ArgumentError, match="array has the dtype float64; convert it to one of uint8"):
         encode_array(np.zeros(3))
 
 

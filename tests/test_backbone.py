@@ -250,7 +250,7 @@ def test_a_shipped_model_is_loaded_by_its_name_and_checked_before_it_is_parsed(
     monkeypatch.setattr(pretrained, "_WEIGHTS", tmp_path)
     monkeypatch.setitem(pretrained.SHIPPED, "tiny", hashlib.sha256(content).hexdigest())
     assert load_backbone("tiny", "cpu").image_size == 16
-    with pytest.raises(CheckpointError, match=r"comes with the package: .*tiny"):
+    with pytest.raises(CheckpointError, match=r"ships with the package: .*tiny"):
         load_backbone("huge")
     (tmp_path / "tiny.safetensors").write_bytes(content + b" ")
     monkeypatch.setattr(checkpoint, "unpack_weights", lambda *_: pytest.fail("parsed"))
@@ -267,9 +267,9 @@ def test_every_shipped_model_is_whole() -> None:
 
 
 def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere does not exist; give a run folder"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist; pass a run folder"):
         load_backbone("nowhere")
-    with pytest.raises(CheckpointError, match=r"holds neither model.safetensors nor a folder checkpoints"):
+    with pytest.raises(CheckpointError, match=r"contains neither model.safetensors nor checkpoints/"):
         load_backbone(tmp_path)
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(2)}, other, {"format": "pt"})
@@ -282,7 +282,7 @@ def test_what_is_no_backbone_is_refused(run: Path, tmp_path: Path) -> None:
         load_backbone(run / "config.json")
     heads = tmp_path / "heads.pt"
     checkpoint.save(heads, {"config": {"task": "evaluate frozen"}, "module": {}, "epoch": 1})
-    with pytest.raises(CheckpointError, match="is not one of a pretraining"):
+    with pytest.raises(CheckpointError, match="was not written by pretraining"):
         load_backbone(heads)
     for device in ("gpu", "cuda:99"):
         with pytest.raises(ArgumentError, match=f"device is {device}"):

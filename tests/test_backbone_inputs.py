@@ -42,7 +42,7 @@ def test_values_of_0_to_255_are_refused_with_the_remedy(
     call: Callable[[Backbone, torch.Tensor], object],
     dtype: torch.dtype,
 ) -> None:
-    sentence = r"images hold values from 0 to 255, and floating.*between -1.99 and 2.13: give uint8 images"
+    sentence = r"images hold values from 0 to 255, but floating.*between -1.99 and 2.13: pass uint8 images"
     with pytest.raises(ArgumentError, match=sentence):
         call(backbone, floats(images).to(dtype))
     with pytest.raises(ArgumentError, match="images hold values from -12"):

@@ -143,8 +143,8 @@ def test_without_a_file_the_tables_are_printed_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("flags", "code", "sentence"),
     [
-        ("--output found.txt", 2, "output is found.txt; give a file whose name ends in .json"),
-        ("--output a.json --quick --full", 2, "quick and full are both given; choose one of them"),
+        ("--output found.txt", 2, "output is found.txt; its name must end in .json"),
+        ("--output a.json --quick --full", 2, "quick and full are mutually exclusive; choose one of them"),
         ("--output a.json --batch-size 0", 2, "batch-size is 0; it must be at least 1"),
         ("--output a.json --width 0", 2, "width is 0; it must lie in (0, 16]"),
         ("--output a.json --device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),

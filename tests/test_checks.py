@@ -32,21 +32,21 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
         ("-x", "unrecognized option -x"),
         ("5", "unrecognized argument 5"),
         ("--nesterov yes", "unrecognized argument yes"),
-        ("--nesterov=yes", "--nesterov takes no value; give --nesterov or --no-nesterov"),
-        ("--no-nesterov=no", "--no-nesterov takes no value; give --nesterov or --no-nesterov"),
-        ("--epochs 1.5", "epochs is 1.5; it must be a whole number"),
+        ("--nesterov=yes", "--nesterov takes no value; pass --nesterov or --no-nesterov"),
+        ("--no-nesterov=no", "--no-nesterov takes no value; pass --nesterov or --no-nesterov"),
+        ("--epochs 1.5", "epochs is 1.5; it must be an integer"),
         ("--lr=abc", "lr is abc; it must be a number"),
         ("--lr abc", "lr is abc; it must be a number"),
         ("--lr 0.1 0.2", "lr is 0.1 0.2; it must be a number"),
-        ("--lr", "lr is without a value; give a number"),
-        ("--lr --epochs 3", "lr is without a value; give a number"),
+        ("--lr", "lr has no value; it must be a number"),
+        ("--lr --epochs 3", "lr has no value; it must be a number"),
         ("--data-dir a b", "data-dir is a b; it must be a path, or None"),
-        ("--log-every x", "log-every is x; it must be a whole number, or None"),
-        ("--rotations 0 9.5 --lr 1", "rotations is 0 9.5; it must be whole numbers"),
+        ("--log-every x", "log-every is x; it must be an integer, or None"),
+        ("--rotations 0 9.5 --lr 1", "rotations is 0 9.5; it must be integers"),
         ("--crop-scale 0 x", "crop-scale is 0 x; it must be two numbers"),
         ("--crop-scale 1", "crop-scale is 1; it must be two numbers"),
-        ("--epochs", "epochs is without a value; give a whole number"),
-        ("--dataset", "dataset is without a value; give one of cifar10, folder, digits"),
+        ("--epochs", "epochs has no value; it must be an integer"),
+        ("--dataset", "dataset has no value; it must be one of cifar10, folder, digits"),
         ("--blocks 6", "blocks is '6'; choose from 3, 4, 5"),
         ("--dataset mnist", "dataset is 'mnist'; choose from cifar10, folder, digits"),
     ],
@@ -58,7 +58,7 @@ def test_a_wrong_flag_is_one_sentence(flags: str, sentence: str) -> None:
 
 
 def test_a_flag_that_is_missing_is_named() -> None:
-    with pytest.raises(ArgumentError, match=r"^checkpoint is missing; give --checkpoint PATH; see"):
+    with pytest.raises(ArgumentError, match=r"^checkpoint is missing; pass --checkpoint PATH; see"):
         parse_flags(EvaluateConfig, "program", [])
 
 
@@ -114,10 +114,10 @@ def test_a_name_that_is_in_no_source_is_refused_with_names_like_it(model: str, n
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("photos.zip", "an archive; unpack it with `unzip {0}/photos.zip -d {0}`, and give the"),
+        ("photos.zip", "an archive; unpack it with `unzip {0}/photos.zip -d {0}`, and pass the"),
         ("photos.tar.gz", "an archive; unpack a data set with `tar -xf {0}/photos.tar.gz -C {0}`, or make"),
-        ("photos.tar", "which is no folder; give {0}, the folder of the shards, or unpack it"),
-        ("photos.jpg", "which is no folder; give the folder that holds train/ and test/"),
+        ("photos.tar", "which is not a folder; pass {0}, the folder of the shards, or unpack it"),
+        ("photos.jpg", "which is not a folder; pass the folder that holds train/ and test/"),
     ],
 )
 def test_a_file_in_place_of_a_folder_of_images_is_answered_with_what_to_do(

@@ -89,10 +89,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"width": math.nan}, "width is nan"),
     (
         {"model": "resnet18", "width": 0.5},
-        "width is 0.5; it is of model nin alone: leave it out for resnet18",
+        "width is 0.5; it only applies to --model nin: remove it",
     ),
-    ({"model": "timm/resnet18", "blocks": 3}, "blocks is 3; it is of model nin alone"),
-    ({"model": "resnet18", "uniform_gamma": True}, "uniform-gamma is True; it is of model nin alone"),
+    ({"model": "timm/resnet18", "blocks": 3}, "blocks is 3; it only applies to --model nin"),
+    ({"model": "resnet18", "uniform_gamma": True}, "uniform-gamma is True; it only applies to --model nin"),
     ({"pad": -1}, "pad is -1"),
     ({"flip_prob": 1.5}, "flip-prob is 1.5"),
     ({"lr": 0.0}, "lr is 0"),
@@ -132,7 +132,7 @@ def test_the_run_folder_is_named_after_preset_data_and_seed() -> None:
 def test_a_preset_lends_another_network_nothing_that_is_of_nin_alone() -> None:
     flags = ["--preset", "quickstart", "--model=resnet18"]
     assert parse(flags) == replace(PRESETS["quickstart"](), model="resnet18", width=1.0)
-    with pytest.raises(ArgumentError, match=r"width is 0.25; it is of model nin alone"):
+    with pytest.raises(ArgumentError, match=r"width is 0.25; it only applies to --model nin"):
         parse([*flags, "--width", "0.25"])
     assert parse(["--preset", "quickstart", "--model", "nin"]) == PRESETS["quickstart"]()
 

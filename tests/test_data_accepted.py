@@ -81,7 +81,7 @@ CHANGES = [
         remove,
         r"9 removed \(train/dark/00\.jpg, .*04\.jpg and 4 others\), all of which .*changed-images\.txt lists",
     ),
-    (repair, r"1 with other contents \(train/light/03\.jpg\)"),
+    (repair, r"1 with changed contents \(train/light/03\.jpg\)"),
     (add, r"1 added \(test/light/new\.jpg\)"),
     (move, r"1 removed \(train/light/03\.jpg\), 1 added \(train/dark/99\.jpg\)"),
 ]
@@ -135,7 +135,7 @@ def test_an_image_that_is_skipped_after_it_broke_does_not_end_a_run(
     pretrain(config)
     broken = images / "train" / "light" / "05.jpg"
     broken.write_bytes(broken.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"light/05\.jpg ends early"):
+    with pytest.raises(DataError, match=r"light/05\.jpg is truncated"):
         pretrain(config)
     skipping = replace(config, bad_images="skip", epochs=1)
     with pytest.raises(CheckpointError, match=r"1 removed \(train/light/05\.jpg\).*--accept-changed-data"):
@@ -205,11 +205,11 @@ def test_a_list_of_images_tells_every_change(kind: str, tmp_path: Path) -> None:
     found = image_list.changes(packed, files())
     twice = 1 if kind == "one folder" else 2
     counts = {what: len(names) for what, names in found.items()}
-    assert [counts[what] for what in ("removed", "added", "with other contents")] == [twice] * 3
-    assert ("in the other half" in found) == (kind == "one folder")
+    assert [counts[what] for what in ("removed", "added", "with changed contents")] == [twice] * 3
+    assert ("moved to the other split" in found) == (kind == "one folder")
     assert "with another label" not in found
     label = 1
     found = image_list.changes(packed, files())
     assert len(found.get("with another label", ())) == (88 if kind == "shards" else 0)
-    with pytest.raises(ValueError, match="no list of images"):
+    with pytest.raises(ValueError, match="not a list of images"):
         image_list.changes(b"damaged", files())

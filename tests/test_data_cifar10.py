@@ -157,7 +157,7 @@ def test_an_unpacked_file_of_another_size_is_refused(tmp_path: Path, contents: C
 def test_a_label_that_cifar10_does_not_have_is_refused(tmp_path: Path, contents: Contents) -> None:
     contents["data_batch_2.bin"] = b"\x0a" + contents["data_batch_2.bin"][1:]
     unpack(tmp_path, contents)
-    with pytest.raises(DataError, match=r"data_batch_2\.bin is damaged: it holds label 10"):
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is damaged: it has label 10"):
         load_dataset("cifar10", tmp_path, progress=False)
 
 
@@ -179,7 +179,9 @@ def test_a_truncated_archive_is_refused_before_it_is_read(
     packed = pin(monkeypatch, pack(contents))
     store(tmp_path, packed[:-1])
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("the archive was read"))
-    with pytest.raises(DataError, match=f"has {len(packed) - 1} bytes, the official archive {len(packed)}"):
+    with pytest.raises(
+        DataError, match=f"has {len(packed) - 1} bytes, but the official archive has {len(packed)}"
+    ):
         load_dataset("cifar10", tmp_path, progress=False)
 
 
@@ -211,7 +213,7 @@ def test_a_member_that_is_not_a_plain_file_is_refused(
             member.linkname = "cifar-10-batches-bin/data_batch_1.bin"
 
     store(tmp_path, pin(monkeypatch, pack(contents, make_link)))
-    with pytest.raises(DataError, match=r"test_batch\.bin is not a plain file"):
+    with pytest.raises(DataError, match=r"test_batch\.bin is not a regular file"):
         load_dataset("cifar10", tmp_path, progress=False)
 
 
@@ -226,7 +228,7 @@ def test_members_with_dangerous_names_are_not_written_anywhere(
 
 
 def test_only_images_of_32_pixels_exist(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="image_size is 64; CIFAR-10 has images of 32 pixels only"):
+    with pytest.raises(ArgumentError, match="image_size is 64; CIFAR-10 only has images of 32 pixels"):
         load_dataset("cifar10", tmp_path, image_size=64)
 
 
@@ -307,7 +309,7 @@ def test_a_server_that_stops_answering_is_given_up(
 
 def test_the_python_edition_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"pickles")
-    with pytest.raises(DataError, match="the Python edition is not read: it holds pickles"):
+    with pytest.raises(DataError, match="the Python version is not supported because pickles"):
         load_dataset("cifar10", tmp_path, progress=False)
 
 
@@ -348,7 +350,7 @@ def test_a_folder_above_is_answered_with_the_one_to_give(
 ) -> None:
     (tmp_path / "sets" / "cifar").mkdir(parents=True)
     store(tmp_path / "sets" / "cifar", pin(monkeypatch, pack(contents)))
-    with pytest.raises(DataError, match=r"CIFAR-10 lies in .*/cifar; give --data-dir .*sets/cifar$"):
+    with pytest.raises(DataError, match=r"CIFAR-10 is in .*/cifar; pass --data-dir .*sets/cifar$"):
         load_dataset("cifar10", tmp_path / "sets", progress=False)
     load_dataset("cifar10", tmp_path / "sets" / "cifar", progress=False)
 
@@ -356,9 +358,9 @@ def test_a_folder_above_is_answered_with_the_one_to_give(
 def test_the_folder_of_the_python_edition_is_answered_with_the_one_to_give(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"pickles")
-    with pytest.raises(DataError, match=r"the Python edition of CIFAR-10, .*; give --data-dir") as caught:
+    with pytest.raises(DataError, match=r"the Python version of CIFAR-10, .*; pass --data-dir") as caught:
         load_dataset("cifar10", tmp_path / "cifar-10-batches-py", progress=False)
-    assert f"give --data-dir {tmp_path} to have" in str(caught.value)
+    assert f"pass --data-dir {tmp_path} to download" in str(caught.value)
 
 
 def test_a_file_or_another_data_set_is_not_downloaded_to(
@@ -366,10 +368,10 @@ def test_a_file_or_another_data_set_is_not_downloaded_to(
 ) -> None:
     serve(pin(monkeypatch, pack(contents)))
     (tmp_path / "photos" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"which holds train/ and not the archive of CIFAR-10; .* folder"):
+    with pytest.raises(DataError, match=r"which contains train/ instead of the CIFAR-10 archive; .* folder"):
         load_dataset("cifar10", tmp_path / "photos", progress=False)
     (tmp_path / "cifar.bin").touch()
-    with pytest.raises(DataError, match="a file; give the folder that holds cifar-10-binary"):
+    with pytest.raises(DataError, match="a file; pass the folder that contains cifar-10-binary"):
         load_dataset("cifar10", tmp_path / "cifar.bin", progress=False)
     assert list(tmp_path.rglob("*.tar.gz")) == []
     (tmp_path / "data" / "train").mkdir(parents=True)

@@ -230,7 +230,7 @@ def test_an_epoch_may_be_left_unfinished(photos: EncodedSplit) -> None:
         begun = [batch.images.clone() for batch in loader.epoch(1)]
     fresh = [batch.images for batch in DaliLoader(photos, "cpu", batch_size=3, seed=0).epoch(1)]
     assert all(torch.equal(one, other) for one, other in zip(begun, fresh, strict=True))
-    with pytest.raises(RuntimeError, match="another epoch of this loader was begun"):
+    with pytest.raises(RuntimeError, match="another epoch of this loader was started"):
         next(unfinished)
     for left_after in range(len(loader) + 1):  # DALI is some batches ahead of whoever leaves
         batches = loader.epoch(0)
@@ -296,11 +296,11 @@ def test_a_dali_of_another_cuda_is_refused_on_a_gpu_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     require_dali(torch.device("cpu"))
     with pytest.raises(
-        ArgumentError, match=r"CUDA 13 and torch one for CUDA 12: .*, then pip install nvidia-dali-cuda120"
+        ArgumentError, match=r"CUDA 13 and torch for CUDA 12: .*, then pip install nvidia-dali-cuda120"
     ):
         require_dali(torch.device("cuda"))
 
 
 def test_decoding_on_a_gpu_needs_one(photos: EncodedSplit) -> None:
-    with pytest.raises(ArgumentError, match="decoder is gpu, but this run uses cpu; use --decoder cpu"):
+    with pytest.raises(ArgumentError, match="decoder is gpu, but the device is cpu; use --decoder cpu"):
         DaliLoader(photos, "cpu", batch_size=2, seed=0, decoder="gpu")

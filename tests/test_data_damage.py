@@ -195,7 +195,7 @@ def in_a_fork(work: Callable[[], object]) -> int:
             work()
             os._exit(0)
         except RuntimeError as error:
-            os._exit(3 if "make a loader in the new process" in str(error) else 4)
+            os._exit(3 if "create a loader in the new process" in str(error) else 4)
         finally:
             os._exit(5)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -85,7 +85,7 @@ def test_a_limit_takes_the_same_images_encoded_as_in_memory(labels: list[int], d
 
 @pytest.mark.parametrize("limit", [0, -1, 4])
 def test_an_impossible_limit_is_refused_by_name(limit: int) -> None:
-    with pytest.raises(ArgumentError, match=f"limit_test is {limit}; this data set has 3"):
+    with pytest.raises(ArgumentError, match=f"limit_test is {limit}; it must lie in .1, 3."):
         limit_split(split_of([0, 1, 2]), limit, "limit_test")
 
 
@@ -143,7 +143,9 @@ def test_the_fingerprint_of_files_sees_every_change() -> None:
 
 
 def test_only_a_folder_can_be_left_encoded() -> None:
-    with pytest.raises(ArgumentError, match="dataset digits cannot be left encoded; only folder can"):
+    with pytest.raises(
+        ArgumentError, match="dataset digits does not consist of image files; only folder can"
+    ):
         load_dataset("digits", encoded=True)
 
 
@@ -154,14 +156,16 @@ def test_an_unknown_way_with_bad_images_is_refused() -> None:
 
 def test_what_needs_classes_refuses_images_of_one() -> None:
     one = Dataset("folder", "folder pets", ("cat", "dog"), split_of([1, 1]), split_of([0, 1]), "fingerprint")
-    with pytest.raises(DataError, match=r"all training images of folder pets are of one class, dog; give a"):
+    with pytest.raises(
+        DataError, match=r"all training images of folder pets belong to one class, dog; use a"
+    ):
         check_has_classes(one)
     check_has_classes(replace(one, train=split_of([0, 1])))
 
 
 def test_what_needs_classes_refuses_images_without() -> None:
     dataset = Dataset("folder", "folder pets", (), split_of([0]), split_of([0]), "fingerprint")
-    with pytest.raises(DataError, match="folder pets has no classes to learn"):
+    with pytest.raises(DataError, match="folder pets has no class labels"):
         check_has_classes(dataset)
 
 
@@ -171,7 +175,9 @@ def test_the_statistics_are_those_that_the_operator_uses_by_default() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ArgumentError, match="'cifar100'; known are cifar10, digits, folder"):
+    with pytest.raises(
+        ArgumentError, match="unknown dataset 'cifar100'; choose from cifar10, digits, folder"
+    ):
         load_dataset("cifar100")
 
 

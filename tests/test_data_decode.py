@@ -205,7 +205,7 @@ def test_a_corrupt_file_is_named_by_a_worker_process_too(tmp_path: Path) -> None
 def test_a_killed_worker_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "x.png", pixels(0))
     monkeypatch.setattr(workers, "_start_worker", functools.partial(os._exit, 1))
-    with pytest.raises(DataError, match="a worker process ended before its work was done"):
+    with pytest.raises(DataError, match="a worker process died"):
         decode_images(source_of(tmp_path).take(np.zeros(20, np.int64)), 8, progress=False)
 
 

@@ -131,7 +131,7 @@ def test_shards_that_were_joined_with_cat_do_not_lose_their_second_half(tmp_path
         write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": b"image"})
     joined = tmp_path / "joined.tar"
     joined.write_bytes(b"".join((tmp_path / f"{name}.tar").read_bytes() for name in "xy"))
-    with pytest.raises(DataError, match=r"joined\.tar goes on behind the end .*tar --concatenate"):
+    with pytest.raises(DataError, match=r"joined\.tar continues after the end .*tar --concatenate"):
         read(joined)
 
 
@@ -140,7 +140,7 @@ def test_zeros_behind_the_end_are_no_harm_unless_they_never_end(tmp_path: Path) 
     path.write_bytes(IMAGE + END + bytes(1 << 20))
     assert read(path) == {"x.tar/0.jpg": b"image"}
     os.truncate(path, GIGABYTES)
-    with pytest.raises(DataError, match="goes on behind the end"):
+    with pytest.raises(DataError, match="continues after the end"):
         read(path)
 
 

@@ -94,7 +94,7 @@ def test_of_files_in_the_folder_itself_the_first_and_every_20th_after_it_are_hel
 
 def test_a_folder_of_one_image_is_refused(tmp_path: Path) -> None:
     make(tmp_path, ["0.jpg"])
-    with pytest.raises(DataError, match="holds one image; it needs at least two"):
+    with pytest.raises(DataError, match="holds one image; at least two are needed"):
         list_folder(tmp_path)
 
 
@@ -162,24 +162,27 @@ def test_files_decoded_from_shards_are_those_of_the_images(tmp_path: Path) -> No
         (["notes.txt"], r"Found: 1 \.txt \(such as notes\.txt\)"),
         (["cats/0.jpg", "dogs/0.jpg"], r"has no train/: .* Found: folders \(such as cats\)"),
         (["test/0.jpg"], r"has no train/: .* Found: folders \(such as test\)"),
-        (["train/0.jpg"], r"train holds one image; it needs at least two, one of them for the test"),
+        (["train/0.jpg"], r"train holds one image; at least two are needed, one of them as the test split"),
         (
             ["0.jpg", "cats/0.jpg"],
-            r"mixes folders \(such as cats\), image files \(such as 0\.jpg\); keep one",
+            r"mixes folders \(such as cats\), image files \(such as 0\.jpg\); keep only one",
         ),
         (["0.jpg", "x.tar"], r"mixes image files \(such as 0\.jpg\), \.tar shards \(such as x\.tar\)"),
         (["train/0.jpg", "train/a/0.jpg", "test/0.jpg"], r"train mixes folders \(such as a\), image files"),
         (["train/a/0.jpg", "test/a/0.jpg", "test/x.tar"], r"test mixes folders \(such as a\), \.tar shards"),
-        (["train/a/0.jpg", "test/0.jpg"], r"train/ of .* holds folders \(such as a\), but test/ image files"),
-        (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ \.tar shards"),
+        (
+            ["train/a/0.jpg", "test/0.jpg"],
+            r"train/ of .* holds folders \(such as a\), but test/ holds image files",
+        ),
+        (["train/0.jpg", "val/x.tar"], r"holds image files \(such as 0\.jpg\), but val/ holds \.tar shards"),
         (["train/a/0.jpg", "val/a/0.jpg", "val/b/0.jpg"], r"train/ and val/ .* same classes; only one has b"),
         (
             ["train/a/0.jpg", "test/a/0.heic", "test/a/1.heic"],
-            r"test/a holds no images \(\.jpg, .*\), but 2 \.heic \(such as test/a/0\.heic\): convert or",
+            r"test/a holds no images \(\.jpg, .*\), but 2 \.heic \(such as test/a/0\.heic\); convert or",
         ),
         (
             ["train/0.jpg", "test/notes.txt"],
-            r"test holds no class folders, no images \(\.jpg, .* and no \.tar shards, but 1 \.txt",
+            r"test holds no class folders, images \(\.jpg, .* or \.tar shards, but 1 \.txt",
         ),
     ],
 )
@@ -222,8 +225,8 @@ def test_what_cannot_be_read_matters_only_where_it_would_be_used(tmp_path: Path)
         list_folder(tmp_path)
 
 
-def passed_over(data_dir: Path) -> dict[str, tuple[int, str]]:
-    return list_folder(data_dir).passed_over.found
+def ignored(data_dir: Path) -> dict[str, tuple[int, str]]:
+    return list_folder(data_dir).ignored.found
 
 
 def test_folders_within_class_folders_belong_to_the_class(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_folders_within_class_folders_belong_to_the_class(tmp_path: Path) -> Non
         ["test/a/deep/er/3.jpg", "test/b.png/4.jpg"],
     )
     assert listing.labels.tolist() == [0, 0, 0, 1, 0, 1]
-    assert listing.passed_over.found == {"hidden": (1, "train/a/x/.hidden.jpg")}
+    assert listing.ignored.found == {"hidden": (1, "train/a/x/.hidden.jpg")}
 
 
 def test_a_linked_folder_is_read_and_one_that_leads_back_is_named(tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_a_linked_folder_is_read_and_one_that_leads_back_is_named(tmp_path: Path
     (tmp_path / "data/train/a/more").symlink_to(tmp_path / "elsewhere")
     assert halves(list_folder(tmp_path / "data"))[0] == ["train/a/0.jpg", "train/a/more/2.jpg"]
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "data/train")
-    with pytest.raises(DataError, match=r"more/back/a is a link to a folder that it lies in; remove it"):
+    with pytest.raises(DataError, match=r"more/back/a is a link to one of its parent folders; remove it"):
         list_folder(tmp_path / "data")
 
 
@@ -258,28 +261,30 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path: Path) -> None:
     others = ["train/a/0.heic", "train/a/in/1.HEIC", "train/a/x.tar", "train/a/README", "train/labels.csv"]
     beside = ["test/.DS_Store", "test/a/._1.jpg", "val/a/0.jpg", "notes.txt", "montage.png", ".git/x.png"]
     make(tmp_path, ["train/a/0.jpg", "test/a/1.jpg", *others, *beside, ".rotnet_fast_cache/scan.npy"])
-    assert passed_over(tmp_path) == {
+    assert ignored(tmp_path) == {
         ".heic": (2, "train/a/0.heic"),
         ".tar": (1, "train/a/x.tar"),
         "without a suffix": (1, "train/a/README"),
         ".csv": (1, "train/labels.csv"),
         "hidden": (3, ".git"),
         ".txt": (1, "notes.txt"),
-        "beside train/": (2, "montage.png"),
+        "next to train/": (2, "montage.png"),
     }
-    text = str(list_folder(tmp_path).passed_over)
-    assert text.startswith("3 hidden (such as .git), 2 .heic (such as train/a/0.heic), 2 beside train/ (such")
+    text = str(list_folder(tmp_path).ignored)
+    assert text.startswith(
+        "3 hidden (such as .git), 2 .heic (such as train/a/0.heic), 2 next to train/ (such"
+    )
 
 
 def test_many_kinds_are_shown_in_part(tmp_path: Path) -> None:
     make(tmp_path, ["train/0.jpg", "test/0.jpg", *(f"train/0.{letter}" for letter in "abcdefghijk")])
-    assert str(list_folder(tmp_path).passed_over).endswith("1 .h (such as train/0.h), 3 of other kinds")
+    assert str(list_folder(tmp_path).ignored).endswith("1 .h (such as train/0.h), 3 of other kinds")
 
 
 def test_of_several_second_halves_that_with_classes_suits_a_first_with_classes(tmp_path: Path) -> None:
     make(tmp_path, ["train/a/0.jpg", "val/a/1.jpg", "test/2.jpg"])
     assert halves(list_folder(tmp_path)) == (["train/a/0.jpg"], ["val/a/1.jpg"])
-    assert passed_over(tmp_path) == {"beside train/": (1, "test/")}
+    assert ignored(tmp_path) == {"next to train/": (1, "test/")}
 
 
 def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> None:
@@ -291,7 +296,7 @@ def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> N
     for _ in range(2):  # the second time from the cache
         listing = list_folder(tmp_path)
         assert halves(listing) == (["train/s.tar/0.png"], ["test/s.tar/0.png"])
-        assert listing.passed_over.found == {
+        assert listing.ignored.found == {
             ".json": (2, "s.tar/0.json"),
             "further images of samples": (2, "s.tar/0.mask.png"),
             "hidden": (2, "s.tar/.x.png"),
@@ -303,7 +308,7 @@ def test_members_of_shards_that_are_passed_over_are_counted(tmp_path: Path) -> N
 
 def test_shards_whose_names_alone_hide_their_images_are_refused_with_the_reason(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {f"v1.{number}.jpg": b"" for number in range(3)})
-    with pytest.raises(DataError, match=r"no members .*, but 3 images with a dot in their names.*rename"):
+    with pytest.raises(DataError, match=r"no images .*, but 3 images with a dot in their names.*rename"):
         list_folder(tmp_path)
 
 
@@ -324,7 +329,7 @@ def test_shards_in_one_folder_are_divided_by_their_names(
         write_tar(tmp_path / f"{name}.tar", shard(3 * seed, 2))
     found = halves(list_folder(tmp_path))
     assert [{name.partition(".tar/")[0] for name in half} for half in found] == [set(train), set(test)]
-    assert sum(count for count, _ in passed_over(tmp_path).values()) == len(others)
+    assert sum(count for count, _ in ignored(tmp_path).values()) == len(others)
 
 
 @pytest.mark.parametrize("names", [["train-0", "train-1"], ["val-0", "val-1"], ["trained", "tests", "0"]])
@@ -340,20 +345,20 @@ def test_shards_of_one_half_or_none_are_divided_by_holding_out(names: list[str],
 def test_shards_that_only_partly_say_their_half_are_refused(names: list[str], tmp_path: Path) -> None:
     for name in names:
         write_tar(tmp_path / f"{name}.tar", shard(0, 2))
-    with pytest.raises(DataError, match=r"shards of several halves, .*; move them into train/ and test/"):
+    with pytest.raises(DataError, match=r"shards of several splits, .*; move them into train/ and test/"):
         list_folder(tmp_path)
 
 
 def test_shards_of_both_halves_in_the_folder_of_one_are_refused(tmp_path: Path) -> None:
     for name in ("train/train-0", "train/val-0", "test/test-0"):
         write_tar(tmp_path / f"{name}.tar", shard(0, 2))
-    with pytest.raises(DataError, match=r"train holds shards of both halves, .*train-0\.tar and val-0\.tar"):
+    with pytest.raises(DataError, match=r"train holds shards of both splits, .*train-0\.tar and val-0\.tar"):
         list_folder(tmp_path)
 
 
 def test_classes_that_differ_in_the_form_of_an_accent_alone_are_shown_so(tmp_path: Path) -> None:
     make(tmp_path, ["train/caf\u00e9/0.jpg", "test/cafe\u0301/0.jpg"])
-    with pytest.raises(DataError, match=r"only one has 'cafe\\u0301', 'caf\\xe9': some differ in how"):
+    with pytest.raises(DataError, match=r"only one has 'cafe\\u0301', 'caf\\xe9' .some differ only in how"):
         list_folder(tmp_path)
 
 
@@ -370,8 +375,8 @@ def test_one_line_says_what_is_used_and_what_is_not(
     (tmp_path / "pets" / "train" / "a" / "\x1b.heic").touch()
     load_dataset("folder", tmp_path / "pets", 8, limit_test=1, bad_images="skip", encoded=encoded_too)
     assert capsys.readouterr().out == (
-        "data: folder pets: 5 training images of 2 classes, 1 test image of 1 class; left out as damaged: 1; "
-        "passed over: 1 .heic (such as train/a/\\x1b.heic)\n"
+        "data: folder pets: 5 training images of 2 classes, 1 test image of 1 class; skipped as damaged: 1; "
+        "ignored: 1 .heic (such as train/a/\\x1b.heic)\n"
     )
     load_dataset("digits")
     assert capsys.readouterr().out == (
@@ -418,7 +423,7 @@ def test_one_line_says_that_images_are_held_out(tmp_path: Path, capsys: pytest.C
     load_dataset("folder", tmp_path / "pets", 8)
     assert capsys.readouterr().out == (
         "data: folder pets: 2 training images without labels, 1 test image without labels; every 20th image "
-        "is held out for the test, as there is no second half\n"
+        "is held out as the test split, because the data has no second split\n"
     )
 
 
@@ -442,7 +447,7 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
     assert train[:3] == [f"train/n01/images/n01_{n}.JPEG" for n in (0, 1)] + ["train/n02/images/n02_0.JPEG"]
     assert test == [f"val/images/val_{number}.JPEG" for number in (2, 3, 1, 0)]
     assert listing.labels.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 2]
-    assert listing.passed_over.found["beside train/"] == (1, "test/")
+    assert listing.ignored.found["next to train/"] == (1, "test/")
     digest = listing.digest
     text = (tmp_path / "val" / "val_annotations.txt").read_text()
     (tmp_path / "val" / "val_annotations.txt").write_text(text.replace("val_0.JPEG\tn03", "val_0.JPEG\tn02"))
@@ -457,13 +462,13 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("val_0.JPEG n01\n", r"line 1 of .*val_annotations\.txt does not give one class of one image"),
-        ("\nval_0.JPEG\t\n", "line 2 of .* does not give one class of one image; it must be the name"),
-        ("val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* does not give one class of one image"),
-        ("val_0.JPEG\tn01\n", r"names no class for val_1\.JPEG, .*3\.JPEG; unpack the data set again, or"),
+        ("val_0.JPEG n01\n", r"line 1 of .*val_annotations\.txt does not assign one class to one image"),
+        ("\nval_0.JPEG\t\n", "line 2 of .* does not assign one class to one image; it must be the name"),
+        ("val_0.JPEG\tn01\nval_0.JPEG\tn02\n", "line 2 of .* does not assign one class to one image"),
+        ("val_0.JPEG\tn01\n", r"gives no class for val_1\.JPEG, .*3\.JPEG; unpack the data set again, or"),
         (
             "".join(f"val_{number}.JPEG\tn01\n" for number in range(14)),
-            r"names, but .* not hold, val_10\.JPEG, .*val_7\.JPEG and 2 others; unpack the data set again",
+            r"lists images that are not in images/: val_10\.JPEG, .*val_7\.JPEG and 2 others; unpack",
         ),
     ],
 )
@@ -478,7 +483,7 @@ def test_annotations_that_do_not_fit_their_images_are_refused(
 def test_without_labels_of_the_second_half_there_is_a_way_out(tmp_path: Path) -> None:
     (tiny_imagenet(tmp_path) / "val" / "val_annotations.txt").unlink()
     with pytest.raises(
-        DataError, match=r"but test/images/ image files .*; make .*, or move test/ away: without"
+        DataError, match=r"but test/images/ holds image files .*; give .*, or move test/ away to hold out"
     ):
         list_folder(tmp_path)
     for name in ("test", "val"):
@@ -490,7 +495,7 @@ def test_a_half_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
     make(tmp_path, ["train/images/0.jpg", "train/readme.md", "valid/images/1.jpg"])
     listing = list_folder(tmp_path)
     assert (listing.classes, halves(listing)) == ((), (["train/images/0.jpg"], ["valid/images/1.jpg"]))
-    assert listing.passed_over.found == {".md": (1, "train/readme.md")}
+    assert listing.ignored.found == {".md": (1, "train/readme.md")}
     make(tmp_path / "deep", ["train/images/a/0.jpg", "train/images/b/0.jpg", "test/a/1.jpg", "test/b/1.jpg"])
     assert list_folder(tmp_path / "deep").classes == ("a", "b")
 
@@ -498,15 +503,27 @@ def test_a_half_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "given", "message"),
     [
-        (["a/train/0.jpg", "a/test/0.jpg"], "", r"train/ lies in a/; give --data-dir {root}/a\. Found"),
-        (["train/a/0.jpg", "val/a/0.jpg"], "train", r"is a half of a data set; give --data-dir {root}\. F"),
-        (["train/a/0.jpg", "val/a/0.jpg"], "val", r"is a half of a data set; give --data-dir {root}\. Found"),
-        (["Train/0.jpg", "Test/0.jpg"], "", r"rename {root}/Test as test, {root}/Train as train\. Found"),
-        (["training/0.jpg", "testing/0.jpg"], "", r"{root}/testing as test, {root}/training as train\."),
-        (["train/0.jpg", "Testing/0.jpg", "Train/0.jpg"], "", r"half: rename {root}/Testing as test$"),
-        (["cats/0.jpg", "dogs/0.jpg"], "", r"are classes, move them into {root}/train, of which every 20th"),
-        (["data_batch_1.bin"], "", r"it is the CIFAR-10 of --dataset cifar10; give .* --data-dir /"),
-        (["cifar-10-batches-bin/data_batch_1.bin"], "", r"cifar10; give that with --data-dir {root}\. Found"),
+        (["a/train/0.jpg", "a/test/0.jpg"], "", r"train/ is in a/; pass --data-dir {root}/a\. Found"),
+        (
+            ["train/a/0.jpg", "val/a/0.jpg"],
+            "train",
+            r"is one split of a data set; pass --data-dir {root}\. F",
+        ),
+        (
+            ["train/a/0.jpg", "val/a/0.jpg"],
+            "val",
+            r"is one split of a data set; pass --data-dir {root}\. Found",
+        ),
+        (["Train/0.jpg", "Test/0.jpg"], "", r"rename {root}/Test to test, {root}/Train to train\. Found"),
+        (["training/0.jpg", "testing/0.jpg"], "", r"{root}/testing to test, {root}/training to train\."),
+        (
+            ["train/0.jpg", "Testing/0.jpg", "Train/0.jpg"],
+            "",
+            r"no test split; rename {root}/Testing to test$",
+        ),
+        (["cats/0.jpg", "dogs/0.jpg"], "", r"are classes, move them into {root}/train, and every 20th"),
+        (["data_batch_1.bin"], "", r"it is CIFAR-10; use --dataset cifar10 --data-dir /"),
+        (["cifar-10-batches-bin/data_batch_1.bin"], "", r"use --dataset cifar10 --data-dir {root}\. Found"),
         (["x/y.txt", "val/0.jpg"], "", r"has no train/: it must hold train/"),
     ],
 )
@@ -537,7 +554,7 @@ def test_a_packed_data_set_is_read_after_the_command_that_is_named(name: str, tm
     make(tmp_path / "files", ["train/0.jpg", "test/1.jpg"])
     pack_folder(tmp_path / "files", tmp_path / "data set" / name)
     with pytest.raises(
-        DataError, match=r"holds the archive x.*, and nothing is read where it is packed; unpack"
+        DataError, match=r"holds the archive x.*, and packed images are not read; unpack"
     ) as caught:
         list_folder(tmp_path / "data set")
     command = str(caught.value).split("`")[1]
@@ -560,7 +577,8 @@ def test_packed_shards_are_read_after_the_command_that_is_named(
             write_tar(tmp_path / "data" / half / f"x{number}.tar", shard(0, 1, labels=False))
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"holds the archive 0.* is packed; .*make a plain tar shard with "
+            DataError,
+            match=r"holds the archive 0.* packed images are not read; .*make a plain tar shard with ",
         ) as caught:
             list_folder(tmp_path / "data")
         subprocess.run(["sh", "-c", str(caught.value).split("`")[3]], check=True)
@@ -569,14 +587,14 @@ def test_packed_shards_are_read_after_the_command_that_is_named(
 
 def test_an_archive_beside_images_is_passed_over(tmp_path: Path) -> None:
     make(tmp_path, ["train/0.jpg", "train/x.zip", "test/1.jpg", "photos.tar.gz"])
-    assert passed_over(tmp_path) == {".zip": (1, "train/x.zip"), ".gz": (1, "photos.tar.gz")}
+    assert ignored(tmp_path) == {".zip": (1, "train/x.zip"), ".gz": (1, "photos.tar.gz")}
 
 
 def test_class_folders_are_read_once_they_are_moved_into_train(tmp_path: Path) -> None:
     make(tmp_path, [f"{name}/{number:02}.jpg" for name in ("cats", "dogs") for number in range(11)])
     with pytest.raises(DataError, match=r"Found: folders \(such as cats\)") as caught:
         list_folder(tmp_path)
-    assert f"move them into {tmp_path / 'train'}, of which every 20th image" in str(caught.value)
+    assert f"move them into {tmp_path / 'train'}, and every 20th image" in str(caught.value)
     (tmp_path / "train").mkdir()
     for name in ("cats", "dogs"):
         (tmp_path / name).rename(tmp_path / "train" / name)

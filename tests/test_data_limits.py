@@ -134,7 +134,7 @@ def test_a_limit_beyond_the_images_is_refused_before_a_look_at_any(
     tmp_path: Path, counts: dict[str, int]
 ) -> None:
     files(tmp_path)
-    with pytest.raises(ArgumentError, match="limit_train is 13; this data set has 12 such images"):
+    with pytest.raises(ArgumentError, match=r"limit_train is 13; it must lie in .1, 12."):
         load(tmp_path, (13, 2))
     assert counts["looked at"] == 0
 

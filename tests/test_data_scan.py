@@ -180,7 +180,7 @@ def test_a_scan_of_some_images_keeps_what_is_known_of_others(tmp_path: Path, loo
         (tmp_path / f"{number}.png").write_bytes(encoded(pixels(number)))
     for positions in ([0, 1, 2, 3, 4], [1, 3], [4], [0, 2]):
         scanner = Scanner(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
-        scanner.look(np.array(positions))
+        scanner.check(np.array(positions))
     assert len(looked_at) == 5
 
 
@@ -218,8 +218,8 @@ def test_bad_images_are_an_error_that_names_them_and_the_way_out() -> None:
     with pytest.raises(DataError) as caught:
         check_images(*scan_with([3, 4], 10), "fail")
     assert str(caught.value) == (
-        "2 of 10 images cannot be used: data/3.jpg is empty; data/4.jpg is empty. Repair or remove them, "
-        "or leave them out with --bad-images skip"
+        "2 of 10 images are unusable: data/3.jpg is empty; data/4.jpg is empty. Repair or remove them, "
+        "or skip them with --bad-images skip"
     )
 
 
@@ -233,7 +233,9 @@ def test_a_list_that_is_too_long_for_an_error_is_written_whole(tmp_path: Path) -
     source, found = scan_with(list(range(7)), 10)
     source.names[6] = "data/a\nb\x1b.jpg"  # type: ignore[index]
     for way in ("fail", "skip"):
-        with pytest.raises(DataError, match=rf"and 2 others, all of which {tmp_path}/.*bad-images.txt lists"):
+        with pytest.raises(
+            DataError, match=rf"and 2 others \(see {tmp_path}/.*bad-images.txt for all of them\)"
+        ):
             check_images(source, found, way, [Path("/dev/null/nowhere"), tmp_path / "cache"])
         lines = (tmp_path / "cache" / "bad-images.txt").read_text().splitlines()
         assert [line.split("\t") for line in lines[:6]] == [[f"data/{n}.jpg", "is empty"] for n in range(6)]
@@ -249,7 +251,7 @@ def test_one_in_a_thousand_and_at_least_one_may_be_skipped(
     assert kept.tolist() == [number for number in range(count) if number not in bad]
     assert f"WARNING: {allowed} of {count} images" in (printed := capsys.readouterr().err)
     assert printed.count(" is empty\n") == allowed
-    with pytest.raises(DataError, match=f"--bad-images skip leaves out {allowed} at most"):
+    with pytest.raises(DataError, match=f"--bad-images skip allows at most {allowed}"):
         check_images(*scan_with(list(range(allowed + 1)), count), "skip")
 
 

@@ -20,7 +20,7 @@ def test_a_missing_dali_is_told_and_is_no_failure(
     assert doctor.main([]) == 0
     printed = capsys.readouterr().out
     if sys.platform == "linux":
-        assert "DALI          not in use, so that images are kept in memory: " in printed
+        assert "DALI          not in use, so images are kept in memory: " in printed
         assert "pip install nvidia-dali-cuda" in printed
     assert "All is well" in printed
     assert "To do" not in printed

@@ -187,7 +187,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--limit-train 100000", 2, "limit-train is 100000"),
         ("--limit-train 33 --batch-size 16", 2, "33 training images leave a last batch of one"),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
-        ("--graph on", 2, "graph is on, which needs a GPU; this run uses the CPU: leave --graph out"),
+        ("--graph on", 2, "graph is on, which needs a GPU, but the device is cpu: omit --graph"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--dataset folder --data-dir nowhere", 3, "nowhere"),
     ],
@@ -209,14 +209,14 @@ def test_wrong_value_leaves_no_empty_folder_behind(run: Path) -> None:
 
 def test_missing_run_folder_is_a_checkpoint_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path / "nowhere") == 4
-    assert "nowhere does not exist; give a run folder" in capsys.readouterr().err
+    assert "nowhere does not exist; pass a run folder" in capsys.readouterr().err
 
 
 def test_folder_without_checkpoints_is_a_checkpoint_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(tmp_path) == 4
-    assert "holds neither model.safetensors nor a folder checkpoints" in capsys.readouterr().err
+    assert "contains neither model.safetensors nor checkpoints/" in capsys.readouterr().err
 
 
 def test_damaged_checkpoint_is_passed_over_for_an_older_one(
@@ -231,7 +231,7 @@ def test_damaged_checkpoint_is_passed_over_for_an_older_one(
 def test_checkpoint_of_something_else_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(run, "--no-frozen --supervised") == 0
     assert evaluate(run / "evaluate-001" / "supervised") == 4
-    assert "is not one of a pretraining" in capsys.readouterr().err
+    assert "was not written by pretraining" in capsys.readouterr().err
 
 
 def test_folder_of_another_run_is_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -277,10 +277,10 @@ def test_what_is_missing_or_damaged_is_one_sentence_and_an_exit_code(
     (tmp_path / "empty").mkdir()
     (run / "file").write_text("")
     for code, sentence, arguments in (
-        (4, "nowhere does not exist; give a run folder", (tmp_path / "nowhere",)),
-        (4, "holds neither model.safetensors nor a folder checkpoints", (tmp_path / "empty",)),
+        (4, "nowhere does not exist; pass a run folder", (tmp_path / "nowhere",)),
+        (4, "contains neither model.safetensors nor checkpoints/", (tmp_path / "empty",)),
         (4, "is truncated, damaged or not a checkpoint of rotnet_fast", (run / "config.json",)),
-        (4, "is not one of a pretraining", (run / "evaluate-001" / "frozen",)),
+        (4, "was not written by pretraining", (run / "evaluate-001" / "frozen",)),
         (2, "data-licence is empty", (run, "--data-licence", " ")),
         (7, "cannot write", (run, "--output", str(run / "file" / "below"))),
     ):

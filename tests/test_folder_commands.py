@@ -51,14 +51,18 @@ def test_images_without_labels_serve_pretraining_alone(
     capsys.readouterr()
 
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 3
-    assert capsys.readouterr().err.startswith("error: folder photos has no classes to learn and to test;")
+    assert capsys.readouterr().err.startswith(
+        "error: folder photos has no class labels to train and test with;"
+    )
 
     study = ["--preset", "quickstart", "--dataset", "folder", "--data-dir", "photos", "--output", "study"]
     assert reproduce.main(study) == 3
-    assert capsys.readouterr().err.startswith("error: folder photos has no classes to learn and to test;")
+    assert capsys.readouterr().err.startswith(
+        "error: folder photos has no class labels to train and test with;"
+    )
 
     assert visualize.main(["--checkpoint", "run"]) == 0
-    assert "WARNING: the images have no classes: leaving out confusion-classes\n" in capsys.readouterr().err
+    assert "WARNING: the images have no classes; skipping confusion-classes\n" in capsys.readouterr().err
     drawn = {path.stem for path in (place / "run" / "figures").iterdir()}
     assert drawn == {*visualize.PICTURES, "confusion-rotations"} - {"confusion"}
     analyses = visualize.Analyses(visualize.VisualizeConfig(Path("run"), device="cpu"))
@@ -78,7 +82,7 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     assert run_pretrain(place / "pets") == 3
     printed = capsys.readouterr().err
     assert "train/cat/3.png is a text file" in printed
-    assert "leave them out with --bad-images skip" in printed
+    assert "skip them with --bad-images skip" in printed
 
     assert run_pretrain(place / "pets", "--bad-images", "skip", "--resume", "auto") == 0
     found = results(place / "run")

@@ -35,7 +35,7 @@ assert load("nin", blocks=5, width=0.25, num_classes=10)(torch.zeros(2, 3, 32, 3
 for arguments, sentence in (
     ({}, "give one of the two"),
     ({"path": weights, "name": "x"}, "give one of the two"),
-    ({"name": "no such model"}, "the name of a model that comes with the package: "),
+    ({"name": "no such model"}, "the name of a model that ships with the package: "),
 ):
     try:
         load("rotnet_nin", **arguments)

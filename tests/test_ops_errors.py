@@ -61,13 +61,13 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "grey images": (
         ValueError,
-        r"images has 1 channel, mean has more values \(CIFAR-10's, the default\): give mean with 1, such as "
+        r"images has 1 channel, mean has more values \(CIFAR-10's, the default\): pass mean with 1, such as "
         r"mean=\(0.5,\), or repeat grey images",
         lambda: rotate_batch(IMAGES[..., :1].contiguous()),
     ),
     "grey images, std forgotten": (
         ValueError,
-        r"std has more values \(CIFAR-10's, the default\): give std with 1, such as std=\(0.5,\)",
+        r"std has more values \(CIFAR-10's, the default\): pass std with 1, such as std=\(0.5,\)",
         lambda: rotate_batch(IMAGES[..., :1].contiguous(), mean=(0.5,)),
     ),
     "indices a set": (
@@ -77,7 +77,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "indices of floats": (
         TypeError,
-        r"whole numbers, got float64: use torch.tensor",
+        r"integers, got float64: use torch.tensor",
         lambda: rotate_batch(IMAGES, [0.0, 1.0]),
     ),
     "indices in rows": (
@@ -97,7 +97,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "indices a mask": (
         TypeError,
-        r"got torch.bool: of a mask take mask.nonzero\(\).flatten\(\)",
+        r"got torch.bool: convert a mask by mask.nonzero\(\).flatten\(\)",
         lambda: rotate_batch(IMAGES, torch.ones(4, dtype=torch.bool)),
     ),
     "indices beyond their storage": (
@@ -112,7 +112,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "rotations of an array of floats": (
         TypeError,
-        "whole degrees, found 90.0",
+        "integer degrees, found 90.0",
         lambda: rotate_batch(IMAGES, rotations=np.array([90.0])),
     ),
     "a seed without a value": (
@@ -122,7 +122,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "a long pad": (
         TypeError,
-        r"got \[0, 0.*\.\.\.: give an int, such as 4$",
+        r"got \[0, 0.*\.\.\.: pass an int, such as 4$",
         lambda: rotate_batch(IMAGES, pad=[0] * 9999),
     ),
     "mean a number": (TypeError, "mean must be a sequence", lambda: rotate_batch(IMAGES, mean=0.5)),
@@ -164,13 +164,13 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "ids float": (
         TypeError,
-        "sample_ids must hold whole numbers, got torch.float32: convert them by sample_ids.long",
+        "sample_ids must hold integers, got torch.float32: convert them by sample_ids.long",
         lambda: rotate_batch(IMAGES, INDICES, sample_ids=INDICES.float()),
     ),
     "no rotation": (ValueError, "rotations is empty", lambda: rotate_batch(IMAGES, rotations=())),
     "half degrees": (
         TypeError,
-        "whole degrees, found 22.5",
+        "integer degrees, found 22.5",
         lambda: rotate_batch(IMAGES, rotations=(0, 22.5)),
     ),
     "oblong 45 degrees": (
@@ -188,10 +188,10 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         r"^indices\[1\] is 4, outside \[0, 4\)",
         lambda: rotate_batch(IMAGES, torch.tensor([0, 4]), rotations=(0, 45)),
     ),
-    "rotation as text": (TypeError, "whole degrees", lambda: rotate_batch(IMAGES, rotations=("0",))),
+    "rotation as text": (TypeError, "integer degrees", lambda: rotate_batch(IMAGES, rotations=("0",))),
     "rotation not listed": (TypeError, "rotations must be", lambda: rotate_batch(IMAGES, rotations=90)),
     "too many rotations": (ValueError, "more than 64", lambda: rotate_batch(IMAGES, rotations=(0,) * 65)),
-    "seed not whole": (TypeError, "seed must be a whole number", lambda: rotate_batch(IMAGES, seed=0.5)),
+    "seed not whole": (TypeError, "seed must be an integer", lambda: rotate_batch(IMAGES, seed=0.5)),
     "seed tensor of halves": (
         TypeError,
         r"seed as a tensor must be int64.*convert it by seed.long\(\)",
@@ -214,12 +214,12 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "epoch given twice": (
         ValueError,
-        "leave epoch at 0",
+        "holds it: omit epoch",
         lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2]), epoch=3),
     ),
     "epoch negative": (ValueError, "epoch is -1", lambda: rotate_batch(IMAGES, epoch=-1)),
     "pad negative": (ValueError, "pad is -1", lambda: rotate_batch(IMAGES, pad=-1)),
-    "pad not whole": (TypeError, "pad must be a whole number", lambda: rotate_batch(IMAGES, pad=1.5)),
+    "pad not whole": (TypeError, "pad must be an integer", lambda: rotate_batch(IMAGES, pad=1.5)),
     "flip above one": (ValueError, "flip_prob is 1.5", lambda: rotate_batch(IMAGES, flip_prob=1.5)),
     "flip nan": (ValueError, "flip_prob is nan", lambda: rotate_batch(IMAGES, flip_prob=float("nan"))),
     "flip a text": (TypeError, "flip_prob must be a number", lambda: rotate_batch(IMAGES, flip_prob="0.5")),
@@ -248,7 +248,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "epoch a float beside a seed tensor": (
         TypeError,
-        "epoch must be a whole number",
+        "epoch must be an integer",
         lambda: rotate_batch(IMAGES, seed=torch.tensor([1, 2]), epoch=0.0),
     ),
     "mean of one channel": (ValueError, "one value per channel", lambda: rotate_batch(IMAGES, mean=(0.5,))),
@@ -256,7 +256,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "mean infinite": (ValueError, "mean holds inf", lambda: rotate_batch(IMAGES, mean=(float("inf"), 0, 0))),
     "double views": (
         TypeError,
-        r"dtype must be.*take float32 and convert the views by .double\(\)",
+        r"dtype must be.*use float32 and convert the views by .double\(\)",
         lambda: rotate_batch(IMAGES, dtype=torch.float64),
     ),
     "out of other dtype": (

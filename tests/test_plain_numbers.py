@@ -117,7 +117,7 @@ def test_numbers_of_numpy_compile_to_one_graph(dtype: torch.dtype) -> None:
 
 
 def test_the_draws_say_what_is_wrong_with_them() -> None:
-    with pytest.raises(TypeError, match=r"sample_ids must hold whole numbers, got torch.float32"):
+    with pytest.raises(TypeError, match=r"sample_ids must hold integers, got torch.float32"):
         rotnet_fast.augmentation_draws(torch.zeros(2))
     with pytest.raises(ValueError, match="pad is -1; it must lie in"):
         rotnet_fast.augmentation_draws(torch.arange(2), pad=-1)
@@ -143,13 +143,13 @@ def test_a_backbone_takes_numbers_of_others() -> None:
     assert torch.equal(backbone.rotation_logits(IMAGES), plain.rotation_logits(IMAGES))
     for changes, sentence in (
         ({"mean": 0.5}, "mean is 0.5; it must be a sequence of 3 numbers"),
-        ({"rotations": (0, 90.5, 180, 270)}, "rotations holds 90.5; it must hold whole degrees"),
+        ({"rotations": (0, 90.5, 180, 270)}, "rotations holds 90.5; it must hold integer degrees"),
         ({"std": ("1", 1, 1)}, "std holds '1'; it must hold numbers"),
         ({"image_size": 0}, "image_size is 0; it must be at least 1"),
     ):
         with pytest.raises(ArgumentError, match=sentence):
             Backbone(plain.network, **{"rotations": (0, 90, 180, 270), **changes})
-    with pytest.raises(ArgumentError, match=r"batch_size is 2.5; it must be a whole number"):
+    with pytest.raises(ArgumentError, match=r"batch_size is 2.5; it must be an integer"):
         plain(IMAGES, batch_size=2.5)  # type: ignore[arg-type]
 
 

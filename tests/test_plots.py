@@ -158,22 +158,22 @@ def test_filters_are_sorted_by_norm_and_stretched_to_their_own_range() -> None:
         (lambda: attention_plots.attention([]), "networks is empty"),
         (
             lambda: attention_plots.attention([("one", attention_result(("conv1",), shown=0))]),
-            "holds no images to show",
+            "has no images to show",
         ),
         (
             lambda: attention_plots.attention(
                 [("one", attention_result(("conv1",))), ("other", attention_result(("conv1",), shown=2))]
             ),
-            "of the other is of other images",
+            "of the other has other images",
         ),
         (
             lambda: attention_plots.equivariance([BOTH[0], ("other", attention_result(("conv1",)))]),
             "of the other has another number of layers",
         ),
         (lambda: filters([]), "networks is empty"),
-        (lambda: rotations(rotation_result(FOUR, shown=0)), "holds no images to show"),
-        (lambda: hardest(rotation_result(FOUR, hardest=0)), "holds no hardest images"),
-        (lambda: neighbours(neighbours_result(shown=0)), "holds no queries to show"),
+        (lambda: rotations(rotation_result(FOUR, shown=0)), "has no images to show"),
+        (lambda: hardest(rotation_result(FOUR, hardest=0)), "has no hardest images"),
+        (lambda: neighbours(neighbours_result(shown=0)), "has no queries to show"),
         (lambda: confusion([[1, 2]], ["cat"], ""), "has the shape .1, 2.; 1 class names need a square of 1"),
         (lambda: filters([("one", {**filters_result(), "filters": {}})]), "lacks dtype"),
     ],

@@ -47,7 +47,7 @@ def test_a_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="is not one of a supervised training"):
         load_supervised(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="is not one of a pretraining"):
+    with pytest.raises(CheckpointError, match="was not written by pretraining"):
         read_pretrained(tmp_path / "a.pt")
 
 
@@ -158,12 +158,12 @@ def test_commands_say_the_same_of_what_is_no_model(
     folder = forms["run folder"].parent
     (name,) = SHIPPED
     for model, said in (
-        ("nowhere", f"checkpoint nowhere does not exist; give a run folder .* the package: {name}"),
-        (name.replace("jpeg", "jpg"), f"does not exist; did you mean {name}\\? Else give a run folder"),
-        (str(folder), f"is no run folder, but holds 1: give {folder / 'run'}"),
+        ("nowhere", f"checkpoint nowhere does not exist; pass a run folder .* the package: {name}"),
+        (name.replace("jpeg", "jpg"), f"does not exist; did you mean {name}\\? Otherwise pass a run folder"),
+        (str(folder), f"is not a run folder, but contains 1: pass {folder / 'run'}"),
         (
             str(folder / "copies"),
-            "holds neither model.safetensors nor a folder checkpoints; give a run",
+            "contains neither model.safetensors nor checkpoints/; pass a run",
         ),
         (str(folder / "run" / "metrics.jsonl"), "is truncated, damaged or not a checkpoint of rotnet_fast"),
     ):

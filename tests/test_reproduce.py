@@ -90,7 +90,7 @@ def test_two_processes_share_the_cells(undisturbed: dict[str, Any], tmp_path: Pa
 
 def test_a_time_budget_stops_cleanly_and_says_what_is_left(tmp_path: Path) -> None:
     text = run(tmp_path / "budget", "--time-budget", "0.05")
-    left = re.findall(r"time budget is spent; (\d+) cells in (\d+) groups are left", text)
+    left = re.findall(r"time budget exhausted; (\d+) cells in (\d+) groups are left", text)
     assert left
     assert 0 < int(left[0][0]) <= 67
     assert "run the same command again" in text

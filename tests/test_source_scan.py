@@ -1,9 +1,9 @@
 """What the source must never do, whatever it is given.
 
-ruff refuses what runs data as code, follows an archive's paths, starts a shell or fetches, by the rules S and
-TID251 with the exceptions in pyproject.toml. What ruff cannot know is found here: files are written and
-removed through `rotnet_fast.files` alone, networks come without weights, and one place calls ``torch.load``.
-Each of these rules is shown to notice what it forbids.
+ruff refuses what runs data as code, follows an archive's paths, starts a shell or fetches (rules S and TID251
+in pyproject.toml, with the exceptions). This file finds what ruff cannot know: files are only written and
+removed through `rotnet_fast.files`, networks come without weights, and only one place calls ``torch.load``.
+Each rule is shown to notice what it forbids.
 """
 
 from __future__ import annotations

@@ -166,13 +166,13 @@ def test_auto_says_which_loader_it_takes_and_keeps_to_it(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pretrain(config(tmp_path / "much", shapes, epochs=1))["loader"] == "resident"
-    assert "loader: resident; decoded, the images take 0.00 GB of" in capsys.readouterr().out
+    assert "loader: resident; the decoded images take 0.00 GB of" in capsys.readouterr().out
     monkeypatch.setattr(loaders, "free_memory", lambda device: 1000)
     assert pretrain(config(tmp_path / "little", shapes, epochs=1))["loader"] == "dali"
-    assert "loader: dali; decoded, the images take" in capsys.readouterr().out
+    assert "loader: dali; the decoded images take" in capsys.readouterr().out
     again = config(tmp_path / "much", shapes, epochs=1, resume="auto")
     assert pretrain(again)["loader"] == "resident"  # whose checkpoint is one of pixels, not of files
-    assert "loader: resident; as this run began" in capsys.readouterr().out
+    assert "loader: resident; as this run started" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("begun", ["resident", "dali"])
@@ -214,8 +214,8 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     ("changes", "message"),
     [
         ({"loader": "resident", "crop": "resized"}, "use --loader dali, or --crop pad"),
-        ({"dataset": "digits", "loader": "dali"}, "data set digits is always in memory: leave --loader out"),
-        ({"dataset": "digits", "crop": "resized"}, "data set digits is always in memory: leave --crop out"),
+        ({"dataset": "digits", "loader": "dali"}, "data set digits is always in memory: omit --loader"),
+        ({"dataset": "digits", "crop": "resized"}, "data set digits is always in memory: omit --crop"),
         ({"decoder": "gpu", "loader": "dali"}, "decoder is gpu, which needs a GPU"),
         ({"crop_scale": (0.5, 0.2)}, "crop-scale is"),
         ({"crop_ratio": (0.0, 1.0)}, "crop-ratio is"),

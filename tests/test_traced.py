@@ -201,7 +201,7 @@ def test_a_backbone_can_be_exported_to_onnx(
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_is_told_that_it_has_no_such_op(tmp_path: Path) -> None:
     example, path = (IMAGES, torch.tensor([0, 1])), str(tmp_path / "step.onnx")
-    with pytest.raises(RuntimeError, match="rotate_batch is no op of ONNX: export what follows it"):
+    with pytest.raises(RuntimeError, match="rotate_batch is not an ONNX op: export what follows it"):
         torch.onnx.export(Step(), example, path, dynamo=False)
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed, which torch.onnx.export needs")

@@ -44,7 +44,7 @@ FOR_A_BACKBONE = {
     "grey floats": (lambda: torch.zeros(2, 1, 8, 8), r"repeat grey images, images.expand\(-1, 3, -1, -1\)"),
     "channels first": (UINT8["channels first"], r"move the channels, images.permute\(0, 2, 3, 1\)"),
     "floats with channels last": (lambda: torch.zeros(2, 8, 8, 3), r"images.permute\(0, 3, 1, 2\)"),
-    "of five channels": (lambda: torch.zeros(2, 8, 8, 5).byte(), "which has 5: give images of 3$"),
+    "of five channels": (lambda: torch.zeros(2, 8, 8, 5).byte(), "which has 5: pass images with 3$"),
     "without pixels": (UINT8["without pixels"], "at least one row and column"),
 }
 

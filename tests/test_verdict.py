@@ -39,15 +39,15 @@ def results(accuracy: float, loss: float = 1.0, learned: float = 60.0, rotations
     ("found", "sentence", "is_hopeless"),
     [
         (results(60.0), None, False),
-        (results(60.0, loss=1e14), "diverged: its loss ended at 1e+14, where guessing has 1.39", True),
+        (results(60.0, loss=1e14), "diverged: its final loss is 1e+14, but that of guessing is 1.39", True),
         (results(25.0, loss=1.386, learned=25.0), "learned nothing; try another --lr, more --epochs", True),
-        (results(25.3, learned=70.0), "though it was 70.00 % on the training images", False),
+        (results(25.3, learned=70.0), "but 70.00 % on the training images", False),
         (
             results(50.0, loss=0.7, learned=50.0, rotations=2),
             "that of guessing, 50.00 %: the network has",
             True,
         ),
-        (results(50.0, loss=2.0, learned=50.0, rotations=2), "where guessing has 0.69", True),
+        (results(50.0, loss=2.0, learned=50.0, rotations=2), "that of guessing is 0.69", True),
         (results(30.0, loss=1.3, learned=31.0), None, False),
     ],
 )
@@ -135,7 +135,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 REFUSED = [
-    ("--batch-size 1 --heads conv", "batch-size is 1, so that every image is a batch of its own"),
+    ("--batch-size 1 --heads conv", "batch-size is 1, so every batch has a single image"),
     ("--batch-size 1 --no-frozen --supervised", "such as --batch-size 3"),
     ("--batch-size 4 --heads conv", "batch-size is 4, and 9 training images leave a last batch of one"),
     ("--batch-size 8 --heads nonlinear", "such as --batch-size 9"),

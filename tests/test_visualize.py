@@ -165,9 +165,9 @@ def test_wrong_value_is_one_sentence_and_an_exit_code(
 
 def test_missing_and_other_checkpoints_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize(run / "nowhere") == 4
-    assert "nowhere does not exist; give a run folder" in capsys.readouterr().err
+    assert "nowhere does not exist; pass a run folder" in capsys.readouterr().err
     assert visualize(run / "evaluate-001" / "supervised") == 4
-    assert "is not one of a pretraining" in capsys.readouterr().err
+    assert "was not written by pretraining" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_has_its_exit_code(

@@ -1,4 +1,4 @@
-"""What the hardware gives to the simplest work there is: copies, streaming stores and matrix products."""
+"""Ceilings of the hardware for the simplest operations: copies, streaming stores and matrix products."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from torch.nn import functional
 from rotnet_fast.benchmarking.timing import Effort, measure
 
 MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192, 16384)}
-"""Sides of the square matrices; which a library multiplies fastest differs from machine to machine."""
+"""Sides of the square matrices; the fastest one differs between machines."""
 
 COPIED = {"cpu": 2**28, "cuda": 2**30}
-"""Bytes that are copied: far beyond any cache."""
+"""Number of bytes to copy, far larger than any cache."""
 
 STORED = (6, 25, 50, 154)
-"""MiB of the buffers for streaming stores, which what stays in the cache takes faster."""
+"""Sizes of the buffers for streaming stores in MiB; those that fit into the cache are faster."""
 
 
 def measure_ceilings(device: torch.device, effort: Effort, is_quick: bool = False) -> dict[str, Any]:
-    """Measure the ceilings; they are the best of all windows, so that shares of them are not flattering.
+    """Measure the ceilings as the best of all windows, so that fractions of them are not overestimated.
 
     Args:
-        is_quick: small buffers and matrices, which say little.
+        device: device to measure.
+        effort: how long to measure.
+        is_quick: use small buffers and matrices, which say little.
 
     Returns:
         ``copy_bytes_per_second``: bytes read and written. ``matrix_flops_per_second``: by number format; on a
-        CPU the better of a product and a convolution; on a GPU ``tf32`` is what fp32 convolutions use there.
-        ``streaming_store_bytes_per_second``: by MiB of the buffer, on the CPU alone; empty where the compiled
+        CPU, the better of a product and a convolution; on a GPU, ``tf32`` is what fp32 convolutions use.
+        ``streaming_store_bytes_per_second``: by MiB of the buffer, only on the CPU; empty if the compiled
         core was not built.
     """
     kind = device.type
@@ -44,7 +46,7 @@ def measure_ceilings(device: torch.device, effort: Effort, is_quick: bool = Fals
 
 
 def _copy_rate(device: torch.device, effort: Effort, size: int) -> float:
-    # Values, not zeros, which some memory takes faster than others.
+    # Random values, because some memory is faster for zeros.
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * size / measure(lambda: target.copy_(source), device, effort).best
@@ -64,7 +66,7 @@ def _matrix_rates(device: torch.device, effort: Effort, sides: tuple[int, ...]) 
 
 
 def _matrix_rate(device: torch.device, effort: Effort, sides: tuple[int, ...], dtype: torch.dtype) -> float:
-    """The best rate over all sizes, counting a multiplication and an addition as two operations."""
+    """Return the best rate over all sizes, counting a multiplication and an addition as two operations."""
     best = 0.0
     for side in sides:
         one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -77,13 +79,13 @@ def _matrix_rate(device: torch.device, effort: Effort, sides: tuple[int, ...], d
 
         best = max(best, 2 * side**3 / measure(multiply, device, effort).best)
     if device.type == "cpu":
-        # Products and convolutions are different libraries there, of which the second may be faster.
+        # On a CPU, products and convolutions use different libraries, and convolutions may be faster.
         best = max(best, _convolution_rate(device, effort, sides[0] // 4, dtype))
     return best
 
 
 def _convolution_rate(device: torch.device, effort: Effort, channels: int, dtype: torch.dtype) -> float:
-    """The rate of a 3x3 convolution on 32 maps of 32x32, channels_last."""
+    """Return the rate of a 3x3 convolution on 32 maps of 32x32, channels_last."""
     maps, weight = (
         torch.randn(size, device=device).to(dtype, memory_format=torch.channels_last)
         for size in ((32, channels, 32, 32), (channels, channels, 3, 3))

@@ -1,6 +1,6 @@
-"""The ways to run a training step that are compared: from plain torch to all that this package does.
+"""Levels of a training step to compare, from plain torch to all of the package's optimisations.
 
-The table is for the command and for ``benchmarks/``; one line adds a level to both.
+The command and ``benchmarks/`` share the table; one line adds a level to both.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rotnet_fast.models.nin import ConvBnRelu, NetworkInNetwork
 
 
 class PlainTask(RotationTask):
-    """What the method takes without this package: torch's own modules, all tensors [N,C,H,W] in memory.
+    """Train as without this package: with torch's own modules, and all tensors [N,C,H,W] in memory.
 
-    The views come from the fused step all the same, so that the comparison is of the training step alone.
+    The views still come from the fused op, so that only the training step is compared.
     """
 
     def __init__(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -29,25 +29,25 @@ class PlainTask(RotationTask):
         super().__init__(plain_network(module), *args, **kwargs)
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RotationTask.views`, but not channels_last."""
+        """Return the same as `RotationTask.views`, but not channels_last."""
         views, labels = super().views(batch)
         return views.contiguous(), labels
 
 
 class FixedViews(RotationTask):
-    """Makes the views of the first batch, and shows them at every step: a step without its data path."""
+    """Reuse the views of the first batch at every step, to measure a step without its data path."""
 
     _made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RotationTask.views`, always the same."""
+        """Return the views of the first batch."""
         if self._made is None:
             self._made = super().views(batch)
         return self._made
 
 
 class FixedPlainTask(FixedViews, PlainTask):
-    """Both."""
+    """Combine fixed views with the plain task."""
 
 
 WITHOUT_DATA: dict[type[RotationTask], type[RotationTask]] = {
@@ -57,7 +57,7 @@ WITHOUT_DATA: dict[type[RotationTask], type[RotationTask]] = {
 
 
 def plain_network(network: NetworkInNetwork) -> nn.Sequential:
-    """The same network of torch's modules alone, with weights in memory as torch makes them."""
+    """Return the same network with only torch's modules, and weights in torch's default memory format."""
     modules: list[nn.Module] = []
     for layer in network.layers:
         for module in network.get_submodule(layer).children():
@@ -67,22 +67,22 @@ def plain_network(network: NetworkInNetwork) -> nn.Sequential:
                 modules.append(module)
     plain = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.classifier)
     for parameter in plain.parameters():
-        # Not Module.to: the strides of a 1x1 convolution's weights would stay those of channels_last, which
-        # libraries then take for its memory format.
+        # Not Module.to: the weights of a 1x1 convolution would keep channels_last strides, which libraries
+        # then treat as their memory format.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return plain
 
 
 @dataclass(frozen=True)
 class Level:
-    """One way to run a training step.
+    """Define one way to run a training step.
 
     Attributes:
-        name: in tables.
-        devices: kinds of devices that it is for.
-        settings: of pretraining, where they differ from the defaults.
-        cudnn_benchmark: let cuDNN try its algorithms, as the package does.
-        task: what is trained.
+        name: name in tables.
+        devices: types of devices that support it.
+        settings: settings of pretraining that differ from the defaults.
+        cudnn_benchmark: let cuDNN benchmark its algorithms, as the package does.
+        task: class of the task to train.
     """
 
     name: str
@@ -93,11 +93,11 @@ class Level:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the level is about the compiler, whose first steps take minutes."""
+        """Return whether the level uses the compiler, whose first steps take minutes."""
         return bool(self.settings.get("compile", "none") != "none")
 
     def config(self, config: PretrainConfig) -> PretrainConfig:
-        """``config`` at this level."""
+        """Return ``config`` with the settings of this level."""
         return replace(config, **self.settings)
 
 
@@ -121,11 +121,11 @@ LEVELS = (
     Level("bf16, max-autotune, graph", ("cuda",), {**_GRAPH, "compile": "max"}),
     Level("bf16, triton-bn, graph", ("cuda",), {**_GRAPH, "kernels": "triton-bn"}),
     Level("bf16, triton, graph", ("cuda",), {**_GRAPH, "kernels": "triton"}),
-    Level(DEFAULT, BOTH),  # whatever the package chooses by itself
+    Level(DEFAULT, BOTH),  # whatever the package chooses by default
 )
-"""From plain torch upwards."""
+"""All levels, starting with plain torch."""
 
 
 def levels_of(device: torch.device) -> list[Level]:
-    """The levels for a kind of device."""
+    """Return the levels for a type of device."""
     return [level for level in LEVELS if device.type in level.devices]

@@ -1,4 +1,4 @@
-"""The fused step from stored images to rotated views, alone."""
+"""Throughput of the fused op from stored images to rotated views."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CHANNELS = 3
 CALLS_IN_A_GRAPH = 32
 
 _LARGEST_OUTPUTS = 2**29
-"""Bytes of views beyond which calls in a graph share buffers."""
+"""Number of bytes of views above which calls in a graph share buffers."""
 
 
 @dataclass(frozen=True)
 class OpCase:
-    """One way to call the op: crop, flip and K rotations of B images.
+    """Define a call of the op: crop, flip and K rotations of B images.
 
     Attributes:
         batch: images per call.
-        side: pixels.
-        rotations: degrees.
+        side: height and width in pixels.
+        rotations: rotations in degrees.
         dtype: ``fp32`` or ``bf16``.
-        mode: ``epoch`` where one call makes all views of an epoch, else ``batch``.
+        mode: ``epoch`` if one call makes all views of an epoch, else ``batch``.
     """
 
     batch: int
@@ -41,21 +41,21 @@ class OpCase:
 
     @property
     def view_bytes(self) -> int:
-        """Bytes written per call, without labels."""
+        """Return the number of bytes written per call, without labels."""
         element = DTYPES[self.dtype].itemsize
         return self.batch * len(self.rotations) * self.side**2 * CHANNELS * element
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes that have to be read or written per call: images, indices, views and labels."""
+        """Return the minimum number of bytes read or written per call: images, indices, views and labels."""
         return self.view_bytes + self.batch * (self.side**2 * CHANNELS + 8 + 8 * len(self.rotations))
 
 
 def op_cases(epoch: int, batches: Sequence[tuple[int, int]]) -> list[OpCase]:
-    """All cases to measure.
+    """Return all cases to measure.
 
     Args:
-        epoch: images that epoch mode turns in one call.
+        epoch: number of images per call in epoch mode.
         batches: (images, side) of the other calls.
     """
     found = []
@@ -68,19 +68,22 @@ def op_cases(epoch: int, batches: Sequence[tuple[int, int]]) -> list[OpCase]:
 def measure_op(
     cases: Sequence[OpCase], device: torch.device, effort: Effort, copy_rate: float
 ) -> list[dict[str, Any]]:
-    """Images and bytes per second of each case.
+    """Measure images and bytes per second of each case.
 
-    Every call gathers other rows than the one before, as in an epoch. On a GPU, many calls are one captured
-    graph, so that the cost of launching, which a replayed training step does not have, is not counted.
+    Every call gathers different rows, as in an epoch. On a GPU, many calls are captured in one graph, to
+    exclude the launch overhead, which a replayed training step does not have.
 
     Args:
+        cases: the cases to measure.
+        device: device to measure.
+        effort: how long to measure.
         copy_rate: bytes per second, read and written, that a copy reaches.
     """
     return [_row(case, _timing(case, device, effort), copy_rate, device) for case in cases]
 
 
 def op_calls(case: OpCase, device: torch.device, calls: int) -> list[Work]:
-    """So many calls with rows and, within reason, buffers of their own."""
+    """Return ``calls`` calls with different rows and, within reason, different buffers."""
     stored = case.batch if case.mode == "epoch" else max(2 * case.batch, 2 * 10**7 // case.side**2)
     shape = (stored, case.side, case.side, CHANNELS)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -102,7 +105,7 @@ def op_calls(case: OpCase, device: torch.device, calls: int) -> list[Work]:
 
 
 def _timing(case: OpCase, device: torch.device, effort: Effort) -> Timing:
-    """Seconds per call."""
+    """Measure the seconds per call."""
     calls = 1 if case.mode == "epoch" else CALLS_IN_A_GRAPH
     turn = itertools.cycle(op_calls(case, device, calls))
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Whole training steps, as pretraining does them: images per second, and where the time goes."""
+"""Throughput of whole training steps as in pretraining, and where their time goes."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.pretext import pretraining
 
 IMAGES_OF_100_EPOCHS = 100 * 50_000
-"""What the paper's schedule trains on."""
+"""Number of images that the paper's schedule trains on."""
 
 CALLS_IN_A_GRAPH = 10
 
 WARMUP_STEPS = {"cpu": 2, "cuda": 20}
-"""Steps before anything is timed. On a GPU they go past the capture, and their loss tells levels that compute
-the same from those that do not."""
+"""Number of steps before the timing. On a GPU, they include the capture, and their loss shows whether levels
+compute the same."""
 
 LEVEL_LIMIT = 600.0
-"""Seconds; the longest search of the compiler takes minutes."""
+"""Time limit of a level in seconds; the longest search of the compiler takes minutes."""
 
 Row = dict[str, Any]
 
 
 def synthetic_dataset(images: int) -> Dataset:
-    """Noise of CIFAR-10's size that grows brighter from top to bottom: as much work as real images, and a
-    rotation to learn."""
+    """Make noise of CIFAR-10's size that gets brighter from top to bottom.
+
+    It takes as much work as real images, and has a rotation to learn.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 128, (images, 32, 32, 3), dtype=torch.uint8, generator=generator)
     pixels += torch.arange(0, 128, 4, dtype=torch.uint8)[:, None, None]
@@ -55,21 +57,21 @@ def synthetic_dataset(images: int) -> Dataset:
 
 
 class Step:
-    """One training step after the other, at one level.
+    """Run training steps at one level.
 
     Args:
-        level: how.
-        config: the other settings; ``batch_size`` images per step.
-        dataset: at least one whole batch.
-        device: where.
-        folder: for the run folder; nothing of importance is written.
-        is_fixed: all steps train on the views of the first batch.
+        level: the level.
+        config: the other settings, with ``batch_size`` images per step.
+        dataset: at least one full batch.
+        device: device to train on.
+        folder: the run folder, to which nothing important is written.
+        is_fixed: whether all steps train on the views of the first batch.
 
     Attributes:
-        warmup_loss: mean loss of the first steps, once it was read.
+        warmup_loss: mean loss of the first steps; None until it is read.
 
     Raises:
-        ArgumentError: pretraining refuses the level's settings here.
+        ArgumentError: pretraining does not support the level's settings on this machine.
     """
 
     def __init__(
@@ -98,21 +100,21 @@ class Step:
         self.warmup_loss: float | None = None
 
     def __call__(self) -> None:
-        """Train on the next batch, as in training."""
+        """Train on the next batch as in pretraining."""
         torch.backends.cudnn.benchmark = self._cudnn_benchmark
-        self.trainer.progress.step = 0  # the schedule has no more than one epoch
+        self.trainer.progress.step = 0  # the schedule only has one epoch
         self.trainer.train_step(next(self._batches))
 
     def read_loss(self) -> None:
-        """Remember the mean loss of the steps so far; waits for the device."""
+        """Store the mean loss of the steps so far; waits for the device."""
         self.warmup_loss = means(self.trainer.training_step.sums.read_interval())["loss"]
 
     def data(self) -> None:
-        """The data path alone: gather, crop, flip, rotations and all."""
+        """Run only the data path: gather, crop, flip, rotate, normalise and cast."""
         self.task.views(next(self._batches))
 
     def close(self) -> None:
-        """Let go of the run folder."""
+        """Release the run folder."""
         self._run.close()
 
 
@@ -129,27 +131,27 @@ def measure_steps(
     level_limit: float = LEVEL_LIMIT,
     report: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """One row per level.
+    """Measure the levels and return one row per level.
 
-    On a GPU, each level is measured in a process of its own, one after the other: a failed capture leaves its
-    process on the stream of the capture and with a memory pool of its own, so that no later number of that
-    process is worth anything. On the CPU, all levels take turns in this process.
+    On a GPU, the levels are measured one after the other in separate processes, because a failed capture
+    leaves its process on the capture stream and with a separate memory pool, which invalidates all later
+    numbers of that process. On the CPU, all levels take turns in this process.
 
-    The share of the data path is measured in two ways: alone, over the whole step; and on a GPU also as what
-    a step gains from views that are there already, which tells what cannot overlap with anything. The
-    difference of two noisy numbers may come out negative.
+    The data path's share is measured in two ways: the time of the data path divided by that of the whole
+    step; and, on a GPU, also the time that a step saves with precomputed views, which is what cannot overlap
+    with anything. As the difference of two noisy numbers, the latter may be negative.
 
     Args:
-        levels: of this kind of device. One that cannot be measured here is skipped, and its row says why.
+        levels: levels for this type of device. Unsupported ones are skipped, and their row says why.
         config: network, width, rotations and images per step.
-        images: synthetic ones to train on; at least one whole batch.
-        device: where.
+        images: number of synthetic images to train on, at least one full batch.
+        device: device to measure.
         effort: how long to measure.
         matrix_rates: floating-point operations per second of matrix products, by number format.
-        apart: whether each level has a process of its own; None for what suits the device.
-        warmup: steps before anything is timed; None for what suits the device.
-        level_limit: seconds after which such a process is given up.
-        report: called with all rows so far, whenever there is one more or more is known of one.
+        apart: whether each level has its own process; None chooses by device.
+        warmup: number of steps before the timing; None chooses by device.
+        level_limit: seconds after which such a process is killed.
+        report: called with all rows so far whenever a row is added or extended.
     """
     rows: dict[str, Row] = {}
 
@@ -174,7 +176,7 @@ def measure_steps(
 
 
 class Conditions(NamedTuple):
-    """What is the same for all levels, see :func:`measure_steps`."""
+    """Hold what all levels share, see :func:`measure_steps`."""
 
     config: PretrainConfig
     images: int
@@ -184,19 +186,19 @@ class Conditions(NamedTuple):
     warmup: int
 
     def skipped(self, level: Level, reason: str) -> Row:
-        """The row of a level without numbers."""
+        """Return the row of a level that was skipped."""
         return {"level": level.name, "blocks": self.config.blocks, "skipped": reason}
 
 
 def _measure_in_turn(levels: Sequence[Level], conditions: Conditions, add: Callable[[Row], None]) -> None:
-    """All levels in this process, interleaved, so that a disturbance of the machine meets all of them."""
+    """Measure all levels interleaved in this process, so that disturbances affect all of them."""
     steps: dict[str, Step] = {}
     works: dict[str, Work] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack, _cudnn_settings_kept():
         for number, level in enumerate(levels):
             try:
                 step = _ready(level, conditions, resolve_path(Path(folder)) / str(number), stack)
-            except Exception as error:  # refused, out of memory, or any of a compiler's own kinds
+            except Exception as error:  # unsupported, out of memory, or any compiler error
                 add(conditions.skipped(level, _reason(error)))
                 continue
             steps[level.name] = step
@@ -208,19 +210,19 @@ def _measure_in_turn(levels: Sequence[Level], conditions: Conditions, add: Calla
 
 
 def _measure_apart(level: Level, conditions: Conditions, limit: float, add: Callable[[Row], None]) -> None:
-    """One level in a new process, for so many seconds at most; what it has found until then counts."""
+    """Measure one level in a new process for at most ``limit`` seconds, and keep partial results."""
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_send_level, args=(level, conditions, sender))
     process.start()
-    sender.close()  # so that the end of the process ends the messages
+    sender.close()  # so that recv() raises EOFError when the process ends
     deadline = time.monotonic() + limit
     row: Row | None = None
     reason: str | None = f"took more than {limit:g} s"
     try:
         while receiver.poll(max(0.0, deadline - time.monotonic())):
             message = receiver.recv()
-            if not isinstance(message, dict):  # all that can be said is said
+            if not isinstance(message, dict):  # the last message: None, or the reason for stopping early
                 reason = message
                 break
             row = message
@@ -237,7 +239,7 @@ def _measure_apart(level: Level, conditions: Conditions, limit: float, add: Call
 
 
 def _send_level(level: Level, conditions: Conditions, sender: Connection) -> None:
-    """Measure a level and send its row as it grows; then None, or the reason why there is no more."""
+    """Measure a level and send its row as it grows, then None or the reason for stopping early."""
     device, effort = conditions.device, conditions.effort
     try:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -265,13 +267,13 @@ def _send_level(level: Level, conditions: Conditions, sender: Connection) -> Non
 def _ready(
     level: Level, conditions: Conditions, folder: Path, stack: ExitStack, is_fixed: bool = False
 ) -> Step:
-    """A step that has been compiled and captured, if it is to be."""
+    """Create a step and warm it up, which includes its compilation and capture."""
     dataset = synthetic_dataset(conditions.images)
     step = Step(level, conditions.config, dataset, conditions.device, folder, is_fixed)
     stack.callback(step.close)
     for _ in range(conditions.warmup):
         step()
-    step.read_loss()  # waits for the device, which tells of its errors then
+    step.read_loss()  # waits for the device, which then reports its errors
     return step
 
 
@@ -289,11 +291,11 @@ def _cudnn_settings_kept() -> Iterator[None]:
 
 
 def _row(name: str, step: Step, conditions: Conditions, timing: Timing) -> Row:
-    """All of a level but its data path."""
+    """Make the row of a level, without its data path."""
     config = conditions.config
     rate = config.batch_size / timing.seconds
     precision = step.precision.name
-    # On a GPU, convolutions of fp32 tensors compute in TF32 unless torch is told otherwise.
+    # On a GPU, convolutions of fp32 tensors compute in TF32 by default.
     matrix = "tf32" if precision == "fp32" and conditions.device.type == "cuda" else precision
     network = NetworkInNetwork(len(config.rotations), config.blocks, config.width)
     flops = convolution_flops(network, config.batch_size, len(config.rotations))
@@ -325,7 +327,7 @@ def _row(name: str, step: Step, conditions: Conditions, timing: Timing) -> Row:
 
 
 def _data_shares(step: Timing, data: Timing, fixed: Timing | None) -> Row:
-    """What the data path takes of a step: alone, and by what a step without it gains."""
+    """Return the data path's share of a step, from its own time and from that of a step without it."""
     return {
         "data_seconds": data.seconds,
         "data_share": data.seconds / step.seconds,
@@ -335,15 +337,15 @@ def _data_shares(step: Timing, data: Timing, fixed: Timing | None) -> Row:
 
 
 def joules(work: Work, device: torch.device, timing: Timing) -> float | None:
-    """Energy of one piece of work on a GPU; None where nothing tells it."""
+    """Return the energy of one piece of work on a GPU in joules, or None if it cannot be measured."""
     watts = average_power(work, device)
     return None if watts is None else watts * timing.seconds
 
 
 def average_power(work: Work, device: torch.device, seconds: float = 2.0) -> float | None:
-    """Watts that a GPU draws while it repeats its work; None where nothing tells it.
+    """Return the watts that a GPU draws while repeating its work, or None if they cannot be measured.
 
-    The sensor averages over up to a second, so that the first half of the time does not count.
+    The sensor averages over up to a second, so the first half of the time is discarded.
     """
     if device.type != "cuda":
         return None
@@ -355,7 +357,7 @@ def average_power(work: Work, device: torch.device, seconds: float = 2.0) -> flo
         torch.cuda.synchronize(device)
         try:
             drawn = torch.cuda.power_draw(device) / 1e3
-        except (ImportError, RuntimeError, AttributeError):  # no NVML, or none that knows this GPU
+        except (ImportError, RuntimeError, AttributeError):  # no NVML, or one that does not support this GPU
             return None
         if passed > seconds / 2:
             watts.append(drawn)

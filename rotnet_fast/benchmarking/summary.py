@@ -1,4 +1,4 @@
-"""What the command prints of its measurements."""
+"""Printed tables of the measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def ceilings_lines(ceilings: Mapping[str, Any]) -> list[str]:
-    """Copy bandwidth, matrix rates and streaming stores."""
+    """Format copy bandwidth, matrix rates and streaming stores."""
     lines = [f"copy, read and written: {ceilings['copy_bytes_per_second'] / 1e9:,.1f} GB/s"]
     for name, rate in ceilings["matrix_flops_per_second"].items():
         lines.append(f"matrix products, {name}: {rate / 1e12:,.2f} TFLOP/s")
@@ -21,7 +21,7 @@ def ceilings_lines(ceilings: Mapping[str, Any]) -> list[str]:
 
 
 def op_lines(rows: Rows) -> list[str]:
-    """The fused op."""
+    """Format the table of the fused op."""
     table = [("op", "images/s", "GB/s", "of copy")]
     for row in rows:
         what = f"{row['batch']} x {row['side']}x{row['side']}, {row['rotations']} rotations, {row['dtype']}"
@@ -37,7 +37,7 @@ def op_lines(rows: Rows) -> list[str]:
 
 
 def stages_lines(rows: Rows) -> list[str]:
-    """The stages that take longest, and what all of them add up to."""
+    """Format the table of the slowest stages, and the total of all stages."""
     total = sum(row["count"] * row["seconds"] for row in rows)
     table = [("stage of the NIN-4 step", "us", "of all stages", "GFLOP/s", "GB/s")]
     for row in sorted(rows, key=lambda row: -row["count"] * row["seconds"])[:10]:
@@ -56,7 +56,7 @@ def stages_lines(rows: Rows) -> list[str]:
 
 
 def steps_lines(rows: Rows) -> list[str]:
-    """The levels of the whole step."""
+    """Format the table of the levels of the whole step."""
     head = ("images/s", "of baseline", "by CPU time", "100 epochs", "data path", "of matrix rate", "J/step")
     table: list[tuple[str, ...]] = [("whole step", *head)]
     for row in rows:
@@ -82,7 +82,7 @@ def steps_lines(rows: Rows) -> list[str]:
 
 
 def aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of text as lines: the first column to the left, the others to the right."""
+    """Format rows as aligned lines, with the first column to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(

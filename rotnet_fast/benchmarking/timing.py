@@ -1,4 +1,4 @@
-"""Seconds per call, on machines that are never quite idle."""
+"""Robust timing of calls on machines that are never quite idle."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """Define how long to measure.
 
     Attributes:
-        rounds: windows per piece of work; the median window counts.
-        window_seconds: the least length of a window, so that the clock's own cost and resolution vanish.
+        rounds: number of windows per piece of work; the median window counts.
+        window_seconds: minimum length of a window, to make the clock's overhead and resolution negligible.
     """
 
     rounds: int
@@ -28,14 +28,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call in several windows.
+    """Hold the seconds per call over several windows.
 
     Attributes:
-        seconds: of the median window.
-        best: of the fastest one.
-        spread: interquartile range of the windows, as a share of the median.
-        cpu_seconds: processor time of all threads of this process, in the median window. Where other
-            processes take the cores, it says more about work on a CPU than the clock does.
+        seconds: median over the windows.
+        best: minimum over the windows.
+        spread: interquartile range of the windows, as a fraction of the median.
+        cpu_seconds: median processor time of all threads of this process. If other processes use the cores,
+            it is a better measure of work on a CPU than elapsed time.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class Timing:
 
     @classmethod
     def of(cls, windows: Sequence[tuple[float, float]]) -> Timing:
-        """The timing of one or more windows: seconds by the clock, and of processor time."""
+        """Summarise one or more windows of (elapsed seconds, seconds of processor time)."""
         seconds, cpu_seconds = zip(*windows, strict=True)
         median = statistics.median(seconds)
         quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
@@ -53,24 +53,25 @@ class Timing:
         return cls(median, min(seconds), spread, statistics.median(cpu_seconds))
 
     def divided(self, calls: int) -> Timing:
-        """The same per one of so many parts of a call."""
+        """Return the timing per part of a call that consists of ``calls`` equal parts."""
         return Timing(self.seconds / calls, self.best / calls, self.spread, self.cpu_seconds / calls)
 
 
 def interleaved(works: Mapping[str, Work], device: torch.device, effort: Effort) -> dict[str, Timing]:
-    """Time several pieces of work in turns, so that what disturbs the machine disturbs all of them alike.
+    """Time several pieces of work in turns, so that disturbances of the machine affect all of them alike.
 
     Args:
-        works: name -> what to time; on a GPU it launches on the current stream and need not wait.
-        device: whose work is waited for.
+        works: map from name to the work to time; on a GPU, it launches on the current stream and may be
+            asynchronous.
+        device: device to synchronise with.
         effort: how long to measure.
 
     Returns:
-        name -> seconds per call, in the same order.
+        Map from name to seconds per call, in the same order.
     """
     calls = {}
     for name, work in works.items():
-        # A replayed training step runs three times before it is captured, and once more as it is.
+        # A replayed training step runs three times before the capture, and once more during it.
         for _ in range(5 if device.type == "cuda" else 2):
             work()
         calls[name] = max(1, math.ceil(effort.window_seconds / max(window(work, 1, device)[0], 1e-9)))
@@ -83,15 +84,15 @@ def interleaved(works: Mapping[str, Work], device: torch.device, effort: Effort)
 
 
 def measure(work: Work, device: torch.device, effort: Effort) -> Timing:
-    """Time one piece of work alone."""
+    """Time a single piece of work."""
     return interleaved({"": work}, device, effort)[""]
 
 
 def window(work: Work, calls: int, device: torch.device) -> tuple[float, float]:
-    """Seconds that so many calls take together, by the clock and of processor time.
+    """Return the elapsed seconds and the processor time of ``calls`` calls together.
 
-    On a GPU, the clock runs between two events, around which it is idle. Where the host is slower than the
-    GPU, the time that the GPU waits for it counts.
+    On a GPU, elapsed time is measured between two events, before and after which the GPU is idle. If the host
+    is slower than the GPU, the time that the GPU waits for it counts.
     """
     cpu_start = time.process_time()
     if device.type != "cuda":
@@ -111,17 +112,18 @@ def window(work: Work, calls: int, device: torch.device) -> tuple[float, float]:
 
 
 def in_a_graph(work: Work, device: torch.device, calls: int) -> Work:
-    """So many calls in one CUDA graph: what the GPU takes, without the host's cost of launching.
+    """Capture calls in one CUDA graph, to measure the GPU without the host's launch overhead.
 
     Args:
-        work: launches on the current stream, does not wait, and may allocate.
-        calls: per replay.
+        work: work that launches on the current stream, does not synchronise, and may allocate.
+        device: a CUDA device.
+        calls: number of calls per replay.
     """
     with torch.cuda.device(device):
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            work()  # libraries choose their algorithms and allocate before the capture
+            work()  # lets libraries choose their algorithms and allocate before the capture
         torch.cuda.synchronize(device)
         with torch.cuda.graph(graph):
             for _ in range(calls):

@@ -1,12 +1,12 @@
-"""What is known of a data folder, kept on disk so that only the first run has to find it out.
+"""On-disk cache of what is known about a data folder, so that only the first run has to find it out.
 
-Two files: ``<name>.npy``, an array, and ``<name>.json``, what it was made from (a hash of the folder's
-listing) and the SHA-256 of the first file. A cache that does not match on both counts is not used but made
-again, so that neither an altered folder nor a damaged file goes unnoticed. Nor is one whose array has another
-type or shape than is asked for, whatever its hash, as data folders come from anywhere; no object is ever made
-of one. The names: ``<size>px``, the decoded images, and ``<size>px-limited``, those that a limit left;
-``scan``, what was found of each file, by its name, size and time of change; ``index`` and ``index-names``,
-where images lie in tar shards, and ``index-others``, what else does.
+Each entry has two files: ``<name>.npy``, an array, and ``<name>.json``, a manifest with a hash of the
+folder's listing and the SHA-256 of the array file. An entry that does not match both is rebuilt, so that
+neither an altered folder nor a damaged file goes unnoticed. An entry whose array has the wrong dtype or shape
+is rejected whatever its hash, because data folders come from anywhere; nothing is ever unpickled. The names
+are ``<size>px``, the decoded images; ``<size>px-limited``, those that a limit keeps; ``scan``, the result of
+checking each file, keyed by its name, size and modification time; ``index`` and ``index-names``, where images
+lie in tar shards, and ``index-others``, what else the shards contain.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _MANIFEST_BYTES = 1 << 12
 
 
 def cache_places(data_dir: Path) -> list[Path]:
-    """Folders that may hold the cache of a data folder, in the order in which they are tried.
+    """Return the folders that may hold the cache of a data folder, in the order in which they are tried.
 
-    In the data folder itself; where that is read-only, in the user's cache folder
-    ($XDG_CACHE_HOME/rotnet_fast, or ~/.cache/rotnet_fast), one sub-folder per data folder.
+    The first is in the data folder itself. If that is read-only, the cache goes to the user's cache folder
+    ($XDG_CACHE_HOME/rotnet_fast, or ~/.cache/rotnet_fast), with one subfolder per data folder.
     """
     resolved = data_dir.resolve()
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -50,10 +50,10 @@ def cache_places(data_dir: Path) -> list[Path]:
 def read_cache(
     places: list[Path], name: str, listing: str, dtype: npt.DTypeLike, shape: tuple[int | None, ...]
 ) -> npt.NDArray[Any] | None:
-    """The array of this name, made from this very listing and undamaged, or None.
+    """Return the cached array of this name, or None if it is damaged or was made from another listing.
 
     Args:
-        dtype, shape: that it must have; None stands for any length.
+        dtype, shape: required dtype and shape; None in the shape matches any length.
     """
     for place in places:
         data, manifest = _names(place, name)
@@ -67,35 +67,35 @@ def read_cache(
                     file.seek(0)
                     return _read_array(file, np.dtype(dtype), shape)
         except (OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError):
-            continue  # absent, unreadable, or not what it should be: as good as no cache
+            continue  # absent, unreadable or malformed: the same as no cache
     return None
 
 
 def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
-    """What np.save wrote; not with np.load, which makes whatever the file says that it holds.
+    """Read what np.save wrote, without np.load, which allocates whatever the file's header claims.
 
     Raises:
-        ValueError: it is another array, or none.
+        ValueError: the file holds no array, or one of another dtype or shape.
     """
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("of another version")
+            raise ValueError("the array file has another version")
         found, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # numpy raises many types on damaged headers
-        raise ValueError("no array") from error
+        raise ValueError("the file is not an array") from error
     fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
     count = math.prod(found)
     size = os.fstat(file.fileno()).st_size - file.tell()
     if is_fortran or kind != dtype or not fits or size != count * dtype.itemsize:
-        raise ValueError("another array")
+        raise ValueError("the array has another dtype, shape or size")
     return np.fromfile(file, dtype, count).reshape(found)
 
 
 def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[Any], what: str) -> None:
-    """Keep an array in the first place that can be written; warn where none can.
+    """Write an array to the first writable place, and warn if there is none.
 
     Args:
-        what: the array holds, for the warning.
+        what: description of the array's contents for the warning.
     """
     for place in places:
         data, manifest = _names(place, name)
@@ -103,17 +103,17 @@ def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[
             make_folder(place)
             with replacing(data, is_shared=True) as file:
                 np.save(file, array, allow_pickle=False)
-            # Written last: a crash in between leaves a manifest whose hash does not match.
+            # The manifest is written last: a crash in between leaves one whose hash does not match.
             with open(data, "rb") as written, replacing(manifest, is_shared=True) as file:
                 file.write(json.dumps({"listing": listing, "sha256": _sha256(written)}).encode())
             return
         except OSError as error:
             problem = error
-    warnings.warn(f"{what} cannot be kept ({problem}); the next run will make them again", stacklevel=2)
+    warnings.warn(f"cannot cache {what} ({problem}); the next run will recompute them", stacklevel=2)
 
 
 def write_text(places: Sequence[Path], name: str, text: str) -> Path | None:
-    """Write a text for the user into the first place that can be written; where that is, or None."""
+    """Write a text for the user to the first writable place and return its path, or None if there is none."""
     for place in places:
         with suppress(OSError):
             make_folder(place)

@@ -1,4 +1,4 @@
-"""Which part of a large image to show: random crops for training, the centre for testing."""
+"""Crops of large images: random crops for training, the centre crop for testing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from rotnet_fast import philox
 
 CENTRE_SHARE = 224 / 256
-"""Side of the central square that is tested on, as a share of the shorter side: the field's resizing of the
-shorter side to 256 and cutting out of 224."""
+"""Side of the centre crop used for testing, as a fraction of the shorter side. It corresponds to the usual
+resizing of the shorter side to 256 and cropping to 224."""
 
 _ATTEMPTS = 10
 
 Decoder = Literal["auto", "cpu", "gpu"]
-"""Where encoded images are decoded, see `rotnet_fast.data.dali.DaliLoader`."""
+"""Device that decodes encoded images, see `rotnet_fast.data.dali.DaliLoader`."""
 
 Boxes = tuple[NDArray[np.int32], NDArray[np.int32]]
 """Corners (top, left) and sizes (height, width) in pixels, int32 [B,2] each."""
@@ -27,16 +27,16 @@ Boxes = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Rectangles of random area and shape at a random place, to be resized to a square.
+    """Draw rectangles of random area, shape and position, which are then resized to a square.
 
     The algorithm is that of torchvision's ``RandomResizedCrop``: ten attempts to draw an area and a ratio
-    whose rectangle fits into the image, then the largest central one. Draws are a pure function of
+    whose rectangle fits into the image, then the largest centre crop. Draws are a pure function of
     (seed, epoch, sample id), like those of `rotnet_fast.rotate_batch`, so that the crops do not depend on
-    batch size, processes or interruptions.
+    batch size, number of processes or interruptions.
 
     Attributes:
-        scale: least and greatest area, as a share of the image's.
-        ratio: least and greatest width / height.
+        scale: minimum and maximum area, as a fraction of the image's area.
+        ratio: minimum and maximum width / height.
 
     Source: Szegedy et al., "Going deeper with convolutions", CVPR 2015.
     """
@@ -45,7 +45,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def boxes(self, sizes: NDArray[np.int32], sample_ids: torch.Tensor, seed: int, epoch: int) -> Boxes:
-        """The crop of each image.
+        """Draw the crop of each image.
 
         Args:
             sizes: int32 [B,2], height and width of the images.
@@ -76,7 +76,7 @@ class RandomResizedCrop:
 
 
 def centre_boxes(sizes: NDArray[np.int32]) -> Boxes:
-    """The central square of each image, of ``CENTRE_SHARE`` of its shorter side.
+    """Return the centre crop of each image, a square with ``CENTRE_SHARE`` of its shorter side.
 
     Args:
         sizes: int32 [B,2], height and width of the images.
@@ -87,7 +87,7 @@ def centre_boxes(sizes: NDArray[np.int32]) -> Boxes:
 
 
 def _largest(heights: NDArray[np.int64], widths: NDArray[np.int64], ratio: tuple[float, float]) -> Boxes:
-    """The central rectangle that has an allowed ratio and is as large as can be."""
+    """Return the largest centre crop with an allowed ratio."""
     height = np.minimum(heights, np.maximum(np.rint(widths / ratio[0]).astype(np.int64), 1))
     width = np.minimum(widths, np.maximum(np.rint(heights * ratio[1]).astype(np.int64), 1))
     corners = np.stack([(heights - height) // 2, (widths - width) // 2], axis=1).astype(np.int32)

@@ -1,6 +1,6 @@
-"""A loader that streams encoded images: NVIDIA DALI decodes, crops and resizes them in its own threads.
+"""Loader that streams encoded images, which NVIDIA DALI decodes, crops and resizes in its own threads.
 
-DALI is imported when a loader is made, not before.
+DALI is only imported when a loader is created.
 """
 
 from __future__ import annotations
@@ -28,40 +28,41 @@ from rotnet_fast.data.workers import available_cores, processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
 
 _PREFETCHED = 2
-"""Batches that DALI makes ahead of the training step."""
+"""Number of batches that DALI prefetches."""
 
 _READ_AHEAD = 4
-"""Batches whose files are read ahead of DALI."""
+"""Number of batches whose files are read ahead of DALI."""
 
 
 class DaliLoader:
-    """Batches of images that are read, decoded, cropped and resized as they are needed.
+    """Read, decode, crop and resize images as batches need them.
 
-    The order is our own, a pure function of (seed, epoch), and so are crops of random size. So a resumed run
-    continues with the very batch that would have come next, and where a `ResidentLoader` can hold the set,
-    both give the same batches: on the CPU, DALI decodes to the very pixels that Pillow decodes to (the tests
-    compare every kind of image). What it would decode otherwise (see
-    :mod:`rotnet_fast.data.scan`) and, where images are shown whole, what has another size than
-    ``image_size`` is converted by Pillow in the reading threads, at Pillow's speed.
+    The order does not come from DALI: it and random crops are pure functions of (seed, epoch). So a resumed
+    run continues with exactly the batch that would have come next, and if the set fits into a
+    `ResidentLoader`, both loaders yield the same batches: on the CPU, DALI decodes to the same pixels as
+    Pillow (the tests compare every kind of image). Pillow, in the reader threads and at Pillow's speed,
+    converts the images that DALI would decode differently (see :mod:`rotnet_fast.data.scan`) and, without
+    crops, those of another size than ``image_size``.
 
     Args:
         split: encoded images and their labels.
-        device: where batches live.
+        device: device of the batches.
         batch_size: images per batch over all processes, at least 1; the last, incomplete batch of an epoch
             is kept.
-        seed: of the order and of the crops.
-        crop: None shows whole images as `rotnet_fast.data.decode.decode_image` makes them. Else images are
-            crops, resized (bilinear, with antialiasing) to ``image_size``.
-        is_test: where there is a crop, the central one of `rotnet_fast.data.crop.centre_boxes`.
+        seed: seed of the order and of the crops.
+        crop: random crops, resized (bilinear, with antialiasing) to ``image_size``; None shows whole images
+            as `rotnet_fast.data.decode.decode_image` makes them.
+        is_test: if there is a crop, use the centre crop of `rotnet_fast.data.crop.centre_boxes` instead.
         epoch_size: visits per epoch, at least N; None means N.
-        shuffle: False keeps the set's own order.
-        share: the share of every batch that this process gives.
-        decoder: ``gpu`` decodes JPEGs on the CUDA device, whose pixels differ from the CPU's in rounding;
-            ``auto`` does so where ``device`` is one.
+        shuffle: False keeps the order of the set.
+        share: the share of every batch that this process yields.
+        decoder: ``gpu`` decodes JPEGs on the CUDA device, where rounding makes pixels differ from the CPU's;
+            ``auto`` does so if ``device`` is a CUDA device.
 
     Raises:
-        ArgumentError: DALI is not installed, or is one of another CUDA; or decoder is ``gpu`` without one.
-        ValueError: batch_size below 1, an empty split, or epoch_size below N.
+        ArgumentError: DALI is not installed or was built for another CUDA version, or decoder is ``gpu`` and
+            device is not a CUDA device.
+        ValueError: batch_size is below 1, the split is empty, or epoch_size is below N.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class DaliLoader:
         self.device = torch.device(device)
         require_dali(self.device)
         if decoder == "gpu" and self.device.type != "cuda":
-            raise ArgumentError(f"decoder is gpu, but this run uses {self.device}; use --decoder cpu")
+            raise ArgumentError(f"decoder is gpu, but the device is {self.device}; use --decoder cpu")
         self.labels = split.labels.to(self.device)
         self.batch_size = batch_size
         self.seed = seed
@@ -91,31 +92,31 @@ class DaliLoader:
         self.is_test = is_test
         self.epoch_size = self.order.visits
         self._on_gpu = self.device.type == "cuda" and decoder != "cpu"
-        # On the CPU, torch resizes bytes three times as fast as DALI, and as Pillow does.
+        # On the CPU, torch resizes uint8 images three times as fast as DALI, and with Pillow's results.
         self._resizes = crop is not None and self.device.type == "cpu"
         self._convert = split.convert
         if crop is None:
             self._convert = split.convert | (split.sizes != split.image_size).any(axis=1)
         self._pipeline: Any = None
-        self._process = 0  # that built it
+        self._process = 0  # id of the process that built the pipeline
         self._running: _Feed | None = None
 
     def __len__(self) -> int:
-        """Batches per epoch, the incomplete last one included."""
+        """Return the number of batches per epoch, including an incomplete last one."""
         return len(self.order)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, in order; one epoch of a loader at a time.
+        """Yield the batches of one epoch in order; a loader runs only one epoch at a time.
 
         Args:
             epoch: number of the epoch; each has its own order and crops.
-            start_batch: first batch to give, 0 .. len(self); how a run resumes in mid-epoch.
+            start_batch: first batch to yield, 0 .. len(self), to resume within an epoch.
 
         Raises:
-            ValueError: start_batch out of range (when the first batch is asked for).
-            DataError: an image cannot be read or decoded; the error names it.
-            RuntimeError: another epoch of this loader was begun meanwhile, or this process was forked from
-                the one that the loader began to work in.
+            ValueError: start_batch is out of range (raised with the first batch).
+            DataError: an image, which the message names, cannot be read or decoded.
+            RuntimeError: another epoch of this loader was started in the meantime, or this process was forked
+                from the one in which the loader started.
         """
         parts = self.order.parts(start_batch)
         indices, sample_ids = self.order.epoch(epoch)
@@ -123,7 +124,7 @@ class DaliLoader:
         feed = _Feed(self, epoch, indices, sample_ids, shares)
         self._start(feed)
         side = self.split.image_size
-        # The whole epoch's in one transfer.
+        # One transfer for the whole epoch.
         here = [values.to(self.device) for values in (indices, self.split.labels[indices], sample_ids)]
         in_use: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         try:
@@ -137,8 +138,8 @@ class DaliLoader:
                     yield Batch(images, shown, labels, ids, True, size)
                 finally:
                     if self.device.type == "cuda":
-                        # DALI reuses the memory once nobody holds it, without asking whether what torch has
-                        # launched there is done: so the batch is held until it is.
+                        # DALI reuses the memory as soon as nobody holds it, without waiting for the kernels
+                        # that torch has launched on it, so the batch is held until they are done.
                         event = torch.cuda.Event()
                         event.record(torch.cuda.current_stream(self.device))
                         in_use.append((event, images))
@@ -149,12 +150,12 @@ class DaliLoader:
                 event.synchronize()
 
     def _start(self, feed: _Feed) -> None:
-        """Begin to feed the pipeline; a new one where an unfinished epoch has left batches in the old."""
+        """Start feeding the pipeline, or a new one if an unfinished epoch left batches in the old one."""
         self._check_process()
         if self._pipeline is not None and self._running is not None and self._running.left == 0:
             try:
                 self._pipeline.run()
-            except StopIteration:  # DALI's word for the end of an epoch
+            except StopIteration:  # DALI signals the end of an epoch
                 self._pipeline.reset()
         else:
             self._pipeline = self._build(self._give, -(-self.batch_size // self.order.share.world))
@@ -164,20 +165,20 @@ class DaliLoader:
     def _check_process(self) -> None:
         if self._pipeline is not None and self._process != os.getpid():
             raise RuntimeError(
-                f"this loader works in process {self._process}, and process {os.getpid()} was forked from "
-                f"it, without DALI's threads, so that it would wait forever; make a loader in the new "
-                f"process, or start that with the method spawn or forkserver"
+                f"this loader belongs to process {self._process}, but process {os.getpid()} was forked from "
+                f"it without DALI's threads and would wait forever; create a loader in the new process, or "
+                f"start it with the method spawn or forkserver"
             )
 
     def _next(self, feed: _Feed, part: slice, indices: torch.Tensor) -> torch.Tensor:
-        """The next batch that the pipeline has made: uint8 [B,S,S,3] on the device, not copied."""
+        """Return the pipeline's next batch without copying it: uint8 [B,S,S,3] on the device."""
         self._check_process()
         if feed is not self._running:
-            raise RuntimeError("another epoch of this loader was begun; finish one before the next")
+            raise RuntimeError("another epoch of this loader was started; finish one before the next")
         try:
             images = self._run()
         except Exception as error:  # RuntimeError mostly, but other types, too
-            # A pipeline that failed would go on with the next batch, as if this one had not been.
+            # A pipeline that failed would silently continue with the batch after this one.
             self._pipeline = self._running = None
             if isinstance(error, (DataError, MemoryError)):
                 raise
@@ -186,7 +187,7 @@ class DaliLoader:
         return images
 
     def _run(self) -> torch.Tensor:
-        """Output of the pipeline, ready on torch's stream."""
+        """Run the pipeline and return its output, ready on torch's stream."""
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 (images,) = self._pipeline.run(torch.cuda.current_stream(self.device))
@@ -197,7 +198,7 @@ class DaliLoader:
         return from_dlpack(images.as_tensor())
 
     def _resized(self, crops: list[torch.Tensor]) -> torch.Tensor:
-        """Crops uint8 [h,w,3] of any size as one batch uint8 [B,S,S,3]."""
+        """Resize crops uint8 [h,w,3] of any size to one batch uint8 [B,S,S,3]."""
         side = self.split.image_size
         batch = torch.empty((len(crops), side, side, 3), dtype=torch.uint8)
 
@@ -206,8 +207,8 @@ class DaliLoader:
         def resize(part: range) -> None:
             for position in part:
                 crop, view = crops[position].permute(2, 0, 1)[None], views[position : position + 1]
-                # What interpolate(crop, mode="bilinear", antialias=True) calls, but into memory that is
-                # there: a fresh result for each image and the copy of it take longer than the work.
+                # This is what interpolate(crop, mode="bilinear", antialias=True) calls, but it writes into
+                # the batch: allocating and copying a result per image takes longer than resizing it.
                 torch.ops.aten._upsample_bilinear2d_aa.out(crop, [side, side], False, None, None, out=view)
 
         workers = available_cores()
@@ -215,7 +216,7 @@ class DaliLoader:
         return batch
 
     def _build(self, give: Callable[[], Any], batch_size: int) -> Any:
-        """A pipeline that decodes what ``give`` gives, batch by batch."""
+        """Build a pipeline that decodes the batches returned by ``give``."""
         from nvidia.dali import Pipeline, fn, types
 
         is_cuda = self.device.type == "cuda"
@@ -226,7 +227,7 @@ class DaliLoader:
             prefetch_queue_depth=_PREFETCHED,
         )
         decoding: dict[str, Any] = {"device": "cpu", "output_type": types.RGB}
-        if self._on_gpu:  # with the CPU's way to enlarge the colour planes, which is not the default there
+        if self._on_gpu:  # upsample the colour planes as on the CPU, which is not the default on the GPU
             decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True}
         side = self.split.image_size
         with pipeline:
@@ -252,13 +253,13 @@ class DaliLoader:
         return pipeline
 
     def _give(self) -> Any:
-        """What DALI asks for: the encoded images of its next batch, and their crops."""
-        assert self._running is not None, "an epoch was begun"
+        """Return the encoded images of DALI's next batch, and their crops."""
+        assert self._running is not None, "an epoch was started"
         encoded, boxes = self._running.next()
         return encoded if boxes is None else (encoded, *boxes)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """One image as DALI gets it: the file's bytes, or what Pillow makes of it.
+        """Return one image as DALI gets it: the file's bytes, or Pillow's conversion of it.
 
         Raises:
             DataError: the file cannot be read, or Pillow cannot decode it.
@@ -274,21 +275,21 @@ class DaliLoader:
         return np.frombuffer(content, dtype=np.uint8)
 
     def boxes(self, indices: torch.Tensor, sample_ids: torch.Tensor, epoch: int) -> Boxes | None:
-        """Crops of a batch; None where images are shown whole."""
+        """Return the crops of a batch, or None if images are shown whole."""
         if self.crop is None:
             return None
         sizes = self.split.sizes[indices.numpy()]
         return centre_boxes(sizes) if self.is_test else self.crop.boxes(sizes, sample_ids, self.seed, epoch)
 
     def _name_damaged(self, feed: _Feed, part: slice, error: Exception) -> DataError:
-        """The error to raise where DALI could not decode a batch."""
+        """Return the error to raise after DALI failed to decode a batch, with the name of the image."""
         indices = feed.indices[part].tolist()
         names = [self.split.source.names[index] for index in indices]
         for index, name in zip(indices, names, strict=True):
             try:
                 decode_rgb(self.split.source.read(index), name)
             except DataError as found:
-                return DataError(f"{found}. With --check-images decode all such images are found beforehand")
+                return DataError(f"{found}. Pass --check-images decode to find all such images in advance")
         what = f"one of {len(names)} images, {names[0]} to {names[-1]}"
         for position, name in enumerate(names, part.start):
             if (alone := self._failure(feed, slice(position, position + 1))) is not None:
@@ -296,12 +297,12 @@ class DaliLoader:
                 break
         reason = (str(error).partition("encountered:")[2] or str(error)).strip().partition("\n")[0]
         return DataError(
-            f"DALI cannot decode {what} ({reason}), although Pillow can; save the image anew, or use "
+            f"DALI cannot decode {what} ({reason}), although Pillow can; save the image again, or use "
             f"--loader resident"
         )
 
     def _failure(self, feed: _Feed, part: slice) -> Exception | None:
-        """What DALI says of one image alone; None where it decodes it."""
+        """Return DALI's error for a single image, or None if DALI decodes it."""
         encoded, boxes = feed.read(part)
         batches = iter([encoded if boxes is None else (encoded, *boxes)])
         try:
@@ -312,7 +313,7 @@ class DaliLoader:
 
 
 class _Feed:
-    """Reads the files of coming batches in threads."""
+    """Read the files of upcoming batches in threads."""
 
     def __init__(
         self,
@@ -327,11 +328,11 @@ class _Feed:
         self.indices = indices
         self.sample_ids = sample_ids
         self.shares = shares
-        self.left = len(shares)  # batches that DALI has not given back yet
+        self.left = len(shares)  # batches that DALI has not returned yet
         self.ahead: deque[Future[tuple[list[NDArray[np.uint8]], Boxes | None]]] = deque()
 
     def next(self) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
-        """Encoded images of the next batch and their crops.
+        """Return the encoded images of the next batch and their crops.
 
         Raises:
             StopIteration: the epoch is over.
@@ -343,7 +344,7 @@ class _Feed:
         return self.ahead.popleft().result()
 
     def read(self, part: slice) -> tuple[list[NDArray[np.uint8]], Boxes | None]:
-        """Encoded images of a part of the epoch and their crops."""
+        """Return the encoded images of a part of the epoch and their crops."""
         indices = self.indices[part]
         boxes = self.loader.boxes(indices, self.sample_ids[part], self.epoch)
         return [self.loader.read(index) for index in indices.tolist()], boxes
@@ -354,30 +355,30 @@ _inherited: list[Any] = []
 
 
 def _after_fork() -> None:
-    """In a forked process: forget threads that are not there, and do not free what waits for their end."""
+    """Drop the threads that a forked process lacks, and keep alive objects whose deletion waits for them."""
     _pool.cache_clear()
     _inherited.extend(_pipelines)
 
 
 @functools.cache
 def _pool(purpose: str) -> ThreadPoolExecutor:
-    """The threads that do one thing for all loaders of this process."""
-    # Two at least: readers wait for disks more than they compute.
+    """Return the thread pool that serves one purpose for all loaders of this process."""
+    # At least two threads, because readers mostly wait for disks.
     return ThreadPoolExecutor(max(2, available_cores()), thread_name_prefix=f"rotnet_fast-{purpose}")
 
 
-if hasattr(os, "register_at_fork"):  # this module can be imported where there are no forks, and no DALI
+if hasattr(os, "register_at_fork"):  # this module must be importable on systems without fork and DALI
     os.register_at_fork(after_in_child=_after_fork)
 
 
 def require_dali(device: torch.device) -> None:
-    """Make sure that DALI can be used with a device.
+    """Check that DALI can be used with a device.
 
     Raises:
-        ArgumentError: it is not installed, or was built for another CUDA than torch.
+        ArgumentError: DALI is not installed, or was built for another CUDA version than torch.
     """
     if sys.platform != "linux":
-        raise ArgumentError("loader is dali, which runs on Linux alone; use --loader resident")
+        raise ArgumentError("loader is dali, which only runs on Linux; use --loader resident")
     cuda = (torch.version.cuda or "13").split(".")[0]
     package = f"nvidia-dali-cuda{cuda}0"
     try:
@@ -390,6 +391,6 @@ def require_dali(device: torch.device) -> None:
     found = backend.__cuda_version__ // 1000
     if device.type == "cuda" and found != int(cuda):
         raise ArgumentError(
-            f"loader is dali, but the installed DALI is one for CUDA {found} and torch one for CUDA {cuda}: "
+            f"loader is dali, but the installed DALI is built for CUDA {found} and torch for CUDA {cuda}: "
             f"pip uninstall nvidia-dali-cuda{found}0, then pip install {package}"
         )

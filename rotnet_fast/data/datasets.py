@@ -1,4 +1,4 @@
-"""The data sets that the commands know, and what a data set is once it is loaded."""
+"""The data sets that the commands offer, and the loaded form that they share."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ DATASETS: dict[str, Callable[[Path | None, int, bool, str], RawDataset]] = {
     "cifar10": cifar10.load,
     "digits": digits.load,
 }
-"""Name on the command line -> reader, called with (data_dir, image_size, progress, bad_images)."""
+"""Map a name on the command line to its reader, called with (data_dir, image_size, progress, bad_images)."""
 
 FILE_DATASETS: dict[str, Callable[[Path | None, Choice, bool], OpenFolder]] = {"folder": OpenFolder}
-"""The same for data sets of files, which can be left encoded; called with (data_dir, choice, progress)."""
+"""The same for data sets of image files, which can stay encoded; called with (data_dir, choice, progress)."""
 
 
 @dataclass(frozen=True)
 class Dataset(Generic[Half]):
-    """A data set, ready for a loader.
+    """Hold a data set that is ready for a loader.
 
     Attributes:
         name: its key in ``DATASETS`` or ``FILE_DATASETS``.
         display_name: its name in tables and reports.
-        classes: class names; a label is a position in it. Empty: the images have no labels.
-        train, test: the two halves, after the limits: in memory, or encoded files.
-        fingerprint: of both halves, see :func:`fingerprint`. A checkpoint carries it, so that a run is not
-            resumed on other data.
+        classes: class names, indexed by label; empty if the images have no labels.
+        train, test: the two splits after the limits, either in memory or as encoded files.
+        fingerprint: identifies both splits, see :func:`fingerprint`. Checkpoints store it, so that a run
+            cannot be resumed on different data.
         mean, std: per channel, for pixel values in [0, 1].
-        skipped: names, relative to the data folder, of damaged images that were left out.
-        crop: encoded images are shown as crops of random size; None: whole.
-        decoder: where they are decoded, see `rotnet_fast.data.dali.DaliLoader`.
-        contents: of encoded halves, see :func:`contents_digest`; carried like the fingerprint.
-        files: both halves encoded, where they come from files, whichever way they are loaded.
+        skipped: names, relative to the data folder, of damaged images that were skipped.
+        crop: how to crop encoded images at random; None shows whole images.
+        decoder: where encoded images are decoded, see `rotnet_fast.data.dali.DaliLoader`.
+        contents: checksum of encoded splits, see :func:`contents_digest`; stored like the fingerprint.
+        files: both splits in encoded form if they come from files, however they are loaded.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Dataset(Generic[Half]):
     files: tuple[EncodedSplit, EncodedSplit] | None = None
 
     def identity(self) -> dict[str, str]:
-        """What a checkpoint says of the data, by name."""
+        """Return what a checkpoint records about the data, by name."""
         known = {"data_fingerprint": self.fingerprint}
         return known if self.contents is None else {**known, "data_contents": self.contents}
 
@@ -115,28 +115,28 @@ def load_dataset(
     encoded: bool = False,
     check_images: str = "structure",
 ) -> Dataset[AnySplit]:
-    """Read a data set into memory, or find its files.
+    """Read a data set into memory, or locate its files.
 
     Args:
-        name: a key of ``DATASETS`` or ``FILE_DATASETS``. The named data set is read or an error raised, never
-            another one.
-        data_dir: folder of the files: where ``cifar10`` is looked for and downloaded to (None means
-            ./data), and what ``folder`` reads (layouts: :mod:`rotnet_fast.data.layout`). ``digits`` needs
-            none.
-        image_size: H = W of the images in pixels; ``cifar10`` has only 32.
-        limit_train, limit_test: keep only so many images of a half, balanced over the classes: the
-            first image of each class in file order, then the second of each class, and so on, until
-            the limit is reached. What is kept stays in file order. None keeps all.
-        progress: show progress bars of downloads and decoding, and say what is used and what is not.
+        name: a key of ``DATASETS`` or ``FILE_DATASETS``. The function reads this data set or raises; it never
+            falls back to another one.
+        data_dir: folder with the files: the place where ``cifar10`` is searched for and downloaded to (None
+            means ./data), or the folder that ``folder`` reads (for layouts see
+            :mod:`rotnet_fast.data.layout`). ``digits`` ignores it.
+        image_size: H = W of the images in pixels; ``cifar10`` only supports 32.
+        limit_train, limit_test: maximum number of images to keep from each split, balanced over the classes:
+            the first image of each class in file order, then the second of each class, and so on. The kept
+            images stay in file order. None keeps all of them.
+        progress: show progress bars for downloads and decoding, and print what is used and what is ignored.
         display_name: replaces the data set's own name in tables and reports.
-        bad_images: what to do about damaged images: ``fail``, or ``skip`` a few (see
+        bad_images: how to treat damaged images: ``fail``, or ``skip`` a few (see
             :func:`rotnet_fast.data.scan.check_images`).
-        encoded: leave the images encoded, as `EncodedSplit`; ``folder`` alone can.
-        check_images: how closely files are looked at: ``structure``, or ``decode`` to decode each one before
-            any is used (see :class:`rotnet_fast.data.scan.Scanner`).
+        encoded: leave the images encoded, as `EncodedSplit`; only supported by ``folder``.
+        check_images: how thoroughly to check files: ``structure``, or ``decode`` to decode every file before
+            using any (see :class:`rotnet_fast.data.scan.Scanner`).
 
     Raises:
-        ArgumentError: an unknown name, a size or a limit that the data set does not have.
+        ArgumentError: the name is unknown, or the data set does not support the size or the limit.
         DataError: files are missing, incomplete or damaged, or cannot be downloaded.
     """
     choice = Choice(limit_train, limit_test, bad_images, check_images)
@@ -147,8 +147,8 @@ def load_dataset(
         return make_dataset(name, raw, progress, display_name)
     if encoded:
         raise ArgumentError(
-            f"dataset {name} cannot be left encoded; only {', '.join(FILE_DATASETS)} can, as its images "
-            f"are files"
+            f"encoded is True, but dataset {name} does not consist of image files; only "
+            f"{', '.join(FILE_DATASETS)} can stay encoded"
         )
     in_memory = DATASETS[name](data_dir, image_size, progress, bad_images)
     limited = replace(
@@ -160,13 +160,13 @@ def load_dataset(
 
 
 def check_request(name: str, image_size: int, choice: Choice) -> None:
-    """Check what is asked of :func:`load_dataset`.
+    """Check the arguments of :func:`load_dataset`.
 
     Raises:
-        ArgumentError: a value that cannot be used.
+        ArgumentError: an argument has an invalid value.
     """
     if name not in (*DATASETS, *FILE_DATASETS):
-        raise ArgumentError(f"dataset is {name!r}; known are {', '.join((*DATASETS, *FILE_DATASETS))}")
+        raise ArgumentError(f"unknown dataset {name!r}; choose from {', '.join((*DATASETS, *FILE_DATASETS))}")
     if image_size < 1:
         raise ArgumentError(f"image_size is {image_size}; it must be at least 1 pixel")
     if choice.bad_images not in ("fail", "skip"):
@@ -178,11 +178,11 @@ def check_request(name: str, image_size: int, choice: Choice) -> None:
 def make_dataset(
     name: str, raw: RawDataset[AnySplit], progress: bool, display_name: str | None = None
 ) -> Dataset[AnySplit]:
-    """A data set of what its reader found.
+    """Build a `Dataset` from what its reader returned.
 
     Args:
-        progress: say in one line what is used and what is not.
-        display_name: replaces that of the reader.
+        progress: print one line on what is used and what is ignored.
+        display_name: replaces the reader's display name.
     """
     if progress:
         print(printable(summary(raw)))
@@ -200,47 +200,47 @@ def make_dataset(
 
 
 def summary(raw: RawDataset[AnySplit]) -> str:
-    """One line on how many images of how many classes each half has, and on what was passed over."""
-    halves = []
-    for half, split in (("training", raw.train), ("test", raw.test)):
+    """Describe in one line the images and classes of each split, and what was ignored."""
+    splits = []
+    for kind, split in (("training", raw.train), ("test", raw.test)):
         count = len(split.labels.unique())
         classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
-        halves.append(f"{len(split):,} {half} image{'s' * (len(split) > 1)} {classes}")
-    said = f"data: {raw.display_name}: {', '.join(halves)}"
+        splits.append(f"{len(split):,} {kind} image{'s' * (len(split) > 1)} {classes}")
+    line = f"data: {raw.display_name}: {', '.join(splits)}"
     if raw.held_out:
-        said += "; every 20th image is held out for the test, as there is no second half"
+        line += "; every 20th image is held out as the test split, because the data has no second split"
     if raw.skipped:
-        said += f"; left out as damaged: {len(raw.skipped):,}"
-    return f"{said}; passed over: {raw.passed_over}" if raw.passed_over else said
+        line += f"; skipped as damaged: {len(raw.skipped):,}"
+    return f"{line}; ignored: {raw.ignored}" if raw.ignored else line
 
 
 def check_has_classes(dataset: Dataset[AnySplit]) -> None:
-    """For whatever needs labels.
+    """Check that the data set has labels to train a classifier on.
 
     Raises:
-        DataError: the data set has none, or all of its training images are of one class.
+        DataError: it has no labels, or all of its training images belong to one class.
     """
     if dataset.classes and len(dataset.train.labels.unique()) < 2:
         only = dataset.classes[int(dataset.train.labels[0])]
         raise DataError(
-            f"all training images of {dataset.display_name} are of one class, {only}; give a data set of "
+            f"all training images of {dataset.display_name} belong to one class, {only}; use a data set with "
             f"several classes (--data-dir), or a higher --limit-train"
         )
     if not dataset.classes:
         raise DataError(
-            f"{dataset.display_name} has no classes to learn and to test; give a data set with class folders "
-            f"or labelled shards (--data-dir)"
+            f"{dataset.display_name} has no class labels to train and test with; use a data set with class "
+            f"folders or labelled shards (--data-dir)"
         )
 
 
 def limit_split(split: SplitT, limit: int | None, argument: str) -> SplitT:
-    """The first ``limit`` images, class by class in turn (see :func:`load_dataset`), in file order.
+    """Keep ``limit`` images, balanced over the classes (see :func:`load_dataset`), in file order.
 
     Args:
-        argument: name of the limit, for the error.
+        argument: name of the limit in the error message.
 
     Raises:
-        ArgumentError: limit below 1 or above the number of images.
+        ArgumentError: limit is below 1 or above the number of images.
     """
     if limit is None:
         return split
@@ -248,7 +248,7 @@ def limit_split(split: SplitT, limit: int | None, argument: str) -> SplitT:
 
 
 def take(split: SplitT, rows: torch.Tensor) -> SplitT:
-    """These images alone, in this order.
+    """Return a split with only the given images, in the given order.
 
     Args:
         rows: int64, positions in the split.
@@ -267,11 +267,11 @@ def take(split: SplitT, rows: torch.Tensor) -> SplitT:
 
 
 def fingerprint(train: AnySplit, test: AnySplit) -> str:
-    """What the two halves hold, as a string that differs where they differ.
+    """Return a string that identifies the contents of both splits.
 
-    In memory: SHA-256 (hexadecimal) of the shapes, pixels and labels. Encoded: ``files:`` and the SHA-256 of
-    the images' names (relative to the data folder), lengths in bytes and labels, as reading all files
-    would take as long as an epoch.
+    For splits in memory it is the SHA-256 (hexadecimal) of their shapes, pixels and labels. For encoded
+    splits it is ``files:`` and the SHA-256 of the images' names (relative to the data folder), lengths in
+    bytes and labels, because reading all files would take as long as an epoch.
     """
     digest = hashlib.sha256()
     prefix = ""
@@ -290,10 +290,11 @@ def fingerprint(train: AnySplit, test: AnySplit) -> str:
 
 
 def contents_digest(train: AnySplit, test: AnySplit) -> str | None:
-    """SHA-256 (hexadecimal) over what encoded images hold, as it was when all of them were looked at.
+    """Return the SHA-256 (hexadecimal) over the contents of encoded images, as of when they were checked.
 
-    Apart from the fingerprint, by which studies and older checkpoints know their data. None where it is not
-    known, and in memory, where the fingerprint is over the pixels.
+    It is separate from the fingerprint, which identifies the data of studies and older checkpoints. The
+    result is None if the contents are not known, and for splits in memory, whose fingerprint covers the
+    pixels.
     """
     digest = hashlib.sha256()
     for split in (train, test):

@@ -1,6 +1,6 @@
-"""Image files to uint8 RGB arrays.
+"""Decode image files to uint8 RGB arrays.
 
-The worker processes import this module, so it stays free of torch, which takes seconds to import.
+The worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
-# 16-bit greys often use 10 or 12 bits only: no rule for 8 bits is right for all of them.
+# 16-bit grey images often use only 10 or 12 bits, so no conversion to 8 bits is right for all of them.
 DEEP_GREY = "is a grey image of 16 bits or more; save it with 8 bits per channel"
 
 
 def decode_image(file: str | bytes, image_size: int, name: str | None = None) -> npt.NDArray[np.uint8]:
-    """One image as uint8 [image_size, image_size, 3].
+    """Decode one image to uint8 [image_size, image_size, 3].
 
-    The pixels of :func:`decode_rgb`. An image of image_size x image_size keeps them; another is resized
-    (bilinear, with antialiasing) until its shorter side is image_size, and its centre is cut out.
+    The pixels come from :func:`decode_rgb`. An image of image_size x image_size keeps them; any other image
+    is resized (bilinear, with antialiasing) until its shorter side is image_size, and cropped to its centre.
 
     Args:
-        file: a path, or what such a file holds.
+        file: a path, or the contents of an image file.
         image_size: H = W of the result in pixels.
-        name: what errors call the image; None for the path.
+        name: name of the image in error messages; None means the path.
 
     Raises:
-        DataError: see :func:`decode_rgb`.
+        DataError: the image cannot be decoded, see :func:`decode_rgb`.
     """
     with _rgb(file, name) as image:
         return np.array(_resize_and_crop(image, image_size))
 
 
 def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uint8]:
-    """One image in its own size, as uint8 [H,W,3]; of several in one file the first.
+    """Decode one image in its original size to uint8 [H,W,3]; of a file with several images, the first.
 
-    The camera's orientation tag is applied: this project's labels are about which way is up. Grey,
-    palette and CMYK images become RGB; transparent parts are laid on black, the colour of the crop's
-    padding; of 16 bits per channel the upper eight are taken.
+    The camera's orientation tag is applied, because this project's labels depend on which way is up. Grey,
+    palette and CMYK images are converted to RGB; transparent parts are composited on black, the colour of the
+    crop's padding; of 16 bits per channel, the upper eight are kept.
 
     Args:
-        file: a path, or what such a file holds.
-        name: what errors call the image; None for the path.
+        file: a path, or the contents of an image file.
+        name: name of the image in error messages; None means the path.
 
     Raises:
-        DataError: the file is missing, damaged, none of those in
-            ``rotnet_fast.data.kinds.IMAGES``, or a grey image of 16 bits or more.
+        DataError: the file is missing or damaged, is not one of the formats in
+            ``rotnet_fast.data.kinds.IMAGES``, or is a grey image with 16 or more bits.
     """
     with _rgb(file, name) as image:
         return np.array(image)
 
 
 class UndecodableError(DataError):
-    """Images of a set cannot be decoded.
+    """Report that images of a set cannot be decoded.
 
     Args:
-        message: about the first of them.
-        positions: of all of them.
+        message: the error of the first such image.
+        positions: the positions of all such images.
     """
 
     def __init__(self, message: str, positions: list[int]) -> None:
@@ -75,14 +75,14 @@ class UndecodableError(DataError):
 
 
 def encode_ppm(rgb: npt.NDArray[np.uint8]) -> bytes:
-    """Pixels uint8 [H,W,3] as a PPM file: any decoder gives the very same ones, and writing costs nothing."""
+    """Encode pixels uint8 [H,W,3] as a PPM file, which is lossless and costs almost nothing to write."""
     height, width, _ = rgb.shape
     return b"P6 %d %d 255\n" % (width, height) + rgb.tobytes()
 
 
 @contextmanager
 def _rgb(file: str | bytes, name: str | None) -> Iterator[Image.Image]:
-    """The upright RGB image; errors in the block are the file's, too, as Pillow may read it late."""
+    """Open an image upright and in RGB, and turn errors into a DataError, even late ones inside the block."""
     if name is None:
         name = file if isinstance(file, str) else "an image"
     try:
@@ -100,11 +100,12 @@ def _rgb(file: str | bytes, name: str | None) -> Iterator[Image.Image]:
 
 
 def decode_images(source: ImageSource, image_size: int, progress: bool) -> npt.NDArray[np.uint8]:
-    """All images of a source as uint8 [len(source), image_size, image_size, 3], in several processes.
+    """Decode all images of a source to uint8 [len(source), image_size, image_size, 3], in several processes.
 
     Raises:
-        UndecodableError: some cannot be decoded; all are tried.
-        DataError: one cannot be read any more; or see :func:`rotnet_fast.data.workers.in_chunks`.
+        UndecodableError: some images cannot be decoded; all of them are tried first.
+        DataError: an image can no longer be read, or a worker process failed (see
+            :func:`rotnet_fast.data.workers.in_chunks`).
     """
     images = np.empty((len(source), image_size, image_size, 3), dtype=np.uint8)
     work = functools.partial(_decode_chunk, image_size=image_size)

@@ -1,7 +1,7 @@
-"""scikit-learn's handwritten digits: a small real data set that needs no network.
+"""Reader of scikit-learn's handwritten digits, a small real data set that needs no network.
 
 1,797 grey images of 8x8 pixels with values 0..16, from Alpaydin and Kaynak, "Optical Recognition of
-Handwritten Digits", UCI Machine Learning Repository, 1998; scikit-learn carries them in its package.
+Handwritten Digits", UCI Machine Learning Repository, 1998; the scikit-learn package contains them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from PIL import Image
 from rotnet_fast.data.split import RawDataset, Split
 
 TEST_IMAGES_PER_CLASS = 36
-"""Of the 174 to 183 images of a digit, 36 evenly spaced in file order, beginning with the first, are the
-test images: 360, leaving 1,437. Neighbours in the file tend to be of one hand, so both halves know the same
-hands, as in the random splits that are customary for this set."""
+"""Number of test images per digit: of its 174 to 183 images, 36 evenly spaced in file order, starting with
+the first. That makes 360 test and 1,437 training images. Neighbours in the file tend to come from the same
+writer, so both splits contain the same writers, as in the random splits that are common for this set."""
 
 _LARGEST_VALUE = 16.0
 
 
 def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str = "fail") -> RawDataset:
-    """Digits as RGB images of ``image_size``: uint8 [1437,H,W,3] for training, [360,H,W,3] for the test.
+    """Read the digits as RGB images: uint8 [1437,H,W,3] for training, [360,H,W,3] for testing.
 
-    Grey values are scaled to 0..255, enlarged bilinearly and copied to the three channels.
+    Grey values are scaled to 0..255, upsampled bilinearly and copied to the three channels.
 
     Args:
-        data_dir: not used; the images come with scikit-learn.
+        data_dir: ignored; the images come with scikit-learn.
         image_size: H = W in pixels.
-        progress: not used; reading takes a fraction of a second.
-        bad_images: not used; there are none.
+        progress: ignored; reading takes a fraction of a second.
+        bad_images: ignored; there are none.
     """
-    from sklearn.datasets import load_digits  # here: it takes a second to import, and only digits need it
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     source = load_digits()
     grey = np.rint(source.images * (255.0 / _LARGEST_VALUE)).astype(np.uint8)  # [1797,8,8]

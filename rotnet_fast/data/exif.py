@@ -1,6 +1,6 @@
-"""Whether all readers of EXIF data find the same orientation.
+"""Check whether all readers of EXIF data find the same orientation.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ _ENTRY = 12
 
 
 def is_usual(tiff: bytes) -> bool:
-    """Whether the first directory is whole and has at most one orientation, a single short number.
+    """Return whether the first directory is intact and has at most one orientation, a single short integer.
 
-    What else there may be is read by some as an orientation and by others not.
+    Readers disagree about whether anything else is an orientation.
 
     Args:
-        tiff: EXIF data from the mark of the byte order on.
+        tiff: EXIF data, starting at the byte-order mark.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
@@ -26,7 +26,7 @@ def is_usual(tiff: bytes) -> bool:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         entries = [struct.unpack_from(order + "HHI", tiff, start + 2 + _ENTRY * n) for n in range(count)]
-    except struct.error:  # it ends early
+    except struct.error:  # the data is truncated
         return False
     orientations = [entry for entry in entries if entry[0] == _ORIENTATION]
     is_whole = start + 2 + _ENTRY * count <= len(tiff)

@@ -1,4 +1,4 @@
-"""A data set of one's own: image files in a folder, or in tar shards."""
+"""Reader of custom data sets: image files in a folder, or in tar shards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SplitT = TypeVar("SplitT", bound=AnySplit)
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images of a folder to use.
+    """Select the images of a folder.
 
     Attributes:
-        limit_train, limit_test: keep only so many of a half, see `rotnet_fast.data.split.limit_rows`; None
-            keeps all. Images beyond a limit are not even looked at.
-        bad_images: see :func:`rotnet_fast.data.scan.check_images`.
-        check: how closely to look at them, see :class:`rotnet_fast.data.scan.Scanner`.
+        limit_train, limit_test: maximum number of images to keep from each split, see
+            `rotnet_fast.data.split.limit_rows`; None keeps all. Images beyond a limit are not even checked.
+        bad_images: how to treat damaged images, see :func:`rotnet_fast.data.scan.check_images`.
+        check: how thoroughly to check them, see :class:`rotnet_fast.data.scan.Scanner`.
     """
 
     limit_train: int | None = None
@@ -41,19 +41,19 @@ class Choice:
 
 
 class OpenFolder:
-    """The images of a folder that are used, looked at and not decoded yet.
+    """Select and check the images of a folder without decoding them yet.
 
     Args:
-        data_dir: see :mod:`rotnet_fast.data.layout`.
-        choice: of images.
+        data_dir: the folder, in one of the layouts of :mod:`rotnet_fast.data.layout`.
+        choice: which images to use.
         progress: show progress bars.
 
     Attributes:
-        kept: int64 [N], positions of the images in the listing, those of the training half first.
+        kept: int64 [N], positions of the images in the listing, the training split first.
 
     Raises:
-        ArgumentError: data_dir is None, or a limit beyond the images that there are.
-        DataError: the layout is none that is known, or an image cannot be used.
+        ArgumentError: data_dir is None, or a limit exceeds the number of images.
+        DataError: the layout is unknown, or an image is unusable.
     """
 
     def __init__(self, data_dir: Path | None, choice: Choice, progress: bool) -> None:
@@ -69,15 +69,15 @@ class OpenFolder:
         self._warn_of_common_images()
 
     def _choose(self) -> npt.NDArray[np.int64]:
-        """The images to use, all of them good.
+        """Return the positions of the images to use, all of them good.
 
-        A bad one within a limit gives way to the next of its class, so that it is the choice that the limit
-        makes among all good images.
+        A bad image within a limit is replaced by the next one of its class, so that the result equals the
+        limit applied to the good images only.
         """
         is_settled = False
         while not is_settled:
             kept = self._within_limits()
-            self._scanner.look(kept)
+            self._scanner.check(kept)
             is_settled = bool((self._scanner.scan.verdicts[kept] == GOOD).all())
             if not is_settled and self._choice.bad_images != "skip":
                 break
@@ -85,7 +85,7 @@ class OpenFolder:
         return kept
 
     def _warn_of_common_images(self) -> None:
-        """Say on stderr how many test images are training images, too."""
+        """Warn on stderr if test images are also training images."""
         train, test = (self.kept[half] for half in self._halves())
         contents = np.ascontiguousarray(self._scanner.scan.contents).view(np.int64)
         found = find_rows(contents[test], contents[train])
@@ -93,18 +93,18 @@ class OpenFolder:
         if len(common) and os.environ.get("LOCAL_RANK", "0") == "0":  # all processes find the same
             one, other = int(test[common[0]]), int(train[found[common[0]]])
             name = self._listing.source.relative_name
-            said = (
-                f"{len(common)} of {len(test)} test images are training images, too, such as {name(one)}, "
-                f"which is {name(other)}; remove one of each two, or accuracies come out too high"
+            message = (
+                f"{len(common)} of {len(test)} test images are also training images, such as {name(one)}, "
+                f"which equals {name(other)}; remove the duplicates, or accuracies will be too high"
             )
-            print(f"WARNING: {printable(said)}", file=sys.stderr)
+            print(f"WARNING: {printable(message)}", file=sys.stderr)
 
     def _within_limits(self) -> npt.NDArray[np.int64]:
-        """What the limits leave of the images that are not known to be bad."""
+        """Apply the limits to the images that are not known to be bad."""
         usable = np.flatnonzero(np.isin(self._scanner.scan.verdicts, (GOOD, UNKNOWN)))
         is_train = usable < self._listing.train_count
         if is_train.all() or not is_train.any():
-            raise DataError(f"{self._root} has no good image in one of its halves; add some")
+            raise DataError(f"one split of {self._root} has no usable images; add some")
         halves = []
         for half, argument in ((usable[is_train], "limit_train"), (usable[~is_train], "limit_test")):
             limit = getattr(self._choice, argument)
@@ -113,19 +113,19 @@ class OpenFolder:
         return np.concatenate(halves)
 
     def encoded(self, image_size: int) -> RawDataset[EncodedSplit]:
-        """The images as they are, for a loader that decodes them itself.
+        """Return the images in encoded form, for a loader that decodes them itself.
 
         Args:
-            image_size: H = W that they are to be brought to.
+            image_size: H = W in pixels that the loader resizes them to.
         """
         train, test = self._files(image_size)
         return self._dataset(train, test, (train, test))
 
     def decoded(self, image_size: int) -> RawDataset[Split]:
-        """The images in memory: uint8 [N,H,W,C] for each half, in the order of the listing.
+        """Return the images in memory: uint8 [N,H,W,C] for each split, in the order of the listing.
 
-        The first run decodes them (see :func:`rotnet_fast.data.decode.decode_image` for what becomes of other
-        sizes, greys and transparency) and keeps the result (see :mod:`rotnet_fast.data.cache`).
+        The first run decodes them (:func:`rotnet_fast.data.decode.decode_image` describes how other sizes,
+        grey images and transparency are handled) and caches the result (see :mod:`rotnet_fast.data.cache`).
 
         Args:
             image_size: H = W of the result in pixels.
@@ -139,7 +139,7 @@ class OpenFolder:
                 array = self._decode(image_size)
             except UndecodableError as error:
                 self._scanner.mark_undecodable(self.kept[error.positions])
-                self.kept = self._choose()  # raises, unless they may be left out
+                self.kept = self._choose()  # raises unless they may be skipped
         images, labels = torch.from_numpy(array), torch.from_numpy(self._listing.labels[self.kept])
         train, test = (Split(images[half], labels[half]) for half in self._halves())
         return self._dataset(train, test, self._files(image_size))
@@ -189,6 +189,6 @@ class OpenFolder:
             test=test,
             skipped=tuple(listing.source.relative_name(i) for i in bad.tolist()),
             files=files,
-            passed_over=listing.passed_over,
+            ignored=listing.ignored,
             held_out=listing.held_out,
         )

@@ -1,4 +1,4 @@
-"""Which images a run is on, kept in its folder, so that it can be said later which of them have changed."""
+"""List of the images that a run uses, kept in its folder to report later which of them have changed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rotnet_fast.data.split import EncodedSplit
 Halves = tuple[EncodedSplit, EncodedSplit]
 
 _SHOWN = 5
-_DIGEST_BYTES = 8  # of each image: enough to tell that it is another one
+_DIGEST_BYTES = 8  # per image: enough to notice that its contents changed
 
 
 def pack(files: Halves) -> bytes:
-    """Half, name, label and a digest of each image, as compressed JSON."""
+    """Return the split, name, label and digest of each image as compressed JSON."""
     return gzip.compress(json.dumps(list(_images(files))).encode(), mtime=0)
 
 
@@ -28,34 +28,34 @@ def _images(files: Halves) -> Iterator[tuple[str, str, int, str]]:
 
 
 def changes(packed: bytes, files: Halves) -> dict[str, list[str]]:
-    """What became of the images of a list: kind of change -> names, in order.
+    """Compare a list with the current images and return a map from kind of change to sorted names.
 
     Args:
         packed: the list, from :func:`pack`.
-        files: the images that are there now.
+        files: the current images.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: ``packed`` is not such a list.
     """
     try:
         listed = json.loads(gzip.decompress(packed))
         before = {name: (half, label, digest) for half, name, label, digest in listed}
     except (OSError, EOFError, TypeError) as error:
-        raise ValueError("no list of images") from error
+        raise ValueError("not a list of images") from error
     now = {name: (half, label, digest) for half, name, label, digest in _images(files)}
     both = sorted(before.keys() & now.keys())
     found = {
         "removed": sorted(before.keys() - now.keys()),
         "added": sorted(now.keys() - before.keys()),
-        "with other contents": [name for name in both if before[name][2] != now[name][2]],
-        "in the other half": [name for name in both if before[name][0] != now[name][0]],
+        "with changed contents": [name for name in both if before[name][2] != now[name][2]],
+        "moved to the other split": [name for name in both if before[name][0] != now[name][0]],
         "with another label": [name for name in both if before[name][1] != now[name][1]],
     }
     return {kind: names for kind, names in found.items() if names}
 
 
 def told(found: dict[str, list[str]]) -> str:
-    """The changes in half a sentence, with the first names of each kind."""
+    """Describe the changes in a phrase, with the first names of each kind."""
     parts = []
     for kind, names in found.items():
         more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
@@ -64,5 +64,5 @@ def told(found: dict[str, list[str]]) -> str:
 
 
 def is_told_in_full(found: dict[str, list[str]]) -> bool:
-    """Whether :func:`told` names all of them."""
+    """Return whether :func:`told` names all of the changes."""
     return all(len(names) <= _SHOWN for names in found.values())

@@ -1,10 +1,10 @@
-"""The structure of JPEG files, without decoding their pixels.
+"""Check the structure of JPEG files without decoding their pixels.
 
-Decoders forgive damage, each in its own way and up to a point of its own, and DALI reads less of what is odd
-than Pillow does. So that both give the same pixels, only what the standard (ITU-T T.81) has is called plain,
-and only that is left to DALI.
+Decoders tolerate damage, each in its own way and to its own degree, and DALI reads fewer unusual files than
+Pillow. So that both give the same pixels, only files that follow the standard (ITU-T T.81) count as plain,
+and only plain files are left to DALI.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 from rotnet_fast.data import exif
 from rotnet_fast.data.verdicts import CUT_OFF, MARKER, DamageError
 
-# Compressed pixels hold 0xFF before a zero byte, a restart marker or another 0xFF alone.
+# In compressed pixels, 0xFF only occurs before a zero byte, a restart marker or another 0xFF.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END_OF_IMAGE = b"\xff\xd9"
 _FILL = re.compile(rb"\xff+")
@@ -24,23 +24,23 @@ _TABLES, _END, _SCAN, _QUANTISATION, _LINES, _RESTART, _COMMENT = 0xC4, 0xD9, 0x
 _APPLICATION = range(0xE0, 0xF0)
 _EXIF = 0xE1
 _BEHIND_A_SCAN = {_TABLES, _END, _SCAN, _QUANTISATION, _LINES, _RESTART, _COMMENT, *_APPLICATION}
-_ALL = 99  # bits of a coefficient before its first scan
+_ALL = 99  # missing bits of a coefficient before its first scan
 _HUFFMAN_TABLES = {kind << 4 | number for kind in range(2) for number in range(4)}
-_BLOCKS_AT_MOST = 10  # of all components in one unit of an interleaved scan
+_BLOCKS_AT_MOST = 10  # over all components in one unit of an interleaved scan
 
 
 def is_plain(content: bytes) -> bool:
-    """Whether a JPEG is as the standard has it, and of a kind that all decoders know.
+    """Return whether a JPEG follows the standard and is of a kind that all decoders support.
 
     Args:
-        content: the file, whose header Pillow reads.
+        content: the file, whose header Pillow can read.
 
     Returns:
-        False where the file is odd, which says nothing about whether it can be decoded: bytes between its
-        segments, tables that do not fit, a lossless or arithmetic process, EXIF that is not the usual one.
+        False if the file is unusual, which does not say whether it can be decoded: it has bytes between its
+        segments, inconsistent tables, a lossless or arithmetic process, or unusual EXIF data.
 
     Raises:
-        DamageError: behind the header it ends early, or holds a marker that cannot be there.
+        DamageError: after the header, the file is truncated or contains an impossible marker.
     """
     frame = _Frame()
     position = 2
@@ -66,7 +66,7 @@ def is_plain(content: bytes) -> bool:
             is_early = length >= 2 and content.find(_END_OF_IMAGE, start) < 0
             raise DamageError(CUT_OFF if is_early else MARKER)
         if not frame.takes(marker, content[start + 2 : position]) and not is_behind_a_scan:
-            return False  # where the rest of such a header lies is for decoders to find out
+            return False  # only decoders know where the rest of such a header lies
         if marker == _SCAN:
             found = _NEXT_MARKER.search(content, position)
             if found is None:
@@ -75,38 +75,38 @@ def is_plain(content: bytes) -> bool:
 
 
 class _Frame:
-    """What the segments up to here have said.
+    """Accumulate what the segments so far contain.
 
     Attributes:
-        is_plain: all of them are as the standard has them.
-        scans: how many there were.
+        is_plain: whether all of them follow the standard.
+        scans: number of scans.
     """
 
     def __init__(self) -> None:
         self.is_plain = True
         self.scans = 0
         self._process = 0
-        self._blocks: dict[int, int] = {}  # component -> its blocks in a unit
-        self._missing: dict[int, list[int]] = {}  # component -> bits that each coefficient still lacks
+        self._blocks: dict[int, int] = {}  # component -> its number of blocks in a unit
+        self._missing: dict[int, list[int]] = {}  # component -> missing bits of each coefficient
         self._needed: set[int] = set()  # quantisation tables
         self._quantisation: set[int] = set()
         self._huffman: set[int] = set()
         self._exifs = 0
 
     def takes(self, marker: int, data: bytes) -> bool:
-        """Add a segment; whether it is as it should be."""
+        """Add a segment and return whether it follows the standard."""
         try:
             is_plain = self._is_plain(marker, data)
-        except (IndexError, ValueError, struct.error):  # of another length than it says
+        except (IndexError, ValueError, struct.error):  # its length is not the declared one
             is_plain = False
         self.is_plain &= is_plain
         return is_plain
 
     @property
     def is_complete(self) -> bool:
-        """Whether all bits of all coefficients were in some scan.
+        """Return whether the scans contain all bits of all coefficients.
 
-        Where some were not, decoders smooth what there is, and each does otherwise at the edges of a crop.
+        If bits are missing, decoders smooth the result, each differently at the edges of a crop.
         """
         return not any(any(missing) for missing in self._missing.values())
 
@@ -162,7 +162,7 @@ class _Frame:
             is_band = (first, last, high, low) == (0, 63, 0, 0) and count == len(self._blocks)
         if not is_band or low > 13 or high not in (0, low + 1):
             return False
-        used = set()  # single bits of the first coefficient alone have no code
+        used = set()  # only the refinement bits of the first coefficient have no code
         if first == 0 and high == 0:
             used |= {table >> 4 for table in tables}
         if last > 0:
@@ -180,7 +180,7 @@ class _Frame:
             code = 0
             for length in range(16):
                 code = 2 * code + counts[length]
-                if code > 2 << length:  # more codes than there are of this length
+                if code > 2 << length:  # more codes than this length allows
                     return False
             if name not in _HUFFMAN_TABLES or not 0 < len(symbols) == sum(counts) <= 256:
                 return False

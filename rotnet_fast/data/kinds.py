@@ -1,18 +1,18 @@
-"""What a file is, by its first bytes; its name may say anything.
+"""Tell the format of a file from its first bytes, because its name may be wrong.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 IMAGES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-"""Images that are read, by Pillow's names."""
+"""Supported image formats, by Pillow's names."""
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".pjpeg", ".pjp"),
     *(".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
 )
-SUFFIXES_SAID = ".jpg, .png, .webp, .bmp, .tif or .gif"
+SUFFIXES_TEXT = ".jpg, .png, .webp, .bmp, .tif or .gif"
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -28,10 +28,10 @@ _IMAGE_STARTS = {
 }
 _BMP_HEADERS = {length.to_bytes(4, "little") for length in (12, 40, 52, 56, 64, 108, 124)}
 
-UNKNOWN = "of no known kind"
+UNKNOWN = "of an unknown kind"
 _TEXT = "a text file"
-_PAGE = "an HTML page, not the image: download it anew"
-_ZEROS = "full of zero bytes, as an interrupted copy or a full disk leaves it"
+_PAGE = "an HTML page instead of an image: download it again"
+_ZEROS = "full of zero bytes, as after an interrupted copy or on a full disk"
 _HEIF = "a HEIC or AVIF image: convert it to JPEG or PNG"
 _VIDEO = "a video"
 _STARTS = {
@@ -64,14 +64,14 @@ PACKED = {
     "an xz archive": (".xz", "unxz"),
     "a Zstandard archive": (".zst", "unzstd"),
 }
-"""What holds one file, which may be a tar -> its suffix and the command that leaves that file."""
+"""Map formats that compress one file, possibly a tar, to their suffix and the command that decompresses."""
 
 NOT_READ = (*dict.fromkeys(_STARTS.values()), _HEIF, _ZEROS, _TEXT, UNKNOWN)
-"""What :func:`not_read` says."""
+"""Possible results of :func:`not_read`."""
 
 
 def image_kind(content: bytes) -> str | None:
-    """One of ``IMAGES``, or None where a file is no such image."""
+    """Return the format of an image, one of ``IMAGES``, or None if the file is no such image."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
     if content[:2] == b"BM" and content[14:18] in _BMP_HEADERS:
@@ -80,10 +80,10 @@ def image_kind(content: bytes) -> str | None:
 
 
 def not_read(content: bytes) -> str:
-    """What a file is that is no image of ``IMAGES``: one of ``NOT_READ``, which ends a sentence with "is".
+    """Describe a file that is not an image of ``IMAGES``: one of ``NOT_READ``, to follow the word "is".
 
     Args:
-        content: the file, not empty; of one that begins with zeros all of it, else its first 512 bytes.
+        content: the file, not empty; its first 512 bytes suffice unless it starts with zeros.
     """
     first = content[:512]
     if first[4:8] == b"ftyp":

@@ -1,27 +1,26 @@
-"""What a data folder holds: the one place that decides which files are the images, halves and classes.
+"""Layouts of data folders: decides which files are images, which split they belong to, and their classes.
 
 Layouts of DATA_DIR:
 
 ====================================  ===================================================================
-train/<class>/  and  test/<class>/    images, also in folders within; a label is the class's position in
+train/<class>/  and  test/<class>/    images, also in subfolders; a label is the class's position in
                                       sorted order
 train/  and  test/                    images without classes
 train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.webdataset`
-*.tar in DATA_DIR itself              shards whose names say which half they are of, such as x-train-0.tar
-train/  alone, of any of these kinds  the first and then every 20th image is a test image
+*.tar in DATA_DIR itself              shards whose names tell their split, such as x-train-0.tar
+only train/, of any of these kinds    the first and then every 20th image is a test image
 images or *.tar in DATA_DIR itself    likewise
 ====================================  ===================================================================
 
-Instead of test/ the second half may be called val/, valid/ or validation/; of several, the first of the four
-that holds what train/ does is taken. A half that holds nothing but the folder images/ is what that folder
-holds. Where the file val_annotations.txt lies beside this folder, as in Tiny ImageNet, its lines give the
-classes of the images: name and class with a tab between them.
+The test split may also be called val/, valid/ or validation/; if there are several, the first of the four
+with the same kind of content as train/ is used. If a split contains only the folder images/, the contents of
+that folder are used. If the file val_annotations.txt lies next to this folder, as in Tiny ImageNet, each of
+its lines gives the class of an image: name and class, separated by a tab.
 
-Images are files with a suffix of :mod:`rotnet_fast.data.kinds`; what they are is decided by their contents.
-Passed over, and counted in `Listing.passed_over`, are folders and files whose name starts with a dot, other
-files and, where there is train/, whatever else lies in DATA_DIR. Links are followed; what is named like an
-image or a shard and is a broken link, a FIFO or a device is an error. Files are sorted by name, by code
-point, so that 10.jpg comes before 2.jpg.
+Images are files with a suffix of :mod:`rotnet_fast.data.kinds`; their contents decide their format. Folders
+and files whose name starts with a dot, other files and, if there is a train/, everything else in DATA_DIR are
+ignored and counted in `Listing.ignored`. Links are followed; a broken link, FIFO or device that is named
+like an image or a shard is an error. Files are sorted by name, by code point, so 10.jpg comes before 2.jpg.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rotnet_fast.data.cache import FOLDER_NAME, cache_places
-from rotnet_fast.data.kinds import IMAGE_SUFFIXES, SUFFIXES_SAID
-from rotnet_fast.data.passed import PassedOver
+from rotnet_fast.data.ignored import IgnoredFiles
+from rotnet_fast.data.kinds import IMAGE_SUFFIXES, SUFFIXES_TEXT
 from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.data.webdataset import index_shards
 from rotnet_fast.errors import DataError
@@ -54,11 +53,11 @@ _HALVES = {
     "val": "val",
     **dict.fromkeys(("valid", "validation", "dev", "eval"), "validation"),
 }
-"""Words in the names of shards -> the half that they say."""
+"""Map a word in the name of a shard or folder to the split that it stands for."""
 _HALF_IN_NAME = re.compile(f"(?<![a-z])({'|'.join(_HALVES)})(?![a-z])")
 EXPECTED = (
-    "it must hold train/ and test/ (or val/, valid/, validation/), or train/ alone, with class folders of "
-    "images, with images, or with .tar shards; or images or shards directly"
+    "it must hold train/ and test/ (or val/, valid/, validation/), or only train/, each with class folders "
+    "of images, with images, or with .tar shards; or directly images or shards"
 )
 _MOST_ANNOTATIONS = 1 << 28  # bytes
 _SHOWN = 8
@@ -67,16 +66,16 @@ _FORMAT = "1"  # raise it when the same files would be decoded to other pixels
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data folder, without their contents.
+    """List the images of a data folder, without their contents.
 
     Attributes:
-        classes: names of the classes; a label is a position in it. Empty: the images have no labels.
-        source: the images, those of the training half first.
-        labels: int64 [N]; all 0 where there are no classes.
-        train_count: images of the training half.
-        digest: SHA-256 (hexadecimal) over each file's place, size and time of change.
-        passed_over: what else there is.
-        held_out: there is no second half, so that images of the first are test images.
+        classes: class names, indexed by label; empty if the images have no labels.
+        source: the images, the training split first.
+        labels: int64 [N]; all 0 if there are no classes.
+        train_count: number of training images.
+        digest: SHA-256 (hexadecimal) over each file's relative path, size and modification time.
+        ignored: what else the folder contains.
+        held_out: True if the test split was held out from the only split that the folder has.
     """
 
     classes: tuple[str, ...]
@@ -84,7 +83,7 @@ class Listing:
     labels: npt.NDArray[np.int64]
     train_count: int
     digest: str
-    passed_over: PassedOver
+    ignored: IgnoredFiles
     held_out: bool = False
 
 
@@ -92,38 +91,40 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
     """Find the images of a data folder.
 
     Args:
-        data_dir: see the layouts above.
+        data_dir: the folder, in one of the layouts above.
         progress: show a progress bar while tar shards are indexed.
 
     Raises:
-        DataError: none of the layouts, a mixture of several, or a damaged tar shard.
+        DataError: the folder has none of the layouts or mixes several, or a tar shard is damaged.
     """
     root = os.fspath(data_dir)
     try:
-        top = _look(root, "")
+        top = _scan(root, "")
         if "train" not in top.folders:
             if not top.images and not top.shards:
                 raise DataError(f"{root} has no train/: {_hint(root, top) or EXPECTED}. Found: {_found(top)}")
             return _list_undivided(root, top, top.others, progress)
-        train = _look_half(root, "train")
+        train = _scan_split(root, "train")
         present = [name for name in TEST_NAMES if name in top.folders]
-        seconds = [_look_half(root, name) for name in present]
-        # ImageNet, for one, has class folders in val/ and files without labels in test/.
+        seconds = [_scan_split(root, name) for name in present]
+        # ImageNet, for example, has class folders in val/ and files without labels in test/.
         second = next((half for half in seconds if half.kinds() == train.kinds()), None)
         second = seconds[0] if second is None and seconds else second
         used = ["train/"] if second is None else ["train/", f"{second.half}/"]
-        passed_over = top.others
+        ignored = top.others
         for name in [*top.images, *top.shards, *(f"{name}/" for name in top.folders)]:
             if name not in used:
-                passed_over.add("beside train/", name)
+                ignored.add("next to train/", name)
         if second is not None:
-            return _list_halves(root, train, second, passed_over, progress)
-        alike = {name: half for name, half in _called_like_halves(top).items() if half != "train"}
-        alike = {name: half for name, half in alike.items() if _look(root, name).kinds() == train.kinds()}
-        if alike:
-            raise DataError(f"{root} has train/, but no second half: {_renaming(root, alike)}")
-        passed_over.update(train.others)
-        return _list_undivided(root, train, passed_over, progress)
+            return _list_halves(root, train, second, ignored, progress)
+        misnamed = {name: half for name, half in _misnamed_splits(top).items() if half != "train"}
+        misnamed = {
+            name: half for name, half in misnamed.items() if _scan(root, name).kinds() == train.kinds()
+        }
+        if misnamed:
+            raise DataError(f"{root} has train/, but no test split; {_renaming(root, misnamed)}")
+        ignored.update(train.others)
+        return _list_undivided(root, train, ignored, progress)
     except OSError as error:
         raise DataError(cannot_read(root, error, EXPECTED)) from error
 
@@ -131,51 +132,51 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
 def _packed(path: str, folder: _Folder) -> str:
     count, first = len(folder.archives), folder.archives[0]
     held = f"{count} archives such as {first}" if count > 1 else f"the archive {first}"
-    return f"holds {held}, and nothing is read where it is packed; {unpacking(path, folder.archives)}"
+    return f"holds {held}, and packed images are not read; {unpacking(path, folder.archives)}"
 
 
-def _called_like_halves(top: _Folder) -> dict[str, str]:
-    """Folders that are not called as halves must be, but nearly so -> the right name."""
+def _misnamed_splits(top: _Folder) -> dict[str, str]:
+    """Map each folder whose name is nearly that of a split to the right name."""
     found = {name: _HALVES[name.lower()] for name in top.folders if name.lower() in _HALVES}
     return {name: half for name, half in found.items() if name not in ("train", *TEST_NAMES)}
 
 
-def _renaming(root: str, alike: dict[str, str]) -> str:
-    moves = (f"{shlex.quote(os.path.join(root, name))} as {half}" for name, half in alike.items())
+def _renaming(root: str, misnamed: dict[str, str]) -> str:
+    moves = (f"{shlex.quote(os.path.join(root, name))} to {half}" for name, half in misnamed.items())
     return f"rename {', '.join(moves)}"
 
 
 def _hint(root: str, top: _Folder) -> str:
-    """What to do about a folder without train/, images and shards, where that can be told."""
+    """Return the remedy for a folder without train/, images and shards, or "" if none can be guessed."""
     real = os.path.realpath(root)
     above, name = os.path.split(real)
     if top.archives:
         return f"it {_packed(root, top)}"
     for inner in top.folders:
         if os.path.isdir(os.path.join(root, inner, "train")):
-            return f"train/ lies in {inner}/; give --data-dir {os.path.join(root, inner)}"
+            return f"train/ is in {inner}/; pass --data-dir {os.path.join(root, inner)}"
     if name in ("train", *TEST_NAMES) and os.path.isdir(os.path.join(above, "train")):
-        return f"it is a half of a data set; give --data-dir {above}"
+        return f"it is one split of a data set; pass --data-dir {above}"
     for path, data_dir in ((root, above), (os.path.join(root, "cifar-10-batches-bin"), real)):
         if os.path.exists(os.path.join(path, "data_batch_1.bin")):
-            return f"it is the CIFAR-10 of --dataset cifar10; give that with --data-dir {data_dir}"
-    if alike := _called_like_halves(top):
-        return _renaming(root, alike)
+            return f"it is CIFAR-10; use --dataset cifar10 --data-dir {data_dir}"
+    if misnamed := _misnamed_splits(top):
+        return _renaming(root, misnamed)
     if top.folders and not any(half in top.folders for half in TEST_NAMES):
         return (
-            f"if these folders are classes, move them into {os.path.join(root, 'train')}, of which every "
-            f"{HOLD_OUT_EVERY}th image is then held out for the test; else {EXPECTED}"
+            f"if these folders are classes, move them into {os.path.join(root, 'train')}, and every "
+            f"{HOLD_OUT_EVERY}th image is held out as the test split; otherwise {EXPECTED}"
         )
     return ""
 
 
 @dataclass
 class _Folder:
-    """What lies in one folder: its place below the data folder ("" for itself), and sorted names.
+    """Hold the contents of one folder: its path below the data folder ("" for itself), and sorted names.
 
-    ``unreadable`` are paths of what is named like an image or a shard but is a broken link or no plain file;
-    ``archives`` are those of the others that are packed. ``annotated`` are the images of classes that are no
-    folders, by class; then ``folders`` are these classes, and ``images`` is empty.
+    ``unreadable`` are the paths of entries that are named like an image or a shard but are broken links or
+    not regular files; ``archives`` are the other files that are packed. ``annotated`` maps classes that are
+    not folders to their images; then ``folders`` are these classes, and ``images`` is empty.
     """
 
     place: str
@@ -183,26 +184,26 @@ class _Folder:
     images: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    others: PassedOver = field(default_factory=PassedOver)
+    others: IgnoredFiles = field(default_factory=IgnoredFiles)
     archives: list[str] = field(default_factory=list)
     annotated: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def half(self) -> str:
-        """Name of the half that it is, or lies in."""
+        """Return the name of the split that this folder is, or lies in."""
         return self.place.partition("/")[0]
 
     def within(self, names: Sequence[str]) -> list[str]:
-        """Places of these files."""
+        """Return the paths of these files below the data folder."""
         return [f"{self.place}/{name}" if self.place else name for name in names]
 
     def kinds(self) -> list[str]:
-        """Of ``classes``, ``images`` and ``shards``, those that it holds."""
+        """Return which of ``classes``, ``images`` and ``shards`` the folder contains."""
         kinds = {"classes": self.folders, "images": self.images, "shards": self.shards}
         return [kind for kind, names in kinds.items() if names]
 
 
-def _look(root: str, place: str) -> _Folder:
+def _scan(root: str, place: str) -> _Folder:
     folder = _Folder(place)
     with os.scandir(os.path.join(root, place)) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -211,7 +212,7 @@ def _look(root: str, place: str) -> _Folder:
             if not is_hidden and entry.is_dir():
                 folder.folders.append(entry.name)
             elif not is_hidden and lower.endswith((*IMAGE_SUFFIXES, ".tar")):
-                if not entry.is_file():  # of which the system knows without opening it
+                if not entry.is_file():  # known without opening it
                     folder.unreadable.append(entry.path)
                 (folder.shards if lower.endswith(".tar") else folder.images).append(entry.name)
             elif entry.name != FOLDER_NAME:
@@ -221,12 +222,12 @@ def _look(root: str, place: str) -> _Folder:
     return folder
 
 
-def _look_half(root: str, half: str) -> _Folder:
-    """A half, which may lie in its folder images/ with its classes in a file beside that."""
-    folder = _look(root, half)
+def _scan_split(root: str, half: str) -> _Folder:
+    """Scan a split, whose images may lie in images/ with their classes in a file next to that folder."""
+    folder = _scan(root, half)
     if folder.kinds() != ["classes"] or folder.folders != ["images"]:
         return folder
-    inner = _look(root, f"{half}/images")
+    inner = _scan(root, f"{half}/images")
     annotations = f"{half}_annotations.txt"
     if inner.images and not inner.folders and os.path.lexists(os.path.join(root, half, annotations)):
         inner.annotated = _annotated(os.path.join(root, half, annotations), inner)
@@ -236,7 +237,7 @@ def _look_half(root: str, half: str) -> _Folder:
 
 
 def _annotated(path: str, folder: _Folder) -> dict[str, list[str]]:
-    """Class -> images of the folder, in sorted order, as the lines of a file have them."""
+    """Map each class to its images in sorted order, as listed in an annotations file."""
     with open(path, "rb", opener=lambda name, _: open_plain(name)) as file:
         content = file.read(_MOST_ANNOTATIONS)
     class_of: dict[str, str] = {}
@@ -247,17 +248,17 @@ def _annotated(path: str, folder: _Folder) -> dict[str, list[str]]:
         label = rest.partition("\t")[0].strip()
         if not tab or not label or class_of.setdefault(name, label) != label:
             raise DataError(
-                f"line {number} of {path} does not give one class of one image; it must be the name of an "
+                f"line {number} of {path} does not assign one class to one image; it must be the name of an "
                 f"image, a tab and its class"
             )
-    for said, names in (
-        ("names no class for", sorted(set(folder.images) - class_of.keys())),
-        ("names, but the folder beside it does not hold,", sorted(class_of.keys() - set(folder.images))),
+    for problem, names in (
+        ("gives no class for", sorted(set(folder.images) - class_of.keys())),
+        ("lists images that are not in images/:", sorted(class_of.keys() - set(folder.images))),
     ):
         if names:
             raise DataError(
-                f"{path} {said} {_listed(names)}; unpack the data set again, or give {folder.half}/ class "
-                f"folders in place of this file"
+                f"{path} {problem} {_listed(names)}; unpack the data set again, or replace this file with "
+                f"class folders in {folder.half}/"
             )
     by_class: dict[str, list[str]] = {}
     for name in folder.images:
@@ -272,24 +273,24 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_readable(folder: _Folder) -> None:
     for path in sorted(folder.unreadable):
-        raise DataError(f"{path} is a broken link or no plain file; repair or remove it")
+        raise DataError(f"{path} is a broken link or not a regular file; repair or remove it")
 
 
 def _form(root: str, folder: _Folder) -> str:
-    """``classes``, ``images`` or ``shards``: the one kind of thing that the folder holds."""
+    """Return the one kind of content that the folder has: ``classes``, ``images`` or ``shards``."""
     _check_readable(folder)
     present = folder.kinds()
     path = os.path.join(root, folder.place)
-    if folder.archives and present in ([], ["shards"]):  # of shards they may be the larger part
+    if folder.archives and present in ([], ["shards"]):  # most of the shards may be packed
         raise DataError(f"{path} {_packed(path, folder)}")
     if len(present) == 1:
         return present[0]
     if not present:
         raise DataError(
-            f"{path} holds no class folders, no images ({SUFFIXES_SAID}) and no .tar shards{_but(folder)}; "
+            f"{path} holds no class folders, images ({SUFFIXES_TEXT}) or .tar shards{_ignored_note(folder)}; "
             f"add some"
         )
-    raise DataError(f"{path} mixes {_found(folder)}; keep one of these kinds")
+    raise DataError(f"{path} mixes {_found(folder)}; keep only one of these kinds")
 
 
 def _found(folder: _Folder) -> str:
@@ -298,84 +299,82 @@ def _found(folder: _Folder) -> str:
     return ", ".join(found) or str(folder.others) or "nothing"
 
 
-def _but(folder: _Folder) -> str:
+def _ignored_note(folder: _Folder) -> str:
     return f", but {folder.others}" if folder.others else ""
 
 
-def _list_halves(
-    root: str, train: _Folder, test: _Folder, passed_over: PassedOver, progress: bool
-) -> Listing:
+def _list_halves(root: str, train: _Folder, test: _Folder, ignored: IgnoredFiles, progress: bool) -> Listing:
     form = _form(root, train)
     if _form(root, test) != form:
         raise DataError(
-            f"{train.place}/ of {root} holds {_found(train)}, but {test.place}/ {_found(test)}; make both "
-            f"halves of one kind, or move {test.half}/ away: without it, every {HOLD_OUT_EVERY}th image of "
-            f"train/ is a test image"
+            f"{train.place}/ of {root} holds {_found(train)}, but {test.place}/ holds {_found(test)}; "
+            f"give both splits the same kind of content, or move {test.half}/ away to hold out every "
+            f"{HOLD_OUT_EVERY}th image of train/ as the test split"
         )
     for half in (train, test):
-        passed_over.update(half.others)
+        ignored.update(half.others)
     if form == "shards":
         for half in (train, test):
             _check_unmixed(os.path.join(root, half.place), half.shards)
         shards = (train.within(train.shards), test.within(test.shards))
-        return _list_shards(root, *shards, passed_over, progress)
+        return _list_shards(root, *shards, ignored, progress)
     if form == "images":
         files = [train.within(train.images), test.within(test.images)]
-        return _list_files(root, (), [[files[0]], [files[1]]], passed_over)
+        return _list_files(root, (), [[files[0]], [files[1]]], ignored)
     different = sorted(set(train.folders) ^ set(test.folders))
     if different:
         names = _listed(different)
         if len({unicodedata.normalize("NFC", name) for name in different}) < len(different):
-            names = f"{', '.join(map(ascii, different))}: some differ in how their accents are written alone"
+            names = f"{', '.join(map(ascii, different))} (some differ only in how accents are encoded)"
         raise DataError(
-            f"{train.place}/ and {test.place}/ of {root} must hold the same classes; only one has {names}"
+            f"{train.place}/ and {test.place}/ of {root} must have the same classes; only one has {names}"
         )
-    by_class = [_files_by_class(root, half, passed_over) for half in (train, test)]
-    return _list_files(root, tuple(train.folders), by_class, passed_over)
+    by_class = [_files_by_class(root, half, ignored) for half in (train, test)]
+    return _list_files(root, tuple(train.folders), by_class, ignored)
 
 
-def _files_by_class(root: str, half: _Folder, passed_over: PassedOver) -> list[list[str]]:
-    """Places of the images of each class."""
+def _files_by_class(root: str, half: _Folder, ignored: IgnoredFiles) -> list[list[str]]:
+    """Return the paths of the images of each class."""
     if half.annotated:
         return [half.within(half.annotated[name]) for name in half.folders]
-    return [_class_files(root, place, passed_over) for place in half.within(half.folders)]
+    return [_class_files(root, place, ignored) for place in half.within(half.folders)]
 
 
-def _class_files(root: str, place: str, passed_over: PassedOver) -> list[str]:
-    """Places of the images of a class, in its folder and in all folders within."""
-    others = PassedOver()
+def _class_files(root: str, place: str, ignored: IgnoredFiles) -> list[str]:
+    """Return the paths of a class's images, in its folder and all subfolders."""
+    others = IgnoredFiles()
     files = sorted(_files_within(root, place, (), others))
     if not files:
-        but = f", but {others}: convert or unpack them, or" if others else "; add some or"
+        but = f", but {others}; convert or unpack them, or" if others else "; add some or"
         raise DataError(
-            f"{os.path.join(root, place)} holds no images ({SUFFIXES_SAID}){but} remove the folder"
+            f"{os.path.join(root, place)} holds no images ({SUFFIXES_TEXT}){but} remove the folder"
         )
-    passed_over.update(others)
+    ignored.update(others)
     return files
 
 
 def _files_within(
-    root: str, place: str, above: tuple[tuple[int, int], ...], passed_over: PassedOver
+    root: str, place: str, above: tuple[tuple[int, int], ...], ignored: IgnoredFiles
 ) -> Iterator[str]:
     path = os.path.join(root, place)
     found = os.stat(path)
     here = (found.st_dev, found.st_ino)
     if here in above:
-        raise DataError(f"{path} is a link to a folder that it lies in; remove it")
-    folder = _look(root, place)
+        raise DataError(f"{path} is a link to one of its parent folders; remove it")
+    folder = _scan(root, place)
     _check_readable(folder)
     for name in folder.within(folder.shards):
-        passed_over.add_file(name)
-    passed_over.update(folder.others)
+        ignored.add_file(name)
+    ignored.update(folder.others)
     yield from folder.within(folder.images)
     for inner in folder.within(folder.folders):
-        yield from _files_within(root, inner, (*above, here), passed_over)
+        yield from _files_within(root, inner, (*above, here), ignored)
 
 
 def _list_files(
-    root: str, classes: tuple[str, ...], by_class: list[list[list[str]]], passed_over: PassedOver
+    root: str, classes: tuple[str, ...], by_class: list[list[list[str]]], ignored: IgnoredFiles
 ) -> Listing:
-    """From the places of the files of each class of each half."""
+    """Make the listing from the paths of the files, by split and class."""
     places = [place for half in by_class for files in half for place in files]
     digest, sizes, times = _digest(root, places)
     labels = np.concatenate(
@@ -387,50 +386,50 @@ def _list_files(
         labels=labels,
         train_count=sum(len(files) for files in by_class[0]),
         digest=digest,
-        passed_over=passed_over,
+        ignored=ignored,
     )
 
 
 def _list_shards(
-    root: str, train: list[str], test: list[str], passed_over: PassedOver, progress: bool
+    root: str, train: list[str], test: list[str], ignored: IgnoredFiles, progress: bool
 ) -> Listing:
-    """From the places of the shards of both halves; without test shards, images are not yet divided."""
+    """Make the listing from the paths of the shards; without test shards, images are not split yet."""
     shards = train + test
     digest, _, times = _digest(root, shards)
     paths = [os.path.join(root, shard) for shard in shards]
     index = index_shards(root, paths, digest, cache_places(Path(root)), progress, times.tolist())
     source, labels = index.source, index.labels
     classes = () if labels is None else tuple(str(label) for label in range(int(labels.max()) + 1))
-    passed_over.update(index.passed_over)
+    ignored.update(index.ignored)
     return Listing(
         classes=classes,
         source=source,
         labels=np.zeros(len(source), np.int64) if labels is None else labels,
         train_count=int((source.shard_numbers < len(train)).sum()),
         digest=digest,
-        passed_over=passed_over,
+        ignored=ignored,
     )
 
 
 def _half_of(shard: str) -> str | None:
-    """``train``, or the one of ``TEST_NAMES``, that the name of a shard says; None where it says none."""
+    """Return the split in a shard's name, ``train`` or one of ``TEST_NAMES``, or None if it has none."""
     found = _HALF_IN_NAME.findall(shard.lower())
     return None if not found else _HALVES[found[-1]]
 
 
 def _check_unmixed(path: str, shards: list[str]) -> None:
-    """Refuse shards of both halves in a folder of one."""
+    """Refuse shards of both splits in the folder of one split."""
     halves = {_half_of(name): name for name in reversed(shards)}
     tests = [halves[name] for name in TEST_NAMES if name in halves]
     if "train" in halves and tests:
         raise DataError(
-            f"{path} holds shards of both halves, such as {halves['train']} and {tests[0]}; move those of "
-            f"the other half into its folder"
+            f"{path} holds shards of both splits, such as {halves['train']} and {tests[0]}; move those of "
+            f"the other split into its own folder"
         )
 
 
 def _divide(root: str, shards: list[str]) -> dict[str, list[str]] | None:
-    """Shards by the halves that their names say; None where they do not say that there are several."""
+    """Group shards by the split in their names; return None unless the names tell several splits."""
     by_half: dict[str | None, list[str]] = {}
     for name in shards:
         by_half.setdefault(_half_of(name), []).append(name)
@@ -440,32 +439,32 @@ def _divide(root: str, shards: list[str]) -> dict[str, list[str]] | None:
     if "train" not in by_half or None in by_half:
         unclear = by_half.get(None, by_half[tests[-1]])[0]
         raise DataError(
-            f"{root} holds shards of several halves, such as {by_half[tests[0]][0]} and {unclear}, and not "
-            f"all names say train or one of test, val and validation; move them into train/ and test/"
+            f"{root} holds shards of several splits, such as {by_half[tests[0]][0]} and {unclear}, but "
+            f"not every name contains train, test, val or validation; move them into train/ and test/"
         )
     return {half: names for half, names in by_half.items() if half is not None}
 
 
-def _list_undivided(root: str, folder: _Folder, passed_over: PassedOver, progress: bool) -> Listing:
-    """Hold out the first image and every 20th after it: evenly spaced, and the same on every machine."""
+def _list_undivided(root: str, folder: _Folder, ignored: IgnoredFiles, progress: bool) -> Listing:
+    """Hold out the first image and every 20th after it, evenly spaced and identical on every machine."""
     form = _form(root, folder)
     if form == "shards":
         halves = _divide(os.path.join(root, folder.place), folder.shards)
         if halves is not None:
             second, *rest = (name for name in TEST_NAMES if name in halves)
             for name in rest:
-                passed_over.add(f"shards of {name}", halves[name][0], len(halves[name]))
+                ignored.add(f"shards of {name}", halves[name][0], len(halves[name]))
             shards = (folder.within(halves["train"]), folder.within(halves[second]))
-            return _list_shards(root, *shards, passed_over, progress)
-        whole = _list_shards(root, folder.within(folder.shards), [], passed_over, progress)
+            return _list_shards(root, *shards, ignored, progress)
+        whole = _list_shards(root, folder.within(folder.shards), [], ignored, progress)
     elif form == "images":
-        whole = _list_files(root, (), [[folder.within(folder.images)], []], passed_over)
+        whole = _list_files(root, (), [[folder.within(folder.images)], []], ignored)
     else:
-        by_class = _files_by_class(root, folder, passed_over)
-        whole = _list_files(root, tuple(folder.folders), [by_class, []], passed_over)
+        by_class = _files_by_class(root, folder, ignored)
+        whole = _list_files(root, tuple(folder.folders), [by_class, []], ignored)
     if len(whole.source) < 2:
         path = os.path.join(root, folder.place)
-        raise DataError(f"{path} holds one image; it needs at least two, one of them for the test")
+        raise DataError(f"{path} holds one image; at least two are needed, one of them as the test split")
     numbers = np.arange(len(whole.source))
     is_test = numbers % HOLD_OUT_EVERY == 0
     order = np.concatenate([numbers[~is_test], numbers[is_test]])
@@ -479,12 +478,12 @@ def _list_undivided(root: str, folder: _Folder, passed_over: PassedOver, progres
 
 
 def readable(name: str) -> str:
-    """A name from the disk as text that can be printed: bytes that are no UTF-8 are replaced."""
+    """Return a file name as printable text, with bytes that are not UTF-8 replaced."""
     return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 def _digest(root: str, places: list[str]) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """SHA-256 over places, sizes and times of change, the sizes, and the times."""
+    """Return the SHA-256 over paths, sizes and modification times, the sizes, and the times."""
     digest = hashlib.sha256(_FORMAT.encode())
     sizes, times = np.empty((2, len(places)), dtype=np.int64)
     for number, place in enumerate(places):

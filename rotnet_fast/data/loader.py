@@ -1,4 +1,4 @@
-"""What every loader gives: batches that carry their images."""
+"""Interface of all loaders: batches that carry their images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch as the fused op wants it; all tensors are on the loader's device.
+    """Hold one batch in the form that the fused op takes; all tensors are on the loader's device.
 
     Attributes:
-        images: uint8 [N,H,W,C], the whole set, or uint8 [B,H,W,C], this batch alone.
+        images: uint8 [N,H,W,C], the whole set, or uint8 [B,H,W,C], only this batch.
         indices: int64 [B], positions in the set.
         labels: int64 [B], the images' classes.
         sample_ids: int64 [B], virtual ids for the random draws (see
             :func:`rotnet_fast.data.sampling.epoch_order`).
-        is_gathered: whether ``images`` is this batch alone.
-        global_size: images of this step over all processes; B where there is one.
+        is_gathered: whether ``images`` contains only this batch.
+        global_size: images in this step over all processes; B for a single process.
     """
 
     images: torch.Tensor
@@ -34,13 +34,13 @@ class Batch:
         return len(self.indices)
 
     def copy(self) -> Batch:
-        """The same batch in memory of its own, but for a store of images that is the same for all batches."""
+        """Return a copy in its own memory, except for a store of images that all batches share."""
         images = self.images.clone() if self.is_gathered else self.images
         rows = (self.indices.clone(), self.labels.clone(), self.sample_ids.clone())
         return Batch(images, *rows, self.is_gathered, self.global_size)
 
     def take(self, other: Batch) -> None:
-        """Overwrite this batch, which :meth:`copy` made, with another one of as many images."""
+        """Overwrite this batch, which :meth:`copy` made, with another batch of the same size."""
         mine, theirs = (
             [self.indices, self.labels, self.sample_ids],
             [other.indices, other.labels, other.sample_ids],
@@ -51,17 +51,17 @@ class Batch:
 
     @property
     def source(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``images`` and ``indices`` as `rotnet_fast.rotate_batch` takes them."""
+        """Return ``images`` and ``indices`` as `rotnet_fast.rotate_batch` takes them."""
         return self.images, None if self.is_gathered else self.indices
 
 
 class Loader(Protocol):
-    """Batches in an order that is a pure function of (seed, epoch).
+    """Yield batches in an order that is a pure function of (seed, epoch).
 
     Attributes:
-        device: where batches are.
+        device: device of the batches.
         batch_size: images per step over all processes; the last batch of an epoch may be smaller.
-        seed: of the order.
+        seed: seed of the order.
         epoch_size: visits per epoch.
         labels: int64 [N], the classes of the whole set, on the device.
     """
@@ -73,13 +73,13 @@ class Loader(Protocol):
     labels: torch.Tensor
 
     def __len__(self) -> int:
-        """Batches per epoch, the incomplete last one included."""
+        """Return the number of batches per epoch, including an incomplete last one."""
         ...
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, in order, from ``start_batch`` on.
+        """Yield the batches of one epoch in order, starting with ``start_batch``.
 
         Raises:
-            ValueError: start_batch out of range (when the first batch is asked for).
+            ValueError: start_batch is out of range (raised with the first batch).
         """
         ...

@@ -1,4 +1,4 @@
-"""Which loader serves a data set, and how to make it."""
+"""Choose and create the loader of a data set."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from rotnet_fast.data.workers import processes_of_this_machine
 LoaderName = Literal["auto", "resident", "dali"]
 
 RESIDENT_SHARE = 0.5
-"""Of the free memory of the device, what ``auto`` gives to decoded images at most."""
+"""Largest fraction of the device's free memory that ``auto`` gives to decoded images."""
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """Whether and how the images of a folder are streamed, from the settings of a command.
+    """Describe whether and how to stream the images of a folder, from the settings of a command.
 
     Attributes:
+        device: device of the batches.
         loader: ``auto``, or the loader to use.
-        crop: show crops of random size; None shows whole images.
+        crop: random crops to show; None shows whole images.
         decoder: where DALI decodes, see `rotnet_fast.data.dali.DaliLoader`.
-        device: where batches are needed.
-        begun: the loader that a run to go on with began with; None where there is none.
-        free: bytes that may be had on the device; None to find out.
+        begun: the loader that the resumed run started with; None for a new run.
+        free: bytes that may be used on the device; None to measure them.
     """
 
     device: torch.device
@@ -60,16 +60,17 @@ def open_dataset(
     display_name: str | None = None,
     check_images: str = "structure",
 ) -> Dataset[AnySplit]:
-    """A data set in memory, or as encoded files for DALI where it is too large or cropped.
+    """Open a data set in memory, or as encoded files for DALI if it is too large or randomly cropped.
 
     Args:
         name, data_dir, image_size, limit_train, limit_test, bad_images, display_name, check_images: see
             `load_dataset`.
-        progress: likewise; also say which loader is taken, and why.
-        streaming: says what is wanted.
+        streaming: the settings of the loader.
+        progress: see `load_dataset`; it also prints which loader is used, and why.
 
     Raises:
-        ArgumentError, DataError: see `load_dataset` and :func:`choose_loader`.
+        ArgumentError: an argument or a setting of the loader is invalid, or DALI is needed but unusable.
+        DataError: the data cannot be read, see `load_dataset`.
     """
     check_streaming(name, streaming.loader, streaming.crop is not None)
     if name not in FILE_DATASETS:
@@ -109,17 +110,17 @@ def make_loader(
     shuffle: bool = True,
     share: BatchShare = WHOLE,
 ) -> Loader:
-    """The loader of a half, or of some images of one: DALI where they are encoded, else resident.
+    """Create the loader of a split or a part of one: DALI for encoded images, otherwise resident.
 
     Args:
-        dataset: says how encoded images are read.
+        dataset: determines how encoded images are read.
         split: the images.
-        is_test: show the centre where training images are crops of random size.
+        is_test: show centre crops if training images are cropped at random.
         device, batch_size, seed, epoch_size, shuffle, share: see `ResidentLoader`.
 
     Raises:
         ArgumentError: DALI is needed and cannot be used.
-        ValueError: see `ResidentLoader`.
+        ValueError: batch_size is below 1, the split is empty, or epoch_size is below N.
     """
     if not isinstance(split, EncodedSplit):
         return ResidentLoader(split, device, batch_size, seed, epoch_size, shuffle, share)
@@ -138,36 +139,35 @@ def make_loader(
 
 
 def choose_loader(streaming: Streaming, decoded_bytes: int) -> tuple[str, str]:
-    """Which loader serves a folder of images.
+    """Choose the loader of a folder of images.
 
     Args:
-        streaming: what is wanted.
-        decoded_bytes: what all images take in memory when they are decoded.
+        streaming: the settings of the loader.
+        decoded_bytes: memory that all images take when decoded.
 
     Returns:
-        ``resident`` or ``dali``, and why, as half a sentence.
-
+        ``resident`` or ``dali``, and the reason as a phrase.
     """
     if streaming.crop is not None:
-        return "dali", "crops of random size are made from the files"
+        return "dali", "random resized crops are made from the files"
     if streaming.loader != "auto":
-        return streaming.loader, "as asked for"
+        return streaming.loader, "as requested"
     if streaming.begun is not None:
-        return streaming.begun, "as this run began"
+        return streaming.begun, "as this run started"
     free = free_memory(streaming.device) if streaming.free is None else streaming.free
     fits = decoded_bytes <= RESIDENT_SHARE * free
     reason = (
-        f"decoded, the images take {_gigabytes(decoded_bytes)} of {_gigabytes(free)} free on "
+        f"the decoded images take {_gigabytes(decoded_bytes)} of {_gigabytes(free)} free on "
         f"{streaming.device.type}"
     )
     return ("resident" if fits else "dali"), reason
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can have on a device.
+    """Return the number of bytes that this process may use on a device.
 
-    On the CPU the least of what the system says is available and what a container's limit leaves; shared
-    between the processes of this machine where torchrun started several.
+    On the CPU, this is the smaller of the system's available memory and the rest of a container's limit,
+    divided by the number of processes that torchrun started on this machine.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -184,11 +184,11 @@ def _available() -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # systems that do not say
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # systems without /proc/meminfo
 
 
 def _number(path: Path) -> int | None:
-    """A file's whole number; None where there is none (``max``: no limit)."""
+    """Read an integer from a file, or return None if it has none (``max`` means no limit)."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

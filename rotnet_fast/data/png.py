@@ -1,10 +1,10 @@
-"""The structure of PNG files, and whether their compressed pixels are all there.
+"""Check the structure of PNG files and the completeness of their compressed pixels.
 
-DALI's decoder refuses, or reads otherwise, some of what Pillow reads. So that both give the same pixels, only
-what the standard (W3C, Portable Network Graphics, third edition) has is called plain, and only that is left
-to DALI.
+DALI's decoder refuses some files that Pillow reads, and reads others differently. So that both give the same
+pixels, only files that follow the standard (W3C, Portable Network Graphics, third edition) count as plain,
+and only plain files are left to DALI.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from rotnet_fast.data.verdicts import CHUNK, HEADER, PIXELS, DamageError
 
 _KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
-_USUAL_KIND = re.compile(rb"[a-z][a-zA-Z][A-Z][a-zA-Z]")  # what may be passed over by who does not know it
+_USUAL_KIND = re.compile(rb"[a-z][a-zA-Z][A-Z][a-zA-Z]")  # ancillary chunks, which decoders may ignore
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PALETTE = 3
 _PIECE = 1 << 20
 _LAST_FILTER = 4
-# First column and row, and distances between columns and rows, of the seven passes of an interlaced image.
+# First column and row, and strides of columns and rows, of the seven passes of an interlaced image.
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Of one PNG file.
+    """Describe the structure of one PNG file.
 
     Attributes:
-        is_plain: it is as the standard has it, and all decoders read it alike. False where it is odd, which
-            says nothing about whether it can be decoded.
-        bits: per channel.
-        may_be_turned: it has a chunk that may say so.
+        is_plain: whether the file follows the standard and all decoders read it alike. False does not say
+            whether it can be decoded.
+        bits: bits per channel.
+        may_be_turned: whether a chunk may contain an orientation.
     """
 
     is_plain: bool
@@ -46,14 +46,14 @@ class Structure:
     may_be_turned: bool
 
 
-def look(content: bytes) -> Structure:
-    """The structure of a PNG, whose header Pillow reads.
+def parse(content: bytes) -> Structure:
+    """Parse the structure of a PNG, whose header Pillow can read.
 
     Args:
         content: the file, which begins with ``PNG_START``.
 
     Raises:
-        DamageError: a chunk is cut off or has a wrong checksum, or pixels are missing or cannot be unpacked.
+        DamageError: a chunk is cut off or has a wrong checksum, or pixels are missing or cannot be inflated.
     """
     chunks = list(_chunks(content))
     header = next((bytes(data) for kind, data in chunks if kind == b"IHDR"), b"")
@@ -68,14 +68,14 @@ def look(content: bytes) -> Structure:
             is_plain &= 0 < len(data) <= most and len(data) % 3 == 0
         elif kind == b"eXIf":
             is_plain &= exif.is_usual(bytes(data))
-    if is_plain:  # of what is odd, a decoder has to find the pixels
+    if is_plain:  # in unusual files, only a decoder can find the pixels
         rows = list(_rows(width, height, bits * _SAMPLES[colour], interlace == 1))
         is_plain = _are_whole([data for kind, data in chunks if kind == b"IDAT"], rows)
     return Structure(is_plain, bits, any(_may_hold_orientation(kind, data) for kind, data in chunks))
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Kind and data of every chunk up to the end of the image, with its checksum checked."""
+    """Yield the kind and data of every chunk up to the end of the image, after verifying its checksum."""
     view = memoryview(content)
     position = len(PNG_START)
     kind = b""
@@ -94,7 +94,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _are_in_order(kinds: list[bytes]) -> bool:
-    """Whether there is one header, at most one palette, and pixels in one piece, in this order."""
+    """Return whether there is one header, at most one palette, and contiguous pixel data, in this order."""
     if any(kind not in _KNOWN and not _USUAL_KIND.fullmatch(kind) for kind in kinds):
         return False
     pixels = [place for place, kind in enumerate(kinds) if kind == b"IDAT"]
@@ -110,9 +110,9 @@ def _are_in_order(kinds: list[bytes]) -> bool:
 
 
 def _is_usual_animation(chunks: list[tuple[bytes, memoryview]], width: int, height: int) -> bool:
-    """Whether the image is still, or its own pixels are the whole first frame of its animation.
+    """Return whether the image is not animated, or its own pixels are the whole first frame.
 
-    Elsewhere decoders differ in what they show: the image that is no frame, or the first frame.
+    For other files, decoders differ in what they show: the image that is not a frame, or the first frame.
     """
     kinds = [kind for kind, _ in chunks if kind in (*_ANIMATION, b"IDAT")]
     if set(kinds) <= {b"IDAT"}:
@@ -130,7 +130,7 @@ def _is_usual_animation(chunks: list[tuple[bytes, memoryview]], width: int, heig
 
 
 def _rows(width: int, height: int, bits: int, is_interlaced: bool) -> Iterator[tuple[int, int]]:
-    """Number of rows and bytes per row, filter included, of each pass over the image.
+    """Yield the number of rows and the bytes per row, including the filter byte, of each pass.
 
     Args:
         bits: per pixel.
@@ -142,17 +142,17 @@ def _rows(width: int, height: int, bits: int, is_interlaced: bool) -> Iterator[t
 
 
 def _are_whole(pieces: list[memoryview], passes: list[tuple[int, int]]) -> bool:
-    """Whether the compressed pixels are those of the image and nothing else.
+    """Return whether the compressed data contains exactly the pixels of the image.
 
     Args:
-        pieces: of the compressed data.
+        pieces: pieces of the compressed data.
         passes: see :func:`_rows`.
 
     Returns:
-        False where all pixels are there, but what follows them is not what it should be.
+        False if all pixels are present, but unexpected data follows them.
 
     Raises:
-        DamageError: some are not, or a row has a filter that there is not.
+        DamageError: pixels are missing, or a row has an unknown filter.
     """
     unpacker = zlib.decompressobj()
     done, total = 0, sum(rows * length for rows, length in passes)
@@ -161,7 +161,7 @@ def _are_whole(pieces: list[memoryview], passes: list[tuple[int, int]]) -> bool:
         is_more = True
         while is_more:
             try:
-                unpacked = unpacker.decompress(left, _PIECE)  # in pieces: whatever it claims, little memory
+                unpacked = unpacker.decompress(left, _PIECE)  # in pieces, to bound memory
             except zlib.error:
                 if done < total:
                     raise DamageError(PIXELS) from None
@@ -179,10 +179,10 @@ def _are_whole(pieces: list[memoryview], passes: list[tuple[int, int]]) -> bool:
 
 
 def _last_filter(unpacked: bytes, done: int, passes: list[tuple[int, int]]) -> int:
-    """The greatest of the filters of the rows that begin in a piece of unpacked pixels.
+    """Return the largest filter type among the rows that begin in a piece of inflated pixels.
 
     Args:
-        done: bytes before the piece.
+        done: number of bytes before the piece.
     """
     greatest = begin = 0
     for rows, length in passes:

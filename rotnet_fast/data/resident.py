@@ -1,4 +1,4 @@
-"""A loader that keeps the whole uint8 set on the device and hands out index batches."""
+"""Loader that keeps the whole uint8 set on the device and yields index batches."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from rotnet_fast.data.split import Split
 
 
 class ResidentLoader:
-    """Index batches over a set that is copied to the device once.
+    """Yield index batches over a set that is copied to the device once.
 
-    CIFAR-10 takes 154 MB, so that neither workers nor transfers are needed: an epoch's order is made
-    on the device, and a batch is three slices of it. The order is a pure function of
-    (seed, epoch): a resumed run continues with the very batch that would have come next.
+    CIFAR-10 takes 154 MB, so neither workers nor transfers are needed: an epoch's order is made on the
+    device, and a batch is three slices of it. The order is a pure function of (seed, epoch): a resumed run
+    continues with exactly the batch that would have come next.
 
     Args:
         split: images uint8 [N,H,W,C] and labels int64 [N].
-        device: where images, labels and batches live.
+        device: device of images, labels and batches.
         batch_size: images per batch over all processes, at least 1; the last, incomplete batch of an epoch
             is kept.
         seed: seed of the order.
         epoch_size: visits per epoch, at least N; None means N. More than N revisits images, each time
-            with another sample id and so with another augmentation.
-        shuffle: False keeps the set's own order.
-        share: the share of every batch that this process gives.
+            with another sample id and therefore another augmentation.
+        shuffle: False keeps the order of the set.
+        share: the share of every batch that this process yields.
 
     Attributes:
         images: uint8 [N,H,W,C] on the device.
         labels: int64 [N] on the device.
 
     Raises:
-        ValueError: batch_size below 1, an empty split, or epoch_size below N.
+        ValueError: batch_size is below 1, the split is empty, or epoch_size is below N.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class ResidentLoader:
         self.epoch_size = self.order.visits
 
     def __len__(self) -> int:
-        """Batches per epoch, the incomplete last one included."""
+        """Return the number of batches per epoch, including an incomplete last one."""
         return len(self.order)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch, in order.
+        """Yield the batches of one epoch in order.
 
         Args:
             epoch: number of the epoch; each has its own order.
-            start_batch: first batch to give, 0 .. len(self); how a run resumes in mid-epoch.
+            start_batch: first batch to yield, 0 .. len(self), to resume within an epoch.
 
         Raises:
-            ValueError: start_batch out of range (when the first batch is asked for).
+            ValueError: start_batch is out of range (raised with the first batch).
         """
         parts = self.order.parts(start_batch)
         indices, sample_ids = self.order.epoch(epoch, self.device)

@@ -1,4 +1,4 @@
-"""The order of an epoch: a pure function of (seed, epoch), whatever the number of processes."""
+"""Order of an epoch: a pure function of (seed, epoch), independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ def epoch_order(
     shuffle: bool = True,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which image to visit when, and the id that each visit's random augmentation depends on.
+    """Return the order in which images are visited, and the ids that seed each visit's augmentation.
 
     An epoch is ``epoch_size`` visits with virtual ids v = 0 .. epoch_size - 1, and visit v shows image
-    v mod n. So a small set is revisited as often as a large epoch asks for (every image
-    floor(epoch_size / n) or one more times), and each visit, having its own id, gets its own crop and flip.
+    v mod n. So a small set is revisited as often as a large epoch needs (every image floor(epoch_size / n)
+    times or once more), and each visit has its own id and therefore its own crop and flip.
 
-    The visits are sorted by one 64-bit Philox draw per virtual id. The order depends on nothing
-    else: there is no generator state to save for an exact resume, and it is the same on every device.
+    The visits are sorted by one 64-bit Philox draw per virtual id. The order depends on nothing else, so an
+    exact resume needs no generator state, and the order is the same on every device.
 
     Args:
         n: images in the set, at least 1.
         epoch_size: visits per epoch, at least n.
         seed, epoch: key and counter of the draws, see :func:`rotnet_fast.philox.draw`.
         shuffle: False keeps the virtual ids in ascending order.
-        device: where the result is made.
+        device: device of the result.
 
     Returns:
         ``(indices, sample_ids)``, both int64 [epoch_size]: images in [0, n) and virtual ids in
         [0, epoch_size), in the order of the visits.
 
     Raises:
-        ValueError: n below 1, or epoch_size below n (some images would never be seen).
+        ValueError: n is below 1, or epoch_size is below n, so that some images would never be visited.
     """
     if n < 1:
         raise ValueError(f"n is {n}; an epoch needs at least one image")
     if epoch_size < n:
         raise ValueError(
-            f"epoch_size is {epoch_size}, less than the {n} images of the set, so that some would never be "
-            f"seen; limit the training images instead"
+            f"epoch_size is {epoch_size}; it must be at least {n}, the number of images, or some would never "
+            f"be visited: limit the training images instead"
         )
     sample_ids = torch.arange(epoch_size, dtype=torch.int64, device=device)
     if shuffle:
@@ -58,7 +58,7 @@ def epoch_order(
 
 @dataclass(frozen=True)
 class BatchShare:
-    """The share of every batch that one of several processes takes.
+    """Define the batch share of this process, ``rank`` among ``world`` processes.
 
     Attributes:
         rank: number of the process, in [0, world).
@@ -69,7 +69,7 @@ class BatchShare:
     world: int = 1
 
     def part(self, start: int, stop: int) -> slice:
-        """The share of this process in one batch, the visits ``start`` to ``stop - 1`` of an epoch.
+        """Return this process's share of the batch of visits ``start`` .. ``stop - 1`` of an epoch.
 
         The shares of all ranks are disjoint, cover the batch in order and differ by at most one visit. If a
         batch has fewer visits than there are processes, some shares are empty.
@@ -80,24 +80,24 @@ class BatchShare:
 
 
 WHOLE = BatchShare()
-"""The share of a single process: all of every batch."""
+"""Share of a single process: the whole of every batch."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which images the batches of an epoch show.
+    """Define which images the batches of an epoch show.
 
     Attributes:
         n: images in the set.
         batch_size: images per batch over all processes; the last, incomplete batch is kept.
-        seed: of the order.
+        seed: seed of the order.
         epoch_size: visits per epoch, at least n; None means n. More than n revisits images, each time with
-            another sample id and so with another augmentation.
-        shuffle: False keeps the set's own order.
+            another sample id and therefore another augmentation.
+        shuffle: False keeps the order of the set.
         share: the share of every batch that this process takes.
 
     Raises:
-        ValueError: batch_size below 1, an empty set, or epoch_size below n.
+        ValueError: batch_size is below 1, the set is empty, or epoch_size is below n.
     """
 
     n: int
@@ -113,29 +113,31 @@ class Order:
         if self.n == 0:
             raise ValueError("the split holds no images; a loader needs at least one")
         if self.visits < self.n:
-            raise ValueError(f"epoch_size is {self.epoch_size}, less than the {self.n} images of the split")
+            raise ValueError(
+                f"epoch_size is {self.epoch_size}; it must be at least {self.n}, the number of images"
+            )
 
     @property
     def visits(self) -> int:
-        """Visits per epoch over all processes."""
+        """Return the number of visits per epoch over all processes."""
         return self.n if self.epoch_size is None else self.epoch_size
 
     def __len__(self) -> int:
-        """Batches per epoch, the incomplete last one included."""
+        """Return the number of batches per epoch, including an incomplete last one."""
         return -(-self.visits // self.batch_size)
 
     def epoch(self, epoch: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`epoch_order`."""
+        """Return the image indices and sample ids of an epoch, see :func:`epoch_order`."""
         return epoch_order(self.n, self.visits, self.seed, epoch, self.shuffle, device)
 
     def parts(self, start_batch: int = 0) -> list[tuple[slice, int]]:
-        """This process's share of each batch from ``start_batch`` on, and the whole batch's size.
+        """Return this process's share of each batch from ``start_batch`` on, and the size of the whole batch.
 
         Raises:
             ValueError: start_batch is not in 0 .. len(self).
         """
         if not 0 <= start_batch <= len(self):
-            raise ValueError(f"start_batch is {start_batch}; an epoch has batches 0 to {len(self) - 1}")
+            raise ValueError(f"start_batch is {start_batch}; it must lie in [0, {len(self)}]")
         found = []
         for start in range(start_batch * self.batch_size, self.visits, self.batch_size):
             stop = min(start + self.batch_size, self.visits)

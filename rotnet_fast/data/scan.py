@@ -1,14 +1,14 @@
-"""What is known of encoded images before any is trained on: their sizes, and which are damaged.
+"""Check encoded images before training on them: find their sizes, and which of them are damaged.
 
-A damaged image inside a training batch would stop the run, or worse: half-decoded, it would be trained on.
-So every image that is used is looked at beforehand, and every way to use a data set uses the same images. The
-whole file is read, but only what is odd, or neither JPEG nor PNG, is decoded: see
-:mod:`rotnet_fast.data.jpeg` and :mod:`rotnet_fast.data.png`. What is not noticed is damage among the
-compressed pixels of a JPEG that still reads as such pixels: it decodes, to the same wrong pixels everywhere.
-Decoding all images on top of it (``check`` = ``decode``) does not see that either; it sees what a decoder
-refuses for any other reason.
+A damaged image inside a training batch would stop the run, or worse, be trained on half-decoded. So every
+image is checked before it is used, and every way to load a data set uses the same images. The check reads the
+whole file, but only decodes unusual files and those that are neither JPEG nor PNG: see
+:mod:`rotnet_fast.data.jpeg` and :mod:`rotnet_fast.data.png`. It does not notice damage inside the compressed
+pixels of a JPEG that is still valid compressed data; such an image decodes to the same wrong pixels
+everywhere. Decoding all images as well (``check`` = ``decode``) does not find that either, but it finds
+whatever a decoder refuses for any other reason.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError, printable
 from rotnet_fast.files import is_out_of_descriptors
 
-_FORMAT = "5"  # raise it when the same images would get other values
+_FORMAT = "5"  # increment it when the same images would get different values
 _SHOWN = 5
 _KEY, _COLUMNS = 4, 8
 _FLAGS, _VERDICT = 2, 3
@@ -61,21 +61,21 @@ UNKNOWN = -1
 
 
 CHECKS = ("structure", "decode")
-"""How closely images are looked at: see :class:`Scanner`."""
+"""How thoroughly images are checked, see :class:`Scanner`."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Of N images, in the order of their source.
+    """Hold the results for N images, in the order of their source.
 
     Attributes:
-        sizes: int32 [N,2], height and width in pixels, after the camera's orientation tag; 0 for a bad one.
-        convert: bool [N], images that DALI would refuse, or decode to other pixels than
-            :func:`rotnet_fast.data.decode.decode_rgb`: any transparency, 16 bits per channel, CMYK,
-            an orientation in a PNG, one that stands only in XMP, files that are not as the standard has
-            them, and all that are neither JPEG nor PNG.
-        verdicts: int32 [N], ``GOOD`` or a position in ``REASONS``; ``UNKNOWN`` of one not looked at.
-        contents: int32 [N,4], first 128 bits of the SHA-256 of each encoded image; 0 for an unreadable one.
+        sizes: int32 [N,2], height and width in pixels, after the camera's orientation tag; 0 for bad images.
+        convert: bool [N], True for images that DALI would refuse, or decode to other pixels than
+            :func:`rotnet_fast.data.decode.decode_rgb`: those with transparency, 16 bits per channel, CMYK,
+            an orientation in a PNG or only in XMP, files that do not follow the standard, and all that are
+            neither JPEG nor PNG.
+        verdicts: int32 [N], ``GOOD`` or another position in ``REASONS``; ``UNKNOWN`` if not checked.
+        contents: int32 [N,4], first 128 bits of the SHA-256 of each encoded image; 0 for unreadable images.
     """
 
     sizes: npt.NDArray[np.int32]
@@ -85,17 +85,17 @@ class Scan:
 
 
 class Scanner:
-    """Looks at images in several processes, at each once: what is found is kept for later runs.
+    """Check images in several processes, each of them once, and cache the results for later runs.
 
-    An image is known by its name, size and time of change, so that of a folder in which some were repaired,
-    added or removed, only the new ones are looked at. What cannot be read now (no permission, a network that
-    is down) may be readable next time, and is not kept.
+    Results are keyed by an image's name, size and modification time, so that only new images are checked
+    after some of a folder were repaired, added or removed. The result of an image that cannot be read at the
+    moment (no permission, a network that is down) is not cached.
 
     Args:
         source: the images.
-        places: for the results, see :mod:`rotnet_fast.data.cache`.
+        places: folders for the results, see :mod:`rotnet_fast.data.cache`.
         progress: show progress bars.
-        check: ``structure``, or ``decode`` to decode every image, too, which takes as long as an epoch does.
+        check: ``structure``, or ``decode`` to decode every image as well, which takes as long as an epoch.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Scanner:
 
     @property
     def scan(self) -> Scan:
-        """What is known up to now."""
+        """Return the results so far."""
         table = self._table
         return Scan(
             sizes=table[:, :2],
@@ -124,11 +124,11 @@ class Scanner:
             contents=table[:, _VERDICT + 1 :],
         )
 
-    def look(self, positions: npt.NDArray[np.int64]) -> None:
-        """Look at those of some images that are not known yet.
+    def check(self, positions: npt.NDArray[np.int64]) -> None:
+        """Check those of the given images that have no result yet.
 
         Raises:
-            DataError: see :func:`rotnet_fast.data.workers.in_chunks`.
+            DataError: a worker process failed, see :func:`rotnet_fast.data.workers.in_chunks`.
         """
         table = self._table[positions]
         is_new = table[:, _VERDICT] == UNKNOWN
@@ -143,7 +143,7 @@ class Scanner:
         self._keep()
 
     def mark_undecodable(self, positions: npt.NDArray[np.int64]) -> None:
-        """Keep of images that they passed for good, but could not be decoded."""
+        """Record images that passed the check but could not be decoded."""
         self._table[positions, :_VERDICT] = 0
         self._table[positions, _VERDICT] = UNDECODABLE
         self._keep()
@@ -158,25 +158,25 @@ class Scanner:
 
 
 def scan_images(source: ImageSource, places: list[Path], progress: bool, check: str = "structure") -> Scan:
-    """Look at all images of a source, but for those known from an earlier run; see :class:`Scanner`."""
+    """Check all images of a source that an earlier run has not checked; see :class:`Scanner`."""
     scanner = Scanner(source, places, progress, check)
-    scanner.look(np.arange(len(source)))
+    scanner.check(np.arange(len(source)))
     return scanner.scan
 
 
 def check_images(
     source: ImageSource, scan: Scan, bad_images: str, places: Sequence[Path] = ()
 ) -> npt.NDArray[np.int64]:
-    """Say which images are bad, and give the positions of the good ones.
+    """Report bad images, and return the positions of the good ones.
 
     Args:
-        bad_images: ``fail`` to raise an error where one is. ``skip`` to list them on stderr, as long as they
-            are at most one in a thousand (one, in smaller sets): more point to a fault of the whole set, and
-            leaving out many would change what is measured.
-        places: where a list that is too long for an error is written to.
+        bad_images: ``fail`` to raise an error if there are any. ``skip`` to list them on stderr if they are
+            at most one in a thousand (or a single one in smaller sets): more suggest that the whole set is
+            faulty, and skipping many would change what is measured.
+        places: where to write a list that is too long for an error message.
 
     Raises:
-        DataError: bad images where none, or not so many, are allowed.
+        DataError: there are bad images, or more than may be skipped.
     """
     bad = np.flatnonzero((scan.verdicts != GOOD) & (scan.verdicts != UNKNOWN)).tolist()
     good = np.flatnonzero(scan.verdicts == GOOD)
@@ -184,29 +184,29 @@ def check_images(
         return good
     lines = [(source.names[i], REASONS[scan.verdicts[i]]) for i in bad]
     allowed = max(1, len(source) // 1000)
-    count = f"{len(bad)} of {len(source)} images cannot be used"
+    count = f"{len(bad)} of {len(source)} images are unusable"
     is_allowed = bad_images == "skip" and len(bad) <= allowed
     if is_allowed:
-        said = [printable(f"{name} {reason}") for name, reason in lines]
-        print(f"WARNING: {count} and are left out:", *said, sep="\n  ", file=sys.stderr)
+        listed_lines = [printable(f"{name} {reason}") for name, reason in lines]
+        print(f"WARNING: {count} and are skipped:", *listed_lines, sep="\n  ", file=sys.stderr)
         return good
     shown = "; ".join(f"{name} {reason}" for name, reason in lines[:_SHOWN])
     if len(bad) > _SHOWN:
         one_line = (printable(name).replace("\n", "\\n") for name, _ in lines)
         text = "".join(f"{name}\t{reason}\n" for name, (_, reason) in zip(one_line, lines, strict=True))
         written = write_text(places, "bad-images.txt", text)
-        listed = "" if written is None else f", all of which {written} lists"
+        listed = "" if written is None else f" (see {written} for all of them)"
         shown += f"; and {len(bad) - _SHOWN} others{listed}"
     if bad_images != "skip":
-        raise DataError(f"{count}: {shown}. Repair or remove them, or leave them out with --bad-images skip")
+        raise DataError(f"{count}: {shown}. Repair or remove them, or skip them with --bad-images skip")
     raise DataError(
-        f"{count}, and --bad-images skip leaves out {allowed} at most, one in a thousand: {shown}. "
+        f"{count}, but --bad-images skip allows at most {allowed}, one in a thousand: {shown}. "
         f"Repair or remove them"
     )
 
 
 def find_rows(keys: npt.NDArray[np.int64], among: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Positions of keys [N,2] among others [M,2]; -1 for one that is not there."""
+    """Return the positions of keys [N,2] among others [M,2]; -1 for missing keys."""
     order = np.argsort(among[:, 0], kind="stable")
     places = np.searchsorted(among[order, 0], keys[:, 0])
     rows = np.append(order, 0)[places] if len(among) else np.zeros(len(keys), np.int64)
@@ -220,7 +220,7 @@ def _examine_chunk(source: ImageSource, decodes: bool) -> npt.NDArray[np.int32]:
         try:
             content = source.read(index)
         except DataError as error:
-            if is_out_of_descriptors(error.__cause__):  # of which no image is to blame
+            if is_out_of_descriptors(error.__cause__):  # not the fault of this image
                 raise
             rows.append((0, 0, 0, UNREADABLE, 0, 0, 0, 0))
             continue
@@ -232,16 +232,16 @@ def _examine_chunk(source: ImageSource, decodes: bool) -> npt.NDArray[np.int32]:
 
 
 def _is_scan(table: npt.NDArray[np.int32]) -> bool:
-    """Whether the rows of a table can be what :func:`_examine_chunk` gives."""
+    """Return whether the rows of a table are possible results of :func:`_examine_chunk`."""
     most = (LONGEST_SIDE, LONGEST_SIDE, _CONVERT + _DECODED, len(REASONS) - 1)
     return bool(((table[:, :4] >= 0) & (table[:, :4] <= most)).all())
 
 
 def examine(content: bytes, decodes: bool = False) -> tuple[int, int, int, int]:
-    """Height, width, whether to convert (0 or 1) and verdict (see `Scan`) of one encoded image.
+    """Return height, width, whether to convert (0 or 1) and verdict (see `Scan`) of one encoded image.
 
     Args:
-        decodes: decode it, too.
+        decodes: decode the image as well.
     """
     try:
         return (*_examine(content, decodes), GOOD)
@@ -252,11 +252,11 @@ def examine(content: bytes, decodes: bool = False) -> tuple[int, int, int, int]:
 
 
 def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
-    """Height, width and whether to convert.
+    """Return height, width and whether to convert.
 
     Raises:
         DamageError: the image is bad.
-        Exception: of Pillow's many, where its header is.
+        Exception: any of the many types that Pillow raises on a bad header.
     """
     if not content:
         raise DamageError(EMPTY)
@@ -266,27 +266,27 @@ def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
     is_png = kind == "PNG"
     if not is_png and kind != "JPEG":
         return _examine_by_decoding(content, kind)
-    # Not Image.open: a JPEG that holds several pictures is the first of them.
+    # Not Image.open, which opens a JPEG with several pictures as an MPO; only the first picture counts.
     with PngImageFile(BytesIO(content)) if is_png else JpegImageFile(BytesIO(content)) as image:
         _check_header(image)
         may_be_turned = True
         is_deep = False
         if is_png:
-            structure = png.look(content)
-            # Pillow decodes a PNG to look for a tag behind the pixels: only where there is one.
+            structure = png.parse(content)
+            # To look for a tag after the pixels, Pillow decodes a PNG, so do it only if there is one.
             is_plain, may_be_turned = structure.is_plain, structure.may_be_turned
             is_deep = structure.bits == 16
         else:
             is_plain = jpeg.is_plain(content)
         if decodes or not is_plain:
-            # Odd files are rare enough to find out at once whether Pillow, which decodes them later, can.
+            # Pillow decodes unusual files later; they are rare enough to test right away whether it can.
             _check_decodes(content)
-        # Without Adobe's marker, decoders disagree about whether CMYK is stored inverted.
+        # Without Adobe's marker, decoders disagree on whether CMYK is stored inverted.
         convert = not is_plain or is_deep or image.has_transparency_data or image.mode == "CMYK"
         width, height = image.size
         if may_be_turned:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # In a PNG, DALI finds the tag only where it stands once and as the standard has it.
+            # In a PNG, DALI only finds a tag that occurs once and follows the standard.
             if orientation != 1 and (is_png or orientation != _exif_orientation(image)):
                 convert = True
             if orientation in (5, 6, 7, 8):
@@ -295,7 +295,7 @@ def _examine(content: bytes, decodes: bool) -> tuple[int, int, int]:
 
 
 def _examine_by_decoding(content: bytes, kind: str) -> tuple[int, int, int]:
-    """The same of kinds that are rare and that Pillow always decodes: there is nothing to be known before."""
+    """Return the same for rare formats, which Pillow always decodes, so that the check decodes them, too."""
     try:
         with Image.open(BytesIO(content), formats=(kind,)) as image:
             _check_header(image)
@@ -326,7 +326,7 @@ def _check_decodes(content: bytes) -> None:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """The orientation of the EXIF block alone, which is where DALI looks for it."""
+    """Return the orientation in the EXIF block, the only place where DALI looks for it."""
     exif = Image.Exif()
     if "exif" in image.info:
         exif.load(image.info["exif"])

@@ -1,6 +1,6 @@
-"""Encoded images, wherever they lie: one file each, or members of tar shards.
+"""Sources of encoded images: one file per image, or members of tar shards.
 
-Worker processes import this module, so it stays free of torch, which takes seconds to import.
+Worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import numpy.typing as npt
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
 
-_OPEN_SHARDS = 256  # at most: a large set has more shards than a process may have files open
-_SHARE_OF_SHARDS = 8  # one in so many files that may be open: there are several sources, and other files
+_OPEN_SHARDS = 256  # at most, because a large set has more shards than a process may open files
+_SHARE_OF_SHARDS = 8  # a source opens at most 1/8 of the allowed files, as there are other sources and files
 
 
 class ImageSource(ABC):
-    """N encoded images that can be read by number, from any thread.
+    """Read N encoded images by number, from any thread.
 
-    A source can be pickled; the copy opens its files anew. Its parts (see :meth:`take`) are cheap to send to
-    other processes.
+    A source can be pickled; the copy opens its own files. Parts of a source (see :meth:`take`) are cheap to
+    send to other processes.
 
     Attributes:
         root: the data folder; every name is a path that begins with it.
-        names: what errors and reports call each image: its path, or SHARD.tar/member.
-        byte_sizes: int64 [N], lengths of the encoded images.
+        names: name of each image in errors and reports: its path, or SHARD.tar/member.
+        byte_sizes: int64 [N], lengths of the encoded images in bytes.
 
-    Files that change while they are in use (a copy still runs, somebody repairs one) are refused, as their
-    length or their time of change tells.
+    Files that change while they are in use (because they are still being copied or repaired) are refused,
+    based on their length and modification time.
     """
 
     def __init__(self, root: str, names: Sequence[str], byte_sizes: npt.NDArray[np.int64]) -> None:
@@ -46,13 +46,13 @@ class ImageSource(ABC):
         return len(self.names)
 
     def relative_name(self, index: int) -> str:
-        """The name without the data folder: the same wherever the folder lies."""
+        """Return the name relative to the data folder, which does not depend on where the folder lies."""
         return self.names[index][len(os.path.join(self.root, "")) :]
 
     def keys(self) -> npt.NDArray[np.int64] | None:
-        """int64 [N,2], a digest of what tells each image from others, and from what it was before.
+        """Return int64 [N,2], a digest of the name, size and modification time of each image.
 
-        None where it is not known when the images were changed last.
+        The result is None if the modification times are not known.
         """
         states = self._states()
         if states is None:
@@ -66,26 +66,26 @@ class ImageSource(ABC):
 
     @abstractmethod
     def _states(self) -> Iterable[object] | None:
-        """Of each image, what changes with it; None where that is not known."""
+        """Return a value per image that changes when the image does, or None if there is none."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The whole encoded image.
+        """Read one encoded image.
 
         Raises:
-            DataError: it cannot be read, or is not as long as it was when the folder was listed.
+            DataError: the image cannot be read, or has changed since the folder was listed.
         """
 
     @abstractmethod
     def take(self, indices: npt.NDArray[np.int64]) -> ImageSource:
-        """A source of these images alone, in this order."""
+        """Return a source of only the given images, in the given order."""
 
 
 class FileSource(ImageSource):
-    """One image per file; ``names`` are the paths.
+    """Read images from one file each; ``names`` are the paths.
 
     Args:
-        times: int64 [N], when the files were changed last, in ns; None: that is not looked at.
+        times: int64 [N], modification times in ns; None disables their check.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class FileSource(ImageSource):
     def read(self, index: int) -> bytes:
         path, size = self.names[index], int(self.byte_sizes[index])
         try:
-            # Not open(): its objects cost as much as reading a small image. And what has become a FIFO
-            # must not be waited for.
+            # Not open(), whose objects cost as much as reading a small image. O_NONBLOCK, because a file that
+            # was replaced by a FIFO must not block.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                # One byte more than there should be: a file that has grown is noticed, too.
+                # Request one byte more than expected, to notice a file that has grown.
                 content = os.pread(descriptor, size + 1, 0)
                 if len(content) < size:
                     content = _pread(descriptor, size, 0)
@@ -127,13 +127,13 @@ class FileSource(ImageSource):
 
 
 class TarSource(ImageSource):
-    """Images inside uncompressed tar files, read at known offsets; no member's name ever becomes a path.
+    """Read images inside uncompressed tar files at known offsets; a member's name never becomes a path.
 
     Args:
         shards: paths of the tar files.
         shard_numbers: int64 [N], positions in ``shards``.
-        offsets: int64 [N], where an image's first byte lies in its shard.
-        shard_times: when the shards were changed last, in ns; None: that is not looked at.
+        offsets: int64 [N], offset in bytes of each image in its shard.
+        shard_times: modification times of the shards in ns; None disables their check.
     """
 
     def __init__(
@@ -151,8 +151,8 @@ class TarSource(ImageSource):
         self.shard_numbers = shard_numbers
         self.offsets = offsets
         self.shard_times = shard_times
-        # One descriptor per shard serves all threads, as pread has no position. One that is pushed out of
-        # the cache is closed when the last thread has let go of it.
+        # One descriptor per shard serves all threads, because pread takes the position as an argument. A
+        # descriptor that is evicted from the cache is closed when the last thread releases it.
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _OPEN_SHARDS if allowed == resource.RLIM_INFINITY else allowed // _SHARE_OF_SHARDS
         self._open = functools.lru_cache(max(1, min(_OPEN_SHARDS, most)))(_Descriptor)
@@ -178,7 +178,7 @@ class TarSource(ImageSource):
         except OSError as error:
             if not is_out_of_descriptors(error):
                 raise
-            self._open.cache_clear()  # the limit is lower than usual: begin again with this one
+            self._open.cache_clear()  # the limit is lower than expected: close all shards and retry
             return self._open(shard)
 
     def _states(self) -> Iterable[object] | None:
@@ -201,7 +201,7 @@ class TarSource(ImageSource):
 
 
 class _Descriptor:
-    """A file that stays open as long as anyone holds this object."""
+    """Keep a file open for as long as this object is referenced."""
 
     def __init__(self, path: str) -> None:
         self.number = -1
@@ -213,7 +213,7 @@ class _Descriptor:
 
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    """``count`` bytes, or fewer where the file ends; a single pread may stop early on network folders."""
+    """Read ``count`` bytes, or fewer at the end of the file; a pread on a network folder may return less."""
     content = os.pread(descriptor, count, offset)
     while len(content) < count and (
         more := os.pread(descriptor, count - len(content), offset + len(content))
@@ -223,9 +223,9 @@ def _pread(descriptor: int, count: int, offset: int) -> bytes:
 
 
 def _check_time(descriptor: int, time: int, name: str) -> None:
-    """After reading, so that a change while it went on is noticed, too."""
+    """Check the modification time; called after reading, so that a change during the read is noticed, too."""
     if os.fstat(descriptor).st_mtime_ns != time:
-        raise DataError(f"{name} was written to after the folder had been listed; start again")
+        raise DataError(f"{name} was modified after the folder was listed; start again")
 
 
 def _of_size(content: bytes, size: int, name: str) -> bytes:

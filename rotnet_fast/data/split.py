@@ -1,4 +1,4 @@
-"""The plain objects that the readers of data sets give back."""
+"""Data classes that the readers of data sets return."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy.typing as npt
 import torch
 from typing_extensions import TypeVar
 
-from rotnet_fast.data.passed import PassedOver
+from rotnet_fast.data.ignored import IgnoredFiles
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.errors import ArgumentError
 
 
 @dataclass(frozen=True)
 class Split:
-    """The training or the test half of a data set, in memory.
+    """Hold the training or the test split of a data set in memory.
 
     Attributes:
         images: uint8 [N,H,W,C], contiguous, on the CPU.
-        labels: int64 [N], classes in [0, number of classes), on the CPU; all 0 where there are no classes.
+        labels: int64 [N], classes in [0, number of classes), on the CPU; all 0 if there are no classes.
     """
 
     images: torch.Tensor
@@ -32,26 +32,26 @@ class Split:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Return (H, W, C)."""
         height, width, channels = self.images.shape[1:]
         return height, width, channels
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """The training or the test half of a data set as image files, not decoded.
+    """Hold the training or the test split of a data set as image files that are not decoded.
 
-    Every image was looked at (see :mod:`rotnet_fast.data.scan`) and found whole as far as its structure and
-    its checksums tell.
+    Every image was checked (see :mod:`rotnet_fast.data.scan`) and is intact as far as its structure and its
+    checksums tell.
 
     Attributes:
         source: the encoded images.
-        labels: int64 [N], classes in [0, number of classes), on the CPU; all 0 where there are no classes.
-        sizes: int32 [N,2], height and width in pixels as stored, after the camera's orientation tag.
-        convert: bool [N], images that only :func:`rotnet_fast.data.decode.decode_rgb` decodes as it should
-            be (see :mod:`rotnet_fast.data.scan`).
-        image_size: H = W that the images are brought to by whoever decodes them.
-        contents: int32 [N,4], digests of the images (see `rotnet_fast.data.scan.Scan`); None: not known.
+        labels: int64 [N], classes in [0, number of classes), on the CPU; all 0 if there are no classes.
+        sizes: int32 [N,2], stored height and width in pixels, after applying the camera's orientation tag.
+        convert: bool [N], True for images that only :func:`rotnet_fast.data.decode.decode_rgb` decodes
+            correctly (see :mod:`rotnet_fast.data.scan`).
+        image_size: H = W in pixels that the decoder must produce.
+        contents: int32 [N,4], digests of the images (see `rotnet_fast.data.scan.Scan`); None if unknown.
     """
 
     source: ImageSource
@@ -66,29 +66,29 @@ class EncodedSplit:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Return (H, W, C)."""
         return self.image_size, self.image_size, 3
 
 
 AnySplit = Split | EncodedSplit
 
 Half = TypeVar("Half", bound=AnySplit, default=Split, covariant=True)
-"""What the halves of a data set are: ``Dataset`` alone means ``Dataset[Split]``, and code that takes both
-kinds takes ``Dataset[AnySplit]``."""
+"""Type of a data set's splits: plain ``Dataset`` means ``Dataset[Split]``; code that accepts both kinds takes
+``Dataset[AnySplit]``."""
 
 
 @dataclass(frozen=True)
 class RawDataset(Generic[Half]):
-    """What a reader found.
+    """Hold what a reader found.
 
     Attributes:
         display_name: the data set's name in tables and reports.
-        classes: class names; a label is a position in it. Empty: the images have no labels.
-        train, test: the two halves.
-        skipped: names, relative to the data folder, of damaged images that were left out.
-        files: the two halves encoded, where they come from files.
-        passed_over: what else the data folder holds.
-        held_out: there is no second half, so that images of the first are the test images.
+        classes: class names, indexed by label; empty if the images have no labels.
+        train, test: the two splits.
+        skipped: names, relative to the data folder, of damaged images that were skipped.
+        files: both splits in encoded form if they come from files.
+        ignored: what else the data folder contains.
+        held_out: True if the test split was held out from the only split that the folder has.
     """
 
     display_name: str
@@ -97,26 +97,27 @@ class RawDataset(Generic[Half]):
     test: Half
     skipped: tuple[str, ...] = ()
     files: tuple[EncodedSplit, EncodedSplit] | None = None
-    passed_over: PassedOver = field(default_factory=PassedOver)
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
     held_out: bool = False
 
 
 def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.NDArray[np.int64]:
-    """Positions of the first ``limit`` images, class by class in turn, in file order.
+    """Return the positions of ``limit`` images, balanced over the classes, in file order.
 
-    That is the first image of each class in file order, then the second of each class, and so on.
+    The limit takes the first image of each class in file order, then the second of each class, and so on.
 
     Args:
         labels: int64 [N].
-        argument: name of the limit, for the error.
+        argument: name of the limit in the error message.
 
     Raises:
-        ArgumentError: limit below 1 or above the number of images.
+        ArgumentError: limit is below 1 or above the number of images.
     """
     count = len(labels)
     if not 1 <= limit <= count:
         raise ArgumentError(
-            f"{argument} is {limit}; this data set has {count} such images: give 1 to {count}, or no limit"
+            f"{argument} is {limit}; it must lie in [1, {count}], the number of images in this split; "
+            f"omit it to use all of them"
         )
     by_class = np.argsort(labels, kind="stable")
     class_sizes = np.bincount(labels)

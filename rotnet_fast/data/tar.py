@@ -1,8 +1,8 @@
-"""Where the plain files of an uncompressed tar archive lie, from its headers alone.
+"""Locate the regular files of an uncompressed tar archive by reading only its headers.
 
-Not read with Python's tarfile, which believes what a header claims: it reads a name of gigabytes into memory,
-calls itself for every header that extends the next one, and takes what it cannot read for the end. Here each
-step goes forward by a block at least and reads little, and what is not understood is an error.
+Python's tarfile is not used, because it trusts the headers: it reads a name of gigabytes into memory,
+recurses for every header that extends the next one, and takes a header that it cannot read for the end. Here
+each step advances by at least a block and reads little, and anything that is not understood is an error.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _ENCODING = ("utf-8", "surrogateescape")
 _MOST_EXTENSIONS = 8  # tar writes at most three headers before that of a file
-_LONGEST_EXTENSION = 1 << 20  # names of files have 4096 bytes at most; their attributes are longer
-_LONGEST_PADDING = 1 << 24  # tar fills its last record, of 10240 bytes unless told otherwise
+_LONGEST_EXTENSION = 1 << 20  # names of files have at most 4096 bytes, but their attributes are longer
+_LONGEST_PADDING = 1 << 24  # tar pads its last record, which has 10240 bytes by default
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -38,7 +38,7 @@ _WITHOUT_DATA = (
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside an archive: its name and where its bytes lie."""
+    """Describe a file inside an archive: its name, and the offset and size of its contents in bytes."""
 
     name: str
     offset: int
@@ -47,7 +47,7 @@ class Member:
 
 @dataclass
 class _Extension:
-    """What the headers before that of a file say of it, and how many they are."""
+    """Accumulate what the headers before that of a file say about it, and count them."""
 
     name: str | None = None
     size: int | None = None
@@ -55,16 +55,17 @@ class _Extension:
 
 
 class _DamageError(ValueError):
-    """A header says what no header of a whole archive says."""
+    """Report a header that cannot occur in an intact archive."""
 
 
 def list_members(file: BinaryIO) -> list[Member]:
-    """Every plain file of an archive, in order; links, folders and the like are left out.
+    """Return every regular file of an archive, in order, without links, folders and the like.
 
-    Memory and time are in proportion to the number of headers, whatever these say.
+    Memory and time are proportional to the number of headers, whatever they claim.
 
     Raises:
-        DataError: the archive is damaged, cut off, compressed, holds sparse files, or more follows its end.
+        DataError: the archive is damaged, truncated or compressed, contains sparse files, or is followed by
+            more data.
     """
     members: list[Member] = []
     length = os.fstat(file.fileno()).st_size
@@ -84,54 +85,54 @@ def list_members(file: BinaryIO) -> list[Member]:
                 if header.type in _WITHOUT_DATA:
                     size = 0
                 if not 0 <= size <= length - start:
-                    raise _DamageError(f"{name} has {size} bytes, of {length - start} that are left")
+                    raise _DamageError(f"{name} has {size} bytes, but only {length - start} are left")
                 if header.type in _PLAIN:
                     members.append(Member(name, start, size))
                 extension = _Extension()
             position = start + _whole_blocks(size)
         if extension.count:
-            raise _DamageError("the last header stands before no file")
+            raise _DamageError("no file follows the last header")
     except _SparseError as error:
         raise _sparse(file, str(error)) from None
     except (tarfile.HeaderError, _DamageError) as error:
         if position == 0:
             raise DataError(_no_tar(file, error)) from error
         raise DataError(
-            f"{file.name} is damaged or cut off: behind {members[-1].name if members else 'its start'} comes "
-            f"neither a file nor the end of the archive ({error}); make or fetch it anew, or remove it"
+            f"{file.name} is damaged or truncated: {members[-1].name if members else 'its start'} is not "
+            f"followed by a file or the end of the archive ({error}); create or fetch it again, or remove it"
         ) from error
     _check_end(file, position)
     return members
 
 
 def _no_tar(file: BinaryIO, error: Exception) -> str:
-    """The sentence about a file whose first header is none."""
+    """Return the error message for a file that does not start with a tar header."""
     first = os.pread(file.fileno(), _BLOCK, 0)
     kind = "empty" if not first else kinds.image_kind(first) or kinds.not_read(first)
-    said = f"{file.name} cannot be read as a tar shard"
+    problem = f"{file.name} cannot be read as a tar shard"
     if kind in kinds.PACKED:
         suffix, command = kinds.PACKED[kind]
         name = shlex.quote(file.name)
         commands = f"mv {name} {name}{suffix} && {command} {name}{suffix}"
-        return f"{said}, as it is {kind}; unpack it with `{commands}`"
+        return f"{problem} because it is {kind}; unpack it with `{commands}`"
     if kind == kinds.UNKNOWN:
-        return f"{said} ({error}); make or fetch it anew, or remove it"
-    return f"{said}, as it is {kind}; make or fetch the shard anew, or remove it"
+        return f"{problem} ({error}); create or fetch it again, or remove it"
+    return f"{problem} because it is {kind}; create or fetch the shard again, or remove it"
 
 
 def _header_at(file: BinaryIO, position: int) -> tarfile.TarInfo | None:
-    """The header at a position, its checksum checked; None for a block of zeros, the archive's end."""
+    """Read the header at a position and verify its checksum; return None for the zeros at the end."""
     block = os.pread(file.fileno(), _BLOCK, position)
     return None if block == _ZEROS else tarfile.TarInfo.frombuf(block, *_ENCODING)
 
 
 def _check_end(file: BinaryIO, position: int) -> None:
-    """Make sure that nothing but zeros follows an archive's end, as it would be lost without a word."""
+    """Check that only zeros follow an archive's end, because anything else would be lost silently."""
     rest = os.pread(file.fileno(), _LONGEST_PADDING + 1, position)
     if len(rest) > _LONGEST_PADDING or rest.count(0) != len(rest):
         raise DataError(
-            f"{file.name} goes on behind the end of its archive, at byte {position}: tar files that were "
-            f"joined with cat are read up to there alone. Keep them as shards of their own, or join them "
+            f"{file.name} continues after the end of its archive at byte {position}, as if tar files were "
+            f"joined with cat, and the rest would be ignored; keep them as separate shards, or join them "
             f"with tar --concatenate"
         )
 
@@ -147,9 +148,9 @@ def _extension_data(file: BinaryIO, header: tarfile.TarInfo, start: int) -> byte
 
 
 def _extend(extension: _Extension, kind: bytes, data: bytes) -> None:
-    extension.count += kind != tarfile.XGLTYPE  # which is about no one file
+    extension.count += kind != tarfile.XGLTYPE  # global headers do not belong to a file
     if extension.count > _MOST_EXTENSIONS:
-        raise _DamageError(f"more than {_MOST_EXTENSIONS} headers stand before one file")
+        raise _DamageError(f"more than {_MOST_EXTENSIONS} headers precede one file")
     if kind == tarfile.GNUTYPE_LONGNAME:
         _set_name(extension, data.partition(b"\0")[0])
     elif kind in _PAX:
@@ -167,7 +168,7 @@ def _extend(extension: _Extension, kind: bytes, data: bytes) -> None:
 
 
 def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of ``LENGTH KEY=VALUE\\n`` records, where LENGTH counts the whole record."""
+    """Yield the keys and values of ``LENGTH KEY=VALUE\\n`` records, where LENGTH counts the whole record."""
     position = 0
     while position < len(data):
         digits = data[position : position + 9].partition(b" ")[0]
@@ -181,7 +182,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _set_name(extension: _Extension, name: bytes) -> None:
     text = _text(name)
-    if b"\0" in name or extension.name not in (None, text):  # programs differ in which of two they take
+    if b"\0" in name or extension.name not in (None, text):  # programs differ in which of two names they use
         raise _DamageError("a header has two names, or a zero byte in one")
     extension.name = text
 
@@ -192,16 +193,16 @@ def _text(name: bytes) -> str:
 
 def _number(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > 18:
-        raise _DamageError(f"a header has {digits[:20]!r} for a number")
+        raise _DamageError(f"a header has {digits[:20]!r} instead of a number")
     return int(digits)
 
 
 class _SparseError(ValueError):
-    """The name of a sparse file."""
+    """Carry the name of a sparse file."""
 
 
 def _sparse(file: BinaryIO, name: str) -> DataError:
     return DataError(
-        f"{file.name}: {name} is stored as a sparse file, whose bytes do not lie in one piece; make the "
-        f"shard without this option of tar"
+        f"{file.name}: {name} is stored as a sparse file, whose bytes are not contiguous; create the shard "
+        f"without tar's option --sparse"
     )

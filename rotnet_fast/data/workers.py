@@ -1,6 +1,6 @@
-"""Work on many encoded images, divided over processes.
+"""Divide work on many encoded images over processes.
 
-The worker processes import this module, so it stays free of torch, which takes seconds to import.
+The worker processes import this module, so it does not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rotnet_fast.data.source import ImageSource
 from rotnet_fast.errors import DataError
 
 _IMAGES_PER_CHUNK = 128
-_IMAGES_PER_WORKER = 512  # fewer are done before another process has started
+_IMAGES_PER_WORKER = 512  # fewer images take less time than starting another process
 
 Result = TypeVar("Result")
 
@@ -29,26 +29,27 @@ Result = TypeVar("Result")
 def in_chunks(
     work: Callable[[ImageSource], Result], source: ImageSource, description: str, progress: bool
 ) -> Iterator[tuple[slice, Result]]:
-    """Results of ``work`` on one part of the source after another, computed on all available cores.
+    """Yield the results of ``work`` on consecutive parts of the source, computed on all available cores.
 
-    Processes, not threads: for small images nearly all the time goes to Python code, and two threads were
-    slower than one. They are spawned, not forked, as torch's threads do not survive a fork; so a
-    script that calls this for more than a thousand images needs the ``if __name__ == "__main__":`` guard.
+    It uses processes instead of threads: for small images, nearly all the time is spent in Python code, and
+    two threads were slower than one. Processes are spawned instead of forked, because torch's threads do not
+    survive a fork; so a script that calls this for more than a thousand images needs the
+    ``if __name__ == "__main__":`` guard.
 
     Args:
         work: a function that can be pickled.
-        description: of the progress bar.
+        description: label of the progress bar.
         progress: show the progress bar.
 
     Yields:
         Positions of a part and its result, in the order of the source.
 
     Raises:
-        DataError: that of ``work`` for the first part that has one; or a process was killed.
+        DataError: ``work`` raised it (the first one is re-raised), or a worker process was killed.
     """
     starts = range(0, len(source), _IMAGES_PER_CHUNK)
     places = [slice(start, min(start + _IMAGES_PER_CHUNK, len(source))) for start in starts]
-    # Made when their turn comes: a part of shards keeps these open for as long as it lives.
+    # Parts are made lazily, because a part of shards keeps them open for as long as it lives.
     parts = (source.take(np.arange(place.start, place.stop)) for place in places)
     workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
     with tqdm(total=len(source), unit="image", desc=description, disable=not progress) as bar:
@@ -65,28 +66,28 @@ def in_chunks(
                 bar.update(place.stop - place.start)
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process ended before its work was done: out of memory, or called from a script "
-                'without an `if __name__ == "__main__":` guard'
+                "a worker process died: it ran out of memory, or was started from a script without an "
+                '`if __name__ == "__main__":` guard'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def available_cores() -> int:
-    """Cores this process may use: in a container, under taskset or with a quota, not all of the machine's."""
-    import joblib  # not when a worker process starts, which does not ask
+    """Return the number of cores that this process may use, given its container, affinity and quota."""
+    import joblib  # imported here because worker processes do not need it
 
     cores: int = joblib.cpu_count()
     return cores
 
 
 def processes_of_this_machine() -> int:
-    """How many processes torchrun started here, which share its cores and memory; 1 without it."""
+    """Return how many processes torchrun started on this machine, which share it; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and do not outlive it where it is killed."""
+    """Leave Ctrl-C to the parent process, and exit when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 

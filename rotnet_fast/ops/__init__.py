@@ -1,4 +1,4 @@
-"""The fused rotate-and-batch step, its plain-torch reference and the loader of the compiled kernels."""
+"""Fused rotate-and-batch op, its plain-torch reference and the loader of the compiled kernels."""
 
 from rotnet_fast.ops.rotate import augmentation_draws, rotate_batch
 

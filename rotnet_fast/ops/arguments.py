@@ -1,4 +1,4 @@
-"""The arguments of `rotnet_fast.rotate_batch`: each is checked, and made what the kernels take."""
+"""Check the arguments of `rotnet_fast.rotate_batch` and convert them to what the kernels take."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DEFAULTS = {"mean": CIFAR10_MEAN, "std": CIFAR10_STD}
 
 
 def check_memory(name: str, tensor: torch.Tensor) -> None:
-    """Refuse what has no shape, or whose elements do not lie in memory as they are."""
+    """Refuse tensors that are nested, sparse or negated, so that their elements are not plain memory."""
     kind = "nested" if tensor.is_nested else "" if tensor.layout is torch.strided else str(tensor.layout)
     if not torch.compiler.is_compiling() and tensor.is_neg():
         kind = "negated"
     if kind:
         raise ValueError(
-            f"{name} must be a dense tensor in memory, got a {kind} one: make it one before the call"
+            f"{name} must be a dense tensor in memory, got a {kind} one: convert it before the call"
         )
 
 
 def check_images(images: torch.Tensor) -> None:
-    """Refuse images that are no uint8 tensor [N,H,W,C]."""
+    """Refuse images that are not a uint8 tensor [N,H,W,C]."""
     if not isinstance(images, torch.Tensor):
         remedy = "torch.from_numpy" if isinstance(images, np.ndarray) else "torch.stack"
         raise TypeError(f"images must be a uint8 tensor [N,H,W,C], got {type(images).__name__}: use {remedy}")
@@ -36,7 +36,7 @@ def check_images(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8:
         remedy = ".to(torch.uint8)"
         if images.is_floating_point():
-            remedy = ".mul(255).round().to(torch.uint8) where they hold 0..1"
+            remedy = ".mul(255).round().to(torch.uint8) if they are in 0..1"
         raise TypeError(
             f"images must be uint8 with values 0..255, got {images.dtype}: convert them by images{remedy}"
         )
@@ -54,7 +54,7 @@ def check_images(images: torch.Tensor) -> None:
 
 
 def check_layout(images: torch.Tensor, degrees: list[int]) -> None:
-    """Refuse images that have no pixels or too many, lie elsewhere, or cannot be turned by these angles."""
+    """Refuse images with an unsupported size, memory layout or device for these angles."""
     _, height, width, _ = images.shape
     if height < 1 or width < 1:
         raise ValueError(f"images must have at least one row and column, got shape {list(images.shape)}")
@@ -62,7 +62,7 @@ def check_layout(images: torch.Tensor, degrees: list[int]) -> None:
         raise ValueError(f"images are {height} x {width}; at most {MAX_SIDE} rows and columns are supported")
     if height != width and any(angle % 180 for angle in degrees):
         raise ValueError(
-            f"images are {height} x {width}, not square: they can only be turned by 0 and 180 degrees; "
+            f"images are {height} x {width}, not square: they can only be rotated by 0 and 180 degrees; "
             f"crop them to a square or pass rotations=(0, 180)"
         )
     if not images.is_contiguous():
@@ -74,29 +74,29 @@ def check_layout(images: torch.Tensor, degrees: list[int]) -> None:
 
 
 def checked_pad(pad: int) -> int:
-    """Pixels of border, as an int in 0..32767."""
+    """Check the pixels of border and return them as an int in 0..32767."""
     number = as_whole(pad)
     if number is None:
-        raise TypeError(f"pad must be a whole number of pixels, got {shown(pad)}: give an int, such as 4")
+        raise TypeError(f"pad must be an integer number of pixels, got {shown(pad)}: pass an int, such as 4")
     if not 0 <= number <= MAX_PAD:
         raise ValueError(f"pad is {number}; it must lie in [0, {MAX_PAD}]")
     return number
 
 
 def checked_probability(flip_prob: float) -> float:
-    """The probability of a flip, as a float in [0, 1]."""
+    """Check the probability of a flip and return it as a float in [0, 1]."""
     number = as_real(flip_prob)
     if number is None:
-        raise TypeError(f"flip_prob must be a number, got {shown(flip_prob)}: give a float, such as 0.5")
+        raise TypeError(f"flip_prob must be a number, got {shown(flip_prob)}: pass a float, such as 0.5")
     if not 0 <= number <= 1:
         raise ValueError(f"flip_prob is {flip_prob}; it must lie in [0, 1]")
     return float(number)
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Refuse a type that views cannot have."""
+    """Refuse a dtype that views cannot have."""
     if dtype not in VIEW_TYPES:
-        remedy = "; take float32 and convert the views by .double()" if dtype is torch.float64 else ""
+        remedy = "; use float32 and convert the views by .double()" if dtype is torch.float64 else ""
         raise TypeError(
             f"dtype must be torch.float32, torch.bfloat16 or torch.float16, got {shown(dtype)}{remedy}"
         )
@@ -105,20 +105,20 @@ def check_dtype(dtype: torch.dtype) -> None:
 def checked_normalisation(
     mean: Sequence[float], std: Sequence[float], channels: int, warped: bool
 ) -> tuple[list[float], list[float]]:
-    """Mean and std as lists [C] of floats."""
-    # Inside these bounds v * scale + shift is exact in float64, so that every backend rounds the same
+    """Check mean and std and return them as lists [C] of floats."""
+    # Within these bounds, v * scale + shift is exact in float64, so that every backend rounds the same
     # number to float32 (see normalisation_coefficients).
     limit, where = (1e3, " for rotations that are not all multiples of 90") if warped else (1e5, "")
     means, stds = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     for value in means:
         if not (value == 0 or 1e-8 <= abs(value) <= limit):
             raise ValueError(
-                f"mean holds {value}; each value must be 0 or of magnitude in [1e-8, {limit:g}]{where}"
+                f"mean holds {value}; each value must be 0 or have a magnitude in [1e-8, {limit:g}]{where}"
             )
     for value in stds:
         if not 1e-6 <= value <= 1e6:
             raise ValueError(f"std holds {value}; each value must be in [1e-6, 1e6]")
-    # Converted last: whole numbers may be larger than any float.
+    # Converted last, because an int may be larger than any float.
     return [float(value) for value in means], [float(value) for value in stds]
 
 
@@ -133,7 +133,7 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[Any]
     if len(found) != channels:
         count = len(found) if len(found) < channels else "more"
         whose = (
-            f" (CIFAR-10's, the default): give {name} with {channels}" if listed == _DEFAULTS[name] else ""
+            f" (CIFAR-10's, the default): pass {name} with {channels}" if listed == _DEFAULTS[name] else ""
         )
         if whose and channels == 1:
             whose += (
@@ -147,7 +147,7 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[Any]
         if type(value) is not float:
             number = as_real(value)
             if number is None:
-                raise TypeError(f"{name} must hold plain numbers, found {shown(value)}: give floats")
+                raise TypeError(f"{name} must hold plain numbers, found {shown(value)}: pass floats")
             found[position] = number
     return found
 
@@ -155,23 +155,23 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[Any]
 def checked_seed(
     seed: int | torch.Tensor, epoch: int, beside: torch.Tensor, name: str = "images"
 ) -> tuple[torch.Tensor | None, int, int]:
-    """Seed and epoch as the kernels take them: a tensor [2] that holds both or None, the seed, the epoch.
+    """Check seed and epoch and return a tensor [2] that holds both or None, the seed and the epoch.
 
     Args:
-        beside: what a tensor must be on the device of.
-        name: of this argument.
+        beside: tensor whose device a seed tensor must share.
+        name: name of ``beside`` in error messages.
     """
     number, epoch_number = as_whole(seed), as_whole(epoch)
     if epoch_number is None:
-        raise TypeError(f"epoch must be a whole number, got {shown(epoch)}: give an int")
+        raise TypeError(f"epoch must be an integer, got {shown(epoch)}: pass an int")
     if not 0 <= epoch_number < 2**32:
         raise ValueError(f"epoch is {epoch_number}; it must lie in [0, {2**32})")
     if number is not None:
         return None, wrapped_seed(number), epoch_number
     if not isinstance(seed, torch.Tensor):
         raise TypeError(
-            f"seed must be a whole number, or an int64 tensor [2] that holds (seed, epoch), "
-            f"got {shown(seed)}: give an int"
+            f"seed must be an integer, or an int64 tensor [2] that holds (seed, epoch), "
+            f"got {shown(seed)}: pass an int"
         )
     check_memory("seed", seed)
     if seed.dtype != torch.int64:
@@ -186,23 +186,23 @@ def checked_seed(
     if seed.device != beside.device:
         raise ValueError(
             f"seed is on {seed.device}; as a tensor it must be on the device of {name}, {beside.device}: "
-            f"move it"
+            f"move it there"
         )
     if not seed.is_contiguous():
         raise ValueError(
             f"seed must be contiguous, got strides {list(seed.stride())}: call seed.contiguous()"
         )
     if epoch_number != 0:
-        raise ValueError(f"epoch is {epoch_number}, but the seed tensor already holds it: leave epoch at 0")
+        raise ValueError(f"epoch is {epoch_number}, but the seed tensor already holds it: omit epoch")
     return seed, 0, 0
 
 
 def checked_ids(name: str, ids: Any, device: torch.device) -> torch.Tensor:
-    """Rows or sample ids as a contiguous int64 tensor [B] on the device of images.
+    """Check rows or sample ids and return a contiguous int64 tensor [B] on the device of images.
 
     Args:
-        ids: a tensor [B] of any type of whole numbers, which lies there; or a sequence or an array of whole
-            numbers, which is copied there.
+        ids: a tensor [B] of any integer type on that device; or a sequence or an array of integers, which is
+            copied there.
     """
     if not isinstance(ids, torch.Tensor):
         return torch.from_numpy(_whole_numbers(name, ids)).to(device)
@@ -210,10 +210,10 @@ def checked_ids(name: str, ids: Any, device: torch.device) -> torch.Tensor:
     if ids.dtype is not torch.int64:
         if ids.dtype is torch.bool:
             raise TypeError(
-                f"{name} must hold whole numbers, got torch.bool: of a mask take mask.nonzero().flatten()"
+                f"{name} must hold integers, got torch.bool: convert a mask by mask.nonzero().flatten()"
             )
         if ids.is_floating_point() or ids.is_complex():
-            raise TypeError(f"{name} must hold whole numbers, got {ids.dtype}: convert them by {name}.long()")
+            raise TypeError(f"{name} must hold integers, got {ids.dtype}: convert them by {name}.long()")
     if ids.dim() != 1:
         raise ValueError(f"{name} must have shape [B], got {list(ids.shape)}")
     if ids.device != device:
@@ -225,8 +225,8 @@ def checked_ids(name: str, ids: Any, device: torch.device) -> torch.Tensor:
 
 
 def _whole_numbers(name: str, ids: Any) -> Any:
-    """A new int64 array [B] of what is no tensor."""
-    sentence = f"{name} must be a tensor, an array or a sequence [B] of whole numbers, got "
+    """Convert a sequence or an array to a new int64 array [B]."""
+    sentence = f"{name} must be a tensor, an array or a sequence [B] of integers, got "
     if not isinstance(ids, np.ndarray) and as_sequence(ids) is None:
         raise TypeError(f"{sentence}{shown(ids)}: use torch.tensor(...)")
     try:
@@ -245,7 +245,7 @@ def _whole_numbers(name: str, ids: Any) -> Any:
 
 
 def _check_stored(name: str, ids: torch.Tensor) -> None:
-    """As the kernels do, before torch copies a tensor [B]: it would read beyond the storage."""
+    """Check the storage of a tensor [B], as the kernels do, before torch copies it and reads beyond it."""
     if torch.compiler.is_compiling() or ids.numel() == 0:
         return
     last = ids.storage_offset() + (ids.numel() - 1) * ids.stride(0)
@@ -260,7 +260,7 @@ def _check_stored(name: str, ids: torch.Tensor) -> None:
 def checked_out(
     out: torch.Tensor, shape: tuple[int, int, int, int], dtype: torch.dtype, images: torch.Tensor
 ) -> torch.Tensor:
-    """The buffer to overwrite, as [B*K,H,W,C]."""
+    """Check the buffer to overwrite and return it as [B*K,H,W,C]."""
     if not isinstance(out, torch.Tensor) or out.dtype != dtype:
         found = out.dtype if isinstance(out, torch.Tensor) else type(out).__name__
         raise TypeError(f"out must be a tensor of dtype {dtype}, got {found}")
@@ -275,13 +275,13 @@ def checked_out(
     try:
         buffer = out.permute(0, 2, 3, 1)
     except RuntimeError:
-        # All else that a permutation asks for is checked above; of other tensors the op looks at the storage.
+        # Everything else that permute requires was checked above; the op checks the storage of other tensors.
         raise ValueError(
             "out has less memory than it needs: pass a tensor whose storage was not resized"
         ) from None
     if not buffer.is_contiguous():
         raise ValueError(
             "out must be dense in channels_last memory format; "
-            "make it with torch.empty(..., memory_format=torch.channels_last)"
+            "create it with torch.empty(..., memory_format=torch.channels_last)"
         )
     return buffer

@@ -1,4 +1,4 @@
-"""``batch_norm_relu``: BatchNorm and ReLU in as few passes over the activations as they take."""
+"""``batch_norm_relu``: BatchNorm and ReLU in as few passes over the activations as possible."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ def batch_norm_relu(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    """``relu(batch_norm(x, ...))`` for activations, with gradients.
+    """Compute ``relu(batch_norm(x, ...))`` with gradients.
 
-    On the CPU, float32 and bfloat16 activations in dense channels_last memory, with float32 parameters, go
-    through compiled kernels: two passes forward (sums, then y), two backward (sums, then the gradient of x),
-    where torch makes four and three. Sums are float32 over short blocks of pixels and float64 over
-    blocks, in an order that does not depend on the number of threads: the result always has the same bits.
-    Everything else is computed by torch's own `batch_norm` and `relu`, compiled and traced graphs, gradients
-    of gradients, forward-mode gradients and the transforms of `torch.func` included.
+    On the CPU, compiled kernels handle float32 and bfloat16 activations in dense channels_last memory with
+    float32 parameters. They make two passes forward (sums, then y) and two backward (sums, then the gradient
+    of x), where torch makes four and three. Sums are float32 within short blocks of pixels and float64 over
+    blocks, in an order that does not depend on the number of threads, so the result is always bit-identical.
+    Torch's own `batch_norm` and `relu` compute everything else, including compiled and traced graphs, double
+    backward, forward-mode gradients and the transforms of `torch.func`.
 
     Args:
         x: [B,C,H,W].
         weight, bias: [C] each.
-        running_mean, running_var: [C] each, or None for both. Training moves them, in place, by ``momentum``
+        running_mean, running_var: [C] each, or None for both. Training updates them in place, by ``momentum``
             towards the mean and the unbiased variance of the batch.
-        training: normalise with the mean and the variance of the batch, not with the running ones.
+        training: normalise with the mean and variance of the batch instead of the running ones.
         momentum: in [0, 1].
         eps: added to the variance.
 
     Returns:
-        [B,C,H,W] of the type and memory format of ``x``; NaN stays NaN.
+        [B,C,H,W] with the dtype and memory format of ``x``; NaN stays NaN.
 
     Raises:
-        ValueError: one value per channel in training, as torch's.
+        ValueError: a training batch has only one value per channel, as in torch.
 
     The compiled kernels differ from torch beyond rounding in two corners: results below 2^-126 are 0, and
     deviations of more than about 1e18 from the mean, whose squares float32 cannot hold, give NaN.
     """
     arguments = (x, weight, bias, running_mean, running_var, training, momentum, eps)
-    # A compiler fuses better what it can see, and a trace keeps torch's ops alone.
+    # A compiler fuses torch's own ops better, and a trace must not contain custom ops.
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -74,14 +74,14 @@ def _plain(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    """What torch makes of it, step by step."""
+    """Compute the same with torch's own ops."""
     y = functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    # In place: no gradient needs what batch_norm returned; that of relu is worked out from its own result.
+    # In place, because no gradient needs the output of batch_norm: relu's is computed from its own output.
     return functional.relu(y, inplace=True)
 
 
 def _is_transformed(*tensors: torch.Tensor | None) -> bool:
-    """Whether a transform of `torch.func` or forward-mode differentiation looks at any of them."""
+    """Return whether a transform of `torch.func` or forward-mode differentiation tracks a tensor."""
     return any(
         tensor is not None
         and (
@@ -100,7 +100,7 @@ def _has_kernel(
     running_var: torch.Tensor | None,
     training: bool,
 ) -> bool:
-    """Whether the compiled kernels do this call; what torch refuses is left to torch."""
+    """Return whether the compiled kernels handle this call; torch reports the calls that it refuses."""
     if not (
         x.device.type == "cpu"
         and x.dtype in _ELEMENTS
@@ -123,12 +123,12 @@ def _has_kernel(
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """[B,C,H,W] channels_last -> [B,H,W,C] contiguous, the same memory."""
+    """View [B,C,H,W] channels_last as [B,H,W,C] contiguous in the same memory."""
     return x.permute(0, 2, 3, 1)
 
 
 class _BatchNormReLU(torch.autograd.Function):
-    """Keeps x, not y: where y was positive is worked out again, with the same roundings."""
+    """Save x instead of y: the backward pass recomputes where y was positive, with the same rounding."""
 
     @staticmethod
     def forward(
@@ -141,7 +141,7 @@ class _BatchNormReLU(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """y, and the mean and 1 / sqrt(variance + eps) that it was normalised with, float32 [C] each."""
+        """Return y, and the mean and 1 / sqrt(variance + eps) used to normalise it, float32 [C] each."""
         y, mean, inverse_std = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         results, running = (_rows(y), mean, inverse_std), (running_mean, running_var)
         if training:
@@ -156,19 +156,19 @@ class _BatchNormReLU(torch.autograd.Function):
         _, mean, inverse_std = output
         ctx.mark_non_differentiable(mean, inverse_std)
         ctx.set_materialize_grads(False)
-        # Training moves the running statistics, and its gradients do without them.
+        # Training changes the running statistics, and its gradients do not need them.
         running = (None, None) if ctx.training else (running_mean, running_var)
         ctx.save_for_backward(x, weight, bias, mean, inverse_std, *running)
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x, weight and bias."""
+        """Return the gradients of x, weight and bias."""
         x, weight, bias, mean, inverse_std, running_mean, running_var = ctx.saved_tensors
         others = (None,) * 5
         if grad_y is None:
             return None, None, None, *others
         if torch.is_grad_enabled():
-            # The gradients shall have gradients themselves: torch's have.
+            # The gradients must be differentiable themselves, as torch's are.
             inputs = (x, weight, bias)
             needed = [i for i in range(3) if ctx.needs_input_grad[i]]
             y = _plain(*inputs, running_mean, running_var, ctx.training, 0.0, ctx.eps)

@@ -1,7 +1,7 @@
-"""The two ops of the data path in plain torch, for a device without compiled kernels.
+"""Plain-torch fallbacks of the two ops of the data path, for devices without compiled kernels.
 
-They refuse what csrc/checks.h refuses, so that a call that is wrong on one machine is wrong on every other:
-torch itself would broadcast, convert and overwrite its own input without a word.
+They refuse what csrc/checks.h refuses, so that a call that fails on one machine fails on every other; torch
+itself would silently broadcast, convert and overwrite its own input.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _run(
             )
         rows = torch.where(inside, indices, 0)
     if len(labels) == 0:
-        return  # what all images share is W x W numbers for each angle
+        return  # skip the W x W numbers per angle that all images share
     made, made_labels = reference(
         images,
         rows,
@@ -62,9 +62,9 @@ def _run(
         views.dtype,
     )
     if inside is not None:
-        # As the CUDA kernels mark what the host did not check.
+        # The CUDA kernels mark the indices that the host did not check in the same way.
         made = torch.where(inside.repeat_interleave(len(rotations))[:, None, None, None], made, torch.nan)
-    with torch.inference_mode():  # whose buffers may be written to there alone; compiled kernels may anywhere
+    with torch.inference_mode():  # inference tensors are only writable in this mode
         views.copy_(made)
         labels.copy_(made_labels)
 
@@ -98,13 +98,13 @@ def _check_numbers(
     number = len(rotations)
     _require(1 <= number <= MAX_ROTATIONS, f"1 to {MAX_ROTATIONS} rotations are supported, got {number}")
     if warped:
-        _require(height == width, "only square images can be turned by any angle", "warp_batch_out")
+        _require(height == width, "only square images can be rotated by any angle", "warp_batch_out")
         _require(all(0 <= angle < 360 for angle in rotations), "degrees must lie in 0..359", "warp_batch_out")
     else:
         _require(all(0 <= turn <= 3 for turn in rotations), "turns must lie in 0..3")
         _require(
             height == width or not any(turn % 2 for turn in rotations),
-            "only square images can be turned by 90 or 270 degrees",
+            "only square images can be rotated by 90 or 270 degrees",
         )
 
 
@@ -149,7 +149,7 @@ def _check_tensors(
 
 
 def _check_memory(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor]) -> None:
-    """As csrc/memory.h does, for contiguous tensors by name."""
+    """Check the memory of contiguous tensors, by name, as csrc/memory.h does."""
     spans: dict[str, tuple[int, int]] = {}
     for name, tensor in (*written.items(), *read.items()):
         element, begin = tensor.element_size(), tensor.data_ptr()
@@ -185,4 +185,4 @@ FALLBACKS: dict[str, Callable[..., None]] = {
     "rotate_batch_out": partial(_run, rotate_batch_reference),
     "warp_batch_out": partial(_run, warp_batch_reference),
 }
-"""Implementations by the name of the op; arguments as in its schema."""
+"""Implementations by name of the op; the arguments are those of its schema."""

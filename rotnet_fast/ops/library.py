@@ -1,10 +1,10 @@
-"""Loads the compiled kernels and registers what torch needs to know of the ops.
+"""Load the compiled kernels and register what torch needs to know about the ops.
 
 The two ops of the data path, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
-``rotnet_fast::warp_batch_out`` for any, have up to three implementations: CPU, CUDA (two libraries,
-because one linked to CUDA does not load beside a CPU-only torch) and, for a device whose library is
-missing, the plain-torch reference. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` are in
-the CPU library alone.
+``rotnet_fast::warp_batch_out`` for any angle, have up to three implementations: CPU, CUDA (a separate
+library, because one linked to CUDA does not load with a CPU-only torch) and, for a device whose library is
+missing, the plain-torch reference. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` exist
+only in the CPU library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from rotnet_fast.ops.fallback import FALLBACKS
 
-SCHEMAS = {  # SymInt: compiled graphs take any seed, epoch and pad, instead of one graph for each
+SCHEMAS = {  # SymInt lets one compiled graph take any seed, epoch and pad
     "rotate_batch_out": (
         "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
         "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] turns, SymInt pad, "
@@ -32,7 +32,7 @@ SCHEMAS = {  # SymInt: compiled graphs take any seed, epoch and pad, instead of 
 }
 
 BATCH_NORM_OPS = ("batch_norm_relu_train_out", "batch_norm_relu_eval_out", "batch_norm_relu_backward_out")
-"""Ops of the CPU library alone; `rotnet_fast.ops.batch_norm` does without them where it is missing."""
+"""Ops that only the CPU library has; `rotnet_fast.ops.batch_norm` works without them."""
 
 _log = logging.getLogger("rotnet_fast")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -40,11 +40,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class KernelLibrary:
-    """What became of one compiled library.
+    """Describe the state of one compiled library.
 
     Attributes:
         device: "cpu" or "cuda".
-        path: the file, or None where it was not built.
+        path: path of the library, or None if it was not built.
         loaded: whether its kernels are in use.
         detail: which kernel runs, or why the library is not in use.
     """
@@ -75,7 +75,7 @@ def _selected_kernel(path: Path) -> str:
 
 
 def _shape_only(*arguments: object) -> None:
-    """Stands for an op where tensors have no memory. A real tensor among them would be left as it was."""
+    """Stand in for an op on tensors without memory; it does not write to a real tensor among them."""
     devices = {argument.device for argument in arguments if isinstance(argument, torch.Tensor)}
     if len(devices) > 1:
         raise RuntimeError(f"all tensors must be on one device, got {', '.join(sorted(map(str, devices)))}")
@@ -83,7 +83,7 @@ def _shape_only(*arguments: object) -> None:
 
 def _register() -> dict[str, KernelLibrary]:
     libraries = {"cpu": _load("cpu")}
-    # The schemas live in the CPU library, so the CUDA library is of no use without it.
+    # The CPU library defines the schemas, so the CUDA library is useless without it.
     if libraries["cpu"].loaded:
         libraries["cuda"] = _load("cuda")
     else:
@@ -97,15 +97,15 @@ def _register() -> dict[str, KernelLibrary]:
     for library in missing:
         if library.device == "cpu" or torch.cuda.is_available():
             _log.warning(
-                "the plain-torch fallback runs on %s, which is slow: kernels %s",
+                "the slow plain-torch fallback runs on %s, because its kernels are not in use: %s",
                 library.device,
                 library.detail,
             )
     for name in (*SCHEMAS, *(BATCH_NORM_OPS if libraries["cpu"].loaded else ())):
         if not hasattr(torch.ops.rotnet_fast, name):
             raise ImportError(
-                f"the compiled kernels ({libraries['cpu'].path}) are older than this code: they have no "
-                f"{name}; install again (pip install -e .)"
+                f"the compiled kernels ({libraries['cpu'].path}) are older than this code and lack {name}; "
+                f"install again (pip install -e .)"
             )
         torch.library.register_fake(f"rotnet_fast::{name}", _shape_only)
     return libraries
@@ -113,4 +113,4 @@ def _register() -> dict[str, KernelLibrary]:
 
 _definitions = torch.library.Library("rotnet_fast", "FRAGMENT")  # must outlive the registrations
 LIBRARIES = _register()
-"""What became of each compiled library, by device type."""
+"""State of each compiled library, by device type."""

@@ -1,14 +1,14 @@
-"""What the ops of the data path take, as csrc/checks.h has it, too; and their defaults."""
+"""Limits of the ops of the data path, the same as in csrc/checks.h."""
 
 from __future__ import annotations
 
 import torch
 
 MAX_ELEMENTS = 2**31 - 1
-"""Of the views of one call."""
+"""Largest number of elements in the views of one call."""
 
 MAX_SIDE = 32767
-"""Rows and columns of an image."""
+"""Largest number of rows and of columns of an image."""
 
 MAX_PAD = 32767
 

@@ -1,6 +1,6 @@
-"""The rotate-and-batch step in plain torch: the definition, and the fallback without a compiler.
+"""Plain-torch definition of the rotate-and-batch op, also used as the fallback without compiled kernels.
 
-The compiled kernels give the same result bit for bit in all three output types.
+The compiled kernels match it bit for bit in all three output types.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rotnet_fast.philox import crop_and_flip_draws
 def normalisation_coefficients(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of the normalisation, rounded to float32 and held as float64 [C].
+    """Return scale and shift of the normalisation, rounded to float32 and stored as float64 [C].
 
-    A pixel value v in 0..255 becomes float32(v * scale + shift) with one rounding: a fused
+    A pixel value v in 0..255 becomes float32(v * scale + shift) with one rounding, like a fused
     multiply-add. In float64 the expression is exact before that rounding, so every backend agrees.
-    Warped pixels have eight fractional bits more, and the sum is exact for means up to 4112.
+    Warped pixels have eight more fractional bits, and the sum is exact for means up to 4112.
     """
     mean64 = torch.tensor(mean, dtype=torch.float64, device=device)
     std64 = torch.tensor(std, dtype=torch.float64, device=device)
@@ -36,7 +36,7 @@ def crop_and_flip(
     pad: int,
     mirrored: bool = False,
 ) -> torch.Tensor:
-    """Pad by ``pad``, crop back to H x W at (top, left), then flip left-right where asked.
+    """Pad by ``pad``, crop back to H x W at (top, left), then flip left-right where ``flip`` is True.
 
     Args:
         images: uint8 [B,H,W,C].
@@ -63,7 +63,7 @@ def crop_and_flip(
 
 
 def mirror(positions: torch.Tensor, size: int) -> torch.Tensor:
-    """Positions in [0, size) that a mirrored image shows at any positions: 1 0 | 0 1 2 ... | size-1 ..."""
+    """Map any positions to those in [0, size) of the mirrored image: 1 0 | 0 1 2 ... | size-1 ..."""
     folded = positions % (2 * size)
     return torch.where(folded < size, folded, 2 * size - 1 - folded)
 
@@ -78,7 +78,7 @@ def upright_crops(
     flip_prob: float,
     mirrored: bool = False,
 ) -> torch.Tensor:
-    """Gather, crop and flip: uint8 [B,H,W,C], what all views of an image are made from."""
+    """Gather, crop and flip images: uint8 [B,H,W,C], from which all views of an image are made."""
     if indices is None:
         indices = torch.arange(images.shape[0], device=images.device)
     if sample_ids is None:
@@ -100,7 +100,7 @@ def rotate_batch_reference(
     std: tuple[float, ...],
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain-torch definition of :func:`rotnet_fast.rotate_batch` for multiples of 90 degrees.
+    """Define :func:`rotnet_fast.rotate_batch` in plain torch for multiples of 90 degrees.
 
     Args:
         turns: quarter turns counter-clockwise, one per view. All arguments must be valid.
@@ -117,9 +117,9 @@ def rotate_batch_reference(
 
 
 def warp_coefficients(degrees: int) -> tuple[int, int]:
-    """cos and sin of whole degrees in 0..359, each divided by 2 sqrt(2), times 2**40 and rounded.
+    """Return cos and sin of whole degrees in 0..359, each divided by 2 sqrt(2), times 2**40 and rounded.
 
-    By way of the first quadrant, so that quarter turns swap and negate exactly.
+    They are derived from the first quadrant, so that quarter turns swap and negate them exactly.
     """
 
     def sine(angle: int) -> int:
@@ -134,14 +134,14 @@ def warp_coefficients(degrees: int) -> tuple[int, int]:
 def warp_taps(
     degrees: int, width: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where each pixel of a view lies in the upright crop, in whole numbers.
+    """Return the position in the upright crop of each pixel of a view, in integers.
 
-    The view shows the central square of side W / sqrt(2), turned counter-clockwise and enlarged to
-    W x W; pixel centres count. Positions are rounded to 1/2048 pixel.
+    The view shows the central square of side W / sqrt(2), rotated counter-clockwise and enlarged to
+    W x W. Positions are those of pixel centres, rounded to 1/2048 pixel.
 
     Returns:
         ``(row, column, down, right)``, int64 [W,W] each: the upper left of the 2 x 2 pixels around the
-        position, in [0, W-2] (0 where W is 1), and the weights of the lower and the right ones, in
+        position, in [0, W-2] (0 if W is 1), and the weights of the lower and the right pixels, in
         [0, 2048].
     """
     cosine, sine = warp_coefficients(degrees)
@@ -168,14 +168,14 @@ def warp_batch_reference(
     std: tuple[float, ...],
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain-torch definition of :func:`rotnet_fast.rotate_batch` for any rotations, by bilinear warp.
+    """Define :func:`rotnet_fast.rotate_batch` in plain torch for any rotations, by a bilinear warp.
 
     Args:
         degrees: counter-clockwise in 0..359, one per view. Images must be square. All arguments must
             be valid.
 
     Returns:
-        As :func:`rotate_batch_reference`.
+        The same as :func:`rotate_batch_reference`.
     """
     upright = upright_crops(images, indices, sample_ids, seed, epoch, pad, flip_prob, mirrored=True)
     upright = upright.int()  # [B,W,W,C]

@@ -1,7 +1,7 @@
-"""Figures of the numbers and arrays that `rotnet_fast.analysis` and a study keep; nothing is computed.
+"""Figures of the numbers and arrays that `rotnet_fast.analysis` and studies store; nothing is computed here.
 
-Every function takes plain dictionaries or numbers and returns a matplotlib Figure; neither torch nor any
-data set is needed. `rotnet_fast.plots.style.save` writes a figure.
+Every function takes plain dictionaries or numbers and returns a matplotlib Figure, without torch or a data
+set. `rotnet_fast.plots.style.save` writes a figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 def _import_matplotlib() -> None:
-    """Import matplotlib whatever MPLBACKEND says.
+    """Import matplotlib regardless of MPLBACKEND.
 
     A notebook hands its own backend on to the programs that it starts, and matplotlib does not import where a
     backend is not installed. Figures are drawn without one; a backend that there is stays chosen for others.

@@ -1,4 +1,4 @@
-"""Attention maps of a rotation network beside those of a supervised one.
+"""Attention maps of a rotation network next to those of a supervised one.
 
 Source: Gidaris et al., ICLR 2018, Figure 3, which shows powers 1, 2 and 4 for an early, a middle and a late
 layer.
@@ -28,23 +28,24 @@ from rotnet_fast.plots.style import (
 )
 
 Networks = Sequence[tuple[str, Mapping[str, Any]]]
-"""(name, result of `rotnet_fast.analysis.attention.attention`) of each network, on the same images."""
+"""(name, result of `rotnet_fast.analysis.attention.attention`) per network, all on the same images."""
 
 
 @styled
 def attention(networks: Networks) -> Figure:
-    """Maps of each network: one column per image and turn, one row per layer; below, how well they turn.
+    """Draw the maps of each network, and below them their equivariance.
 
-    Layer i is shown with power i, as in the published figure. Each map is stretched to its own range.
+    There is one column per image and rotation, and one row per layer. Layer i is shown with power i, as in
+    the published figure. Each map is scaled to its own range.
 
     Raises:
-        ArgumentError: no network, or networks that were shown different images.
+        ArgumentError: there are no networks, or their results are for different images.
     """
     first = _check(networks)
     images = decode_array(first["shown"]["images"])  # [S,H,W,C]
     count, turns = len(images), first["turns"]
     if count == 0:
-        raise ArgumentError("the attention result holds no images to show; compute it with some")
+        raise ArgumentError("the attention result has no images to show; compute it with some")
     rows = 1 + sum(len(result["layers"]) for _, result in networks)
     label_width, gap = 1.15, 0.25
     cell = (WIDTH - label_width) / (count * (len(turns) + gap) - gap)
@@ -94,7 +95,7 @@ def attention(networks: Networks) -> Figure:
 
 @styled
 def equivariance(networks: Networks) -> Figure:
-    """The equivariance numbers alone."""
+    """Draw only the equivariance numbers."""
     _check(networks)
     figure = new_figure(2.2)
     draw_equivariance(figure.add_subplot(), networks)
@@ -102,7 +103,7 @@ def equivariance(networks: Networks) -> Figure:
 
 
 def draw_equivariance(axes: Axes, networks: Networks) -> None:
-    """Bars of the equivariance numbers: groups of layers (by their order) and powers."""
+    """Draw bars of the equivariance numbers, grouped by layer (in order) and power."""
     first = networks[0][1]
     powers = first["powers"]
     bar = 0.8 / len(networks)
@@ -158,14 +159,14 @@ def draw_equivariance(axes: Axes, networks: Networks) -> None:
 
 
 def _check(networks: Networks) -> Mapping[str, Any]:
-    """The first network's result; an ArgumentError unless all go together."""
+    """Return the first network's result, or raise an ArgumentError if the results do not match."""
     if not networks:
-        raise ArgumentError("networks is empty; give at least one attention result")
+        raise ArgumentError("networks is empty; pass at least one attention result")
     first = networks[0][1]
     for name, result in networks[1:]:
         same = all(result[key] == first[key] for key in ("powers", "turns", "images"))
         if not same or result["shown"]["images"] != first["shown"]["images"]:
-            raise ArgumentError(f"the attention result of the {name} is of other images, turns or powers")
+            raise ArgumentError(f"the attention result of the {name} has other images, turns or powers")
         if len(result["layers"]) != len(first["layers"]):
             raise ArgumentError(f"the attention result of the {name} has another number of layers")
     return first

@@ -1,4 +1,4 @@
-"""Horizontal bars with error bars, beside published values: a table at a glance."""
+"""Horizontal bars with error bars, next to published values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rotnet_fast.plots.style import COLOURS, HATCHES, MARKERS, WIDTH, new_figure
 
 @dataclass(frozen=True)
 class Bar:
-    """One row; None stands for a value that there is not (yet).
+    """Describe one row; None stands for a missing value.
 
     Attributes:
-        label: at its left.
+        label: label to the left of the bar.
         mean, std: length of the bar and of its error bar.
         published: the published value, drawn as a hollow marker.
-        group: rows of a group share colour and hatch, and are named in the legend where there are several.
+        group: rows of a group share colour and hatch; the legend names the groups if there are several.
     """
 
     label: str
@@ -41,20 +41,20 @@ def bars(
     start: float = 0.0,
     published_name: str = "published",
 ) -> Figure:
-    """Rows from top to bottom, in the order given, with their values as text.
+    """Draw rows from top to bottom in the given order, with their values as text.
 
     Args:
-        rows: one or more.
-        x_label: of the horizontal axis.
-        title: above.
-        start: where the axis starts. Anything but 0 exaggerates differences, so bars become points.
-        published_name: what the legend calls the hollow markers.
+        rows: one or more rows.
+        x_label: label of the horizontal axis.
+        title: title of the figure.
+        start: start of the axis. If it is not 0, points replace the bars, which would exaggerate differences.
+        published_name: name of the hollow markers in the legend.
 
     Raises:
         ArgumentError: no rows.
     """
     if not rows:
-        raise ArgumentError("rows is empty; give at least one")
+        raise ArgumentError("rows is empty; pass at least one")
     groups = list(dict.fromkeys(row.group for row in rows))
     figure = new_figure(0.3 * len(rows) + 1.1, WIDTH)
     axes = figure.add_subplot()

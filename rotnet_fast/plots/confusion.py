@@ -17,12 +17,12 @@ _MOST_WITH_NUMBERS = 12
 def confusion(
     matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, *, what: str = "class"
 ) -> Figure:
-    """A confusion matrix in percent of each row; up to 12 classes with numbers in the cells.
+    """Draw a confusion matrix in percent of each row, with numbers in the cells for up to 12 classes.
 
     Args:
-        matrix: [classes][classes] counts, true class (row) x predicted one (column).
-        classes: their names.
-        what: what the classes are, for the axes.
+        matrix: [classes][classes] counts, true class (row) x predicted class (column).
+        classes: class names.
+        what: kind of class, for the axis labels.
 
     Raises:
         ArgumentError: the matrix is not square or has another size than the class names.

@@ -1,4 +1,4 @@
-"""Lines with error bars, beside published ones."""
+"""Lines with error bars, next to published ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a figure; None stands for a value that there is not (yet).
+    """Describe one line of a figure; None stands for a missing value.
 
     Attributes:
-        label: in the legend.
+        label: name in the legend.
         x, mean: positions and values, in order.
-        std: of each value, drawn as error bars; None for none at all.
-        published_x, published: the published line, drawn dashed and with hollow markers.
+        std: standard deviation of each value, drawn as error bars; None for no error bars.
+        published_x, published: the published line, drawn dashed with hollow markers.
     """
 
     label: str
@@ -38,12 +38,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
+    """Describe one pair of axes.
 
     Attributes:
-        y_label: of the vertical axis.
-        lines: to draw.
-        title: above it.
+        y_label: label of the vertical axis.
+        lines: lines to draw.
+        title: title of the panel.
     """
 
     y_label: str
@@ -52,7 +52,7 @@ class Panel:
 
 
 LEGEND_ROW = 0.18
-"""Height of a legend's row in inches."""
+"""Height of a row of the legend in inches."""
 
 
 @styled
@@ -65,21 +65,21 @@ def curves(
     x_ticks: Sequence[float] = (),
     published_name: str = "published",
 ) -> Figure:
-    """Panels side by side with one horizontal axis each, all labelled alike.
+    """Draw panels side by side, whose horizontal axes have the same label.
 
     Args:
-        panels: one or more.
-        x_label: of the horizontal axes.
-        title: above all.
-        log_x: horizontal axes are logarithmic.
-        x_ticks: where they have ticks; empty leaves that to matplotlib.
-        published_name: what the legend calls the published lines.
+        panels: one or more panels.
+        x_label: label of the horizontal axes.
+        title: title of the figure.
+        log_x: whether horizontal axes are logarithmic.
+        x_ticks: positions of ticks; empty for matplotlib's choice.
+        published_name: name of the published lines in the legend.
 
     Raises:
         ArgumentError: no panel, or a line with other numbers of positions and values.
     """
     if not panels:
-        raise ArgumentError("panels is empty; give at least one")
+        raise ArgumentError("panels is empty; pass at least one")
     width = WIDTH if len(panels) > 1 else 5.0
     entries = max(sum(1 + bool(line.published) for line in panel.lines) for panel in panels)
     columns = 2 if len(panels) == 1 else 1
@@ -109,7 +109,7 @@ def curves(
 
 
 def _draw(axes: Axes, line: Line, number: int, published_name: str) -> list[Any]:
-    """Draw one line and its published one; returns what the legend shows, in that order."""
+    """Draw one line and its published counterpart, and return their legend handles in that order."""
     handles: list[Any] = []
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, x, values in (

@@ -15,10 +15,10 @@ from rotnet_fast.plots.style import COLOURS, MARKERS, YELLOW, new_figure, styled
 
 @styled
 def embedding(result: Mapping[str, Any]) -> Figure:
-    """PCA and t-SNE side by side; each class has a colour and a marker of its own, where there are classes.
+    """Draw PCA and t-SNE side by side; if there are classes, each has its own colour and marker.
 
     Args:
-        result: of `rotnet_fast.analysis.embedding.embedding`.
+        result: result of `rotnet_fast.analysis.embedding.embedding`.
     """
     labels, classes = decode_array(result["labels"]), result["classes"] or [""]
     shares = [100 * share for share in result["explained_variance"]]

@@ -19,16 +19,16 @@ _GAP = 1  # pixels between two filters
 
 @styled
 def filters(networks: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
-    """All filters, those of largest norm first; each is stretched to its own range, with zero as grey.
+    """Draw all filters by decreasing norm; each is scaled to its own range, with zero as grey.
 
     Args:
-        networks: (name, result of `rotnet_fast.analysis.filters.filters`) of each network.
+        networks: (name, result of `rotnet_fast.analysis.filters.filters`) per network.
 
     Raises:
-        ArgumentError: no network.
+        ArgumentError: there are no networks.
     """
     if not networks:
-        raise ArgumentError("networks is empty; give at least one result of filters")
+        raise ArgumentError("networks is empty; pass at least one result of filters")
     side = (WIDTH - 0.2) / max(2, len(networks))
     mosaics = [mosaic(decode_array(result["filters"])) for _, result in networks]
     tallest = max(picture.shape[0] / picture.shape[1] for picture in mosaics)
@@ -50,9 +50,9 @@ def filters(networks: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
 
 
 def mosaic(kernels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Filters [N,C,k,k] in rows, the largest norm first: [H,W,3] in [0, 1], or [H,W] where C is not 3.
+    """Tile filters [N,C,k,k] by decreasing norm to [H,W,3] in [0, 1], or to [H,W] if C is not 3.
 
-    A filter's largest magnitude becomes white or black (of the colour), zero the middle grey.
+    The largest magnitude of a filter becomes white or black (per colour), and zero becomes mid-grey.
     """
     number, channels, height, width = kernels.shape
     norms = np.linalg.norm(kernels.reshape(number, -1), axis=1)

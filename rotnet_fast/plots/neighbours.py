@@ -14,19 +14,20 @@ from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, show_image
 
 @styled
 def neighbours(result: Mapping[str, Any]) -> Figure:
-    """One query per row, its neighbours to the right, nearest first; where there are classes, those of
-    another one are marked.
+    """Draw one query per row with its neighbours to the right, nearest first.
+
+    If there are classes, neighbours of another class are marked.
 
     Args:
-        result: of `rotnet_fast.analysis.neighbours.neighbours`.
+        result: result of `rotnet_fast.analysis.neighbours.neighbours`.
 
     Raises:
-        ArgumentError: it holds no queries to show.
+        ArgumentError: the result has no queries to show.
     """
     queries, found, classes = result["queries"], result["neighbours"], result["classes"]
     query_images, images = decode_array(queries["images"]), decode_array(found["images"])
     if len(query_images) == 0:
-        raise ArgumentError("the neighbours result holds no queries to show; compute it with some")
+        raise ArgumentError("the neighbours result has no queries to show; compute it with some")
     columns = images.shape[1]
     cell = min(0.95, (WIDTH - 0.3) / (columns + 1.25) - 0.06)
     figure = new_figure(len(images) * (cell + 0.3) + 0.75)

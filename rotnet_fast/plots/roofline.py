@@ -1,4 +1,4 @@
-"""Stages of a training step under the roofs that memory and arithmetic are."""
+"""Roofline of the stages of a training step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, new_figure, styled
 
 KINDS = ("convolution", "BN + ReLU", "pool", "loss", "optimiser")
-"""Kinds of stages, each with a colour and a marker of its own."""
+"""Kinds of stages, each with its own colour and marker."""
 
 TITLES = {"forward": "Forward", "backward": "Backward, and update"}
 
 LABEL_HEIGHT = 0.165
-"""Inches per label beside a panel."""
+"""Height of a label next to a panel in inches."""
 
 
 @styled
@@ -31,22 +31,22 @@ def roofline(
     matrix_flops_per_second: Mapping[str, float],
     title: str = "",
 ) -> Figure:
-    """Floating-point operations per byte against those per second, both logarithmic, one panel per direction.
+    """Draw FLOP per byte against FLOP per second, both logarithmic, with one panel per direction.
 
-    Labels stand in a column at the right, in the order of their points' heights, so that they can be read
+    Labels form a column on the right, ordered by the height of their points, so that they are readable
     however close the points are.
 
     Args:
-        rows: as `rotnet_fast.benchmarking.stages.measure_stages` gives them.
-        copy_bytes_per_second: what memory gives: the roof that rises.
-        matrix_flops_per_second: what arithmetic gives, by number format: the level roofs.
-        title: above both.
+        rows: rows of `rotnet_fast.benchmarking.stages.measure_stages`.
+        copy_bytes_per_second: memory bandwidth, the sloped roof.
+        matrix_flops_per_second: arithmetic rates by number format, the flat roofs.
+        title: title of the figure.
 
     Raises:
         ArgumentError: no rows.
     """
     if not rows:
-        raise ArgumentError("rows is empty; give at least one stage")
+        raise ArgumentError("rows is empty; pass at least one stage")
     panels = {
         "forward": [row for row in rows if row["direction"] == "forward"],
         "backward": [row for row in rows if row["direction"] != "forward"],
@@ -76,7 +76,7 @@ def roofline(
 
 
 def _draw_roofs(axes: Axes, low: float, high: float, copy: float, matrix: Mapping[str, float]) -> None:
-    """Both roofs, each as far as the other is not below it."""
+    """Draw both roofs, each only where it is the lower one."""
     top = max(matrix.values())
     x = np.geomspace(low, high, 100)
     under = x[x * copy <= top] if low * copy <= top else x[:1]
@@ -94,7 +94,7 @@ def _draw_roofs(axes: Axes, low: float, high: float, copy: float, matrix: Mappin
 
 
 def _draw_points(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Points, and a label at the right of each."""
+    """Draw the points, and a label to the right of each."""
     ordered = sorted(rows, key=lambda row: row["flops"] / row["seconds"], reverse=True)
     for place, row in enumerate(ordered):
         number = KINDS.index(row["kind"])

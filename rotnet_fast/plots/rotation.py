@@ -27,18 +27,18 @@ from rotnet_fast.plots.style import (
 
 @styled
 def rotations(result: Mapping[str, Any]) -> Figure:
-    """The images shown, one per row, under all K rotations, each with the prediction and its probability.
+    """Draw images, one per row, in all K rotations, each with the prediction and its probability.
 
     Args:
-        result: of `rotnet_fast.analysis.rotation.rotation`.
+        result: result of `rotnet_fast.analysis.rotation.rotation`.
 
     Raises:
-        ArgumentError: it holds no images to show.
+        ArgumentError: the result has no images to show.
     """
     shown, angles = result["shown"], result["rotations"]
     views = decode_array(shown["views"])  # [S,K,H,W,C]
     if len(views) == 0:
-        raise ArgumentError("the rotation result holds no images to show; compute it with some")
+        raise ArgumentError("the rotation result has no images to show; compute it with some")
     turned = len(angles)
     # Eight columns leave no room for a prediction on one line.
     separator = " " if turned <= 5 else "\n"
@@ -74,22 +74,22 @@ def rotations(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def hardest(result: Mapping[str, Any]) -> Figure:
-    """The images whose rotation is hardest to tell, the hardest first.
+    """Draw the images whose rotation is hardest to predict, hardest first.
 
     Args:
-        result: of `rotnet_fast.analysis.rotation.rotation`.
+        result: result of `rotnet_fast.analysis.rotation.rotation`.
 
     Raises:
-        ArgumentError: it holds no such images.
+        ArgumentError: the result has no such images.
     """
     gallery, angles = result["hardest"], result["rotations"]
     images = decode_array(gallery["images"])  # [M,H,W,C]
     if len(images) == 0:
-        raise ArgumentError("the rotation result holds no hardest images; compute it with some")
+        raise ArgumentError("the rotation result has no hardest images; compute it with some")
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
     figure = new_figure(rows * (1.45 + 0.16 * (1 + math.ceil(len(angles) / 2))) + 0.7, 6.0)
-    figure.suptitle("Images whose rotation is hardest to tell: mean probability of the true rotation")
+    figure.suptitle("Images whose rotation is hardest to predict: mean probability of the true rotation")
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells[len(images) :]:
         axes.set_axis_off()
@@ -111,10 +111,10 @@ def hardest(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def calibration(result: Mapping[str, Any]) -> Figure:
-    """Reliability diagram of the predicted rotations, and how many predictions each bin holds.
+    """Draw the reliability diagram of the predicted rotations, and the number of predictions per bin.
 
     Args:
-        result: of `rotnet_fast.analysis.rotation.rotation`.
+        result: result of `rotnet_fast.analysis.rotation.rotation`.
     """
     bins = result["calibration"]
     edges = np.array(bins["edges"])

@@ -1,8 +1,8 @@
-"""One look for all figures, and how they are written.
+"""Common style of all figures, and how to save them.
 
 Made for print at the size given: fonts of at least 8 points, a white background, the colour-blind-safe
-palette of Okabe and Ito ("Color Universal Design", 2008), and a marker, line style or hatch beside every
-colour, so that a black-and-white copy tells the same. Only Figure objects are used: matplotlib.pyplot, with
+palette of Okabe and Ito ("Color Universal Design", 2008), and a marker, line style or hatch for every colour,
+so that a black-and-white copy is equally readable. Only Figure objects are used: matplotlib.pyplot, with
 its global state and its need for a display, is never imported.
 """
 
@@ -38,20 +38,20 @@ COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 """In the order of use."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p")
-"""In the order of use: as many as have no factor in common with the colours, so that pairs repeat late."""
+"""In the order of use; their number is coprime to that of the colours, so that pairs repeat late."""
 
 LINE_STYLES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx")
 GREY = "#595959"
 
 WIDTH = 7.0
-"""Inches of a figure that fills a page's text."""
+"""Width in inches of a figure as wide as a page's text."""
 
 DENSITY = "magma"
-"""Perceptually uniform colormap of maps."""
+"""Perceptually uniform colormap for maps."""
 
 COUNTS = "magma_r"
-"""The same, from light to dark, of counts."""
+"""The same from light to dark, for counts."""
 
 RIGHT, WRONG = "✓", "✗"
 
@@ -87,15 +87,15 @@ P = ParamSpec("P")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Context in which figures are drawn and written; matplotlib's own settings are restored after it."""
+    """Return a context for drawing and saving figures, which restores matplotlib's settings at its end."""
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's matplotlibrc has no say
+        matplotlib.rcdefaults()  # ignore a user's matplotlibrc
         matplotlib.rcParams.update(_SETTINGS)
         yield
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorator: the function draws in the common style."""
+    """Decorate a function to draw in the common style."""
 
     @functools.wraps(draw)
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -106,20 +106,21 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure of so many inches, whose parts are laid out without overlap."""
+    """Create an empty figure, sized in inches, whose parts are laid out without overlap."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG (200 dots per inch) and SVG.
+    """Save a figure as PNG (200 dots per inch) and SVG.
 
-    The same figure gives the same bytes with the same matplotlib: no dates, no random ids.
+    With the same matplotlib, the same figure gives the same bytes, without dates and random ids.
 
     Args:
-        path: without a suffix; its folder is made where there is none.
+        figure: the figure.
+        path: path without a suffix; its folder is created if necessary.
 
     Returns:
-        The files written.
+        The paths of the written files.
 
     Raises:
         CannotWriteError: the disk is full, the folder is read-only, ...
@@ -139,10 +140,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def numbered_clips(svg: bytes) -> bytes:
-    """An SVG whose clip paths are named by their number.
+    """Rename the clip paths of an SVG by their number.
 
-    matplotlib names them by a hash of their coordinates to the last bit, and there the solver that lays
-    out a figure differs from run to run; what is drawn is rounded, and does not.
+    matplotlib names them by a hash of their exact coordinates, whose last bits differ between runs because of
+    the layout solver; the drawn coordinates are rounded and do not differ.
     """
     names = re.findall(rb'<clipPath id="(p[0-9a-f]+)"', svg)
     numbers = {name: b"clip%d" % number for number, name in enumerate(names)}
@@ -154,7 +155,7 @@ def numbered_clips(svg: bytes) -> bytes:
 
 
 def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
-    """Draw an image uint8 [H,W,C] without axes: grey for one channel, the first three of more."""
+    """Draw an image uint8 [H,W,C] without axes: in grey for one or two channels, else the first three."""
     if image.shape[2] < 3:
         axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
     else:
@@ -163,7 +164,7 @@ def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:
 
 
 def bare(axes: Axes) -> None:
-    """Take away ticks and frame."""
+    """Remove ticks and frame."""
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -171,7 +172,7 @@ def bare(axes: Axes) -> None:
 
 
 def frame(axes: Axes, is_right: bool) -> None:
-    """Frame an image: thin where something is right, thick and of another colour where it is wrong."""
+    """Frame an image: thin if something is right, thick and in another colour if it is wrong."""
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(GREEN if is_right else VERMILION)
@@ -179,5 +180,5 @@ def frame(axes: Axes, is_right: bool) -> None:
 
 
 def marked(text: str, is_right: bool) -> str:
-    """Text with a tick or a cross before it."""
+    """Prefix a text with a tick or a cross."""
     return f"{RIGHT if is_right else WRONG} {text}"
