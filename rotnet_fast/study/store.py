@@ -96,7 +96,7 @@ def read_study(
     if content["format"] != RESULT_FORMAT:
         raise error(
             f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
-            f"version that wrote it, or run the study again in another folder"
+            f"version that wrote it, or run the study again with another --output"
         )
     if content["seeds"] < 1:
         raise error(f"{path} has seeds {content['seeds']}, but a study has 1 or more; {remedy}")
