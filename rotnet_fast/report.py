@@ -17,8 +17,10 @@ from rotnet_fast.flags import Parser
 from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.study.summary import is_study, load_study
 
+PROGRAM = "python -m rotnet_fast.report"
 
-def main(arguments: Sequence[str]) -> None:
+
+def report(arguments: Sequence[str]) -> None:
     """Print the table of each evaluation named; write the report of each study named.
 
     Raises:
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         CannotWriteError: a report cannot be written.
     """
     parser = Parser(
-        prog="python -m rotnet_fast.report",
+        PROGRAM,
         description="Tables and reports from the JSON of finished runs; nothing is trained.",
     )
     parser.add_argument(
@@ -66,5 +68,11 @@ def main(arguments: Sequence[str]) -> None:
     print("\n\n".join(texts))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return run_command(lambda: report(arguments), is_shown_only=True)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(sys.argv[1:]), is_shown_only=True))
+    sys.exit(main())

@@ -48,6 +48,7 @@ LAYERS = {
     "rotnet_fast.model_card": 4,
     "rotnet_fast.study": 5,
     "rotnet_fast.study.pages": 6,
+    "rotnet_fast.__main__": 7,
     "rotnet_fast.pretrain": 7,
     "rotnet_fast.evaluate": 7,
     "rotnet_fast.export": 7,

@@ -13,7 +13,7 @@ from study_tools import cifar10_data
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.protocols.result import Circumstances, format_table, load_results, render
-from rotnet_fast.report import main
+from rotnet_fast.report import report as main
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.settings import StudyPreset, study_settings
 from rotnet_fast.study.summary import Study

@@ -22,7 +22,7 @@ from rotnet_fast.files import named, resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.pretrain import parse, pretrain
 from rotnet_fast.protocols.result import load_results
-from rotnet_fast.report import main as report
+from rotnet_fast.report import report
 from rotnet_fast.reproduce import ReproduceConfig
 from rotnet_fast.visualize import VisualizeConfig
 

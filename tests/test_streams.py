@@ -80,7 +80,7 @@ def call(command: str, run: Path, new: Path) -> int:
             return doctor.main([])
         case "report":
             body = [str(run / "evaluate-001")]
-            return rotnet_fast.command.run_command(lambda: report.main(body), is_shown_only=True)
+            return rotnet_fast.command.run_command(lambda: report.report(body), is_shown_only=True)
     raise AssertionError(command)
 
 

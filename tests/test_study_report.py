@@ -16,7 +16,7 @@ from synthetic_study import copy_study, remove_cells, settings_of, write_study
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
-from rotnet_fast.report import main
+from rotnet_fast.report import report as main
 from rotnet_fast.study.pages import figures
 from rotnet_fast.study.pages.report import write_report
 from rotnet_fast.study.settings import study_settings
