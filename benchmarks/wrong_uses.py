@@ -89,7 +89,7 @@ CASES = [
     WrongUse("reproduce --dataset folder --data-dir= --output NEW", 2, ("data-dir is empty", "pass a value")),
     WrongUse("pretrain --preset quickstart --output ''", 2, ("output is empty", "or omit it")),
     WrongUse("reproduce --only table9 --output NEW", 2, ("only holds 'table9'", "choose from table3")),
-    WrongUse("benchmark --output NEW.txt", 2, ("output is new-", "ends in .json")),
+    WrongUse("benchmark --output NEW.txt", 2, ("output is new-", "must end in .json")),
     WrongUse("doctor --fix", 2, ("--fix", "--help")),
     # Data: 3
     WrongUse("pretrain --dataset folder --data-dir nowhere", 3, ("data-dir is nowhere", "pass the folder")),

@@ -1,4 +1,4 @@
-// BatchNorm followed by ReLU: the ops' CPU implementations, on torch's stable ABI.
+// CPU implementations of the ops for BatchNorm followed by ReLU, on torch's stable ABI.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,7 +23,7 @@ using cpu::RowPlan;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Checks what memory safety depends on; rotnet_fast/ops/batch_norm.py calls with nothing else.
+// Checks what memory safety depends on; rotnet_fast/ops/batch_norm.py makes no other calls.
 void check_activations(const Tensor& tensor, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "batch_norm_relu: x must be a tensor [B,H,W,C] with elements");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
@@ -68,7 +68,7 @@ const cpu::BatchNormKernel& kernel_for(const Tensor& x) {
   return x.scalar_type() == ScalarType::Float ? kernels.float32 : kernels.bfloat16;
 }
 
-// Shares the chunks out to torch's threads.
+// Distributes the chunks over torch's threads.
 template <class Pass>
 void over_chunks(const RowPlan& plan, const Pass& pass) {
   torch::stable::parallel_for(0, plan.chunks, cpu::chunks_per_thread(plan), pass);
@@ -114,7 +114,7 @@ void batch_norm_relu_train_out(const Tensor& y, const Tensor& mean, const Tensor
   for (int64_t c = 0; c < plan.channels; ++c) {
     const double variance = variances[c];
     means[c] = static_cast<float>(moments[c]);
-    // Squares beyond float32 would make every y the bias, which looks like a result: NaN does not.
+    // Squares that overflow float32 would turn every y into the bias, which looks valid; NaN does not.
     inverse_stds[c] = std::isfinite(variance) ? static_cast<float>(1 / std::sqrt(variance + eps))
                                               : std::numeric_limits<float>::quiet_NaN();
     const auto move = [&](float* running, double to) {
@@ -177,7 +177,7 @@ void batch_norm_relu_backward_out(const Tensor& grad_x, const Tensor& grad_weigh
     grad_biases[c] = static_cast<float>(total[c]);
     grad_weights[c] = static_cast<float>(total[plan.channels + c] * channels.inverse_std[c]);
   }
-  // Statistics that are not those of x do not move with it.
+  // Running statistics do not depend on x.
   if (!training) std::fill(total.begin(), total.end(), 0.0);
   cpu::add_gradient_coefficients(plan, channels, total.data(), &line);
   over_chunks(plan, [&](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// Turns the tensors of one op call into a RotateJob or a WarpJob. Checks everything that memory safety depends
-// on; rotnet_fast/ops/rotate.py gives the friendlier sentences before a call gets here.
+// Converts the tensors of one op call to a RotateJob or a WarpJob, and checks everything that memory safety
+// depends on; rotnet_fast/ops/rotate.py has already reported most errors with friendlier messages.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,7 +32,7 @@ inline const int64_t* optional_ids(const char* name, const std::optional<Tensor>
   return static_cast<const int64_t*>(ids->data_ptr());
 }
 
-// All but the rotations: `turns` stay 0.
+// Fills in everything but the rotations; `turns` stay 0.
 inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tensor& images,
                           const std::optional<Tensor>& indices, const std::optional<Tensor>& sample_ids,
                           const std::optional<Tensor>& key, int64_t seed, int64_t epoch,
@@ -86,8 +86,8 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
     default:
       STD_TORCH_CHECK(false, "rotate_batch_out: views must be float32, bfloat16 or float16");
   }
-  // What rotate_batch cannot see beforehand (a compiled graph's tensors have no address yet): it passes these
-  // sentences on under its own name, and calls the views `out`, as they are.
+  // rotate_batch cannot check this in advance (a compiled graph's tensors have no address yet), so it forwards
+  // these messages under its own name; hence the views are called `out`.
   constexpr const char* kCaller = "rotate_batch";
   const std::vector<Memory> written = {memory_of(kCaller, "out", views), memory_of(kCaller, "labels", labels)};
   std::vector<Memory> read = {memory_of(kCaller, "images", images)};

@@ -1,4 +1,4 @@
-// The header core for Python, without torch: known answers, the index maps, build information.
+// Exposes the header core to Python without torch: known answers, the index maps, build information.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

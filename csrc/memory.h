@@ -1,4 +1,4 @@
-// Where a tensor argument lies in memory, and the checks that come before anything is read or written there.
+// The memory of a tensor argument, and the checks to make before reading from or writing to it.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -11,15 +11,15 @@
 namespace rotnet {
 
 struct Memory {
-  const char* name;  // of the argument
+  const char* name;  // name of the argument
   const char* begin;
   int64_t bytes;
 
   const char* end() const { return begin + bytes; }
 };
 
-// The elements of a contiguous tensor. Its shape alone does not promise that they are there: a storage can be
-// resized under a tensor. And compiled loops may count on elements at multiples of their size.
+// Checks the elements of a contiguous tensor. Its shape does not guarantee that they exist, because a storage can
+// be resized under a tensor; and compiled loops may rely on elements at multiples of their size.
 inline Memory memory_of(const char* op, const char* name, const torch::stable::Tensor& tensor) {
   const auto element = static_cast<int64_t>(tensor.element_size());
   const Memory memory{name, static_cast<const char*>(tensor.data_ptr()), tensor.numel() * element};
@@ -34,7 +34,7 @@ inline Memory memory_of(const char* op, const char* name, const torch::stable::T
   return memory;
 }
 
-// Nothing that an op writes may overlap anything else that it writes, or reads.
+// Checks that nothing that an op writes overlaps anything else that it writes or reads.
 inline void check_apart(const char* op, const std::vector<Memory>& written, const std::vector<Memory>& read) {
   const auto check = [op](const Memory& a, const Memory& b) {
     STD_TORCH_CHECK(a.bytes == 0 || b.bytes == 0 || a.begin >= b.end() || b.begin >= a.end(), op, ": ", a.name,

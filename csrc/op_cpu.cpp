@@ -35,7 +35,7 @@ void warp_batch_out_cpu(const Tensor& views, const Tensor& labels, const Tensor&
                                              degrees.size(), pad, flip_prob, mean, std),
                                     degrees);
   check_indices(job);
-  if (job.batch == 0) return;  // what all images share is W x W numbers for each angle
+  if (job.batch == 0) return;  // skips the W x W numbers per angle that all images share
   const cpu::WarpRange run = cpu::selected_kernel().warp;
   const cpu::WarpPlan plan = cpu::plan_warp(job);
   torch::stable::parallel_for(0, job.batch, cpu::images_per_thread(job),
@@ -44,7 +44,7 @@ void warp_batch_out_cpu(const Tensor& views, const Tensor& labels, const Tensor&
 
 }  // namespace rotnet
 
-// For `python -m rotnet_fast.doctor`: the name of the CPU kernel in use, or why none is.
+// Returns the name of the CPU kernel in use, or why there is none, for `python -m rotnet_fast.doctor`.
 extern "C" __attribute__((visibility("default"))) const char* rotnet_fast_cpu_kernel() {
   static const std::string name = [] {
     try {
@@ -57,7 +57,7 @@ extern "C" __attribute__((visibility("default"))) const char* rotnet_fast_cpu_ke
 }
 
 STABLE_TORCH_LIBRARY(rotnet_fast, library) {
-  // rotnet_fast/ops/library.py states the same schemas for the plain-torch fallback, and why they say SymInt.
+  // rotnet_fast/ops/library.py has the same schemas for the plain-torch fallback, and explains SymInt.
   library.def(
       "rotate_batch_out(Tensor(a!) views, Tensor(b!) labels, Tensor images, Tensor? indices, "
       "Tensor? sample_ids, Tensor? key, SymInt seed, SymInt epoch, int[] turns, SymInt pad, "

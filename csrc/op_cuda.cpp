@@ -1,5 +1,5 @@
-// The ops' CUDA implementations, on torch's stable ABI. A library of its own: one that is linked to
-// torch_cuda does not load beside a CPU-only torch.
+// CUDA implementations of the ops, on torch's stable ABI. They form a separate library, because one that is
+// linked to torch_cuda does not load with a CPU-only torch.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -9,12 +9,12 @@
 namespace rotnet {
 namespace {
 
-// The dispatcher comes here when any tensor is on a CUDA device; make_job checks that all are.
+// The dispatcher calls this if any tensor is on a CUDA device; make_job checks that all of them are.
 void check_device(const Tensor& images) {
   STD_TORCH_CHECK(images.is_cuda(), "rotate_batch_out: views and labels must be on the device of images");
 }
 
-// Calls `start(stream)` on the device of images and its current stream.
+// Calls `start(stream)` on the device of images with its current stream.
 template <class Start>
 void on_current_stream(const Tensor& images, const Start& start) {
   const auto device = images.get_device_index();

@@ -1,4 +1,4 @@
-// What the threads of a BatchNorm share: how rows are divided, and sums of chunks put together.
+// Shared by the threads of a BatchNorm: how to divide rows, and how to combine the sums of chunks.
 #include "batch_norm_cpu.h"
 
 #include <algorithm>
@@ -9,7 +9,7 @@ namespace rotnet::cpu {
 RowPlan plan_rows(int64_t rows, int64_t channels) {
   constexpr int64_t kShortestLine = 256, kWidestVector = 16;
   constexpr int64_t kBlockElements = 16384;  // 32 KiB of bfloat16, 64 KiB of float32
-  constexpr int64_t kMostChunks = 128;       // enough to share out, few enough to put together
+  constexpr int64_t kMostChunks = 128;       // enough to distribute, few enough to combine
   RowPlan plan{rows, channels, 1, channels, 1, 1, 1};
   if (channels < kShortestLine) {
     const int64_t step = kWidestVector / std::gcd(kWidestVector, channels);  // makes whole vectors
@@ -81,7 +81,7 @@ void add_gradient_coefficients(const RowPlan& plan, const ChannelStatistics& cha
   const double* products = total + plan.channels;
   const auto count = static_cast<double>(plan.rows);
   const auto scale = [&](int64_t c) { return static_cast<double>(channels.weight[c] * channels.inverse_std[c]); };
-  // Moving x moves the mean and the variance along: what of g lies in these two directions is lost.
+  // A change of x also changes the mean and the variance, so g loses its parts in these two directions.
   line->tilt = along_line(plan, [&](int64_t c) {
     const auto inverse_std = static_cast<double>(channels.inverse_std[c]);
     return -scale(c) * inverse_std * inverse_std * (products[c] / count);

@@ -1,7 +1,7 @@
 // BatchNorm followed by ReLU on the CPU, without torch. Activations are a matrix [P, C] in memory: one row
 // per pixel, one column per channel.
 //
-// Sums over rows are made in an order that depends on P and C alone: float32 over the rows of a block,
+// The order of sums over rows depends only on P and C: float32 over the rows of a block,
 // float64 over the blocks of a chunk and over the chunks. Vectors lie along a row, never across the rows of
 // a sum. So results have the same bits for any number of threads and any instruction set.
 #pragma once
@@ -35,10 +35,10 @@ struct RowPlan {
 
 RowPlan plan_rows(int64_t rows, int64_t channels);
 
-// Smallest number of chunks worth a thread of its own.
+// Smallest number of chunks worth a separate thread.
 int64_t chunks_per_thread(const RowPlan& plan);
 
-// What a call knows of each channel, repeated along a line.
+// Values of each channel in a call, repeated along a line.
 //   y = (x - mean) * scale + shift where that is at least kSmallest, and 0 elsewhere
 //   grad_x = scale * g + tilt * (x - mean) + offset, where g is grad_y where y > 0, and 0 elsewhere
 struct LineCoefficients {
@@ -69,7 +69,7 @@ extern const BatchNormKernels kBatchNormAvx2;
 extern const BatchNormKernels kBatchNormAvx512;
 #endif
 
-// What is known of each channel, [C] each. `inverse_std` is 1 / sqrt(variance + eps).
+// Values of each channel, [C] each. `inverse_std` is 1 / sqrt(variance + eps).
 struct ChannelStatistics {
   const float *weight, *bias, *mean, *inverse_std;
 };

@@ -5,7 +5,7 @@
 // multiplication and an addition fused in one pass and not in another, the gradient's mask would differ from
 // the output's.
 
-// One element at a time, for what is left at the end of a line.
+// One element at a time, for the rest of a line.
 struct Single {
   static constexpr int kWidth = 1;
 
@@ -138,7 +138,7 @@ void normalise(const RowPlan& plan, const LineCoefficients& line, const void* x,
   auto* out = static_cast<Element*>(y);
   const LinePointers known(line);
   const int64_t length = plan.line;
-  // Backwards: the last chunks are those that the pass before may have left in the caches.
+  // Backwards, because the previous pass may have left the last chunks in the caches.
   for (int64_t chunk = end - 1; chunk >= begin; --chunk) {
     over_lines(plan, plan.begin_of(chunk), plan.end_of(chunk),
                [&](auto lanes, auto number, int64_t j, int64_t at) {

@@ -1,4 +1,4 @@
-// Which CPU kernel runs, and how.
+// Selection and launch of the CPU kernel.
 #include "rotate_cpu.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// CPU backend of the rotate-and-batch step, without torch.
+// CPU backend of the rotate-and-batch op, without torch.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +34,13 @@ const Kernel* available_kernels(int* count);
 // that this processor does not run throws std::runtime_error. Decided once per process.
 const Kernel& selected_kernel();
 
-// Whether the outputs of `job` are so large that streaming stores pay.
+// Whether the outputs of `job` are large enough for streaming stores to pay off.
 bool should_stream(const RotateJob& job);
 
 // Position of the first index outside [0, num_images), or -1.
 int64_t first_bad_index(const RotateJob& job);
 
-// Smallest number of images worth a thread of its own.
+// Smallest number of images worth a separate thread.
 int64_t images_per_thread(const RotateJob& job);
 
 }  // namespace rotnet::cpu

@@ -1,4 +1,4 @@
-// The ceiling that the benchmarks compare with: how fast this machine takes streaming stores.
+// The ceiling that the benchmarks compare with: this machine's rate of streaming stores.
 #pragma once
 
 #include <atomic>

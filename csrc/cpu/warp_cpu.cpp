@@ -1,4 +1,4 @@
-// What the images of a warp share.
+// Data shared by all images of a warp.
 #include "warp_cpu.h"
 
 #include <algorithm>

@@ -8,7 +8,7 @@
 
 namespace rotnet::cpu {
 
-// What all images of a call share: where each pixel of a view is sampled.
+// Data shared by all images of a call: where to sample each pixel of a view.
 struct WarpPlan {
   struct Tap {
     int32_t offset;  // of the upper left pixel in a crop of `pitch` pixels per row

@@ -48,7 +48,7 @@ cudaError_t dispatch_channels(const RotateJob& job, const Launch& launch) {
   }
 }
 
-// Calls `launch(cast, channels)`, whose argument types say which kernel the job needs.
+// Calls `launch(cast, channels)`, whose argument types select the kernel.
 template <class Launch>
 cudaError_t dispatch(const RotateJob& job, const Launch& launch) {
   switch (job.type) {

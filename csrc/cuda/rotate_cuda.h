@@ -1,4 +1,4 @@
-// CUDA backend of the rotate-and-batch step, without torch.
+// CUDA backend of the rotate-and-batch op, without torch.
 #pragma once
 
 #include <cuda_runtime_api.h>

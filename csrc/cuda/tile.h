@@ -1,4 +1,4 @@
-// What one block of the CUDA kernels does, as functions of the thread number.
+// The work of one block of the CUDA kernels, as functions of the thread number.
 //
 // Host and device: a machine without a GPU runs the same code, thread after thread, in
 // tests/cpp/test_core.cpp, where the sanitizers watch every access.
@@ -85,7 +85,7 @@ ROTNET_HOST_DEVICE Block make_block(const RotateJob& job, const Grid& grid, unsi
   return block;
 }
 
-// Crop and flip of the block's image: a hundred instructions, so that one thread makes them for all.
+// Crop and flip of the block's image; they take a hundred instructions, so one thread draws them for all.
 ROTNET_HOST_DEVICE Augmentation draw_block(const RotateJob& job, const Block& block) {
   const int64_t sample_id = job.sample_ids ? job.sample_ids[block.n] : image_index(job, block.n);
   return draw_augmentation(sample_id, job.key ? job.key[0] : job.seed, job.key ? job.key[1] : job.epoch, job.pad,
@@ -113,7 +113,7 @@ ROTNET_HOST_DEVICE void load_tile(const RotateJob& job, const Block& block, cons
   }
 }
 
-// Where the tile holds the pixel at (i, j) of its turned self: at origin + i * down + j * right.
+// Position in the tile of the pixel at (i, j) of the rotated tile: origin + i * down + j * right.
 struct Walk {
   int origin, down, right;
 };
@@ -154,7 +154,7 @@ ROTNET_HOST_DEVICE float part_as_float(uint32_t word, int number) {
 #endif
 }
 
-// To an address that is a multiple of 16.
+// Stores to an address that is a multiple of 16.
 ROTNET_HOST_DEVICE void store(void* to, const Vector& vector) {
 #ifdef __CUDA_ARCH__
   // Into the second-level cache, where the first convolution finds it; by an intrinsic, because plain stores were
@@ -357,7 +357,7 @@ ROTNET_HOST_DEVICE void load_normalisation(const RotateJob& job, const Block& bl
                                            float (&shift)[4]) {
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    // An index out of range shows as NaN: checking it on the host would stop the device.
+    // An index out of range gives NaN, because checking it on the host would stall the device.
     scale[c] = block.valid ? job.normalisation.scale[c] * step : NAN;
     shift[c] = job.normalisation.shift[c];
   }

@@ -1,4 +1,4 @@
-// What one block of the CUDA warp kernel does, as functions of the thread number. Host and device, as tile.h.
+// The work of one block of the CUDA warp kernel, as functions of the thread number; host and device, as in tile.h.
 //
 // A block takes one 32 x 32 tile of one image's crop sampled at one angle below 90 degrees, and writes it into all
 // views that are quarter turns of that: the eight multiples of 45 degrees are sampled twice, not eight times.

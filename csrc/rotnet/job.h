@@ -1,4 +1,4 @@
-// One call of the rotate-and-batch step, as plain pointers and numbers; both backends take it.
+// One call of the rotate-and-batch op as plain pointers and numbers, shared by both backends.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Host/device qualifiers: the header core is plain C++17 and compiles with g++ alone, too.
+// Host/device qualifiers: the header core is plain C++17 and also compiles with only g++.
 #pragma once
 
 #if defined(__CUDACC__)

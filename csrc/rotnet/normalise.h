@@ -29,7 +29,7 @@ inline float normalise(uint8_t value, float scale, float shift) {
   return static_cast<float>(static_cast<double>(value) * static_cast<double>(scale) + static_cast<double>(shift));
 }
 
-// The same for a grey level with eight fractional bits (0..65280), as the warp makes them. Scaling by a
+// The same for a grey level with eight fractional bits (0..65280), as in the warp. Scaling by a
 // power of two is exact; the sum is exact for |mean| up to 2^20 / 255.
 constexpr float kGreyStep = 1.0f / 256.0f;
 

@@ -1,8 +1,8 @@
-// The bilinear warp of calls whose rotations are not all multiples of 90 degrees, in whole numbers:
+// The bilinear warp of calls whose rotations are not all multiples of 90 degrees, in integers, so that
 // the CPU and the GPU give the same bits.
 //
-// A view shows the central square of side W / sqrt(2), which stays inside the W x W crop however it is
-// turned, turned counter-clockwise and enlarged to W x W. A rotation is a number of quarter turns,
+// A view shows the central square of side W / sqrt(2), which stays inside the W x W crop at any angle,
+// rotated counter-clockwise and enlarged to W x W. A rotation is a number of quarter turns,
 // which only move finished pixels (see unrotate), and a remainder below 90 degrees, which is sampled.
 #pragma once
 
@@ -57,7 +57,7 @@ ROTNET_HOST_DEVICE void split_position(int64_t x, int width, int* pixel, uint32_
   *weight = static_cast<uint32_t>(position - (*pixel << kPositionBits));
 }
 
-// Where (row, column) of the view lies in the upright crop; pixel centres count.
+// Position of (row, column) of the view in the upright crop, in terms of pixel centres.
 ROTNET_HOST_DEVICE WarpTap warp_tap(const WarpAngle& angle, int row, int column, int width) {
   const int64_t centre = static_cast<int64_t>(width - 1) << (kFineBits - 1);
   const int64_t u = 2 * column + 1 - width, v = 2 * row + 1 - width;  // half pixels right and down of the centre
