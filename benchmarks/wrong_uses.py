@@ -113,14 +113,18 @@ CASES = [
     WrongUse(f"{QUICK} --resume nowhere", 4, ("resume is nowhere", "pass auto, or a run folder")),
     WrongUse(f"{QUICK} --resume run", 4, ("last.pt belongs to another run", "another --output")),
     WrongUse(f"{QUICK} --resume other.pt", 4, ("other.pt is not one", "give a run folder")),
-    WrongUse("evaluate --checkpoint empty", 4, ("no checkpoint in empty/checkpoints", "give a run folder")),
+    WrongUse("evaluate --checkpoint empty", 4, ("empty contains neither", "pass a run folder")),
     WrongUse(
         "evaluate --checkpoint text.pt", 4, ("the checkpoint text.pt is truncated", "give a run folder")
     ),
     WrongUse(
         "visualize --checkpoint pickle.pt", 4, ("the checkpoint pickle.pt is truncated", "give a run folder")
     ),
-    WrongUse("export --checkpoint weights.pt", 4, ("weights.pt holds exported weights", "give a run folder")),
+    WrongUse("pretrain --resume weights.pt --output NEW", 4, ("holds exported weights", "run folder")),
+    WrongUse("pretrain --resume run --lr 0.7 --seed 5", 4, ("lr is ", "seed is ", "use the run's values")),
+    WrongUse("pretrain --resume nowhere", 4, ("resume is nowhere", "does not exist")),
+    WrongUse(f"{QUICK} --output study", 2, ("output study holds a study", "--output")),
+    WrongUse("export --checkpoint nin4-cifar10-jpg", 4, ("does not exist", "did you mean nin4-cifar10-jpeg")),
     # Outputs: 7
     WrongUse("pretrain --preset quickstart --output a-file", 7, ("a-file: it is a file", "with --output")),
     WrongUse("evaluate --checkpoint run --output a-file/x", 7, ("cannot write a-file/x", "with --output")),
