@@ -322,7 +322,7 @@ def is_same(loss: float, right: float | None) -> bool:
 
 def tests(run: Run) -> str:
     """Tests of the op and of captured steps that need a GPU."""
-    names = ("test_ops_cuda", "test_ops_rotate", "test_ops_warp", "test_engine_replay")
+    names = ("ops/test_ops_cuda", "ops/test_ops_rotate", "ops/test_ops_warp", "engine/test_engine_replay")
     return pytest(run, *(f"tests/{name}.py" for name in names))
 
 

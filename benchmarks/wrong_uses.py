@@ -1,8 +1,8 @@
 """Wrong uses of the commands, and how soon each is answered: ``python -m benchmarks.wrong_uses [WORDS]``.
 
 Every case of ``CASES`` is run as a user would, in a process of its own, and its seconds are printed. Each
-answer shall come within three seconds on an otherwise idle machine; ``tests/test_wrong_uses.py`` checks what
-the answers say. With words, only the cases that contain one of them are run.
+answer shall come within three seconds on an otherwise idle machine; ``tests/commands/test_wrong_uses.py``
+checks what the answers say. With words, only the cases that contain one of them are run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 //
 // usage: executed JOBS SEED [FAULT]
 //
-// FAULT is the number of one that tests/executed_kernels.py planted. Ends with 1 at the first difference, after
+// FAULT is the number of one that tests/support/executed_kernels.py planted. Ends with 1 at the first difference, after
 // saying where it is.
 #include <cinttypes>
 #include <set>

@@ -1,6 +1,6 @@
 // CUDA kernels on the CPU: what a .cu file needs of CUDA, for a C++ compiler.
 //
-// tests/executed_kernels.py rewrites the two things that are not C++, launches and shared variables; all else is
+// tests/support/executed_kernels.py rewrites the two things that are not C++, launches and shared variables; all else is
 // compiled as nvcc does for a GPU, with __CUDA_ARCH__. Each thread of a block is a fiber. Blocks run in a random
 // order, and so do the threads of a block from one barrier to the next: what is read without a barrier after the
 // write is sooner or later read before it. Shared memory begins with random bytes, in which that shows.

@@ -1,4 +1,4 @@
-// An op that commits a fault on purpose, in the library that tests/sanitize.py builds and in no other: a run that
+// An op that commits a fault on purpose, in the library that tests/support/sanitize.py builds and in no other: a run that
 // does not notice it would notice nothing.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,0 +1,289 @@
+"""The code of README.md and docs/ does what they say, and their commands have the flags that they use."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import read_digits_once, tiny_config
+
+import rotnet_fast
+from rotnet_fast.benchmark import BenchmarkConfig
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.evaluate import EvaluateConfig
+from rotnet_fast.export import ExportConfig, export
+from rotnet_fast.flags import given_flags
+from rotnet_fast.pretrain import pretrain
+from rotnet_fast.reproduce import ReproduceConfig
+from rotnet_fast.study.pages.report import update_readme
+from rotnet_fast.visualize import VisualizeConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+SETTINGS = {
+    "rotnet_fast.benchmark": BenchmarkConfig,
+    "rotnet_fast.evaluate": EvaluateConfig,
+    "rotnet_fast.export": ExportConfig,
+    "rotnet_fast.pretrain": PretrainConfig,
+    "rotnet_fast.reproduce": ReproduceConfig,
+    "rotnet_fast.visualize": VisualizeConfig,
+}
+NOT_CHECKED = {
+    "git": "the address of the repository is the reader's",
+    "cd": "the folder is made by the command before",
+    ".": "the environment is made by the command before",
+    "pip": "its flags are those of another program; .ci/run installs",
+    "python -m venv": "of Python; .ci/run makes an environment",
+}
+"""Programs whose commands no test parses, each with the reason."""
+
+IN_CI = (
+    "pip install -e . && python -m rotnet_fast.pretrain --preset quickstart",
+    "pip install -e '.[dev]' && pytest",
+    "python -m rotnet_fast.reproduce --dataset digits --preset quickstart --scale 0.05 --seeds 1",
+    "python -m rotnet_fast.doctor",
+    "pytest benchmarks/ --benchmark-only",
+)
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The code of a page in one language, without the indentation of a list's items."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", PAGES[page], re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+def code_block(page: str, containing: str) -> str:
+    (block,) = [block for block in code_blocks(page, "python") if containing in block]
+    return block
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of every command in the pages' shell blocks."""
+    for page in PAGES:
+        for block in code_blocks(page, "sh"):
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                while words:
+                    cut = words.index("&&") if "&&" in words else len(words)
+                    command, words = words[:cut], words[cut + 1 :]
+                    while re.fullmatch(r"[A-Z0-9_]+=.*", command[0]):
+                        del command[0]
+                    yield page, command
+
+
+COMMANDS = list(commands())
+
+
+def test_every_block_names_its_language_and_is_one_that_is_checked() -> None:
+    for page, text in PAGES.items():
+        opened = re.findall(r"^ *```(.*)$", text, re.MULTILINE)[::2]
+        assert set(opened) <= {"sh", "python", "text", "bibtex"}, page
+
+
+def test_every_python_block_is_tried_here() -> None:
+    tried = re.findall(r'code_block\("(\S+)", "(.+?)"\)', Path(__file__).read_text(encoding="utf-8"))
+    for page in PAGES:
+        for block in code_blocks(page, "python"):
+            assert [text for where, text in tried if where == page and text in block] != [], block
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[f"{page}: {shlex.join(words)}" for page, words in COMMANDS]
+)
+def test_every_command_is_one_of_this_project_with_its_flags(
+    page: str, words: list[str], pytestconfig: pytest.Config
+) -> None:
+    if words[0] in NOT_CHECKED or " ".join(words[:3]) in NOT_CHECKED:
+        return
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        cut = words.index("-m")
+        get_args_parser().parse_args([*words[1:cut], "script"])
+        words = ["python", *words[cut:]]
+    if words[0] == "pytest":
+        check_pytest(words[1:], pytestconfig)
+    elif words[:2] == ["python", "-m"]:
+        module, *flags = words[2:]
+        if module in SETTINGS:
+            given_flags(SETTINGS[module], module, flags)
+        else:
+            source = inspect.getsource(importlib.import_module(module))
+            check_flags_in_source(flags, source)
+    else:
+        assert words[0] == "python", f"{page} has a command of an unknown program: {words}"
+        check_flags_in_source(words[2:], (ROOT / words[1]).read_text(encoding="utf-8"))
+
+
+def check_pytest(words: list[str], config: pytest.Config) -> None:
+    marks = [mark.partition("(")[0].partition(":")[0] for mark in config.getini("markers")]
+    while words:
+        word = words.pop(0)
+        if word == "-m":
+            assert words.pop(0) in marks
+        elif word.startswith("-"):
+            config.getoption(word.partition("=")[0])  # ValueError for one that pytest does not have
+        else:
+            assert (ROOT / word).exists()
+
+
+def check_flags_in_source(words: list[str], source: str) -> None:
+    """Each flag is written down in the program, as an option of argparse or a field of its settings."""
+    for flag in (word for word in words if word.startswith("-")):
+        field = flag.removeprefix("--").replace("-", "_")
+        assert f'"{flag}"' in source or re.search(rf"^    {field}: ", source, re.MULTILINE), flag
+
+
+def test_a_wrong_flag_in_a_page_would_be_noticed(pytestconfig: pytest.Config) -> None:
+    with pytest.raises(ValueError, match="olny"):
+        check_pytest(["--benchmark-olny"], pytestconfig)
+    with pytest.raises(AssertionError):
+        check_flags_in_source(["--readm"], 'parser.add_argument("--readme")\n    read: int\n')
+    check_flags_in_source(["--examples"], "class Settings:\n    examples: int = 3\n")
+
+
+def test_what_is_not_checked_occurs() -> None:
+    used = {words[0] for _, words in COMMANDS} | {" ".join(words[:3]) for _, words in COMMANDS}
+    assert used >= NOT_CHECKED.keys()
+
+
+@pytest.mark.parametrize("line", IN_CI)
+def test_the_readme_has_the_lines_that_the_gate_runs(line: str) -> None:
+    assert line in [row for block in code_blocks("README.md", "sh") for row in block.splitlines()]
+
+
+def test_the_readme_is_for_the_first_ten_minutes() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+    assert len(PAGES["README.md"].split()) <= 1000
+
+
+def test_the_index_and_the_readme_lead_to_every_page() -> None:
+    links = set(re.findall(r"\]\(([\w-]+\.md)\)", PAGES["docs/README.md"]))
+    assert links == {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
+
+
+def test_the_readmes_rows_of_results_are_those_of_the_study() -> None:
+    rows = re.findall(r"^\| .* \d\d\.\d\d \| \d+ \|.*$", PAGES["README.md"], re.MULTILINE)
+    assert len(rows) == 5
+    assert [row for row in rows if row not in PAGES["docs/results.md"].splitlines()] == []
+
+
+def test_the_page_of_results_is_what_the_generator_writes(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(PAGES["docs/results.md"], encoding="utf-8")
+    update_readme(ROOT / "results" / "cifar10-jpeg-cpu", page)
+    assert page.read_text(encoding="utf-8") == PAGES["docs/results.md"]
+
+
+def test_the_readmes_loop_is_that_of_the_example() -> None:
+    example = (ROOT / "examples" / "rotnet_in_20_lines.py").read_text(encoding="utf-8").splitlines()
+    lines = iter(example)
+    for line in code_block("README.md", "epoch_order").splitlines():
+        assert line in lines, f"the example lacks, in this order: {line}"
+
+
+def test_the_example_of_the_op_runs_and_is_the_same_on_both_pages() -> None:
+    names: dict[str, Any] = {}
+    assert code_block("README.md", "randperm") == code_block("docs/op.md", "randperm")
+    exec(code_block("README.md", "randperm"), names)
+    assert names["views"].shape == (512, 3, 32, 32)
+    assert names["rotation_labels"].tolist() == [0, 1, 2, 3] * 128
+
+
+def test_the_signature_is_that_of_the_op() -> None:
+    (assignment,) = ast.parse(code_block("docs/op.md", "indices=None").replace("*, ", "")).body
+    assert isinstance(assignment, ast.Assign)
+    assert isinstance(assignment.value, ast.Call)
+    call = assignment.value
+    told = {"images": inspect.Parameter.empty}
+    for keyword in call.keywords:
+        assert keyword.arg is not None
+        told[keyword.arg] = eval(ast.unparse(keyword.value), {"torch": torch})
+    real = {name: p.default for name, p in inspect.signature(rotnet_fast.rotate_batch).parameters.items()}
+    assert list(told) == list(real)
+    assert {name: value for name, value in told.items() if value is not ...} == {
+        name: value for name, value in real.items() if told[name] is not ...
+    }
+
+
+def test_the_example_of_other_angles_runs() -> None:
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    names = {"rotnet_fast": rotnet_fast, "images": images, "indices": torch.tensor([2, 0])}
+    exec(code_block("docs/op.md", "0, 45, 90"), names)
+    assert names["views"].shape == (16, 3, 32, 32)
+    assert names["rotation_labels"].tolist() == [*range(8)] * 2
+
+
+def test_the_op_equals_the_plain_torch_code_behind_it() -> None:
+    names: dict[str, Any] = {}
+    exec(code_block("docs/op.md", "randperm"), names)
+    views, rotation_labels = names.pop("views"), names.pop("rotation_labels")
+    exec(code_block("docs/op.md", "torch.rot90"), names)
+    assert torch.equal(views, names["views"])
+    assert torch.equal(rotation_labels, names["rotation_labels"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_plain_torch_code_holds_for_other_settings(dtype: str) -> None:
+    written = "seed, epoch, pad, flip_prob, dtype = 0, 3, 4, 0.5, torch.float32"
+    code = code_block("docs/op.md", "torch.rot90")
+    assert written in code
+    settings = {"seed": -5, "epoch": 2, "pad": 7, "flip_prob": 0.8}
+    changed = f"seed, epoch, pad, flip_prob = {', '.join(map(str, settings.values()))}; dtype = torch.{dtype}"
+    images = torch.randint(0, 256, (20, 31, 31, 3), dtype=torch.uint8)
+    names = {
+        "torch": torch,
+        "rotnet_fast": rotnet_fast,
+        "images": images,
+        "indices": torch.tensor([3, 19, 0, 7, 7]),
+    }
+    exec(code.replace(written, changed), names)
+    views, rotation_labels = rotnet_fast.rotate_batch(
+        images, names["indices"], **settings, dtype=getattr(torch, dtype)
+    )
+    assert torch.equal(views, names["views"])
+    assert torch.equal(rotation_labels, names["rotation_labels"])
+
+
+def test_the_examples_of_the_features_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with read_digits_once():
+        pretrain(tiny_config(Path("run")))
+    export(ExportConfig(Path("run"), output=Path("my-rotnet")))
+    names: dict[str, Any] = {}
+    exec(code_block("docs/features.md", "load_backbone"), names)
+    assert names["maps"].shape == (100, 8, 8, 8)
+    assert torch.equal(names["vectors"], names["maps"].mean(dim=(2, 3)))
+    assert names["rotations"].shape == (100, 4, 4)
+    assert names["network"].training
+    exec(code_block("docs/features.md", "torch.hub.load").replace("path/to/the/clone", str(ROOT)), names)
+    assert torch.equal(names["backbone"].features(names["images"]), names["maps"])
+    assert names["network"].layers == ("conv1", "conv2", "conv3", "conv4")
+    exec(code_block("docs/tutorial.md", "digits.load"), names)
+    assert names["images"].shape == (360, 16, 16, 3)
+    assert names["vectors"].shape == (360, 8)
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("docs/performance-tables.md", "benchmarks"),
+        ("docs/performance-tables.md", "steps"),
+        ("docs/performance-tables.md", "loaders"),
+        ("docs/results.md", "accuracy"),
+    ],
+)
+def test_the_tables_are_filled_in(page: str, table: str) -> None:
+    text = PAGES[page].partition(f"<!-- {table}: begin -->")[2].partition(f"<!-- {table}: end -->")[0]
+    assert len([line for line in text.splitlines() if line.startswith("|")]) >= 5
