@@ -1,6 +1,6 @@
 """How the command-line programs end: exit codes, and one sentence instead of a traceback.
 
-0 done; 2 arguments; 3 data; 4 checkpoint; 5 loss not finite; 6 out of memory; 7 cannot write; 8 another
+0 done; 2 arguments; 3 data; 4 checkpoint; 5 non-finite loss; 6 out of memory; 7 cannot write; 8 another
 process of the job ended; 9 a training step that no CUDA graph can capture; 130 and 143 stopped by Ctrl-C and
 SIGTERM; 129, 138, 140 and 152 by SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU. Anything else is a bug and shows its
 traceback.
@@ -37,16 +37,16 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -> int:
-    """Run a program's body, which must not have imported torch before.
+    """Run the body of a command, before torch has been imported.
 
-    Whatever becomes of its output streams, it goes on; see `rotnet_fast.engine.streams`.
+    A closed or full output stream does not end it, see `rotnet_fast.engine.streams`.
 
     Args:
-        command: the body. The number that it returns, if it does, is the exit code.
-        is_shown_only: what it prints is all that comes of it, so that it failed where that cannot be shown.
+        command: the body. If it returns a number, that is the exit code.
+        is_shown_only: the command does nothing but print, so that it fails if its output is lost.
 
     Returns:
-        The exit code; a message has been printed to stderr where it is not 0.
+        The exit code. If it is not 0, a message has been printed to stderr.
     """
     open_standard_descriptors()
     # By default, OpenMP's threads spin while they wait for each other. Beside one other busy process,
@@ -71,7 +71,7 @@ def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -
 
 @contextmanager
 def _printed_warnings() -> Iterator[None]:
-    """Context in which the package's warnings are lines of the command."""
+    """Context in which a command prints the package's warnings."""
     logger, handler = logging.getLogger("rotnet_fast"), _Warnings()
     logger.addHandler(handler)
     try:
@@ -81,7 +81,7 @@ def _printed_warnings() -> Iterator[None]:
 
 
 class _Warnings(logging.Handler):
-    """Prints what the package warns of to the stderr of the moment, which may be switched off."""
+    """Prints the package's warnings to the present sys.stderr, which may be silenced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(f"{record.levelname}: {record.getMessage()}"), file=sys.stderr)

@@ -1,6 +1,6 @@
 """Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``.
 
-With several processes, each of which trains on its part of every batch:
+With several processes, each of which trains on its share of every batch:
 ``torchrun --nproc-per-node N -m rotnet_fast.pretrain ...``.
 
 Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
@@ -50,7 +50,7 @@ PROGRAM = "python -m rotnet_fast.pretrain"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command-line entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
@@ -70,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> PretrainConfig:
-    """Settings from flags; what they do not say, the resumed run says, else the preset.
+    """Read settings from flags; the resumed run or else the preset supplies the rest.
 
     Raises:
-        ArgumentError: a value that cannot be used.
-        CheckpointError: there is nothing to resume at the path given, or nothing that says how.
+        ArgumentError: a flag is unknown, or a value is invalid.
+        CheckpointError: there is no run to resume at the path given.
         SystemExit: with 0, after ``--help``.
     """
     is_help = not {"-h", "--help"}.isdisjoint(arguments)
@@ -89,15 +89,15 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
 
 
 def base_settings(given: Mapping[str, Any]) -> PretrainConfig:
-    """The settings that flags change: those of the run to resume, or of the preset where one is named.
+    """Return the settings that flags override: those of the run to resume, unless a preset is named.
 
     Args:
-        given: values of the flags, by the names of their fields.
+        given: values of the flags, by field name.
 
     Raises:
         ArgumentError, CheckpointError: see :func:`parse`.
     """
-    # The width that a preset has is meant for its own network; one that a flag gives is not forgotten.
+    # The width in a preset is meant for its own network; a width from a flag stays.
     preset = PRESETS[given.get("preset", "paper")]().with_model(given.get("model", NIN))
     if "resume" not in given or given["resume"] is None or "preset" in given:
         return preset
@@ -110,15 +110,15 @@ def base_settings(given: Mapping[str, Any]) -> PretrainConfig:
 
 
 def settings_of_run(run: Path) -> PretrainConfig | None:
-    """What a run folder's config.json says; None where there is none.
+    """Read the settings in config.json of a run folder; None if there is none.
 
     Raises:
-        ArgumentError: it cannot be read, or is not of a pretraining.
+        ArgumentError: it cannot be read, or belongs to another command.
     """
     settings = read_settings(run)
     if settings is None:
         return None
-    # Consent to changed images is for once, and a run may have moved.
+    # Changed images are accepted once only, and a run may have moved.
     kept = {name: value for name, value in settings.items() if name not in _FOR_ONE_RUN}
     try:
         return PretrainConfig(**kept)
@@ -130,7 +130,7 @@ _FOR_ONE_RUN = ("accept_changed_data", "output", "resume")
 
 
 def settings_in_checkpoint(path: Path) -> PretrainConfig:
-    """The recipe in a checkpoint, which says neither where the images lie nor how to report.
+    """Read the recipe in a checkpoint, which records neither the folder of the images nor how to report.
 
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
@@ -141,19 +141,19 @@ def settings_in_checkpoint(path: Path) -> PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Run a pretraining from data set to results.json, or the rest of one, with the processes of this job.
+    """Run or resume a pretraining, from the data set to results.json, with the processes of this job.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`.
-        Interrupted: stopped by a signal, with everything saved.
+        RotnetError: an error of `rotnet_fast.errors`.
+        Interrupted: a signal stopped the run, which has been saved.
     """
     config.validate()
     with join() as processes:
         folder = config.output_folder()
-        # The agent of one machine alone counts a restart after a failure there.
+        # After a failure on one machine, only the agent of that machine counts a restart.
         is_restarted = bool(processes.maximum(is_restart())[0])
         is_restarted = processes.from_main(lambda: is_restarted and was_begun_by_this_job(folder))
         if is_restarted and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
@@ -166,16 +166,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that another command keeps its results in.
+    """Refuse a folder that holds the results of another command.
 
     Raises:
-        ArgumentError: it holds a study or an evaluation, or config.json cannot be read.
+        ArgumentError: it holds a study or an evaluation.
     """
     check_is_no_study(folder)
     try:
         settings = read_settings(folder)
     except ArgumentError:
-        return  # which is told where the settings are needed
+        return  # reported when the settings are needed
     if settings is not None and "preset" not in settings:
         raise ArgumentError(
             f"output {folder} holds a run of another command, not a pretraining; choose another folder with "
@@ -185,7 +185,7 @@ def check_folder(folder: Path) -> None:
 
 @plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
-    """:func:`pretrain` in an open run folder."""
+    """Do the work of :func:`pretrain` in an open run folder."""
     import torch
 
     from rotnet_fast.data.loaders import free_memory, open_dataset
@@ -193,7 +193,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     from rotnet_fast.models.build import make_network
     from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
 
-    # All that can be known before a data set is read or downloaded.
+    # Check everything that needs no images before a data set is read or downloaded.
     def check() -> torch.device:
         device = processes.device(config.device)
         config.check_needs_gpu(device.type)
@@ -212,7 +212,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     chosen = found[1]["config"]["precision"] if found is not None and is_open else config.precision
     precision = processes.everywhere(lambda: resolve_precision(chosen, device))
     processes.on_main(lambda: check_same_recipe(config, precision, found))
-    # All take the same loader: that of the run, or what suits the process with the least memory.
+    # All processes use the same loader: that of the run, or one that suits the process with least memory.
     least = -processes.maximum(-free_memory(device))[0]
     streaming = streaming_of(config, device, processes.from_main(begun), least)
 
@@ -241,10 +241,10 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         if found is not None:
             path, state = found
             settings = processes.from_main(lambda: on_these_images(config, state, dataset, path, run))
-            # A shorter epoch than the one that was left may be over already.
+            # If images were removed, the shorter epoch may be over already.
             step = min(state["step"], len(trainer.loader))
             trainer.load_state({**state, "config": settings, "step": step}, path)
-            found = None  # a copy of weights and momentum, which would be kept until the run ends
+            found = None  # frees a copy of weights and momentum
             if processes.is_main:
                 print(f"resuming from {path}: {state['epoch']} epochs and {step} steps done")
         processes.on_main(lambda: keep_image_list(run.path, dataset))
@@ -253,7 +253,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
 
 
 def how(trainer: Trainer) -> str:
-    """One line on what was chosen for the device."""
+    """Describe in one line how the training runs on its device."""
     import torch
 
     from rotnet_fast.engine.rotation_task import RotationTask
@@ -273,14 +273,14 @@ def how(trainer: Trainer) -> str:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run folder holds a checkpoint, damaged ones included."""
+    """Return whether a run folder holds a checkpoint, damaged or not."""
     from rotnet_fast.engine import checkpoint
 
     return bool(checkpoint.candidates(run))
 
 
 def warn_of_late_milestones(config: PretrainConfig) -> None:
-    """Say which milestones come too late to change the learning rate of any epoch."""
+    """Warn of milestones that come too late to change the learning rate of any epoch."""
     late = [str(milestone) for milestone in config.milestones if milestone >= config.epochs]
     if config.schedule == "step" and late:
         print(
@@ -291,11 +291,14 @@ def warn_of_late_milestones(config: PretrainConfig) -> None:
 
 
 def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Path and state of the checkpoint to resume from; None to start from the beginning.
+    """Load the checkpoint to resume from; None to start from the beginning.
 
     Args:
-        config: says which: a file, or the newest whole one of a run folder.
-        run: folder of this run; ``--resume auto`` starts from the beginning where it has no checkpoint.
+        config: names a file, or a run folder, whose newest whole checkpoint is loaded.
+        run: folder of this run; ``--resume auto`` starts from the beginning if it has no checkpoint.
+
+    Returns:
+        Path and state of the checkpoint.
 
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
@@ -321,10 +324,10 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
 def check_same_recipe(
     config: PretrainConfig, precision: Precision, found: tuple[Path, dict[str, Any]] | None
 ) -> None:
-    """Refuse a checkpoint of other settings; whether the images are the same is known later.
+    """Refuse a checkpoint of other settings; its images are compared later, once they are read.
 
     Raises:
-        CheckpointError: it names every setting that differs.
+        CheckpointError: settings differ; the message names all of them.
     """
     from rotnet_fast.engine import checkpoint
 
@@ -341,23 +344,23 @@ def check_same_recipe(
 def on_these_images(
     config: PretrainConfig, state: dict[str, Any], dataset: Dataset[AnySplit], origin: Path, run: RunFolder
 ) -> dict[str, Any]:
-    """The settings in a checkpoint, for the images that are there now.
+    """Return the settings in a checkpoint, adapted to the images as they are now.
 
     Args:
-        config: says whether these may be others than the run began with.
-        state: of the checkpoint.
-        origin: where it was read from.
-        run: folder for the list of what has changed.
+        config: says whether images that have changed are accepted.
+        state: state in the checkpoint.
+        origin: file of the checkpoint.
+        run: folder in which to list what has changed.
 
     Raises:
-        CheckpointError: they are others, and may not be.
+        CheckpointError: the images have changed, and this is not accepted.
     """
     saved, now = dict(state.get("config", {})), dataset.identity()
     is_other = {name for name, value in now.items() if saved.get(name, value) != value}
     began_with_files = str(saved.get("data_fingerprint")).startswith("files:")
     if not is_other or began_with_files != now["data_fingerprint"].startswith("files:"):
-        return saved  # or the other loader, of which loading the checkpoint tells
-    said = "its data_fingerprint is another"
+        return saved  # loading the checkpoint reports if the run began with the other loader
+    said = "data_fingerprint differs"
     if "data_fingerprint" not in is_other:
         said = "the content of files has changed, but not their names and lengths"
     said += what_changed(saved, dataset, run_of(origin), run)
@@ -371,7 +374,7 @@ def on_these_images(
 
 
 def what_changed(saved: dict[str, Any], dataset: Dataset[AnySplit], origin: Path, run: RunFolder) -> str:
-    """Which images are others, as the end of a sentence; empty where that is not known."""
+    """Say which images have changed, as the end of a sentence; empty if that is unknown."""
     from rotnet_fast.data import image_list
 
     if dataset.files is None:
@@ -385,12 +388,12 @@ def what_changed(saved: dict[str, Any], dataset: Dataset[AnySplit], origin: Path
         path = run.path / "changed-images.txt"
         lines = [f"{kind}: {printable(name)}" for kind, names in found.items() for name in names]
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
-        told += f", all of which {path} lists"
+        told += f"; {path} lists all of them"
     return f": {told}" if told else ""
 
 
 def keep_image_list(run: Path, dataset: Dataset[AnySplit]) -> None:
-    """Keep which files a run is on; lists of other images that it was on before stay."""
+    """Record the files that a run trains on; earlier lists, of other images, stay."""
     from rotnet_fast.data import image_list
 
     path = run / image_list_name(dataset.identity())
@@ -399,13 +402,13 @@ def keep_image_list(run: Path, dataset: Dataset[AnySplit]) -> None:
 
 
 def image_list_name(identity: Mapping[str, Any]) -> str:
-    """Name of the list of a run's images, after what a checkpoint says of them."""
+    """Return the file name of the list of images that a checkpoint identifies."""
     known = f"{identity.get('data_fingerprint')} {identity.get('data_contents')}"
     return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
-    """What is printed at the end."""
+    """Format what is printed at the end."""
     folder = config.output_folder()
     lines = [
         f"rotation accuracy {results['rotation_accuracy']:.2f} % on the {results['test_images']} test images "
