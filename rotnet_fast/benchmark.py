@@ -43,6 +43,8 @@ STAGED_BLOCKS = 4
 class BenchmarkConfig(Settings):
     """Measure the fused op and training steps on this machine against its hardware's ceilings."""
 
+    examples = ("--quick", "--what op --output op.json", "--full --what steps stages --blocks 4")
+
     output: Path | None = None
     """JSON file to write; the roofline is saved next to it as .png and .svg. None: only print tables."""
 

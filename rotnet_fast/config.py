@@ -70,6 +70,12 @@ _LARGEST_PADDED_SIZE = 64
 class PretrainConfig(ImageSettings):
     """Pretrain RotNet: learn image features by predicting the rotation of each image."""
 
+    examples = (
+        "--preset quickstart",
+        "--preset cpu --data-dir FOLDER",
+        "--dataset folder --data-dir PHOTOS --image-size 224 --model resnet18",
+        "--resume runs/quickstart-digits-seed0",
+    )
     paths_as_text = ("resume",)
 
     preset: PresetName = "paper"

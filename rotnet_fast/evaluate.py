@@ -52,7 +52,13 @@ PROGRAM = "python -m rotnet_fast.evaluate"
 class EvaluateConfig(PretrainedImageSettings):
     """Measure how good pretrained features are by training object classifiers on them."""
 
+    examples = (
+        "--checkpoint runs/paper-cifar10-seed0",
+        "--checkpoint runs/quickstart-digits-seed0 --random-init --images-per-class 1 --epochs 10 --pad 2",
+        "--checkpoint nin4-cifar10-jpeg --data-dir FOLDER --no-frozen --knn --linear",
+    )
     paths_as_text = ("checkpoint",)
+    positional = "checkpoint"
 
     checkpoint: str
     """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint file, an exported folder, or

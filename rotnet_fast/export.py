@@ -46,7 +46,9 @@ _DISPLAY_NAMES = {
 class ExportConfig(Settings):
     """Write a pretrained network as safetensors with a model card."""
 
+    examples = ("--checkpoint runs/quickstart-digits-seed0 --output my-rotnet",)
     paths_as_text = ("checkpoint",)
+    positional = "checkpoint"
 
     checkpoint: str
     """Run folder of a pretraining (its newest checkpoint is taken), a checkpoint or snapshot file, an

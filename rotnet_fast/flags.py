@@ -26,6 +26,19 @@ _SEVERAL = {int: "integers", float: "numbers", str: "strings"}
 _COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
+GROUPS = {
+    "images": "dataset data_dir dataset_name image_size limit_train limit_test bad_images check_images "
+    "accept_changed_data loader decoder",
+    "augmentation": "rotations crop crop_scale crop_ratio pad flip_prob",
+    "network": "model blocks width uniform_gamma sync_batchnorm",
+    "training": "epochs batch_size lr schedule warmup milestones lr_factor optimizer muon_lr nesterov "
+    "weight_decay seed eval_every",
+    "speed": "device precision compile graph kernels",
+    "run folder": "output resume log_every checkpoint_every_steps checkpoint_every_seconds tensorboard",
+}
+"""Headings of the help -> the settings below each, by the names of their fields; others stand first."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser, except that it raises an error instead of exiting.
 
@@ -80,10 +93,12 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
     Raises:
         ArgumentError: a flag is unknown or has an invalid value.
     """
+    if arguments and not arguments[0].startswith("-") and hasattr(kind, "positional"):
+        arguments = [_flag(kind.positional), *arguments]
     # argparse takes -1e-3 for a flag, but not with a leading space, which number parsing ignores.
     words = [f" {word}" if word.startswith("-") and _is_number(word) else word for word in arguments]
     words = [_with_hyphens(word) for word in words if word not in ("-h", "--help")]
-    flags = {_flag(name): hint for name, hint in _hints(kind).items()}
+    flags = {_flag(field.name): _hints(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     for flag, is_joined, _ in (word.partition("=") for word in words):
         positive = flag.replace("--no-", "--", 1)
         if is_joined and bool in (flags.get(flag), flags.get(positive)):
@@ -117,25 +132,51 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
         program,
         usage=f"{program} [flags]",
         description=(kind.__doc__ or "").strip(),
+        epilog="\n".join(["examples:", *(f"  {program} {flags}" for flags in getattr(kind, "examples", ()))]),
+        formatter_class=_HelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     texts = _field_docs(kind)
-    own = inspect.get_annotations(kind)  # listed before the fields that commands share
-    for field in sorted(fields(kind), key=lambda field: field.name not in own):  # type: ignore[arg-type]
+    titles = ["", *GROUPS]
+    group_of = {name: title for title, names in GROUPS.items() for name in names.split()}
+    groups: dict[str, Any] = {"": parser}
+    groups |= {title: parser.add_argument_group(title) for title in GROUPS}
+    for field in sorted(fields(kind), key=lambda field: titles.index(group_of.get(field.name, ""))):  # type: ignore[arg-type]
+        group = groups[group_of.get(field.name, "")]
         default = field.default if base is None else getattr(base, field.name)
         hint = _hints(kind)[field.name]
         text = texts.get(field.name, "").replace("%", "%%")
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        text += " (required)" if default is MISSING else f" (default: {shown.replace('%', '%%')})"
+        if default is MISSING:
+            text += " (required)"
+        elif default is not None:  # of which the text tells
+            text += f" (default: {_shown(default).replace('%', '%%')})"
         if hint is bool:
-            parser.add_argument(_flag(field.name), action=_OnOff, help=text)
+            group.add_argument(_flag(field.name), action=_OnOff, help=text)
         else:
             nargs = _nargs(hint) if is_help else "*"
-            parser.add_argument(_flag(field.name), nargs=nargs, metavar=_metavar(kind, field.name), help=text)
+            group.add_argument(_flag(field.name), nargs=nargs, metavar=_metavar(kind, field.name), help=text)
     return parser
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Formatter that wraps the texts of flags, but leaves the examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return text if "\n" in text else ""
+        return super()._fill_text(text, width, indent)
+
+
+def _shown(default: Any) -> str:
+    """Format a default as a user would type or say it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        return " ".join(map(_shown, default)) or "none"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 class _OnOff(argparse.Action):

@@ -49,6 +49,12 @@ PROGRAM = "python -m rotnet_fast.reproduce"
 class ReproduceConfig(ImageSettings):
     """Reproduce every table and figure of the method, and write the report."""
 
+    examples = (
+        "--dataset digits --preset quickstart --scale 0.05",
+        "--preset cpu --data-dir FOLDER --dry-run",
+        "--preset paper --data-dir FOLDER --only table1 figure5b --seeds 3",
+    )
+
     preset: StudyPreset = "paper"
     """Recipe of every training: slides, paper and official are the published ones; quickstart and cpu are
     for two cores."""

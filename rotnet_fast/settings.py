@@ -29,6 +29,12 @@ class Settings:
         ArgumentError: (by the constructor) a setting has an invalid value.
     """
 
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Flags that the help of the command shows as examples."""
+
+    positional: ClassVar[str]
+    """Field whose flag may be omitted before the first argument, if there is one."""
+
     paths_as_text: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, but are not a `Path`, because certain words have a special meaning."""
 

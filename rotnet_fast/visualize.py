@@ -47,7 +47,12 @@ MOST_IMAGES = 100
 class VisualizeConfig(PretrainedImageSettings):
     """Draw what a pretrained network predicts and what its features see."""
 
+    examples = (
+        "--checkpoint runs/quickstart-digits-seed0",
+        "--checkpoint nin4-cifar10-jpeg --data-dir FOLDER --what overview --images 3",
+    )
     paths_as_text = ("checkpoint",)
+    positional = "checkpoint"
 
     checkpoint: str
     """Run folder of a pretraining (its newest checkpoint is used), a checkpoint file, an exported folder, or

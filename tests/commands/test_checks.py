@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from rotnet_fast.benchmark import BenchmarkConfig
 from rotnet_fast.checks import CIFAR10_SIDE, SIZES, check_images
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import cifar10, digits
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.evaluate import EvaluateConfig
-from rotnet_fast.flags import given_flags, parse_flags
+from rotnet_fast.export import ExportConfig
+from rotnet_fast.flags import GROUPS, given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
+from rotnet_fast.reproduce import ReproduceConfig
+from rotnet_fast.visualize import VisualizeConfig
 
 
 def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> None:
@@ -29,6 +33,7 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
     [
         ("--epoch 5", "unrecognized option --epoch (did you mean --epochs?)"),
         ("--zzz", "unrecognized option --zzz"),
+        ("--positiona", "unrecognized option --positiona"),
         ("-x", "unrecognized option -x"),
         ("5", "unrecognized argument 5"),
         ("--nesterov yes", "unrecognized argument yes"),
@@ -96,6 +101,36 @@ def test_the_help_shows_every_flag_with_its_text_and_the_default_of_the_base(
     assert "--blocks {3,4,5} Conv blocks of the Network in Network." in shown
     assert "--crop-scale FLOAT FLOAT" in shown
     assert "--nesterov, --no-nesterov" in shown
+
+
+COMMANDS = (PretrainConfig, EvaluateConfig, VisualizeConfig, ExportConfig, ReproduceConfig, BenchmarkConfig)
+
+
+def test_every_setting_of_pretraining_has_one_heading_in_the_help() -> None:
+    names = [name for group in GROUPS.values() for name in group.split()]
+    assert len(names) == len(set(names))
+    assert set(names) == PretrainConfig.__dataclass_fields__.keys() - {"preset"}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_the_examples_in_the_help_can_be_typed(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(kind, "python -m program", ["--help"])
+    printed = capsys.readouterr().out
+    assert "None)" not in printed
+    examples = printed.partition("examples:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        assert line.startswith("  python -m program --")
+        assert given_flags(kind, "program", shlex.split(line)[3:])
+
+
+@pytest.mark.parametrize("kind", [EvaluateConfig, VisualizeConfig, ExportConfig])
+def test_the_model_may_be_named_without_its_flag(kind: type) -> None:
+    for arguments in (["a b", "--output", "x"], ["--output", "x", "--checkpoint", "a b"]):
+        assert given_flags(kind, "program", arguments) == {"checkpoint": "a b", "output": Path("x")}
+    with pytest.raises(ArgumentError, match="checkpoint is a b; it must be"):
+        given_flags(kind, "program", ["a", "b"])
 
 
 @pytest.mark.parametrize(
