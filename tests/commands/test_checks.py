@@ -33,7 +33,6 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
     [
         ("--epoch 5", "unrecognized option --epoch (did you mean --epochs?)"),
         ("--zzz", "unrecognized option --zzz"),
-        ("--positiona", "unrecognized option --positiona"),
         ("-x", "unrecognized option -x"),
         ("5", "unrecognized argument 5"),
         ("--nesterov yes", "unrecognized argument yes"),
