@@ -171,7 +171,7 @@ def test_vmap_maps_a_network(backbone: Backbone) -> None:
 
 
 def test_vmap_is_told_to_give_the_whole_batch() -> None:
-    with pytest.raises(RuntimeError, match=r"not under torch.vmap: give it all indices at once, \[B\]"):
+    with pytest.raises(RuntimeError, match=r"not under torch.vmap: pass all indices \[B\] at once"):
         torch.vmap(lambda rows: rotate_batch(IMAGES, rows)[0])(torch.tensor([[0, 1], [1, 2]]))
 
 
