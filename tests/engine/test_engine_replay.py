@@ -228,7 +228,7 @@ class Drawing(NetworkInNetwork):
 @pytest.mark.parametrize(
     ("device", "precision", "network", "message"),
     [
-        (CPU, Precision("bf16", "cpu"), NetworkInNetwork, "which needs a GPU.*leave --graph out"),
+        (CPU, Precision("bf16", "cpu"), NetworkInNetwork, "which needs a GPU.*omit --graph"),
         (
             torch.device("cuda", 0),
             Precision("fp16", "cuda"),

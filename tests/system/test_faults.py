@@ -248,7 +248,7 @@ def test_altered_data_are_not_trained_on(alter: Any, error: type, loader: str, t
     pretrain(config)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     alter(images / "train" / "dark" / "07.jpg")
-    named = {cut: "07.jpg ends early", replace: "data_fingerprint|content of files has changed"}
+    named = {cut: "07.jpg is truncated", replace: "data_fingerprint|content of files has changed"}
     with pytest.raises(error, match=named.get(alter, "data_fingerprint")):
         pretrain(config)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
