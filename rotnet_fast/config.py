@@ -197,7 +197,7 @@ class PretrainConfig(ImageSettings):
 
     resume: str | None = None
     """Resume a run from this checkpoint file, or from the newest intact one of this run folder. Its settings
-    are used unless a preset or other flags override them.
+    are used; other flags override them, and --preset replaces all of them.
     auto: resume from the run folder of these settings, or start a new run if it has no checkpoint."""
 
     eval_every: int = 1
@@ -274,7 +274,8 @@ class PretrainConfig(ImageSettings):
         check_image_size(self.dataset, self.image_size)
         check_streaming(self.dataset, self.loader, self.is_cropped)
         self.check_needs_gpu(self.device)
-        if self.resume not in (None, "auto"):
+        # The folder may lie only on the machine of rank 0.
+        if self.resume not in (None, "auto") and os.environ.get("RANK", "0") == "0":
             check_resume(self.resume, self.output)
 
     def check_needs_gpu(self, device: str) -> None:

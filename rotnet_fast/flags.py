@@ -95,6 +95,7 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
     """
     if arguments and not arguments[0].startswith("-") and hasattr(kind, "positional"):
         arguments = [_flag(kind.positional), *arguments]
+    arguments = [word for word in _split_lists(kind, arguments) if word != "--"]
     # argparse takes -1e-3 for a flag, but not with a leading space, which number parsing ignores.
     words = [f" {word}" if word.startswith("-") and _is_number(word) else word for word in arguments]
     words = [_with_hyphens(word) for word in words if word not in ("-h", "--help")]
@@ -106,8 +107,11 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
             raise ArgumentError(f"{flag} takes no value; {wanted}; see {program} --help")
     found, unknown = _parser(kind, program).parse_known_args(words)
     if unknown:
-        word = unknown[0]
-        similar = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+        word = unknown[0].strip()
+        typed = word.partition("=")[0]
+        names = [*flags, *(flag.replace("--", "--no-", 1) for flag, hint in flags.items() if hint is bool)]
+        similar = [flag for flag in names if len(typed) > 3 and flag.startswith(typed)]
+        similar += difflib.get_close_matches(typed, names, n=1, cutoff=0.75)
         meant = f" (did you mean {similar[0]}?)" if similar else ""
         what = "option" if word.startswith("-") else "argument"
         raise ArgumentError(f"unrecognized {what} {word}{meant}; see {program} --help")
@@ -192,6 +196,7 @@ class _OnOff(argparse.Action):
 
 def _read(name: str, words: Sequence[str], hint: Any) -> Any:
     """Convert the words after a flag to the value of its field."""
+    words = [word[1:] if word.startswith(" -") and _is_number(word) else word for word in words]
     kinds = _kinds(hint)
     is_optional = type(None) in kinds
     if is_optional and list(words) == ["None"]:
@@ -215,6 +220,16 @@ def _read(name: str, words: Sequence[str], hint: Any) -> Any:
         none = ", or None" if is_optional else ""
         raise ArgumentError(f"{name} is {' '.join(words).strip()}; it must be {wanted}{none}")
     return found
+
+
+def _split_lists(kind: type, arguments: Sequence[str]) -> list[str]:
+    """Split ``--milestones=30 60`` at the equals sign, as argparse would only take the first value."""
+    lists = {_flag(field.name) for field in fields(kind) if _nargs(_hints(kind)[field.name]) is not None}  # type: ignore[arg-type]
+    words: list[str] = []
+    for word in arguments:
+        flag, _, value = word.partition("=")
+        words += [flag, value] if flag.replace("_", "-") in lists and value else [word]
+    return words
 
 
 def _converted(name: str, word: str, kind: Any) -> Any:

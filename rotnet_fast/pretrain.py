@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results = pretrain(config)
         except Interrupted:
             if is_main():
-                folder = shlex.quote(str(config.output_folder()))
+                folder = as_argument(config.output_folder())
                 print(f"saved; resume with: {program_as_started(PROGRAM)} --resume {folder}", file=sys.stderr)
             raise
         if is_main():
@@ -99,18 +99,22 @@ def base_settings(given: Mapping[str, Any]) -> PretrainConfig:
     """
     # The width in a preset is meant for its own network; a width from a flag stays.
     preset = PRESETS[given.get("preset", "paper")]().with_model(given.get("model", NIN))
-    if "resume" not in given or given["resume"] is None or "preset" in given:
+    if given.get("resume") is None or "preset" in given or not is_main():  # other ranks take over rank 0's
         return preset
     if given["resume"] == "auto":
         saved = settings_of_run(replace(preset, **given).output_folder())
         return preset if saved is None else saved.with_model(given.get("model", saved.model))
     path = check_resume(given["resume"], given.get("output"))
-    saved = settings_of_run(run_of(path)) or settings_in_checkpoint(path)
+    saved = settings_of_run(run_of(path), "resume") or settings_in_checkpoint(path)
     return saved.with_model(given.get("model", saved.model))
 
 
-def settings_of_run(run: Path) -> PretrainConfig | None:
+def settings_of_run(run: Path, argument: str = "output") -> PretrainConfig | None:
     """Read the settings in config.json of a run folder; None if there is none.
+
+    Args:
+        run: the folder.
+        argument: name of the argument in error messages.
 
     Raises:
         ArgumentError: it cannot be read, or belongs to another command.
@@ -118,12 +122,26 @@ def settings_of_run(run: Path) -> PretrainConfig | None:
     settings = read_settings(run)
     if settings is None:
         return None
+    check_is_pretraining(run, settings, argument)
     # Changed images are accepted once only, and a run may have moved.
     kept = {name: value for name, value in settings.items() if name not in _FOR_ONE_RUN}
     try:
         return PretrainConfig(**kept)
     except (TypeError, ArgumentError) as error:
         raise ArgumentError(f"{run / 'config.json'} is not that of a pretraining ({error})") from error
+
+
+def check_is_pretraining(folder: Path, settings: Mapping[str, Any], argument: str = "output") -> None:
+    """Refuse the folder of another command.
+
+    Raises:
+        ArgumentError: the settings in it are not those of a pretraining.
+    """
+    if "preset" not in settings:
+        remedy = "choose another folder with --output" if argument == "output" else "pass a run of " + PROGRAM
+        raise ArgumentError(
+            f"{argument} {folder} holds a run of another command, not a pretraining; {remedy}"
+        )
 
 
 _FOR_ONE_RUN = ("accept_changed_data", "output", "resume")
@@ -135,8 +153,13 @@ def settings_in_checkpoint(path: Path) -> PretrainConfig:
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
     """
-    from rotnet_fast.pretrained import read_pretrained
+    from rotnet_fast.pretrained import has_checkpoints, read_pretrained
 
+    if path.is_dir() and not has_checkpoints(path):
+        raise CheckpointError(
+            f"resume is {path}, which is no run folder; pass a run folder of {PROGRAM}, or a file in its "
+            f"checkpoints/"
+        )
     return read_pretrained(path, "resume").config
 
 
@@ -152,6 +175,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """
     config.validate()
     with join() as processes:
+        if config.resume is not None:  # only rank 0 needs to have the run folder
+            config = processes.from_main(lambda: config)
         folder = config.output_folder()
         # After a failure on one machine, only the agent of that machine counts a restart.
         is_restarted = bool(processes.maximum(is_restart())[0])
@@ -176,11 +201,8 @@ def check_folder(folder: Path) -> None:
         settings = read_settings(folder)
     except ArgumentError:
         return  # reported when the settings are needed
-    if settings is not None and "preset" not in settings:
-        raise ArgumentError(
-            f"output {folder} holds a run of another command, not a pretraining; choose another folder with "
-            f"--output"
-        )
+    if settings is not None:
+        check_is_pretraining(folder, settings)
 
 
 @plain_torch()
@@ -307,9 +329,8 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
 
     if config.resume is None:
         return None
-    is_auto = config.resume == "auto"
-    path = run if is_auto else Path(config.resume)
-    if is_auto and not checkpoint.candidates(path):
+    path = run if config.resume == "auto" else Path(config.resume)
+    if path.is_dir() and path.resolve() == run.resolve() and not checkpoint.candidates(path):
         print(f"{path} has no checkpoint yet: starting from the beginning")
         return None
     found, state = checkpoint.load_newest(path)
@@ -407,6 +428,12 @@ def image_list_name(identity: Mapping[str, Any]) -> str:
     return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
+def as_argument(folder: Path) -> str:
+    """Format a path for a shell; a relative one that begins with a dash would be taken for a flag."""
+    text = str(folder)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """Format what is printed at the end."""
     folder = config.output_folder()
@@ -422,7 +449,7 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     if wrong is None or not wrong.is_hopeless:
         # Features are evaluated by object classes, which not all images have.
         command = "evaluate" if results["classes"] else "visualize"
-        lines.append(f"next: python -m rotnet_fast.{command} --checkpoint {shlex.quote(str(folder))}")
+        lines.append(f"next: python -m rotnet_fast.{command} --checkpoint {as_argument(folder)}")
     return "\n".join(lines)
 
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.run_folder import run_of
+from rotnet_fast.engine.run_folder import read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
-from rotnet_fast.files import named
+from rotnet_fast.files import named, open_plain
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,13 @@ SHIPPED: dict[str, str] = {
 
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
 
-_REMEDY = (
-    "pass a run folder of python -m rotnet_fast.pretrain, a checkpoint in it, a folder of "
-    "python -m rotnet_fast.export"
-)
+
+def _remedy() -> str:
+    """Return what to pass as a model, as the end of a sentence."""
+    return (
+        "pass a run folder of python -m rotnet_fast.pretrain, a checkpoint in it, a folder of python -m "
+        f"rotnet_fast.export, or the name of a model that ships with the package: {', '.join(SHIPPED)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,31 @@ def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> M
     path = named(model, argument)
     if not path.exists():
         near = difflib.get_close_matches(os.fspath(model), SHIPPED, n=1)
-        meant = f"did you mean {near[0]}? Otherwise {_REMEDY}" if near else _REMEDY
-        raise CheckpointError(
-            f"{argument} {path} does not exist; {meant}, or the name of a model that ships with the package: "
-            f"{', '.join(SHIPPED)}"
-        )
+        meant = f"did you mean {near[0]}? Otherwise {_remedy()}" if near else _remedy()
+        raise CheckpointError(f"{argument} {path} does not exist; {meant}")
     if not path.is_dir():
         return ModelPath(path, run_of(path))
+    if has_checkpoints(path):  # an older export may lie in the folder of a run
+        return ModelPath(path, path)
     if (path / MODEL_FILE).exists():
         return ModelPath(path / MODEL_FILE, path)
+    of = (read_settings(path) or {}).get("checkpoint")
+    if of is not None:
+        raise CheckpointError(f"{argument} {path} is an evaluation of {of}: pass that instead")
     if (path / "checkpoints").is_dir():
-        return ModelPath(path, path)
-    runs = sorted(place.parent for place in path.glob("*/checkpoints"))
+        raise CheckpointError(f"{argument} {path} is a run that has no checkpoint yet; {_remedy()}")
+    runs = sorted(place for place in path.iterdir() if has_checkpoints(place))
     if runs:
         shown = ", ".join(map(str, runs[:3])) + (", ..." if len(runs) > 3 else "")
         raise CheckpointError(
             f"{argument} {path} is not a run folder, but contains {len(runs)}: pass {shown}"
         )
-    raise CheckpointError(f"{argument} {path} contains neither {MODEL_FILE} nor checkpoints/; {_REMEDY}")
+    raise CheckpointError(f"{argument} {path} contains neither {MODEL_FILE} nor checkpoints/; {_remedy()}")
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether a folder is that of a run with a checkpoint, damaged or not."""
+    return any((folder / "checkpoints").glob("*.pt"))
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,7 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
     from rotnet_fast.engine import checkpoint
 
     found = find_model(model, argument)
-    if found.shipped_as or (found.path.is_file() and _is_safetensors(found.path)):
+    if found.shipped_as or (not found.path.is_dir() and _is_safetensors(found.path)):
         return _read_exported(found)
     path, state = checkpoint.load_newest(found.path)
     identity = state.get("config", {})
@@ -267,7 +277,7 @@ def _read_exported(found: ModelPath) -> Pretrained:
 def _is_safetensors(path: Path) -> bool:
     """Return whether a file starts like safetensors: with the length of a JSON header, and the header."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             return file.read(10)[8:] == b'{"'
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error

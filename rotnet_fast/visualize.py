@@ -149,6 +149,9 @@ class Analyses:
         self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
+        self.classes: tuple[str, ...] = ()
+        if config.pictures() == ["filters"]:  # which need no images
+            return
         dataset = open_images(
             pretrained,
             device,

@@ -346,6 +346,8 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError("settings is not an object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
     return settings

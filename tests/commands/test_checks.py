@@ -33,6 +33,9 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
     [
         ("--epoch 5", "unrecognized option --epoch (did you mean --epochs?)"),
         ("--zzz", "unrecognized option --zzz"),
+        ("--bad 3", "unrecognized option --bad (did you mean --bad-images?)"),
+        ("--no-nestero", "unrecognized option --no-nestero (did you mean --no-nesterov?)"),
+        ("-5", "unrecognized option -5"),
         ("-x", "unrecognized option -x"),
         ("5", "unrecognized argument 5"),
         ("--nesterov yes", "unrecognized argument yes"),
@@ -67,10 +70,11 @@ def test_a_flag_that_is_missing_is_named() -> None:
 
 
 def test_flags_are_read_by_the_types_of_their_fields() -> None:
-    flags = (
-        "--lr -1e-3 --rotations -90 0 --no-nesterov --limit_train None --blocks=3 --crop-scale 0.5 1 --lr=2"
-    )
+    flags = "--lr -1e-3 --rotations -90 0 --no-nesterov --limit_train None --blocks=3 --crop-scale 0.5 1 "
+    flags += "--lr=2 --output -5 --milestones=30 60 --"
     assert given_flags(PretrainConfig, "program", shlex.split(flags)) == {
+        "output": Path("-5"),
+        "milestones": (30, 60),
         "lr": 2.0,
         "rotations": (-90, 0),
         "nesterov": False,

@@ -129,8 +129,9 @@ def test_the_number_format_that_auto_stood_for_is_kept(
     ("content", "error"),
     [
         ("{", r"config.json cannot be read .*; restore or remove it"),
-        ('{"settings": {"checkpoint": "x"}}', r"config.json is not that of a pretraining"),
-        ('{"settings": {"lr": "x"}}', r"config.json is not that of a pretraining .*lr is 'x'"),
+        ('{"settings": []}', r"config.json cannot be read .*; restore or remove it"),
+        ('{"settings": {"checkpoint": "x"}}', r"resume .*a run holds a run of another command, not a pretr"),
+        ('{"settings": {"preset": "cpu", "lr": "x"}}', r"config.json is not that of a .*lr is 'x'"),
     ],
 )
 def test_settings_that_cannot_be_read_are_refused(run: Path, content: str, error: str) -> None:
@@ -143,7 +144,9 @@ def test_what_cannot_be_resumed_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"resume is .*nowhere, which does not exist"):
         parse(["--resume", str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"resume .*empty holds neither"):
+    with pytest.raises(
+        CheckpointError, match=r"resume is .*empty, which is no run folder; pass a run folder"
+    ):
         parse(["--resume", str(tmp_path / "empty")])
     assert parse(["--resume", str(run), "--preset", "cpu"]).width == PretrainConfig(preset="cpu").width / 2
 
@@ -165,3 +168,31 @@ def test_folders_of_other_commands_are_refused(
         assert main([*TINY, "--output", str(folder)]) == 2
         assert said in capsys.readouterr().err
         assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(begun: Path, run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    assert main(["--resume", str(run)]) == 0
+    assert results(run)["state_hash"] == results(begun / "whole")["state_hash"]
+
+
+def test_printed_commands_work_in_a_folder_that_looks_like_a_flag(
+    begun: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    run.rename("-run")
+    assert main(["--resume=-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "next: python -m rotnet_fast.evaluate --checkpoint ./-run" in printed.replace(
+        f"{run.parent}/", "./"
+    )
+
+
+def test_other_ranks_take_over_the_settings_of_the_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for resume in (str(tmp_path / "on another machine"), "auto"):
+        assert parse(["--resume", resume, "--dataset", "digits"]).resume == resume

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -136,7 +137,9 @@ def test_what_is_made_of_a_shipped_model_goes_where_runs_go(
     monkeypatch.chdir(tmp_path)
     (name,) = SHIPPED
     assert evaluate.EvaluateConfig(name).output_folder() == Path("runs") / name / "evaluate-001"
-    assert visualize.main(["--checkpoint", name, "--what", "filters", "--device", "cpu"]) == 3
+    assert visualize.main([name, "--what", "filters", "--device", "cpu"]) == 0  # needs no images
+    assert (tmp_path / "runs" / name / "figures" / "filters.png").exists()
+    assert visualize.main([name, "--what", "knn", "--device", "cpu"]) == 3
     said = capsys.readouterr().err
     assert "the folder of the images of this run is unknown" in said
     assert "give their folder with --data-dir" in said
@@ -186,3 +189,33 @@ def test_committed_weights_and_results_load() -> None:
     for folder in studies:
         study = load_study(folder)
         assert len(study.files) == len(list((folder / "cells").glob("*.json")))
+
+
+def test_a_run_comes_before_an_export_in_its_folder(forms: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(forms["run folder"], tmp_path / "run"))
+    shutil.copy(forms["exported file"], run / MODEL_FILE)
+    assert find_model(run).path == run
+    assert read_pretrained(run).run == run
+
+
+def test_evaluations_and_runs_without_a_checkpoint_are_told_apart(
+    forms: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(forms["run folder"], tmp_path / "run"))
+    flags = ["--checkpoint", str(run), "--no-frozen", "--knn", "--device", "cpu"]
+    with read_digits_once():
+        assert evaluate.main(flags) == 0
+    with pytest.raises(CheckpointError, match=f"evaluate-001 is an evaluation of {run}: pass that instead"):
+        find_model(run / "evaluate-001")
+    with pytest.raises(CheckpointError, match=rf"is not a run folder, but contains 1: pass {run}$"):
+        find_model(tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="is a run that has no checkpoint yet"):
+        find_model(run)
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match=r"cannot read .*pipe"):
+        read_pretrained(tmp_path / "pipe")

@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -129,7 +130,14 @@ def run_tests(kernel: str, examples: int) -> Outcome:
     report.unlink(missing_ok=True)
     tests = [str(Path(__file__).parents[1] / "ops" / name) for name in TESTS]
     # A report ends the process: pytest must neither hold back its text nor take its signal.
-    options = ["-q", "--capture=sys", "-pno:faulthandler", "-pno:cacheprovider", f"-opythonpath={FOLDER}"]
+    paths = [str(FOLDER), str(Path(__file__).parent)]
+    options = [
+        "-q",
+        "--capture=sys",
+        "-pno:faulthandler",
+        "-pno:cacheprovider",
+        f"-opythonpath={shlex.join(paths)}",
+    ]
     options += ["-ojunit_family=xunit1", f"--junitxml={report}"]  # the format that holds properties
     result = run(
         f"import pytest; sys.exit(pytest.main({[*options, *tests]!r}))",

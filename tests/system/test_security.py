@@ -28,4 +28,4 @@ def test_the_table_of_dependencies_is_that_of_the_project() -> None:
 def test_the_tests_that_it_names_exist() -> None:
     named = re.findall(r"(test_\w+\*?)\.py", SECURITY)
     assert len(named) > 4
-    assert [name for name in named if not list((ROOT / "tests").glob(f"{name}.py"))] == []
+    assert [name for name in named if not list((ROOT / "tests").rglob(f"{name}.py"))] == []
