@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rotnet_fast.checks import CIFAR10_SIDE
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import cannot_read, make_folder, replacing, resolve_path
@@ -52,8 +53,7 @@ CLASSES = (
     "truck",
 )
 
-_SIDE = 32
-_RECORD_BYTES = 1 + 3 * _SIDE * _SIDE  # the label, then the red, green and blue planes
+_RECORD_BYTES = 1 + 3 * CIFAR10_SIDE**2  # the label, then the red, green and blue planes
 _CHUNK_BYTES = 1 << 18
 _PYTHON_FILE = "data_batch_1"
 
@@ -76,9 +76,9 @@ def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str
         DataError: the archive is damaged or incomplete or cannot be downloaded, or data_dir contains another
             data set.
     """
-    if image_size != _SIDE:
+    if image_size != CIFAR10_SIDE:
         raise ArgumentError(
-            f"image_size is {image_size}; CIFAR-10 only has images of {_SIDE} pixels: "
+            f"image_size is {image_size}; CIFAR-10 only has images of {CIFAR10_SIDE} pixels: "
             f"use --dataset folder for other sizes"
         )
     directory = DEFAULT_DATA_DIR if data_dir is None else data_dir
@@ -248,6 +248,6 @@ def _parse_records(name: str, content: bytes) -> Split:
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= len(CLASSES):
         raise DataError(f"{name} is damaged: it has label {labels.max()}; CIFAR-10 has labels 0 to 9")
-    planes = records[:, 1:].reshape(-1, 3, _SIDE, _SIDE)
+    planes = records[:, 1:].reshape(-1, 3, CIFAR10_SIDE, CIFAR10_SIDE)
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))  # [N,H,W,C]
     return Split(torch.from_numpy(images), torch.from_numpy(labels))

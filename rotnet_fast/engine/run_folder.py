@@ -40,6 +40,7 @@ from rotnet_fast.files import (
     open_to_append,
     write_atomically,
 )
+from rotnet_fast.json_files import read_object
 
 STUDY_FILE = "study.json"
 """Settings of a study, in its folder."""
@@ -344,12 +345,9 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.exists():
         return None
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        if not isinstance(settings, dict):
-            raise ValueError("settings is not an object")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"{path} cannot be read ({error}); restore or remove it") from error
+    settings: dict[str, Any] = read_object(path, "run", {"settings": dict}, "restore or remove it")[
+        "settings"
+    ]
     return settings
 
 

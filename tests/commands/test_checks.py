@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rotnet_fast.benchmark import BenchmarkConfig
-from rotnet_fast.checks import CIFAR10_SIDE, SIZES, check_images
+from rotnet_fast.checks import SIZES, check_images
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import cifar10, digits
 from rotnet_fast.errors import ArgumentError, DataError
@@ -25,7 +25,6 @@ def test_the_sizes_that_limits_are_checked_against_are_those_of_the_data() -> No
     assert SIZES["digits"] == (len(images.train), len(images.test))
     files = len(cifar10.TRAIN_FILES)
     assert SIZES["cifar10"] == (files * cifar10.IMAGES_PER_FILE, cifar10.IMAGES_PER_FILE)
-    assert cifar10._SIDE == CIFAR10_SIDE
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_number_format_that_auto_stood_for_is_kept(
     ("content", "error"),
     [
         ("{", r"config.json cannot be read .*; restore or remove it"),
-        ('{"settings": []}', r"config.json cannot be read .*; restore or remove it"),
+        ('{"settings": []}', r"holds no run, as its settings is of another type; restore or remove it"),
         ('{"settings": {"checkpoint": "x"}}', r"resume .*a run holds a run of another command, not a pretr"),
         ('{"settings": {"preset": "cpu", "lr": "x"}}', r"config.json is not that of a .*lr is 'x'"),
     ],
