@@ -17,7 +17,7 @@ from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, resolve_path
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
-from rotnet_fast.settings import ImageSettings, at_least_one
+from rotnet_fast.settings import ImageSettings, at_least_one, flag_name
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedrun"]
 
@@ -386,7 +386,7 @@ def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] 
 
 def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:
     if not is_allowed:
-        raise ArgumentError(f"{name.replace('_', '-')} is {value}; it {rule}")
+        raise ArgumentError(f"{flag_name(name)} is {value}; it {rule}")
 
 
 def _is_rotation_set(rotations: tuple[int, ...]) -> bool:

@@ -15,9 +15,10 @@ import types
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.settings import field_types, flag_name
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def parse_flags(kind: type[T], program: str, arguments: Sequence[str], base: T |
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in given and field.default is MISSING:
             flag = f"{_flag(field.name)} {_metavar(kind, field.name)}"
-            raise ArgumentError(f"{_name(field.name)} is missing; pass {flag}; see {program} --help")
+            raise ArgumentError(f"{flag_name(field.name)} is missing; pass {flag}; see {program} --help")
     return kind(**given)
 
 
@@ -99,7 +100,7 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
     # argparse takes -1e-3 for a flag, but not with a leading space, which number parsing ignores.
     words = [f" {word}" if word.startswith("-") and _is_number(word) else word for word in arguments]
     words = [_with_hyphens(word) for word in words if word not in ("-h", "--help")]
-    flags = {_flag(field.name): _hints(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    flags = {_flag(field.name): field_types(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     for flag, is_joined, _ in (word.partition("=") for word in words):
         positive = flag.replace("--no-", "--", 1)
         if is_joined and bool in (flags.get(flag), flags.get(positive)):
@@ -117,7 +118,7 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
         raise ArgumentError(f"unrecognized {what} {word}{meant}; see {program} --help")
     try:
         return {
-            name: value if isinstance(value, bool) else _read(_name(name), value, _hints(kind)[name])
+            name: value if isinstance(value, bool) else _read(flag_name(name), value, field_types(kind)[name])
             for name, value in vars(found).items()
         }
     except ArgumentError as error:
@@ -143,7 +144,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
         add_help=False,
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
-    texts = _field_docs(kind)
+    texts = _field_docs(kind) if is_help else {}
     titles = ["", *GROUPS]
     group_of = {name: title for title, names in GROUPS.items() for name in names.split()}
     groups: dict[str, Any] = {"": parser}
@@ -151,7 +152,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
     for field in sorted(fields(kind), key=lambda field: titles.index(group_of.get(field.name, ""))):  # type: ignore[arg-type]
         group = groups[group_of.get(field.name, "")]
         default = field.default if base is None else getattr(base, field.name)
-        hint = _hints(kind)[field.name]
+        hint = field_types(kind)[field.name]
         text = texts.get(field.name, "").replace("%", "%%")
         if default is MISSING:
             text += " (required)"
@@ -224,7 +225,7 @@ def _read(name: str, words: Sequence[str], hint: Any) -> Any:
 
 def _split_lists(kind: type, arguments: Sequence[str]) -> list[str]:
     """Split ``--milestones=30 60`` at the equals sign, as argparse would only take the first value."""
-    lists = {_flag(field.name) for field in fields(kind) if _nargs(_hints(kind)[field.name]) is not None}  # type: ignore[arg-type]
+    lists = {_flag(field.name) for field in fields(kind) if _nargs(field_types(kind)[field.name]) is not None}  # type: ignore[arg-type]
     words: list[str] = []
     for word in arguments:
         flag, _, value = word.partition("=")
@@ -259,7 +260,7 @@ def _wanted(kind: Any) -> str:
 
 def _metavar(settings: type, name: str) -> str:
     """Return the placeholder of a flag's value in the help."""
-    hint = _hints(settings)[name]
+    hint = field_types(settings)[name]
     kind = next(one for one in _kinds(hint) if one is not type(None))
     if get_origin(kind) is tuple:
         hint = kind = get_args(kind)[0]
@@ -282,10 +283,6 @@ def _nargs(hint: Any) -> int | str | None:
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the type itself if it is not a union."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -321,8 +318,4 @@ def _with_hyphens(word: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return f"--{_name(name)}"
-
-
-def _name(name: str) -> str:
-    return name.replace("_", "-")
+    return f"--{flag_name(name)}"

@@ -23,6 +23,7 @@ from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.run_folder import (
     RunFolder,
+    candidates,
     check_is_no_study,
     claimed,
     loader_of,
@@ -153,9 +154,9 @@ def settings_in_checkpoint(path: Path) -> PretrainConfig:
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
     """
-    from rotnet_fast.pretrained import has_checkpoints, read_pretrained
+    from rotnet_fast.pretrained import read_pretrained
 
-    if path.is_dir() and not has_checkpoints(path):
+    if path.is_dir() and not candidates(path):
         raise CheckpointError(
             f"resume is {path}, which is no run folder; pass a run folder of {PROGRAM}, or a file in its "
             f"checkpoints/"
@@ -181,7 +182,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # After a failure on one machine, only the agent of that machine counts a restart.
         is_restarted = bool(processes.maximum(is_restart())[0])
         is_restarted = processes.from_main(lambda: is_restarted and was_begun_by_this_job(folder))
-        if is_restarted and (config.resume is None or processes.from_main(lambda: has_checkpoint(folder))):
+        if is_restarted and (config.resume is None or processes.from_main(lambda: bool(candidates(folder)))):
             config = replace(config, resume="auto", output=folder)
         processes.on_main(lambda: check_folder(folder))
         if processes.is_main:
@@ -294,13 +295,6 @@ def how(trainer: Trainer) -> str:
     )
 
 
-def has_checkpoint(run: Path) -> bool:
-    """Return whether a run folder holds a checkpoint, damaged or not."""
-    from rotnet_fast.engine import checkpoint
-
-    return bool(checkpoint.candidates(run))
-
-
 def warn_of_late_milestones(config: PretrainConfig) -> None:
     """Warn of milestones that come too late to change the learning rate of any epoch."""
     late = [str(milestone) for milestone in config.milestones if milestone >= config.epochs]
@@ -330,7 +324,7 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
     if config.resume is None:
         return None
     path = run if config.resume == "auto" else Path(config.resume)
-    if path.is_dir() and path.resolve() == run.resolve() and not checkpoint.candidates(path):
+    if path.is_dir() and path.resolve() == run.resolve() and not candidates(path):
         print(f"{path} has no checkpoint yet: starting from the beginning")
         return None
     found, state = checkpoint.load_newest(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.run_folder import read_settings, run_of
+from rotnet_fast.engine.run_folder import candidates, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, open_plain
 
@@ -84,7 +84,7 @@ def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> M
         raise CheckpointError(f"{argument} {path} does not exist; {meant}")
     if not path.is_dir():
         return ModelPath(path, run_of(path))
-    if has_checkpoints(path):  # an older export may lie in the folder of a run
+    if candidates(path):  # an older export may lie in the folder of a run
         return ModelPath(path, path)
     if (path / MODEL_FILE).exists():
         return ModelPath(path / MODEL_FILE, path)
@@ -93,18 +93,13 @@ def find_model(model: str | os.PathLike[str], argument: str = "checkpoint") -> M
         raise CheckpointError(f"{argument} {path} is an evaluation of {of}: pass that instead")
     if (path / "checkpoints").is_dir():
         raise CheckpointError(f"{argument} {path} is a run that has no checkpoint yet; {_remedy()}")
-    runs = sorted(place for place in path.iterdir() if has_checkpoints(place))
+    runs = sorted(place for place in path.iterdir() if candidates(place))
     if runs:
         shown = ", ".join(map(str, runs[:3])) + (", ..." if len(runs) > 3 else "")
         raise CheckpointError(
             f"{argument} {path} is not a run folder, but contains {len(runs)}: pass {shown}"
         )
     raise CheckpointError(f"{argument} {path} contains neither {MODEL_FILE} nor checkpoints/; {_remedy()}")
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Return whether a folder is that of a run with a checkpoint, damaged or not."""
-    return any((folder / "checkpoints").glob("*.pt"))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        hints = _hints(kind)
+        hints = field_types(kind)
         for field in fields(self):  # type: ignore[arg-type]
             given = getattr(self, field.name)
             value = _convert(field.name, given, hints[field.name])
@@ -51,7 +51,8 @@ class Settings:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a class by field name, evaluated once."""
     return get_type_hints(kind)
 
 
@@ -121,22 +122,23 @@ def _to_str(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise _refusal(name, value, "it must be a string")
     if not value:
-        raise ArgumentError(f"{_flag_name(name)} is empty; pass a value, or omit it")
+        raise ArgumentError(f"{flag_name(name)} is empty; pass a value, or omit it")
     return value
 
 
 def _to_path(name: str, value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise _refusal(name, value, "it must be a path")
-    return named(value, _flag_name(name))
+    return named(value, flag_name(name))
 
 
-def _flag_name(name: str) -> str:
+def flag_name(name: str) -> str:
+    """Return a field's name as it stands in flags and messages: ``data-dir`` for ``data_dir``."""
     return name.replace("_", "-")
 
 
 def _refusal(name: str, value: Any, rule: str) -> ArgumentError:
-    return ArgumentError(f"{_flag_name(name)} is {shown(value)}; {rule}")
+    return ArgumentError(f"{flag_name(name)} is {shown(value)}; {rule}")
 
 
 _CONVERTERS: dict[Any, Callable[[str, Any], Any]] = {
@@ -248,4 +250,4 @@ def at_least_one(settings: Settings, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and value < 1:
-            raise ArgumentError(f"{_flag_name(name)} is {value}; it must be at least 1")
+            raise ArgumentError(f"{flag_name(name)} is {value}; it must be at least 1")

@@ -30,7 +30,7 @@ import torch
 
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.memory import is_out_of_memory
-from rotnet_fast.engine.run_folder import epoch_checkpoints
+from rotnet_fast.engine.run_folder import candidates
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.files import named, write_atomically
 
@@ -110,19 +110,6 @@ def load(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} holds something other than tensors and plain values; {_GIVE_A_RUN}"
         ) from error
     return state
-
-
-def candidates(run: Path) -> list[Path]:
-    """List the checkpoints in a run folder, newest first.
-
-    ``checkpoints/last.pt`` is the newest. ``checkpoints/epoch-0012.pt`` was written after 12 epochs.
-    ``checkpoints/best.pt``, of the epoch with the best test, may be older than all of them. After an epoch,
-    several of these are names of one file, so that damage to it affects all of them; earlier epochs are
-    files of their own.
-    """
-    folder = run / "checkpoints"
-    of_epochs = [path for _, path in reversed(epoch_checkpoints(folder))]
-    return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -324,6 +324,19 @@ def epoch_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match is not None)
 
 
+def candidates(run: Path) -> list[Path]:
+    """List the checkpoints in a run folder, newest first.
+
+    ``checkpoints/last.pt`` is the newest. ``checkpoints/epoch-0012.pt`` was written after 12 epochs.
+    ``checkpoints/best.pt``, of the epoch with the best test, may be older than all of them. After an epoch,
+    several of these are names of one file, so that damage to it affects all of them; earlier epochs are
+    files of their own.
+    """
+    folder = run / "checkpoints"
+    of_epochs = [path for _, path in reversed(epoch_checkpoints(folder))]
+    return [path for path in (folder / "last.pt", *of_epochs, folder / "best.pt") if path.is_file()]
+
+
 def run_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint belongs to.
 

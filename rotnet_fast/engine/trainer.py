@@ -13,7 +13,7 @@ from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
-from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
+from rotnet_fast.engine.run_folder import RunFolder, candidates, epoch_checkpoints
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
@@ -270,7 +270,7 @@ class Trainer:
         rates = ", ".join(f"{lr:g}" for lr in self.training_step.lrs)
         precision = self.settings.precision.name
         wider = " or use --precision bf16 or fp32" if precision == "fp16" else ""
-        good = [str(path) for path in checkpoint.candidates(self.run.path)]
+        good = [str(path) for path in candidates(self.run.path)]
         kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint had been written yet"
         return NonFiniteError(
             f"{finding} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}, with "
@@ -342,9 +342,7 @@ class Trainer:
             CheckpointError: it belongs to a run with other settings or data, or all checkpoints are damaged.
         """
         path = self.run.path
-        found = self.processes.from_main(
-            lambda: checkpoint.load_newest(path) if checkpoint.candidates(path) else None
-        )
+        found = self.processes.from_main(lambda: checkpoint.load_newest(path) if candidates(path) else None)
         if found is not None:
             self.load_state(found[1], found[0])
 
