@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rotnet_fast.checks import check_image_size, check_needs_gpu, check_seed, check_streaming
-from rotnet_fast.engine.schedule import Schedule, stretched
-from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.errors import CheckpointError
 from rotnet_fast.files import named, resolve_path
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
-from rotnet_fast.settings import ImageSettings, at_least_one, flag_name
+from rotnet_fast.settings import ImageSettings, Optimisation, at_least_one, require
 
 PresetName = Literal["quickstart", "cpu", "slides", "paper", "official", "speedrun"]
 
@@ -51,23 +50,11 @@ _NOT_PART_OF_THE_RECIPE = (
 ``bad_images`` skips change the data's fingerprint, which must be the same in a resumed run unless
 ``accept_changed_data`` is set."""
 
-_OPTIMISATION = (
-    "lr",
-    "schedule",
-    "milestones",
-    "warmup",
-    "lr_factor",
-    "optimizer",
-    "muon_lr",
-    "nesterov",
-    "weight_decay",
-)
-
 _LARGEST_PADDED_SIZE = 64
 
 
 @dataclass(frozen=True)
-class PretrainConfig(ImageSettings):
+class PretrainConfig(ImageSettings, Optimisation):
     """Pretrain RotNet: learn image features by predicting the rotation of each image."""
 
     examples = (
@@ -137,43 +124,15 @@ class PretrainConfig(ImageSettings):
     flip_prob: float = 0.5
     """Probability of a left-right flip before the rotations."""
 
-    epochs: int = 100
-    """Passes over the training images."""
-
     batch_size: int = 128
     """Images per step over all processes; each image gives one view per rotation."""
-
-    lr: float = 0.1
-    """Learning rate of the first step, or at the end of the warm-up."""
-
-    schedule: Literal["step", "linear", "cosine"] = "step"
-    """step: multiply lr by lr-factor at each milestone. linear, cosine: decay to 0 at the end."""
-
-    warmup: float = 0.0
-    """Epochs, possibly fractional, in which linear and cosine rise from 0 to lr before they decay."""
 
     milestones: tuple[int, ...] = (30, 60, 80)
     """Epochs after which the step schedule multiplies the learning rate."""
 
-    lr_factor: float = 0.2
-    """Factor of the step schedule."""
-
-    optimizer: Literal["sgd", "muon"] = "sgd"
-    """sgd: for all parameters. muon: for the filters of convolutions, with sgd for the rest; its steps move
-    all directions of a filter by about the same amount."""
-
-    muon_lr: float = 0.05
-    """Learning rate of muon; lr is that of the other parameters. Both follow the schedule."""
-
     sync_batchnorm: bool = False
     """With several processes, normalise with the statistics over all of their images.
     Otherwise each process uses those of its own batch share."""
-
-    nesterov: bool = True
-    """Use Nesterov momentum; the momentum is 0.9."""
-
-    weight_decay: float = 5e-4
-    """Weight decay, on all parameters."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
@@ -224,52 +183,27 @@ class PretrainConfig(ImageSettings):
             DataError: ``data_dir`` is needed, but is not a folder.
             CheckpointError: ``resume`` is a path that does not exist, or a file outside a run folder.
         """
-        _require(
+        require(
+            self,
             "rotations",
-            self.rotations,
             _is_rotation_set(self.rotations),
             "must be 2 to 64 different integer degrees, such as 0 90 180 270",
         )
         super().validate()
-        at_least_one(self, "epochs", "batch_size", "eval_every", "log_every", "checkpoint_every_steps")
+        at_least_one(self, "batch_size", "eval_every", "log_every", "checkpoint_every_steps")
         seconds = self.checkpoint_every_seconds
-        _require(
-            "checkpoint_every_seconds", seconds, seconds is None or seconds > 0, "must be above 0, or None"
-        )
+        require(self, "checkpoint_every_seconds", seconds is None or seconds > 0, "must be above 0, or None")
         if self.model != NIN:
             for name in _NIN_ONLY:
-                value = getattr(self, name)
-                is_default = value == self.__dataclass_fields__[name].default
-                _require(name, value, is_default, f"only applies to --model {NIN}: remove it")
-        _require("width", self.width, 0 < self.width <= 16, "must lie in (0, 16]")
-        _require("pad", self.pad, 0 <= self.pad <= 32767, "must lie in [0, 32767]")
-        _require("flip_prob", self.flip_prob, 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
-        _require("lr", self.lr, 0 < self.lr < math.inf, "must be a number above 0")
-        _require("muon_lr", self.muon_lr, 0 < self.muon_lr < math.inf, "must be a number above 0")
-        is_used = self.optimizer == "muon" or self.muon_lr == self.__dataclass_fields__["muon_lr"].default
-        _require("muon_lr", self.muon_lr, is_used, "only applies to --optimizer muon: remove it")
-        is_possible = self.warmup == 0 or (self.schedule != "step" and 0 < self.warmup < self.epochs)
-        _require(
-            "warmup",
-            self.warmup,
-            is_possible,
-            "must be 0 or, with schedule linear or cosine, above 0 and less than epochs",
-        )
-        _require("lr_factor", self.lr_factor, 0 < self.lr_factor < math.inf, "must be a number above 0")
-        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "must be at least 0")
-        increasing = [0, *self.milestones] == sorted({0, *self.milestones})
-        _require("milestones", self.milestones, increasing, "must increase from above 0, such as 30 60 80")
+                is_default = getattr(self, name) == self.__dataclass_fields__[name].default
+                require(self, name, is_default, f"only applies to --model {NIN}: remove it")
+        require(self, "width", 0 < self.width <= 16, "must lie in (0, 16]")
+        require(self, "pad", 0 <= self.pad <= 32767, "must lie in [0, 32767]")
+        require(self, "flip_prob", 0 <= self.flip_prob <= 1, "must lie in [0, 1]")
         low, high = self.crop_scale
-        _require(
-            "crop_scale", self.crop_scale, 0 < low <= high <= 1, "must be two numbers in (0, 1], ascending"
-        )
+        require(self, "crop_scale", 0 < low <= high <= 1, "must be two numbers in (0, 1], ascending")
         low, high = self.crop_ratio
-        _require(
-            "crop_ratio",
-            self.crop_ratio,
-            0 < low <= high < math.inf,
-            "must be two numbers above 0, ascending",
-        )
+        require(self, "crop_ratio", 0 < low <= high < math.inf, "must be two numbers above 0, ascending")
         check_seed(self.seed)
         check_image_size(self.dataset, self.image_size)
         check_streaming(self.dataset, self.loader, self.is_cropped)
@@ -325,31 +259,10 @@ class PretrainConfig(ImageSettings):
         defaults: dict[str, Any] = {name: self.__dataclass_fields__[name].default for name in _NIN_ONLY}
         return replace(self, model=model, **defaults)
 
-    def stretched(self, epochs: int) -> PretrainConfig:
-        """Return these settings for another number of epochs, with milestones and warm-up in proportion."""
-        return replace(
-            self,
-            epochs=epochs,
-            milestones=stretched(self.milestones, self.epochs, epochs),
-            warmup=self.warmup * epochs / self.epochs,
-        )
-
     def architecture(self) -> dict[str, Any]:
         """Name of the network, and its sizes where it has any."""
         sizes = {"blocks": self.blocks, "width": self.width} if self.model == NIN else {}
         return {"model": self.model, **sizes}
-
-    def optimisation(self) -> dict[str, Any]:
-        """Return the settings of the optimisation by name; supervised training uses no others."""
-        return {name: getattr(self, name) for name in _OPTIMISATION}
-
-    def schedules(self) -> tuple[Schedule, Schedule | None]:
-        """Return the schedules of SGD and of Muon; the latter is None if SGD trains everything."""
-
-        def schedule(lr: float) -> Schedule:
-            return Schedule(lr, self.schedule, self.milestones, self.lr_factor, self.epochs, self.warmup)
-
-        return schedule(self.lr), schedule(self.muon_lr) if self.optimizer == "muon" else None
 
     def output_folder(self) -> Path:
         """Return the run folder."""
@@ -382,11 +295,6 @@ def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] 
             f"run folder itself, or choose the folder of the resumed run with --output"
         )
     return path
-
-
-def _require(name: str, value: object, is_allowed: bool, rule: str) -> None:
-    if not is_allowed:
-        raise ArgumentError(f"{flag_name(name)} is {value}; it {rule}")
 
 
 def _is_rotation_set(rotations: tuple[int, ...]) -> bool:

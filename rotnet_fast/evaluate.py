@@ -12,12 +12,11 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,11 +36,13 @@ from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.protocols.result import render
-from rotnet_fast.settings import PretrainedImageSettings, at_least_one
+from rotnet_fast.settings import Optimisation, PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
+    from rotnet_fast.config import PretrainConfig
     from rotnet_fast.protocols.drivers import Unit
     from rotnet_fast.protocols.evaluation import EvaluationSetup
 
@@ -69,8 +70,8 @@ class EvaluateConfig(PretrainedImageSettings):
     modules, such as layer3. None: conv2, or the last map of the stage before the last."""
 
     heads: tuple[Literal["nonlinear", "conv"], ...] = ("nonlinear", "conv")
-    """nonlinear: two hidden layers of 200 units on the whole map, averaged down to 8x8 where another network
-    than nin has a larger one. conv: nin's third conv block."""
+    """nonlinear: two hidden layers of 20 units per class on the whole map, averaged down to 8x8 where another
+    network than nin has a larger one. conv: nin's third conv block."""
 
     frozen: bool = True
     """Train the heads on the frozen pretrained network, all of them from one forward pass per step."""
@@ -95,11 +96,39 @@ class EvaluateConfig(PretrainedImageSettings):
     images_per_class: int | None = None
     """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
 
+    preset: Literal["paper", "slides"] | None = None
+    """Defaults of lr-factor, milestones and nesterov. paper: each head's schedule in the released code.
+    slides: the pretext task's schedule, as in the lecture slides' run. None: slides for a network that was
+    pretrained with its settings, else paper."""
+
     epochs: int = 100
     """Passes over the training images; the published schedules of 100 epochs are scaled to it."""
 
     lr: float = 0.1
-    """Learning rate of the first step of heads and of fine-tuning."""
+    """Learning rate of the first step of heads and of fine-tuning, or at the end of the warm-up."""
+
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """Schedule of heads and of fine-tuning. step: multiply lr by lr-factor at each milestone. linear, cosine:
+    decay to 0 at the end."""
+
+    warmup: float = 0.0
+    """Epochs, possibly fractional, in which linear and cosine rise from 0 to lr before they decay."""
+
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which the step schedule multiplies the learning rate. None: the preset's, scaled to the
+    epochs."""
+
+    lr_factor: float | None = None
+    """Factor of the step schedule. None: the preset's, 0.2 of paper and 0.5 of slides."""
+
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """Optimizer of heads and of fine-tuning, see rotnet_fast.pretrain."""
+
+    muon_lr: float = 0.05
+    """Learning rate of muon; lr is that of the other parameters. Both follow the schedule."""
+
+    nesterov: bool | None = None
+    """Use Nesterov momentum for heads and fine-tuning. None: as the preset, paper with and slides without."""
 
     batch_size: int = 128
     """Images per step; 128 are the published recipe's, whatever the pretraining had."""
@@ -150,13 +179,12 @@ class EvaluateConfig(PretrainedImageSettings):
         """
         super().validate()
         check_seed(self.seed)
-        at_least_one(self, "epochs", "batch_size", "images_per_class")
+        at_least_one(self, "batch_size", "images_per_class")
+        self.recipe(self.preset or "paper").validate()
         if self.pad is not None and not 0 <= self.pad <= 32767:
             raise ArgumentError(f"pad is {self.pad}; it must lie in [0, 32767]")
         if self.flip_prob is not None and not 0 <= self.flip_prob <= 1:
             raise ArgumentError(f"flip-prob is {self.flip_prob}; it must lie in [0, 1]")
-        if not 0 < self.lr < math.inf:
-            raise ArgumentError(f"lr is {self.lr}; it must be a number above 0")
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
         if self.dataset is not None:
             check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
@@ -170,6 +198,21 @@ class EvaluateConfig(PretrainedImageSettings):
                 "--supervised, --knn or --linear"
             )
         find_model(self.checkpoint)
+
+    def preset_for(self, pretraining: PretrainConfig) -> Literal["paper", "slides"]:
+        """Return the preset: the one named, or the one that fits how the network was pretrained."""
+        if self.preset is not None:
+            return self.preset
+        slides = PRESETS["slides"]().stretched(pretraining.epochs)
+        return "slides" if pretraining.optimisation() == slides.optimisation() else "paper"
+
+    def recipe(self, preset: Literal["paper", "slides"]) -> Optimisation:
+        """Return how heads are trained by a preset, with the flags that override it."""
+        base = Optimisation(**PRESETS["slides"]().optimisation()) if preset == "slides" else Optimisation()
+        names = ("lr", "schedule", "warmup", "milestones", "lr_factor", "optimizer", "muon_lr", "nesterov")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return replace(base.stretched(self.epochs), **chosen)
 
     def output_folder(self) -> Path:
         """Return the folder of this evaluation."""
@@ -249,6 +292,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
     setup, layers, units = processes.local_main_first(prepare)
     settings = asdict(config)
+    preset = config.preset_for(setup.config)
     dataset = setup.dataset
     results: dict[str, Any] = {
         "checkpoint": str(config.checkpoint),
@@ -270,6 +314,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
             "pad": 0 if dataset.crop else setup.pad,
             "flip_prob": setup.flip_prob,
             "precision": setup.precision.name,
+            "preset": preset,
+            **config.recipe(preset).optimisation(),
         },
         "environment": {**environment(str(setup.device)), "processes": processes.world},
         "cells": [],
@@ -366,8 +412,6 @@ def load_setup(
         pad=recipe.pad if config.pad is None else config.pad,
         flip_prob=recipe.flip_prob if config.flip_prob is None else config.flip_prob,
         dataset=dataset,
-        epochs=config.epochs,
-        lr=config.lr,
         batch_size=config.batch_size,
         images_per_class=config.images_per_class,
         seed=config.seed,
@@ -378,7 +422,9 @@ def load_setup(
         pretraining=described(pretrained, dataset, config.data_dir),
         progress=processes.is_main,
     )
-    by_protocol = protocol_units(layers, config.heads, config.lr)
+    preset = config.preset_for(recipe)
+    heads_recipe = config.recipe(preset)
+    by_protocol = protocol_units(layers, config.heads, heads_recipe, recipe.stretched(config.epochs))
     units = [unit for name in config.protocols() for unit in by_protocol[name]]
     check_batches(setup, network, units)
     return setup, layers, units

@@ -5,18 +5,22 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import math
 import os
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rotnet_fast.checks import check_device, check_images, check_precision
+from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.plain import as_real, as_sequence, as_whole, plain_number, shown
+
+OptimisationT = TypeVar("OptimisationT", bound="Optimisation")
 
 
 class Settings:
@@ -48,6 +52,13 @@ class Settings:
                 value = os.fspath(named(value, field.name))
             if value is not given:
                 object.__setattr__(self, field.name, value)  # the dataclasses are frozen
+
+    def validate(self) -> None:
+        """Check the values of the settings, beyond their types.
+
+        Raises:
+            ArgumentError: a setting has an invalid value.
+        """
 
 
 @cache
@@ -167,6 +178,7 @@ class DeviceSettings(Settings):
         Raises:
             ArgumentError: a setting has an invalid value.
         """
+        super().validate()
         check_device(self.device)
         check_precision(self.precision, self.device)
 
@@ -239,6 +251,106 @@ class PretrainedImageSettings(DeviceSettings):
         """
         super().validate()
         at_least_one(self, "limit_train", "limit_test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation(Settings):
+    """Settings of the optimiser and its schedule: how a network, or heads on its features, are trained."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+
+    lr: float = 0.1
+    """Learning rate of the first step, or at the end of the warm-up."""
+
+    schedule: Literal["step", "linear", "cosine"] = "step"
+    """step: multiply lr by lr-factor at each milestone. linear, cosine: decay to 0 at the end."""
+
+    warmup: float = 0.0
+    """Epochs, possibly fractional, in which linear and cosine rise from 0 to lr before they decay."""
+
+    milestones: tuple[int, ...] | None = None
+    """Epochs after which the step schedule multiplies the learning rate. None: the published ones of each
+    head, scaled to the epochs."""
+
+    lr_factor: float = 0.2
+    """Factor of the step schedule."""
+
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """sgd: for all parameters. muon: for the filters of convolutions, with sgd for the rest; its steps move
+    all directions of a filter by about the same amount."""
+
+    muon_lr: float = 0.05
+    """Learning rate of muon; lr is that of the other parameters. Both follow the schedule."""
+
+    nesterov: bool = True
+    """Use Nesterov momentum; the momentum is 0.9."""
+
+    weight_decay: float = 5e-4
+    """Weight decay, on all parameters."""
+
+    def validate(self) -> None:
+        """Check the values of the settings, beyond their types.
+
+        Raises:
+            ArgumentError: a setting has an invalid value.
+        """
+        super().validate()
+        at_least_one(self, "epochs")
+        require(self, "lr", 0 < self.lr < math.inf, "must be a number above 0")
+        require(self, "muon_lr", 0 < self.muon_lr < math.inf, "must be a number above 0")
+        is_used = self.optimizer == "muon" or self.muon_lr == Optimisation.muon_lr
+        require(self, "muon_lr", is_used, "only applies to --optimizer muon: remove it")
+        require(
+            self,
+            "warmup",
+            self.warmup == 0 or (self.schedule != "step" and 0 < self.warmup < self.epochs),
+            "must be 0 or, with schedule linear or cosine, above 0 and less than epochs",
+        )
+        require(self, "lr_factor", 0 < self.lr_factor < math.inf, "must be a number above 0")
+        require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "must be at least 0")
+        given = self.milestones or ()
+        increasing = [0, *given] == sorted({0, *given})
+        require(self, "milestones", increasing, "must increase from above 0, such as 30 60 80")
+
+    def optimisation(self) -> dict[str, Any]:
+        """Return these settings by name, without those that a subclass adds."""
+        return {field.name: getattr(self, field.name) for field in fields(Optimisation)}
+
+    def stretched(self: OptimisationT, epochs: int) -> OptimisationT:
+        """Return these settings for another number of epochs, with milestones and warm-up in proportion."""
+        kept = self.milestones
+        milestones = None if kept is None else stretched(kept, self.epochs, epochs)
+        warmup = self.warmup * epochs / self.epochs
+        return replace(self, epochs=epochs, milestones=milestones, warmup=warmup)
+
+    def schedules(self, published: tuple[int, ...] = ()) -> tuple[Schedule, Schedule | None]:
+        """Return the schedules of SGD and of Muon; the latter is None if SGD trains everything.
+
+        Args:
+            published: milestones in 100 epochs to scale to these where the settings have None.
+        """
+        milestones = stretched(published, 100, self.epochs) if self.milestones is None else self.milestones
+
+        def schedule(lr: float) -> Schedule:
+            return Schedule(lr, self.schedule, milestones, self.lr_factor, self.epochs, self.warmup)
+
+        return schedule(self.lr), schedule(self.muon_lr) if self.optimizer == "muon" else None
+
+
+def require(settings: Settings, name: str, is_allowed: bool, rule: str) -> None:
+    """Check the value of a setting.
+
+    Args:
+        settings, name: where the value is.
+        is_allowed: whether it is valid.
+        rule: what it must be, to follow "it".
+
+    Raises:
+        ArgumentError: the value is invalid.
+    """
+    if not is_allowed:
+        raise ArgumentError(f"{flag_name(name)} is {getattr(settings, name)}; it {rule}")
 
 
 def at_least_one(settings: Settings, *names: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -68,6 +68,9 @@ class RotationTask:
     Source: Gidaris et al., ICLR 2018, section 3.
     """
 
+    shows_views_apart: ClassVar[bool] = False
+    """Whether a visit to an image shows one of its views, so that an epoch visits it K times."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -119,7 +122,7 @@ class RotationTask:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters in one group, or the filters in one of their own."""
-        return parameter_groups(self.module, self.schedule, self.muon)
+        return parameter_groups("network", list(self.module.parameters()), self.schedule, self.muon)
 
     def begin_epoch(self, epoch: int) -> None:
         """Switch to train mode, where BatchNorm uses batch statistics, and to this epoch's draws."""

@@ -34,24 +34,25 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    module: torch.nn.Module, schedule: Schedule, muon: Schedule | None = None
+    name: str, parameters: list[torch.nn.Parameter], schedule: Schedule, muon: Schedule | None = None
 ) -> list[ParameterGroup]:
-    """Group the parameters of a module: all together, or the filters of its convolutions apart.
+    """Group parameters: all together, or the filters of convolutions apart.
 
     Args:
-        module: what to train.
+        name: name of the group, or first part of the names of both.
+        parameters: what to train.
         schedule: learning rate of everything that ``muon`` does not cover.
         muon: learning rate of the filters, which then follow Muon; None trains everything with SGD.
     """
-    parameters = list(module.parameters())
     if muon is None:
-        return [ParameterGroup("network", parameters, schedule)]
+        return [ParameterGroup(name, parameters, schedule)]
     rest = [parameter for parameter in parameters if parameter.ndim != 4]
     filters = [parameter for parameter in parameters if parameter.ndim == 4]
-    return [
-        ParameterGroup("rest", rest, schedule),
-        ParameterGroup("filters", filters, muon, is_orthogonalised=True),
+    groups = [
+        ParameterGroup(name, rest, schedule),
+        ParameterGroup(f"{name} filters", filters, muon, is_orthogonalised=True),
     ]
+    return [group for group in groups if group.parameters]
 
 
 @dataclass

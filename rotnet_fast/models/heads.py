@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from rotnet_fast.models.nin import conv_block, scaled_channels
 
-HIDDEN = 200
+MOST_HIDDEN = 2048
 
 
 def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -42,7 +42,9 @@ def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -
 
 
 class NonLinearClassifier(nn.Module):
-    """Two hidden layers of 200 units on the whole, flattened feature map, without pooling.
+    """Two hidden layers on the whole, flattened feature map, without pooling.
+
+    They have 20 units per class, 200 for ten classes, but at most 2,048.
 
     Args:
         in_channels, height, width: the feature map's size.
@@ -68,19 +70,20 @@ class NonLinearClassifier(nn.Module):
         self._size: tuple[int, int] | None = None
         if most_cells is not None and max(height, width) > most_cells:
             height, width = self._size = (min(height, most_cells), min(width, most_cells))
-        self.linear1 = nn.Linear(in_channels * height * width, HIDDEN, bias=False)
-        self.bn1 = nn.BatchNorm1d(HIDDEN)
-        self.linear2 = nn.Linear(HIDDEN, HIDDEN, bias=False)
-        self.bn2 = nn.BatchNorm1d(HIDDEN)
-        self.classifier = nn.Linear(HIDDEN, num_classes)
+        hidden = min(20 * num_classes, MOST_HIDDEN)
+        self.linear1 = nn.Linear(in_channels * height * width, hidden, bias=False)
+        self.bn1 = nn.BatchNorm1d(hidden)
+        self.linear2 = nn.Linear(hidden, hidden, bias=False)
+        self.bn2 = nn.BatchNorm1d(hidden)
+        self.classifier = nn.Linear(hidden, num_classes)
         initialise_head(self, generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch of feature maps."""
         if self._size is not None:
             x = functional.adaptive_avg_pool2d(x, self._size)
-        x = functional.relu(self.bn1(self.linear1(x.flatten(1))))  # [B,200]
-        x = functional.relu(self.bn2(self.linear2(x)))  # [B,200]
+        x = functional.relu(self.bn1(self.linear1(x.flatten(1))))  # [B,hidden]
+        x = functional.relu(self.bn2(self.linear2(x)))  # [B,hidden]
         logits: torch.Tensor = self.classifier(x)
         return logits
 

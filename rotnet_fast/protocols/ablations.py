@@ -1,7 +1,7 @@
-"""Known mistakes, made on purpose: how much each costs.
+"""Deviations from the protocol, made on purpose: how much each costs.
 
 Switches of the study alone, which no command offers for a training that is meant to be good. Source:
-bugs of public re-implementations.
+bugs of public re-implementations, and other readings of the paper.
 """
 
 from __future__ import annotations
@@ -45,10 +45,29 @@ class OneRotation(RotationTask):
         return views[chosen].contiguous(memory_format=torch.channels_last), labels[chosen]
 
 
+class ShuffledViews(RotationTask):
+    """Shuffles all (image, rotation) pairs one by one: a batch has as many views, each of another image.
+
+    It is what a data set K times as large would give whose samples are single views. An epoch shows every
+    pair once, in as many steps as the faithful run. Every view has a crop and a flip of its own.
+    """
+
+    shows_views_apart = True
+
+    def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RotationTask.views`, one view per visit: visit v shows image v mod N under rotation v div N."""
+        assert not batch.is_gathered, "studies keep all images in memory"
+        views, _ = self.make_views(batch, self.flip_prob)
+        labels = batch.sample_ids // len(batch.images)
+        chosen = torch.arange(len(batch), device=views.device) * len(self.rotations) + labels
+        return views[chosen].contiguous(memory_format=torch.channels_last), labels
+
+
 PRETEXT_ABLATIONS: dict[str, type[RotationTask]] = {
     "": RotationTask,
     "flip-after-rotation": FlipAfterRotation,
     "one-rotation": OneRotation,
+    "shuffled-views": ShuffledViews,
     "lr-halved": RotationTask,
 }
 """Name in a study -> task to pretrain with. ``lr-halved`` is a matter of the schedule alone."""

@@ -11,28 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from rotnet_fast.data.loader import Batch, Loader
-from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.protocols.result import accuracy
-
-MILESTONES: dict[str, tuple[int, ...]] = {
-    "conv": (35, 70, 85),
-    "nonlinear": (20, 40, 45),
-}
-"""Head -> epochs out of 100 after which the learning rate is divided by five. Source: the released code."""
-
-
-def scaled_schedule(kind: str, lr: float, epochs: int, factor: float = 0.2) -> Schedule:
-    """Scale the published schedule of 100 epochs to ``epochs``.
-
-    Args:
-        kind: key of ``MILESTONES``.
-        lr: learning rate of the first epoch.
-        epochs: length of the run.
-        factor: factor of each milestone; anything but a fifth is an ablation.
-    """
-    return Schedule(lr, "step", stretched(MILESTONES[kind], 100, epochs), factor=factor, epochs=epochs)
 
 
 class ObjectViews:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, EvaluationSetup, Placement, Subject
+from rotnet_fast.protocols.evaluation import (
+    RELEASED,
+    WHOLE_NETWORK,
+    EvaluationSetup,
+    Placement,
+    Subject,
+)
 from rotnet_fast.protocols.fine_tune import fine_tune
 from rotnet_fast.protocols.frozen import frozen
 from rotnet_fast.protocols.knn import knn
 from rotnet_fast.protocols.linear import linear
 from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Confusion
 from rotnet_fast.protocols.supervised import supervised
+from rotnet_fast.settings import Optimisation
 
 Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Confusion]]
 """Trains or fits the classifiers of a subject; gives the confusion matrix of each placement."""
@@ -50,12 +57,15 @@ class Unit:
         ]
 
 
-def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> dict[str, list[Unit]]:
+def protocol_units(
+    layers: Sequence[str], heads: Sequence[str], recipe: Optimisation, supervised_recipe: Optimisation
+) -> dict[str, list[Unit]]:
     """Divide every protocol of an evaluation into units.
 
     Args:
         layers, heads: where classifiers are trained, and which heads.
-        lr: learning rate of fine-tuning, which its rows name.
+        recipe: how heads are trained, frozen or fine-tuned.
+        supervised_recipe: how the supervised network is trained.
 
     Returns:
         Name of each protocol -> its units, in the order of its rows.
@@ -64,19 +74,24 @@ def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> di
     neighbours = tuple((layer, "knn") for layer in layers)
     probes = tuple((layer, "linear") for layer in layers)
     return {
-        "frozen": [_on_pretrained("head", placements)],
-        "random-init": _on_untrained("head", placements),
+        "frozen": [_on_pretrained("head", placements, recipe)],
+        "random-init": _on_untrained("head", placements, recipe),
         "fine-tune": [
             Unit(
                 "fine-tune",
                 "fine-tune",
-                f"lr {lr:g}",
-                Subject(((layer, head),), name=f"fine-tune-{layer}-{head}"),
+                f"lr {recipe.lr:g}",
+                Subject(((layer, head),), name=f"fine-tune-{layer}-{head}", recipe=recipe),
             )
             for layer, head in placements
         ],
         "supervised": [
-            Unit("supervised", "supervised", "", Subject((WHOLE_NETWORK,), False, name="supervised"))
+            Unit(
+                "supervised",
+                "supervised",
+                "",
+                Subject((WHOLE_NETWORK,), False, name="supervised", recipe=supervised_recipe),
+            )
         ],
         "knn": [_on_pretrained("knn", neighbours)],
         "random-init-knn": _on_untrained("knn", neighbours),
@@ -85,17 +100,19 @@ def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> di
     }
 
 
-def _on_pretrained(kind: str, placements: tuple[Placement, ...]) -> Unit:
-    return Unit(kind, "frozen", "", Subject(placements, name="frozen"))
+def _on_pretrained(kind: str, placements: tuple[Placement, ...], recipe: Optimisation = RELEASED) -> Unit:
+    return Unit(kind, "frozen", "", Subject(placements, name="frozen", recipe=recipe))
 
 
-def _on_untrained(kind: str, placements: tuple[Placement, ...]) -> list[Unit]:
+def _on_untrained(
+    kind: str, placements: tuple[Placement, ...], recipe: Optimisation = RELEASED
+) -> list[Unit]:
     return [
         Unit(
             kind,
             "random-init",
             f"{mode} statistics",
-            Subject(placements, False, mode, name=f"random-init-{mode}-statistics"),
+            Subject(placements, False, mode, f"random-init-{mode}-statistics", recipe),
         )
         for mode in BATCHNORM_MODES
     ]

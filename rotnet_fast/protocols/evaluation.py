@@ -25,12 +25,16 @@ from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
 from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.settings import Optimisation
 
 Placement = tuple[str, str]
 """(layer, head) of a classifier; a head is ``nonlinear``, ``conv``, ``knn`` or ``linear``."""
 
 WHOLE_NETWORK: Placement = ("", "")
 """The placement of a classifier that is a whole network."""
+
+RELEASED = Optimisation()
+"""How the released code trains heads."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Subject:
             statistics, test results depend on how test images are batched: in a fixed pseudo-random
             order, in batches of the training's size.
         name: folder of the training within that of the setup; unused by protocols that train nothing.
+        recipe: how to train them; without milestones, each head follows the published ones of its kind.
     """
 
     placements: tuple[Placement, ...]
     is_pretrained: bool = True
     batchnorm: str = "running"
     name: str = ""
+    recipe: Optimisation = RELEASED
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -69,14 +75,13 @@ class EvaluationSetup:
         in_channels: channels of the images.
         pad, flip_prob: augmentation of training images, see `ObjectViews`.
         dataset: object images with labels.
-        epochs, lr, batch_size: of every training; schedules are scaled to the epochs.
+        batch_size: images per step of every training.
         images_per_class: train classifiers on the first so many images of each class; None for all.
             An epoch keeps the size of the whole training set: the few images are revisited.
         seed: of first weights, order and augmentation.
         device, precision: device and number format of all computations.
         folder: holds a run folder for each training.
-        revisit, lr_factor: other values than True and a fifth are ablations: without revisiting, an epoch
-            is one visit to each labelled image; a milestone multiplies the learning rate by lr_factor.
+        revisit: False is an ablation: an epoch is one visit to each labelled image.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
@@ -89,8 +94,6 @@ class EvaluationSetup:
     pad: int
     flip_prob: float
     dataset: Dataset[AnySplit]
-    epochs: int
-    lr: float
     batch_size: int
     images_per_class: int | None
     seed: int
@@ -98,7 +101,6 @@ class EvaluationSetup:
     precision: Precision
     folder: Path
     revisit: bool = True
-    lr_factor: float = 0.2
     graph: str = "auto"
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
@@ -173,19 +175,15 @@ class EvaluationSetup:
 
     def train(
         self,
-        name: str,
+        subject: Subject,
         make_task: Callable[[ObjectViews], ObjectClassification],
-        *,
-        nesterov: bool = True,
-        weight_decay: float = 5e-4,
         identity: Mapping[str, Any] | None = None,
     ) -> dict[str, Confusion]:
         """Train to the end in ``folder/name``, resuming from its checkpoint if it has one.
 
         Args:
-            name: name of the training and of its run folder.
+            subject: what is trained, which gives the training its name and recipe.
             make_task: makes the task to train.
-            nesterov, weight_decay: see `TrainerSettings`.
             identity: further settings that a resumed training must share.
 
         Returns:
@@ -195,51 +193,45 @@ class EvaluationSetup:
             CheckpointError: the folder holds a training with other settings, or only damaged files.
             Interrupted: stopped by a signal, with everything saved.
         """
+        recipe = subject.recipe
         if self.progress:
-            print(f"{name}:")
+            print(f"{subject.name}:")
         views = self.views()
         task = make_task(views)
         settings = TrainerSettings(
-            self.epochs,
+            recipe.epochs,
             self.precision,
-            nesterov=nesterov,
-            weight_decay=weight_decay,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
             eval_every=10,
             graph=self.graph,
             tensorboard=False,
             progress=self.progress,
         )
-        identity = {
-            **self._identity(task, name),
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-            **(identity or {}),
-        }
-        with RunFolder(self.folder / name, resume=True) as run:
+        identity = {**self._identity(task, subject), **(identity or {})}
+        with RunFolder(self.folder / subject.name, resume=True) as run:
             trainer = Trainer(task, views.loader, settings, run, identity)
             trainer.resume()
             trainer.fit()
             with self.precision.autocast():
                 return task.confusions()
 
-    def _identity(self, task: ObjectClassification, name: str) -> dict[str, Any]:
+    def _identity(self, task: ObjectClassification, subject: Subject) -> dict[str, Any]:
         return {
             "model": self.config.model,
             "width": self.config.width,
             "num_classes": len(self.dataset.classes),
             "in_channels": self.in_channels,
-            "task": f"evaluate {name}",
+            "task": f"evaluate {subject.name}",
             "backbone": checkpoint.state_hash(self.pretrained),
             **self.dataset.identity(),
             "classifiers": [group.name for group in task.parameter_groups()],
-            "epochs": self.epochs,
-            "lr": self.lr,
+            **subject.recipe.optimisation(),
             "batch_size": self.batch_size,
             "images_per_class": self.images_per_class,
             "pad": self.pad,
             "flip_prob": self.flip_prob,
             "revisit": self.revisit,
-            "lr_factor": self.lr_factor,
             "seed": self.seed,
             "precision": self.precision.name,
         }

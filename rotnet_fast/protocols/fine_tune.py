@@ -7,7 +7,7 @@ head's schedule; learning rates 0.1 and 0.01 are both worth trying.
 from __future__ import annotations
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
-from rotnet_fast.protocols.heads import fine_tuning_task, head_name
+from rotnet_fast.protocols.heads import head_name, heads_task
 from rotnet_fast.protocols.result import Confusion
 
 
@@ -15,7 +15,5 @@ def fine_tune(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confu
     """Train the head at the one placement together with the network below it."""
     (placement,) = subject.placements
     module = setup.with_heads(setup.backbone(subject), [placement], frozen=False)
-    confusions = setup.train(
-        subject.name, lambda views: fine_tuning_task(module, views, setup.lr, setup.epochs)
-    )
+    confusions = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
     return {placement: confusions[head_name(*placement)]}

@@ -8,15 +8,12 @@ Paper: Tables 1-3; the random-init row does not say how BatchNorm ran. Ours: bot
 from __future__ import annotations
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
-from rotnet_fast.protocols.heads import frozen_heads_task, head_name
+from rotnet_fast.protocols.heads import head_name, heads_task
 from rotnet_fast.protocols.result import Confusion
 
 
 def frozen(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
     """Train a head at every placement, and return their confusion matrices."""
     module = setup.with_heads(setup.backbone(subject), subject.placements, frozen=True)
-    confusions = setup.train(
-        subject.name,
-        lambda views: frozen_heads_task(module, views, setup.lr, setup.epochs, setup.lr_factor),
-    )
+    confusions = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
     return {placement: confusions[head_name(*placement)] for placement in module.placements}

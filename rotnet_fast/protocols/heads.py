@@ -10,13 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rotnet_fast.engine.task import ParameterGroup
+from rotnet_fast.engine.task import ParameterGroup, parameter_groups
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.heads import ConvClassifier, NonLinearClassifier
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews, scaled_schedule
+from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
+from rotnet_fast.settings import Optimisation
 
 HEADS = ("nonlinear", "conv")
+
+MILESTONES: dict[str, tuple[int, ...]] = {
+    "conv": (35, 70, 85),
+    "nonlinear": (20, 40, 45),
+}
+"""Head -> epochs out of 100 after which the learning rate is divided by five. Source: the released code."""
 
 
 class HeadsOnBackbone(nn.Module):
@@ -116,38 +123,20 @@ def head_name(layer: str, kind: str) -> str:
     return f"{layer.replace('.', '-')}_{kind}"
 
 
-def frozen_heads_task(
-    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int, lr_factor: float = 0.2
-) -> ObjectClassification:
-    """Train the heads on a frozen backbone, each on the published schedule of its kind.
+def heads_task(module: HeadsOnBackbone, views: ObjectViews, recipe: Optimisation) -> ObjectClassification:
+    """Train heads, and the backbone up to the last of their layers unless it is frozen.
 
     Args:
-        module: on the device of ``views``.
-        lr: learning rate of the first epoch.
-        epochs: length of the run, to which the schedules are scaled.
-        lr_factor: see `scaled_schedule`.
+        module: on the device of ``views``; with a trained backbone, it has one head.
+        recipe: how to train; without milestones, each head follows the published ones of its kind.
     """
-    groups = [
-        ParameterGroup(
-            head_name(layer, kind),
-            list(module.heads[head_name(layer, kind)].parameters()),
-            scaled_schedule(kind, lr, epochs, lr_factor),
-        )
-        for layer, kind in module.placements
-    ]
-    return ObjectClassification(module, module, groups, views)
-
-
-def fine_tuning_task(
-    module: HeadsOnBackbone, views: ObjectViews, lr: float, epochs: int
-) -> ObjectClassification:
-    """Train one head together with all that its feature map depends on, on the head's schedule.
-
-    Arguments are those of :func:`frozen_heads_task`; the module holds one head and is not frozen.
-    """
-    ((layer, kind),) = module.placements
-    parameters = [*module.heads.parameters(), *module.backbone.feature_parameters(layer)]
-    groups = [ParameterGroup(head_name(layer, kind), parameters, scaled_schedule(kind, lr, epochs))]
+    groups: list[ParameterGroup] = []
+    for layer, kind in module.placements:
+        name = head_name(layer, kind)
+        parameters = list(module.heads[name].parameters())
+        if not module.frozen:
+            parameters += module.backbone.feature_parameters(layer)
+        groups += parameter_groups(name, parameters, *recipe.schedules(MILESTONES[kind]))
     return ObjectClassification(module, module, groups, views)
 
 

@@ -81,7 +81,16 @@ def pretraining(
     channels = dataset.train.image_shape[-1]
 
     def build() -> tuple[Loader, Loader, FeatureNetwork]:
-        loader = make_loader(dataset, dataset.train, device, config.batch_size, config.seed, share=share)
+        visits = len(config.rotations) if task_type.shows_views_apart else 1
+        loader = make_loader(
+            dataset,
+            dataset.train,
+            device,
+            config.batch_size * visits,
+            config.seed,
+            epoch_size=len(dataset.train) * visits,
+            share=share,
+        )
         test_loader = make_loader(
             dataset,
             dataset.test,

@@ -218,6 +218,7 @@ def render(results: Mapping[str, Any]) -> str:
                 blocks=network["blocks"],
                 rotations=network["rotations"],
                 images_per_class=images_per_class,
+                preset=results["settings"]["preset"],
             )
             row += circumstances.beside(cell.accuracy, published)
         rows.append(row)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.task import parameter_groups
@@ -22,6 +21,7 @@ from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.settings import Optimisation
 
 BLOCKS = 3
 
@@ -31,27 +31,25 @@ KIND = "supervised"
 
 def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
     """Train the network at the width of the pretrained one, and return its confusion matrix."""
-    recipe = setup.config.stretched(setup.epochs)
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
     confusions = setup.train(
-        subject.name,
-        lambda views: supervised_task(network, views, recipe),
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        identity={"kind": KIND, "blocks": BLOCKS, **recipe.optimisation()},
+        subject,
+        lambda views: supervised_task(network, views, subject.recipe),
+        identity={"kind": KIND, "blocks": BLOCKS},
     )
     return {WHOLE_NETWORK: confusions["object"]}
 
 
 def supervised_task(
-    network: FeatureNetwork, views: ObjectViews, recipe: PretrainConfig
+    network: FeatureNetwork, views: ObjectViews, recipe: Optimisation
 ) -> ObjectClassification:
     """Return the task of training a whole network, on the device of ``views``, to tell object classes."""
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"object": network(batch)}
 
-    return ObjectClassification(network, classify, parameter_groups(network, *recipe.schedules()), views)
+    groups = parameter_groups("network", list(network.parameters()), *recipe.schedules())
+    return ObjectClassification(network, classify, groups, views)
 
 
 @plain_torch()

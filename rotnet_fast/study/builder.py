@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 
@@ -55,7 +56,7 @@ class Builder:
         images_per_class: int | None = None,
         batchnorm: str = "running",
         revisit: bool = True,
-        lr_factor: float = 0.2,
+        lr_factor: float | None = None,
     ) -> StudyCell:
         """Request a classifier on frozen features.
 
@@ -68,13 +69,13 @@ class Builder:
                 is an ablation.
             revisit, lr_factor: other values than these are ablations.
         """
-        settings = self._training(self.study.head_epochs, self.study.head_lr)
+        recipe = self.study.head
+        settings = self._training(recipe if lr_factor is None else replace(recipe, lr_factor=lr_factor))
         settings |= {
             "snapshot": None if epoch == self.study.pretext.epochs else epoch,
             "images_per_class": self._all_as_none(images_per_class),
             "batchnorm": batchnorm,
             "revisit": revisit,
-            "lr_factor": lr_factor,
         }
         if self.study.precision == "fp16":
             settings["alone"] = f"{layer} {head}"  # heads of a group would share the loss scaler
@@ -82,18 +83,14 @@ class Builder:
 
     def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:
         """Request a head on conv2 that is trained together with the blocks below it."""
-        settings = {**self._training(self.study.head_epochs, lr), "layer": "conv2", "head": head}
+        recipe = replace(self.study.head, lr=lr)
+        settings = {**self._training(recipe), "layer": "conv2", "head": head}
         return StudyCell("fine-tune", settings, needs=(pretext,))
 
     def supervised(self, images_per_class: int | None = None, revisit: bool = True) -> StudyCell:
         """Request the 3-block network trained from scratch on the labels, by the pretext task's schedule."""
-        recipe = self.study.pretext.stretched(self.study.supervised_epochs)
-        settings = self._training(recipe.epochs, recipe.lr)
-        settings |= {
-            "images_per_class": self._all_as_none(images_per_class),
-            "revisit": revisit,
-            **recipe.optimisation(),
-        }
+        settings = self._training(self.study.supervised)
+        settings |= {"images_per_class": self._all_as_none(images_per_class), "revisit": revisit}
         return StudyCell("supervised", settings)
 
     def features(self, kind: str, pretext: StudyCell | None, layer: str) -> StudyCell:
@@ -116,14 +113,13 @@ class Builder:
             "precision": self.study.precision,
         }
 
-    def _training(self, epochs: int, lr: float) -> dict[str, Any]:
+    def _training(self, recipe: Optimisation) -> dict[str, Any]:
         pretext = self.study.pretext
         return self._data() | {
             "pad": pretext.pad,
             "flip_prob": pretext.flip_prob,
             "uniform_gamma": pretext.uniform_gamma,
-            "epochs": epochs,
-            "lr": lr,
+            **recipe.optimisation(),
             "batch_size": self.study.batch_size,
             "seed": self.seed,
         }

@@ -71,8 +71,6 @@ class Context:
             pad=settings.get("pad", 0),
             flip_prob=settings.get("flip_prob", 0.0),
             dataset=self.dataset,
-            epochs=settings.get("epochs", 0),
-            lr=settings.get("lr", 0.0),
             batch_size=settings["batch_size"],
             images_per_class=settings.get("images_per_class"),
             seed=settings["seed"],
@@ -80,7 +78,6 @@ class Context:
             precision=self.precision,
             folder=folder,
             revisit=settings.get("revisit", True),
-            lr_factor=settings.get("lr_factor", 0.2),
             graph=self.graph,
             progress=self.progress,
         )

@@ -13,9 +13,10 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.drivers import DRIVERS
-from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, Subject
+from rotnet_fast.protocols.evaluation import RELEASED, WHOLE_NETWORK, Subject
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
 from rotnet_fast.protocols.result import Confusion, accuracy
+from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
 from rotnet_fast.study.pictures import PICTURES
@@ -72,17 +73,23 @@ def classifiers(context: Context, cells: list[StudyCell], folder: Path) -> Found
         is_pretrained=bool(first.needs),
         batchnorm=first.settings.get("batchnorm", "running"),
         name=first.kind,
+        recipe=recipe_of(first),
     )
     return _classify(context, cells, folder, subject)
 
 
 def whole_network(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     """Train a supervised network, whose run folder is kept for the cells that start from it."""
-    found = _classify(
-        context, cells, folder.parent, Subject((WHOLE_NETWORK,), is_pretrained=False, name=folder.name)
-    )
+    subject = Subject((WHOLE_NETWORK,), is_pretrained=False, name=folder.name, recipe=recipe_of(cells[0]))
+    found = _classify(context, cells, folder.parent, subject)
     keep_last_checkpoint(folder)
     return found
+
+
+def recipe_of(cell: StudyCell) -> Optimisation:
+    """Return how the network or the heads of a cell are trained; probes that are fitted have no recipe."""
+    names = RELEASED.optimisation()
+    return Optimisation(**{name: cell.settings[name] for name in names if name in cell.settings})
 
 
 def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: Subject) -> Found:

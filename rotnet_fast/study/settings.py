@@ -13,6 +13,7 @@ from rotnet_fast.checks import batches_of_one, smallest_batch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
+from rotnet_fast.settings import Optimisation
 
 SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
@@ -27,24 +28,31 @@ MINIMUM_IMAGES_PER_CLASS = 8
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Epochs and batch size of the trainings of a preset."""
+class Trainings:
+    """How a preset trains all networks and heads of a study; only the pretext task's length may differ.
+
+    Attributes:
+        pretext_epochs, supervised_epochs: epochs of whole networks, which follow the preset's schedule.
+        head: how heads are trained.
+        batch_size: images per step of everything but the pretraining.
+    """
 
     pretext_epochs: int
     supervised_epochs: int
-    head_epochs: int
+    head: Optimisation
     batch_size: int
 
 
-LENGTHS: dict[StudyPreset, Lengths] = {
-    "quickstart": Lengths(8, 8, 10, 32),
+TRAININGS: dict[StudyPreset, Trainings] = {
+    "quickstart": Trainings(8, 8, Optimisation(epochs=10), 32),
     # Ours: six pretext epochs instead of the two of the preset, so that Figure 5a has its points.
-    "cpu": Lengths(6, 6, 6, 32),
-    "slides": Lengths(100, 100, 100, 128),
-    "paper": Lengths(100, 100, 100, 128),
-    "official": Lengths(200, 200, 100, 128),
+    "cpu": Trainings(6, 6, Optimisation(epochs=6), 32),
+    # The slides train the classifier on frozen conv2 like the pretext task.
+    "slides": Trainings(100, 100, Optimisation(**PRESETS["slides"]().optimisation()), 128),
+    "paper": Trainings(100, 100, Optimisation(), 128),
+    "official": Trainings(200, 200, Optimisation(), 128),
 }
-"""Preset -> lengths. Source: protocol of the released code; the paper trains heads for 100 epochs."""
+"""Preset -> its trainings. Source: protocol of the released code; the paper trains heads for 100 epochs."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ class StudySettings:
         data: the data set.
         precision: fp32, bf16 or fp16.
         pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
-        supervised_epochs, head_epochs: lengths of the other trainings.
-        head_lr: learning rate that heads start with.
+        supervised, head: how supervised networks and heads are trained.
         batch_size: images per step of everything but the pretraining.
     """
 
@@ -92,9 +99,8 @@ class StudySettings:
     data: StudyData
     precision: str
     pretext: PretrainConfig
-    supervised_epochs: int
-    head_epochs: int
-    head_lr: float
+    supervised: Optimisation
+    head: Optimisation
     batch_size: int
 
     @property
@@ -126,7 +132,8 @@ class StudySettings:
         """
         data = {key: _frozen(value) for key, value in values["data"].items()}
         config = PretrainConfig.from_recipe(values["pretext"], preset=values["preset"])
-        return cls(**{**values, "pretext": config, "data": StudyData(**data)})
+        trainings = {name: Optimisation(**values[name]) for name in ("supervised", "head")}
+        return cls(**{**values, **trainings, "pretext": config, "data": StudyData(**data)})
 
 
 def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
@@ -146,12 +153,16 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
             f"the smallest class of {data.display_name} has {data.smallest_class} training images; a study "
             f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
         )
-    lengths = LENGTHS[preset]
-    if smallest_batch(data.train_images, lengths.batch_size) == 1:
+    trainings = TRAININGS[preset]
+    if smallest_batch(data.train_images, trainings.batch_size) == 1:
         remedy = f"use one fewer with --limit-train {data.train_images - 1}"
-        raise batches_of_one(data.train_images, lengths.batch_size, remedy=remedy)
+        raise batches_of_one(data.train_images, trainings.batch_size, remedy=remedy)
     base = PRESETS[preset]()
-    epochs = max(MINIMUM_EPOCHS, round(lengths.pretext_epochs * scale))
+
+    def scaled(epochs: int) -> int:
+        return max(1, round(epochs * scale))
+
+    epochs = max(MINIMUM_EPOCHS, round(trainings.pretext_epochs * scale))
     config = replace(
         base.stretched(epochs),
         preset=preset,
@@ -167,10 +178,9 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         data=data,
         precision=precision,
         pretext=PretrainConfig.from_recipe(config.recipe(), preset=preset),
-        supervised_epochs=max(1, round(lengths.supervised_epochs * scale)),
-        head_epochs=max(1, round(lengths.head_epochs * scale)),
-        head_lr=0.1,
-        batch_size=lengths.batch_size,
+        supervised=Optimisation(**base.stretched(scaled(trainings.supervised_epochs)).optimisation()),
+        head=trainings.head.stretched(scaled(trainings.head.epochs)),
+        batch_size=trainings.batch_size,
     )
 
 

@@ -290,6 +290,9 @@ class Results:
 
 
 def _flat(settings: StudySettings) -> dict[str, Any]:
-    """Return the settings as one dictionary, those of the data set and of the pretraining included."""
+    """Return the settings as one dictionary, those of the data set and of all trainings included."""
     values = settings.to_json()
-    return {**values.pop("data"), **values.pop("pretext"), **values}
+    flat = {**values.pop("data"), **values.pop("pretext")}
+    for name in ("supervised", "head"):
+        flat |= {f"{name} {setting}": value for setting, value in values.pop(name).items()}
+    return {**flat, **values}

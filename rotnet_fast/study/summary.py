@@ -85,7 +85,7 @@ class Study:
             is_pretrained_elsewhere=False,
             model=settings.pretext.model,
             width=settings.pretext.width,
-            epochs=min(settings.pretext.epochs, settings.supervised_epochs, settings.head_epochs),
+            epochs=min(settings.pretext.epochs, settings.supervised.epochs, settings.head.epochs),
         )
 
     @property
@@ -227,7 +227,7 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
             cells.append(Cell.of("frozen", layer, head, "", study.files[cell.key]["result"]["confusion"]))
     return {
         "dataset": asdict(settings.data),
-        "settings": {"epochs": settings.head_epochs, "seed": build.seed, "images_per_class": None},
+        "settings": {"epochs": settings.head.epochs, "seed": build.seed, "images_per_class": None},
         "cells": [asdict(cell) for cell in sorted(cells, key=lambda cell: (cell.head, cell.layer))],
     }
 

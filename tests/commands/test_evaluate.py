@@ -18,6 +18,7 @@ from rotnet_fast.data import datasets
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.evaluate import EvaluateConfig, main
+from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.protocols.result import load_results, render
 
@@ -98,6 +99,41 @@ def test_heads_train_on_the_published_recipe_unless_told_otherwise(run: Path) ->
     state = checkpoint.load(run / "evaluate-001" / "frozen" / "checkpoints" / "last.pt")
     trained_with = [state["config"][name] for name in ("batch_size", "pad", "flip_prob")]
     assert trained_with == [32, 2, 0.0]
+
+
+def test_flags_say_how_heads_train(run: Path) -> None:
+    flags = "--epochs 4 --schedule step --milestones 1 3 --lr-factor 0.5 --no-nesterov --lr 0.2"
+    assert evaluate(run, f"--heads conv nonlinear {flags}") == 0
+    state = checkpoint.load(run / "evaluate-001" / "frozen" / "checkpoints" / "last.pt")
+    groups = [(g["lr"], g["nesterov"]) for g in state["optimizer"]["param_groups"]]
+    assert groups == [(pytest.approx(0.05), False)] * 2
+    assert evaluate(run, "--heads conv --epochs 4 --schedule linear --warmup 1 --optimizer muon") == 0
+    settings = load_results(run / "evaluate-002")["settings"]
+    assert (settings["schedule"], settings["warmup"], settings["optimizer"]) == ("linear", 1, "muon")
+    state = checkpoint.load(run / "evaluate-002" / "frozen" / "checkpoints" / "last.pt")
+    names = [group["name"] for group in state["optimizer"]["param_groups"]]
+    assert names == ["conv2_conv", "conv2_conv filters"]
+
+
+def test_heads_on_a_network_trained_by_the_slides_follow_the_slides(tmp_path: Path) -> None:
+    slides = PRESETS["slides"]().stretched(5).optimisation()
+    folder = tmp_path / "slides"
+    pretrain(tiny_config(folder, **slides))
+    assert evaluate(folder, "--heads conv --epochs 10 --supervised") == 0
+    settings = load_results(folder / "evaluate-001")["settings"]
+    assert settings["preset"] == "slides"
+    assert settings["milestones"] == [3, 6, 8]
+    assert (settings["lr_factor"], settings["nesterov"]) == (0.5, False)
+    for name in ("frozen", "supervised"):
+        state = checkpoint.load(folder / "evaluate-001" / name / "checkpoints" / "last.pt")
+        (group,) = state["optimizer"]["param_groups"]
+        assert (group["lr"], group["nesterov"]) == (pytest.approx(0.1 / 8), False)
+    config = EvaluateConfig(folder, epochs=10, preset="paper", milestones=(2,))
+    recipe = config.recipe("paper")
+    assert (recipe.milestones, recipe.lr_factor, recipe.nesterov) == ((2,), 0.2, True)
+    assert config.preset_for(PRESETS["slides"]()) == "paper"
+    assert EvaluateConfig(folder).preset_for(PRESETS["slides"]().stretched(37)) == "slides"
+    assert EvaluateConfig(folder).preset_for(PRESETS["official"]()) == "paper"
 
 
 def test_data_set_is_called_as_in_pretraining(tmp_path: Path) -> None:
@@ -182,6 +218,11 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--pad -1", 2, "pad is -1; it must lie in [0, 32767]"),
         ("--flip-prob 2", 2, "flip-prob is 2.0; it must lie in [0, 1]"),
         ("--lr nan", 2, "lr is nan; it must be a number above 0"),
+        ("--milestones 3 2", 2, "milestones is (3, 2); it must increase from above 0, such as 30 60 80"),
+        ("--lr-factor 0", 2, "lr-factor is 0.0; it must be a number above 0"),
+        ("--warmup 0.5", 2, "warmup is 0.5; it must be 0 or, with schedule linear or cosine, above 0"),
+        ("--muon-lr 0.1", 2, "muon-lr is 0.1; it only applies to --optimizer muon: remove it"),
+        ("--nesterov=yes", 2, "--nesterov takes no value; pass --nesterov or --no-nesterov"),
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
         ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),
         ("--limit-train 100000", 2, "limit-train is 100000"),

@@ -30,6 +30,14 @@ def test_nonlinear_head_sees_the_whole_map_without_pooling() -> None:
     assert head(feature_maps()).shape == (4, 10)
 
 
+@pytest.mark.parametrize(("classes", "hidden"), [(2, 40), (10, 200), (100, 2000), (1000, 2048)])
+def test_nonlinear_head_has_the_released_codes_number_of_hidden_units(classes: int, hidden: int) -> None:
+    head = NonLinearClassifier(6, 2, 2, classes)
+    assert head.linear1.weight.shape == (hidden, 24)
+    assert head.linear2.weight.shape == (hidden, hidden)
+    assert head.classifier.weight.shape == (classes, hidden)
+
+
 def test_nonlinear_head_flattens_in_channel_row_column_order() -> None:
     head = NonLinearClassifier(192, 8, 8, 10).eval()
     maps = feature_maps()

@@ -13,7 +13,7 @@ from rotnet_fast.data.split import Split
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS, FlipAfterRotation, OneRotation
+from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS, FlipAfterRotation, OneRotation, ShuffledViews
 
 IMAGES = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(40)
@@ -68,13 +68,41 @@ def test_one_rotation_shows_each_image_once_under_any_of_them() -> None:
     assert not torch.equal(labels, other)
 
 
+def test_shuffled_views_show_every_view_once_an_epoch_in_as_many_steps() -> None:
+    split = Split(IMAGES, torch.zeros(40, dtype=torch.int64))
+    loader = ResidentLoader(split, "cpu", 4 * 16, seed=0, epoch_size=4 * 40)
+    assert len(loader) == len(LOADER)
+    seen = []
+    plain = task(ShuffledViews, pad=0, flip_prob=0.0)
+    for batch in loader.epoch(0):
+        views, labels = plain.views(batch)
+        assert len(views) == len(batch)
+        assert views.is_contiguous(memory_format=torch.channels_last)
+        all_views, _ = task(RotationTask, pad=0, flip_prob=0.0).views(batch)
+        assert torch.equal(views, all_views[torch.arange(len(batch)) * 4 + labels])
+        seen += list(zip(batch.indices.tolist(), labels.tolist(), strict=True))
+    assert sorted(seen) == [(image, label) for image in range(40) for label in range(4)]
+    first = seen[:64]
+    assert len({image for image, _ in first}) > 16 + 8  # views of an image are not together
+
+
+def test_views_of_one_image_are_cropped_and_flipped_apart_once_they_are_shuffled() -> None:
+    ids = torch.arange(160)
+    batch = Batch(IMAGES, ids % 40, torch.zeros(160, dtype=torch.int64), ids, False, 160)
+    views, labels = task(ShuffledViews).views(batch)
+    upright = torch.stack([view.rot90(-int(k), (1, 2)) for view, k in zip(views, labels, strict=True)])
+    by_rotation = upright.view(4, 40, 3, 8, 8)
+    is_same = (by_rotation[1:] == by_rotation[0]).flatten(2).all(2)
+    assert 0 < int(is_same.sum()) < 60  # of 120; with one draw for all, they would be 120
+
+
 @pytest.mark.parametrize("name", PRETEXT_ABLATIONS)
 def test_every_ablation_trains_and_is_tested_like_the_faithful_task(name: str) -> None:
     ablated = task(PRETEXT_ABLATIONS[name])
     views, labels = ablated.views(next(LOADER.epoch(0)))
     output = ablated.loss(ablated.forward(views), labels)
     output.loss.backward()
-    assert output.sums["count"] == (16 if name == "one-rotation" else 64)
+    assert output.sums["count"] == (16 if name in ("one-rotation", "shuffled-views") else 64)
     faithful = RotationTask.evaluate(ablated)
     assert ablated.evaluate() == faithful
     assert set(faithful) == {"rotation_accuracy", *(f"rotation_accuracy/{d}" for d in (0, 90, 180, 270))}

@@ -21,9 +21,10 @@ from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.drivers import protocol_units
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Subject, first_of_each_class
-from rotnet_fast.protocols.heads import HeadsOnBackbone, frozen_heads_task, use_batch_statistics
+from rotnet_fast.protocols.heads import HeadsOnBackbone, heads_task, use_batch_statistics
 from rotnet_fast.protocols.knn import pooled_features
 from rotnet_fast.protocols.result import Cell
+from rotnet_fast.settings import Optimisation
 
 CPU = torch.device("cpu")
 SIDE = 8
@@ -54,8 +55,6 @@ def setup(tmp_path: Path) -> EvaluationSetup:
         pad=1,
         flip_prob=0.5,
         dataset=Dataset("made", "made", ("a", "b", "c", "d"), made_split(40, 0), made_split(22, 1), "0" * 64),
-        epochs=2,
-        lr=0.05,
         batch_size=16,
         images_per_class=None,
         seed=0,
@@ -70,9 +69,11 @@ def run(
     setup: EvaluationSetup,
     layers: tuple[str, ...] = ("conv1", "conv2"),
     heads: tuple[str, ...] = ("nonlinear", "conv"),
+    epochs: int = 2,
 ) -> list[Cell]:
     """All rows of a protocol."""
-    units = protocol_units(layers, heads, setup.lr)[protocol]
+    recipe = Optimisation(epochs=epochs, lr=0.05)
+    units = protocol_units(layers, heads, recipe, setup.config.stretched(epochs))[protocol]
     return [cell for unit in units for cell in unit.cells(setup)]
 
 
@@ -117,7 +118,7 @@ def test_heads_trained_together_equal_each_trained_alone(
 def test_frozen_network_stays_in_eval_mode_and_gets_no_gradients(setup: EvaluationSetup) -> None:
     module = setup.with_heads(setup.pretrained_network(), PLACEMENTS, frozen=True)
     views = setup.views()
-    task = frozen_heads_task(module, views, lr=0.1, epochs=1)
+    task = heads_task(module, views, Optimisation(epochs=1))
     task.begin_epoch(0)
     assert not any(m.training for m in module.backbone.modules())
     assert all(m.training for m in module.heads.modules())
@@ -131,11 +132,33 @@ def test_each_kind_of_head_has_its_own_schedule(setup: EvaluationSetup) -> None:
     module = setup.with_heads(
         setup.pretrained_network(), [("conv2", "nonlinear"), ("conv2", "conv")], frozen=True
     )
-    groups = frozen_heads_task(module, setup.views(), lr=0.1, epochs=100).parameter_groups()
+    groups = heads_task(module, setup.views(), Optimisation()).parameter_groups()
     assert [(g.name, g.schedule.milestones) for g in groups] == [
         ("conv2_nonlinear", (20, 40, 45)),
         ("conv2_conv", (35, 70, 85)),
     ]
+    groups = heads_task(module, setup.views(), Optimisation(milestones=(30, 60, 80))).parameter_groups()
+    assert {g.schedule.milestones for g in groups} == {(30, 60, 80)}
+
+
+def test_muon_trains_the_filters_of_conv_heads_and_of_a_network_that_is_fine_tuned(
+    setup: EvaluationSetup,
+) -> None:
+    recipe = Optimisation(optimizer="muon", muon_lr=0.02, schedule="linear")
+    placements = [("conv2", "nonlinear"), ("conv2", "conv")]
+    frozen = setup.with_heads(setup.pretrained_network(), placements, frozen=True)
+    groups = heads_task(frozen, setup.views(), recipe).parameter_groups()
+    assert [(g.name, g.schedule.base_lr, g.is_orthogonalised) for g in groups] == [
+        ("conv2_nonlinear", 0.1, False),  # has no filters
+        ("conv2_conv", 0.1, False),
+        ("conv2_conv filters", 0.02, True),
+    ]
+    tuned = setup.with_heads(setup.pretrained_network(), placements[1:], frozen=False)
+    groups = heads_task(tuned, setup.views(), recipe).parameter_groups()
+    trained = {id(parameter) for group in groups for parameter in group.parameters}
+    below = {id(parameter) for parameter in tuned.backbone.feature_parameters("conv2")}
+    assert trained == below | {id(parameter) for parameter in tuned.heads.parameters()}
+    assert all((parameter.ndim == 4) == g.is_orthogonalised for g in groups for parameter in g.parameters)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +203,7 @@ def test_batch_statistics_leave_nothing_behind() -> None:
 
 
 def test_random_init_has_rows_for_both_modes(setup: EvaluationSetup) -> None:
-    cells = run("random-init", replace(setup, epochs=1), ("conv2",), ("conv",))
+    cells = run("random-init", setup, ("conv2",), ("conv",), epochs=1)
     assert [(c.method, c.layer, c.head, c.note) for c in cells] == [
         ("random-init", "conv2", "conv", "running statistics"),
         ("random-init", "conv2", "conv", "batch statistics"),
@@ -203,7 +226,7 @@ def test_random_network_starts_as_the_pretrained_one_did(setup: EvaluationSetup)
 
 
 def test_supervised_baseline_learns_three_blocks_from_scratch(setup: EvaluationSetup) -> None:
-    (cell,) = run("supervised", replace(setup, epochs=25))
+    (cell,) = run("supervised", setup, epochs=25)
     assert (cell.method, cell.layer, cell.head) == ("supervised", None, None)
     assert cell.accuracy > 60  # chance is 25
     state = final_state(setup, "supervised")
@@ -305,9 +328,9 @@ def test_batch_statistics_tell_classes_that_lie_one_after_the_other(
     setup: EvaluationSetup, protocol: str
 ) -> None:
     # Normalised within a batch of one class, classes look much alike: some 40 to 60 %.
-    setup = replace(class_after_class(setup), batch_size=10, epochs=15)
+    setup = replace(class_after_class(setup), batch_size=10)
     setup = replace(setup, dataset=replace(setup.dataset, test=setup.dataset.train))
-    cells = {cell.note: cell.accuracy for cell in run(protocol, setup, ("conv1",), ("nonlinear",))}
+    cells = {cell.note: cell.accuracy for cell in run(protocol, setup, ("conv1",), ("nonlinear",), 15)}
     assert cells["batch statistics"] > 75
 
 

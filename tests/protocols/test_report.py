@@ -32,7 +32,7 @@ def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
         },
         "network": {"model": "nin", "blocks": 4, "width": 1.0, "rotations": list(FOUR_ROTATIONS)},
         "pretraining": {"epochs": 100, "is_limited": False, "has_same_images": True},
-        "settings": {"images_per_class": None, "epochs": 100, **settings},
+        "settings": {"images_per_class": None, "epochs": 100, "preset": "paper", **settings},
         "cells": [
             {"method": "frozen", "layer": "conv2", "head": "conv", "note": "", "accuracy": 90.16, **SURE},
             {
@@ -110,13 +110,18 @@ def test_a_study_and_an_evaluation_of_the_same_thing_are_compared_alike(
 ) -> None:
     data = replace(cifar10_data(), train_images=limit or 50_000, limit_train=limit)
     settings = study_settings(preset, 1.0, data, "bf16")
-    found = results(epochs=settings.head_epochs)
+    found = results(epochs=settings.head.epochs)
     found["dataset"] |= {"train_images": data.train_images, "display_name": data.display_name}
     found["network"]["width"] = settings.pretext.width
     found["pretraining"] |= {"epochs": settings.pretext.epochs, "is_limited": limit is not None}
     study = Study(Path(), settings, 1, (), {})
     assert Circumstances.of(found).obstacles == study.circumstances.obstacles
     assert study.comparable is ("CIFAR-10 reference" not in render(found))
+
+
+def test_the_slides_stand_beside_their_own_two_numbers() -> None:
+    table = render(results(preset="slides"))
+    assert ["frozen", "conv2", "conv", "90.16", "90.02", "+0.14"] in rows(table)
 
 
 def test_few_labels_are_compared_with_the_label_scarcity_curve() -> None:

@@ -44,8 +44,7 @@ def test_the_recipe_is_the_pretrainings_scaled_to_the_epochs() -> None:
 def test_a_study_has_the_same_recipe(preset: StudyPreset, scale: float) -> None:
     settings = study_settings(preset, scale, cifar10_data(), "fp32")
     cell = Builder(settings, 0).supervised()
-    recipe = settings.pretext.stretched(settings.supervised_epochs)
-    assert cell.settings["epochs"] == recipe.epochs
+    recipe = settings.pretext.stretched(settings.supervised.epochs)
     assert {name: cell.settings[name] for name in recipe.optimisation()} == recipe.optimisation()
 
 
@@ -69,13 +68,13 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
         group["name"]: (group["lr"], group["nesterov"], group["weight_decay"])
         for group in state["optimizer"]["param_groups"]
     }
-    schedules = {"network": expected} if muon is None else {"rest": expected, "filters": muon}
+    schedules = {"network": expected} if muon is None else {"network": expected, "network filters": muon}
     steps = -(-40 // 128)  # of an epoch, in batches of 128 images
     assert last == {
         # Muon's steps know no Nesterov.
         name: (
             schedule.lr(3, (steps - 1) / steps),
-            config.nesterov and name != "filters",
+            config.nesterov and name != "network filters",
             config.weight_decay,
         )
         for name, schedule in schedules.items()

@@ -19,7 +19,7 @@ from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import LENGTHS, StudyPreset, StudySettings, limit_at_scale, study_settings
+from rotnet_fast.study.settings import TRAININGS, StudyPreset, StudySettings, limit_at_scale, study_settings
 
 PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
 
@@ -84,8 +84,6 @@ def test_an_epoch_has_391_steps_for_every_number_of_labels(per_class: int) -> No
             pad=settings["pad"],
             flip_prob=settings["flip_prob"],
             dataset=Dataset("made", "made", tuple("0123456789"), train, train, ""),
-            epochs=settings["epochs"],
-            lr=settings["lr"],
             batch_size=settings["batch_size"],
             images_per_class=settings["images_per_class"],
             seed=0,
@@ -127,8 +125,8 @@ def test_layers_of_a_table_row_share_one_forward_pass() -> None:
 def test_a_pretraining_is_planned_once() -> None:
     cells = list(with_needs(cells_in_order(entries())))
     pretexts = [cell for cell in cells if cell.kind == "pretext"]
-    assert len(pretexts) == 9  # 3 sizes, 3 other rotation sets, 3 ablations
-    assert len(cells) == len({cell.key for cell in cells}) == 68
+    assert len(pretexts) == 10  # 3 sizes, 3 other rotation sets, 4 ablations
+    assert len(cells) == len({cell.key for cell in cells}) == 70
     positions = {cell: position for position, cell in enumerate(cells)}
     assert all(positions[need] < positions[cell] for cell in cells for need in cell.needs)
 
@@ -152,7 +150,7 @@ def test_a_seed_is_finished_before_the_next_one_begins() -> None:
 def test_keys_do_not_change_between_versions() -> None:
     # A changed key makes every finished result of users unreachable: then raise RESULT_FORMAT as well.
     (entry,) = entries("table3/rotnet-conv")
-    assert (entry.cells[0].needs[0].key, entry.cells[0].key) == ("442b183090f18568", "2b39b9058ca076e4")
+    assert (entry.cells[0].needs[0].key, entry.cells[0].key) == ("442b183090f18568", "f9563ddc8d80d0e7")
 
 
 def test_every_setting_is_in_the_key() -> None:
@@ -189,10 +187,10 @@ def test_presets_have_their_lengths(
 
 
 def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
-    assert set(LENGTHS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
+    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
 
 
-@pytest.mark.parametrize("preset", LENGTHS)
+@pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"slides"}))
 def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: StudyPreset) -> None:
     settings = study_settings(preset, 1.0, cifar10_data(), "bf16")
     (ablated,), (faithful,) = (
@@ -201,12 +199,29 @@ def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: Stud
     assert (ablated.cells[0].settings["lr_factor"], faithful.cells[0].settings["lr_factor"]) == (0.5, 0.2)
     pretexts = [entry.cells[0].needs[0].settings for entry in (ablated, faithful)]
     different = {name for name in pretexts[0] if pretexts[0][name] != pretexts[1][name]}
-    # slides halves by itself, and linear schedules divide by nothing: there the head alone differs.
+    # Linear schedules divide by nothing: there the head alone differs.
     is_divided = preset in ("paper", "official")
     assert different == ({"lr_factor", "ablation", "snapshots"} if is_divided else set())
     assert f"({'pretext and head' if is_divided else 'head alone'})" in ablated.title
     names = [entry.name for entry in entries("ablations", settings=settings)]
     assert ("lr-halved-rotation" in names) == is_divided
+
+
+def test_slides_train_networks_and_heads_alike_and_stand_beside_their_own_numbers() -> None:
+    settings = study_settings("slides", 1.0, cifar10_data(), "bf16")
+    planned = {(entry.item, entry.name): entry for entry in entries(settings=settings)}
+    supervised, conv = planned["table3", "supervised"], planned["table3", "rotnet-conv"]
+    of_conv = conv.cells[0]
+    for trained in (supervised.cells[0].settings, of_conv.settings, of_conv.needs[0].settings):
+        assert (trained["milestones"], trained["lr_factor"]) == ((30, 60, 80), 0.5)
+        assert (trained["nesterov"], trained["epochs"]) == (False, 100)
+    assert (supervised.published, conv.published) == (92.06, 90.02)
+    assert "92.80" in supervised.note
+    assert "91.16" in conv.note
+    assert planned["table3", "rotnet-nonlinear"].published == paper.FROZEN["nonlinear"]
+    assert ("ablations", "lr-halved") not in planned  # it would be the faithful run
+    quarter = study_settings("slides", 0.25, cifar10_data(), "bf16")
+    assert (quarter.head.epochs, quarter.head.milestones) == (25, (8, 15, 20))
 
 
 def test_a_last_batch_of_one_is_refused() -> None:
@@ -222,7 +237,7 @@ def test_fp16_heads_train_alone_because_groups_share_a_loss_scaler() -> None:
 
 def test_scale_shortens_epochs_and_keeps_the_milestones_shares() -> None:
     settings = study_settings("paper", 0.1, replace(cifar10_data(), smallest_class=500), "bf16")
-    assert (settings.pretext.epochs, settings.pretext.milestones, settings.head_epochs) == (10, (3, 6, 8), 10)
+    assert (settings.pretext.epochs, settings.pretext.milestones, settings.head.epochs) == (10, (3, 6, 8), 10)
     assert settings.snapshot_epochs == (1, 2, 4, 6, 8, 10)
     assert settings.labels_per_class == (2, 10, 40, 100, 500)
     assert limit_at_scale(0.1, 50_000, 10) == 5_000

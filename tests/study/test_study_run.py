@@ -298,8 +298,8 @@ def test_a_folder_holds_one_study(context: Context) -> None:
     Results(context.results.path).begin(context.settings, 3)
     known = context.results.read_settings()
     assert known == (context.settings, 3)
-    with pytest.raises(ArgumentError, match=r"holds a study with other settings \(head_epochs\)"):
-        context.results.begin(replace(context.settings, head_epochs=7), 1)
+    with pytest.raises(ArgumentError, match=r"holds a study with other settings \(head epochs\)"):
+        context.results.begin(replace(context.settings, head=context.settings.head.stretched(7)), 1)
     other = replace(context.settings, data=replace(context.settings.data, fingerprint="1" * 64))
     with pytest.raises(ArgumentError, match=r"\(fingerprint\)"):
         context.results.begin(other, 1)

@@ -52,7 +52,7 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
     header = ("", "ours, %", "n", "faithful, %", "difference", "epochs", "machine")
     caption = f"Ablations: test accuracy in % on {data_set(study)}, and what each costs in points"
     blocks: list[Block] = [
-        Paragraph("Each row makes one known mistake on purpose; everything else is as in the faithful run."),
+        Paragraph("Each row deviates from the protocol in one way; all else is as in the faithful run."),
         Table(caption, header, tuple(rows), (1, 2, 3, 4)),
     ]
     blocks += figure(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.pages.document import Block, Bullets, Code, Paragraph, Section, Table, plain
 from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.summary import Study
@@ -83,16 +84,9 @@ def what_was_run(study: Study) -> Section:
             "network",
             f"Network in Network of 3, 4 and 5 blocks, width {pretext.width:g}, {settings.precision}",
         ),
-        ("pretext", f"{_epochs(pretext.epochs)}, {_rate(study)}, {pretext.batch_size} images a step"),
-        (
-            "supervised",
-            f"{_epochs(settings.supervised_epochs)}, the pretext's schedule, {settings.batch_size} a step",
-        ),
-        (
-            "heads",
-            f"{_epochs(settings.head_epochs)}, learning rate {settings.head_lr:g}, "
-            f"{settings.batch_size} a step",
-        ),
+        ("pretext", f"{_recipe(pretext)}, {pretext.batch_size} images a step"),
+        ("supervised", f"{_recipe(settings.supervised)}, {settings.batch_size} a step"),
+        ("heads", f"{_recipe(settings.head)}, {settings.batch_size} a step"),
         ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
         ("seeds", ", ".join(map(str, range(study.seeds)))),
         ("standard error of the test set", _test_errors(study)),
@@ -163,13 +157,20 @@ def _crop(pad: int) -> str:
     return f"random crops after padding by {pad}" if pad else "no crops"
 
 
-def _rate(study: Study) -> str:
-    pretext = study.settings.pretext
-    rate = f"learning rate {pretext.lr:g}"
-    if pretext.schedule == "step":
-        milestones = ", ".join(map(str, pretext.milestones))
-        return f"{rate}, times {pretext.lr_factor:g} after {milestones}"
-    return f"{rate}, {pretext.schedule} to 0"
+def _recipe(recipe: Optimisation) -> str:
+    """Epochs, optimiser, rate and schedule of a training in words."""
+    rate = f"learning rate {recipe.lr:g}"
+    if recipe.optimizer == "muon":
+        rate += f", Muon for filters with {recipe.muon_lr:g}"
+    if recipe.schedule != "step":
+        warmup = f" after {recipe.warmup:g} epochs of warm-up" if recipe.warmup else ""
+        rate += f", {recipe.schedule} to 0{warmup}"
+    elif recipe.milestones is None:
+        rate += f", times {recipe.lr_factor:g} at each head's published milestones"
+    elif recipe.milestones:
+        rate += f", times {recipe.lr_factor:g} after {', '.join(map(str, recipe.milestones))}"
+    momentum = "" if recipe.nesterov else ", momentum without Nesterov"
+    return f"{_epochs(recipe.epochs)}, {rate}{momentum}"
 
 
 def _test_errors(study: Study) -> str:

@@ -112,8 +112,8 @@ def readme_block(study: Study, source: str) -> str:
     notes = (
         f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
         f"{settings.data.test_images:,} test images. Preset `{settings.preset}` at scale {settings.scale:g}: "
-        f"pretext {settings.pretext.epochs}, supervised {settings.supervised_epochs}, heads "
-        f"{settings.head_epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
+        f"pretext {settings.pretext.epochs}, supervised {settings.supervised.epochs}, heads "
+        f"{settings.head.epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
         f"{machines}{commits}. From `{source}`."
     )
