@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from rotnet_fast.analysis.images import Images, batches_of
 from rotnet_fast.analysis.views import PlainViews, thumbnails
@@ -166,17 +167,91 @@ def equivariance(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value is 0 and not defined.
     """
     back = torch.stack([torch.rot90(maps[:, :, turn], -turn, (2, 3)) for turn in range(4)], dim=2)
-    flat = back.double().flatten(3)  # [P,B,4,h*w]
-    spread = flat.amax(dim=3) - flat.amin(dim=3)
-    varies = spread > _CONSTANT * flat.abs().amax(dim=3)  # [P,B,4]
-    centred = flat - flat.mean(dim=3, keepdim=True)
+    return correlation(back[:, :, 1:], back[:, :, :1])
+
+
+def correlation(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Correlate pairs of maps, by Pearson.
+
+    Args:
+        first, second: [...,h,w], broadcast against each other.
+
+    Returns:
+        ``(values, defined)``: float64 and bool [...]; where one of the two maps is constant, the value is 0
+        and not defined.
+    """
+    centred, varies = zip(*(_centred(maps.double().flatten(-2)) for maps in (first, second)), strict=True)
+    products = (centred[0] * centred[1]).sum(dim=-1)
+    lengths = [values.square().sum(dim=-1).sqrt() for values in centred]
+    defined = varies[0] & varies[1]
+    return torch.where(defined, products / (lengths[0] * lengths[1]).clamp_min(1e-300), 0.0), defined
+
+
+def _centred(flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Subtract the mean of maps [...,h*w] and scale them; return also which are not constant."""
+    spread = flat.amax(dim=-1) - flat.amin(dim=-1)
+    varies = spread > _CONSTANT * flat.abs().amax(dim=-1)
+    centred = flat - flat.mean(dim=-1, keepdim=True)
     # By the largest value first: squares of maps of power 4 would underflow where activations are small.
-    centred = centred / centred.abs().amax(dim=3, keepdim=True).clamp_min(1e-300)
-    products = (centred[:, :, 1:] * centred[:, :, :1]).sum(dim=3)
-    lengths = centred.square().sum(dim=3).sqrt()
-    defined = varies[:, :, 1:] & varies[:, :, :1]
-    values = products / (lengths[:, :, 1:] * lengths[:, :, :1]).clamp_min(1e-300)
-    return torch.where(defined, values, 0.0), defined
+    return centred / centred.abs().amax(dim=-1, keepdim=True).clamp_min(1e-300), varies
+
+
+@torch.no_grad()
+def resemblance(
+    first: FeatureNetwork, second: FeatureNetwork, images: Images, views: PlainViews
+) -> dict[str, Any]:
+    """Measure how much the attention maps of two networks resemble each other on upright images.
+
+    The number of a layer is the mean over images of Pearson's correlation between the map of the first
+    network and that of the second; chance is the same with the second network's map of another image, the
+    next one of a random order. Early, middle and late layers are compared with each other, with the powers 1,
+    2 and 4, as in the method's figure; larger maps are averaged down to the size of the smaller.
+
+    Args:
+        first, second: put in eval mode.
+        images: uint8 [N,H,W,C], H == W, N at least 2, on the networks' device.
+        views: how views are made.
+
+    Returns:
+        ``layers`` (pairs), ``powers``, and for each of these pairs, as lists, ``same_image``, ``chance``,
+        their difference's ``standard_error`` over images, and ``left_out``: images with a constant map.
+    """
+    networks = (first.eval(), second.eval())
+    chosen = [early_middle_late(network) for network in networks]
+    found: list[list[list[torch.Tensor]]] = [[[] for _ in chosen[0]] for _ in networks]
+    for _, plain in batches_of(images, views.batch_size):
+        for number, (network, layers) in enumerate(zip(networks, chosen, strict=True)):
+            for _, batch in views.rotated(on_turning_grid(plain, network.stride), (0,)):
+                with views.precision.autocast():
+                    features = network.features(batch, layers)
+                for place, (layer, power) in enumerate(zip(layers, POWERS, strict=False)):
+                    summed = features[layer].float().abs().pow(power).sum(dim=1)  # [B,h,w]
+                    found[number][place].append(summed.cpu())
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    results: dict[str, list[Any]] = {
+        "layers": [list(pair) for pair in zip(*chosen, strict=True)],
+        "powers": list(POWERS[: len(chosen[0])]),
+        "same_image": [],
+        "chance": [],
+        "standard_error": [],
+        "left_out": [],
+    }
+    for parts in zip(*found, strict=True):
+        maps = [torch.cat(part) for part in parts]
+        side = min(its.shape[-1] for its in maps)
+        mine, theirs = (functional.adaptive_avg_pool2d(its, side) for its in maps)
+        same, is_same_defined = correlation(mine, theirs)
+        other, is_other_defined = correlation(mine, theirs[others])
+        kept = is_same_defined & is_other_defined
+        gain = (same - other)[kept]
+        count = len(gain)
+        results["left_out"].append(len(images) - count)
+        results["same_image"].append(same[kept].mean().item() if count else None)
+        results["chance"].append(other[kept].mean().item() if count else None)
+        results["standard_error"].append((gain.std() / count**0.5).item() if count > 1 else None)
+    return results
 
 
 def _shown_maps(

@@ -152,6 +152,14 @@ class RotationTask:
         self._buffers[len(batch)] = views
         return views, labels
 
+    def plain_views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`views` of test images, which are neither cropped nor flipped."""
+        views, labels = rotate_batch(
+            *batch.source, pad=0, flip_prob=0.0, out=self._buffers.get(len(batch)), **self.view_settings
+        )
+        self._buffers[len(batch)] = views
+        return views, labels
+
     def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
         """[V,C,H,W] -> ``{"rotation": logits}``, fp32 [V,K]."""
         return {"rotation": self._train_forward(views).float()}
@@ -177,10 +185,7 @@ class RotationTask:
         number, rotations = self.test_loader.epoch_size, len(self.rotations)
         correct = torch.zeros(rotations, dtype=torch.int64, device=self.test_loader.device)
         for batch in self.test_loader.epoch(0):
-            views, labels = rotate_batch(
-                *batch.source, pad=0, flip_prob=0.0, out=self._buffers.get(len(batch)), **self.view_settings
-            )
-            self._buffers[len(batch)] = views
+            views, labels = self.plain_views(batch)
             hits = self.module(views).argmax(dim=1) == labels
             correct += hits.view(-1, rotations).sum(dim=0)  # views are image-major
         percent = (100.0 * self.processes.sum(correct).double() / number).tolist()

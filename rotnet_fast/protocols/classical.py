@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.data.datasets import Dataset
-from rotnet_fast.protocols.classification import confusion_matrix
+from rotnet_fast.protocols.classification import outcome_of
+from rotnet_fast.protocols.result import Outcome
 
 Features = npt.NDArray[np.float32]
 _BATCH = 256
@@ -77,14 +78,14 @@ PENALTY = 1e-3
 """scikit-learn's C, chosen once for all features on held-out training images."""
 
 
-def classical(dataset: Dataset, features: str) -> list[list[int]]:
+def classical(dataset: Dataset, features: str) -> Outcome:
     """Train logistic regression on standardised features of all training images, on the CPU.
 
     Args:
         features: key of ``FEATURES``.
 
     Returns:
-        Confusion matrix on the test images.
+        Outcome on the test images.
 
     Raises:
         ImportError: a library is not installed.
@@ -98,4 +99,4 @@ def classical(dataset: Dataset, features: str) -> list[list[int]]:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
     model.fit(extract(dataset.train.images), dataset.train.labels.numpy())
     predicted = torch.from_numpy(model.predict(extract(dataset.test.images)))
-    return confusion_matrix(dataset.test.labels, predicted, len(dataset.classes))
+    return outcome_of(dataset.test.labels, predicted, len(dataset.classes))

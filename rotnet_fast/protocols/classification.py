@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn import functional
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.task import ParameterGroup, StepOutput
 from rotnet_fast.ops import rotate_batch
-from rotnet_fast.protocols.result import accuracy
+from rotnet_fast.protocols.result import Outcome
 
 
 class ObjectViews:
@@ -103,7 +102,7 @@ class ObjectClassification:
         self.classify = classify
         self.groups = groups
         self.source = views
-        self._confusions: dict[str, list[list[int]]] | None = None
+        self._outcomes: dict[str, Outcome] | None = None
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return one group per classifier."""
@@ -113,7 +112,7 @@ class ObjectClassification:
         """Set train mode, and the draws of this epoch; frozen parts stay in eval mode by themselves."""
         self.module.train()
         self.source.begin_epoch(epoch)
-        self._confusions = None
+        self._outcomes = None
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Augmented images [B,C,H,W], channels_last, and their classes int64 [B]."""
@@ -137,36 +136,35 @@ class ObjectClassification:
 
     def evaluate(self) -> dict[str, float]:
         """Return ``{name}_accuracy`` of each classifier, in percent, on the plain test images."""
-        self._confusions = None
-        return {f"{name}_accuracy": accuracy(matrix) for name, matrix in self.confusions().items()}
+        self._outcomes = None
+        return {f"{name}_accuracy": outcome.accuracy for name, outcome in self.outcomes().items()}
 
     @torch.no_grad()
-    def confusions(self) -> dict[str, list[list[int]]]:
-        """Return the confusion matrix of each classifier on the plain test images, in eval mode.
-
-        Returns:
-            name -> [classes][classes]: test images of each true class (row) and predicted one (column).
-        """
-        if self._confusions is None:
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return what each classifier says of the plain test images, in eval mode."""
+        if self._outcomes is None:
             self.module.eval()
-            counts: dict[str, torch.Tensor] = {}
+            labels = self.source.test_loader.labels
+            predicted: dict[str, torch.Tensor] = {}
+            classes: dict[str, int] = {}
             for batch, views in self.source.plain(self.source.test_loader):
                 for name, logits in self.forward(views).items():
-                    classes = logits.shape[1]
-                    cells = batch.labels * classes + logits.argmax(dim=1)
-                    found = torch.bincount(cells, minlength=classes**2)
-                    counts[name] = counts[name] + found if name in counts else found
-            self._confusions = {name: _as_matrix(flat) for name, flat in counts.items()}
-        return self._confusions
+                    classes[name] = logits.shape[1]
+                    predicted.setdefault(name, torch.empty_like(labels))[batch.indices] = logits.argmax(dim=1)
+            self._outcomes = {
+                name: outcome_of(labels, values, classes[name]) for name, values in predicted.items()
+            }
+        return self._outcomes
 
 
-def _as_matrix(flat: torch.Tensor) -> list[list[int]]:
-    """Turn counts int64 [classes * classes], true class major, into nested lists."""
-    classes = math.isqrt(len(flat))
-    matrix: list[list[int]] = flat.view(classes, classes).tolist()
-    return matrix
+def outcome_of(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> Outcome:
+    """Compare predicted classes with the true ones, int64 [N] each, in the order of the data set."""
+    is_correct = (labels == predicted).cpu().numpy()
+    return Outcome(confusion_matrix(labels, predicted, num_classes), is_correct)
 
 
 def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> list[list[int]]:
     """Count the images of each true class (row) and predicted class (column), from int64 [N] each."""
-    return _as_matrix(torch.bincount(labels * num_classes + predicted, minlength=num_classes**2))
+    counts = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    matrix: list[list[int]] = counts.view(num_classes, num_classes).tolist()
+    return matrix

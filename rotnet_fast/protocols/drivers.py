@@ -16,12 +16,12 @@ from rotnet_fast.protocols.fine_tune import fine_tune
 from rotnet_fast.protocols.frozen import frozen
 from rotnet_fast.protocols.knn import knn
 from rotnet_fast.protocols.linear import linear
-from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Confusion
+from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Outcome
 from rotnet_fast.protocols.supervised import supervised
 from rotnet_fast.settings import Optimisation
 
-Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Confusion]]
-"""Trains or fits the classifiers of a subject; gives the confusion matrix of each placement."""
+Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Outcome]]
+"""Trains or fits the classifiers of a subject; returns the outcome of each placement."""
 
 DRIVERS: dict[str, Driver] = {
     "head": frozen,
@@ -52,8 +52,8 @@ class Unit:
         """Run it, and return its rows of the table."""
         found = DRIVERS[self.kind](setup, self.subject)
         return [
-            Cell.of(self.method, layer or None, head or None, self.note, confusion)
-            for (layer, head), confusion in found.items()
+            Cell.of(self.method, layer or None, head or None, self.note, outcome.confusion)
+            for (layer, head), outcome in found.items()
         ]
 
 

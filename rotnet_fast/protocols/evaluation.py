@@ -24,7 +24,7 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
 
 Placement = tuple[str, str]
@@ -178,7 +178,7 @@ class EvaluationSetup:
         subject: Subject,
         make_task: Callable[[ObjectViews], ObjectClassification],
         identity: Mapping[str, Any] | None = None,
-    ) -> dict[str, Confusion]:
+    ) -> dict[str, Outcome]:
         """Train to the end in ``folder/name``, resuming from its checkpoint if it has one.
 
         Args:
@@ -187,7 +187,7 @@ class EvaluationSetup:
             identity: further settings that a resumed training must share.
 
         Returns:
-            Confusion matrix of each classifier on the test images, after the last epoch.
+            Outcome of each classifier on the test images, after the last epoch.
 
         Raises:
             CheckpointError: the folder holds a training with other settings, or only damaged files.
@@ -214,7 +214,7 @@ class EvaluationSetup:
             trainer.resume()
             trainer.fit()
             with self.precision.autocast():
-                return task.confusions()
+                return task.outcomes()
 
     def _identity(self, task: ObjectClassification, subject: Subject) -> dict[str, Any]:
         return {

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.heads import head_name, heads_task
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 
 
-def fine_tune(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+def fine_tune(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
     """Train the head at the one placement together with the network below it."""
     (placement,) = subject.placements
     module = setup.with_heads(setup.backbone(subject), [placement], frozen=False)
-    confusions = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
-    return {placement: confusions[head_name(*placement)]}
+    outcomes = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
+    return {placement: outcomes[head_name(*placement)]}

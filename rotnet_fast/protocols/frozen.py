@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.heads import head_name, heads_task
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 
 
-def frozen(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
-    """Train a head at every placement, and return their confusion matrices."""
+def frozen(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
+    """Train a head at every placement, and return their outcomes."""
     module = setup.with_heads(setup.backbone(subject), subject.placements, frozen=True)
-    confusions = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
-    return {placement: confusions[head_name(*placement)] for placement in module.placements}
+    outcomes = setup.train(subject, lambda views: heads_task(module, views, subject.recipe))
+    return {placement: outcomes[head_name(*placement)] for placement in module.placements}

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.protocols.classification import confusion_matrix
+from rotnet_fast.protocols.classification import outcome_of
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
@@ -90,14 +90,12 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
 int64 [Q]."""
 
 
-def knn(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+def knn(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
     """Classify by neighbours among the features of the labelled images."""
     return classify_features(setup, subject, knn_predict)
 
 
-def classify_features(
-    setup: EvaluationSetup, subject: Subject, predict: Predict
-) -> dict[Placement, Confusion]:
+def classify_features(setup: EvaluationSetup, subject: Subject, predict: Predict) -> dict[Placement, Outcome]:
     """Classify the test images by their pooled features; images of both splits are not augmented.
 
     Args:
@@ -106,7 +104,7 @@ def classify_features(
         predict: the classifier.
 
     Returns:
-        Placement -> confusion matrix.
+        Placement -> outcome.
     """
     backbone = setup.backbone(subject).eval()
     views = setup.views()
@@ -120,7 +118,7 @@ def classify_features(
     bank, queries = features(known), features(views.test_loader)
     classes = len(setup.dataset.classes)
     return {
-        (layer, head): confusion_matrix(
+        (layer, head): outcome_of(
             views.test_loader.labels,
             predict(bank[layer], known.labels, queries[layer], classes),
             classes,

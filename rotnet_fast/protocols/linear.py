@@ -10,7 +10,7 @@ import torch
 
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.knn import classify_features
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 
 
 def linear_predict(
@@ -37,6 +37,6 @@ def linear_predict(
     return torch.from_numpy(model.predict(queries.double().cpu().numpy())).to(queries.device)
 
 
-def linear(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
+def linear(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
     """Fit a probe to each layer."""
     return classify_features(setup, subject, linear_predict)

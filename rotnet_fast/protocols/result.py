@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rotnet_fast import paper
 from rotnet_fast.checks import SIZES
@@ -17,11 +17,34 @@ from rotnet_fast.files import named
 from rotnet_fast.json_files import read_object
 from rotnet_fast.verdict import is_at_chance
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 BATCHNORM_MODES = ("running", "batch")
 """Statistics that BatchNorm normalises with in an untrained network: its own running ones, or the batch's."""
 
 Confusion = list[list[int]]
 """Test images of each true class (row) and predicted class (column)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a classifier said of the test images.
+
+    Attributes:
+        confusion: confusion matrix of the test images.
+        correct: bool [N], whether it was right, image by image in the order of the data set, so that two
+            classifiers can be compared on the same images.
+    """
+
+    confusion: Confusion
+    correct: NDArray[np.bool_]
+
+    @property
+    def accuracy(self) -> float:
+        """Percentage of the test images that it was right about."""
+        return accuracy(self.confusion)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, EvaluationSetup, Placement, Subject
-from rotnet_fast.protocols.result import Confusion
+from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
 
 BLOCKS = 3
@@ -29,15 +29,15 @@ KIND = "supervised"
 """What checkpoints of these trainings say of themselves, whatever their folder is called."""
 
 
-def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Confusion]:
-    """Train the network at the width of the pretrained one, and return its confusion matrix."""
+def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
+    """Train the network at the width of the pretrained one, and return its outcome."""
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
-    confusions = setup.train(
+    outcomes = setup.train(
         subject,
         lambda views: supervised_task(network, views, subject.recipe),
         identity={"kind": KIND, "blocks": BLOCKS},
     )
-    return {WHOLE_NETWORK: confusions["object"]}
+    return {WHOLE_NETWORK: outcomes["object"]}
 
 
 def supervised_task(

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rotnet_fast.arrays import encode_array
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
@@ -15,7 +18,7 @@ from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.drivers import DRIVERS
 from rotnet_fast.protocols.evaluation import RELEASED, WHOLE_NETWORK, Subject
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
-from rotnet_fast.protocols.result import Confusion, accuracy
+from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context, Found
@@ -94,9 +97,9 @@ def recipe_of(cell: StudyCell) -> Optimisation:
 
 def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: Subject) -> Found:
     first = cells[0]
-    confusions = DRIVERS[first.kind](context.setup(first, folder), subject)
+    outcomes = DRIVERS[first.kind](context.setup(first, folder), subject)
     return {
-        cell.key: _classified(confusions[placement])
+        cell.key: _classified(outcomes[placement])
         for cell, placement in zip(cells, subject.placements, strict=True)
     }
 
@@ -107,8 +110,10 @@ def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     return {cell.key: _classified(classical(context.dataset, cell.settings["features"]))}
 
 
-def _classified(confusion: Confusion) -> dict[str, Any]:
-    return {"accuracy": accuracy(confusion), "confusion": confusion}
+def _classified(outcome: Outcome) -> dict[str, Any]:
+    """Return the result of a classifier; eight images share a byte of ``correct``."""
+    correct = encode_array(np.packbits(outcome.correct))
+    return {"accuracy": outcome.accuracy, "confusion": outcome.confusion, "correct": correct}
 
 
 KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from rotnet_fast.analysis.attention import attention
+from rotnet_fast.analysis.attention import attention, resemblance
 from rotnet_fast.analysis.embedding import embedding
 from rotnet_fast.analysis.filters import filters
 from rotnet_fast.analysis.rotation import rotation
@@ -42,10 +43,12 @@ def attention_maps(context: Context, cells: list[StudyCell], folder: Path) -> Fo
     (cell,) = cells
     images = _test_images(context)
     shown = one_of_each_class(context.dataset.test.labels, SHOWN_IMAGES, cell.settings["seed"])
-    found = {
-        name: attention(network_of(context, need), images, shown, _views(context))
-        for name, need in zip(("rotation", "supervised"), cell.needs, strict=True)
+    networks = [network_of(context, need) for need in cell.needs]
+    found: dict[str, Any] = {
+        name: attention(network, images, shown, _views(context))
+        for name, network in zip(("rotation", "supervised"), networks, strict=True)
     }
+    found["resemblance"] = resemblance(networks[0], networks[1], images, _views(context))
     return {cell.key: found}
 
 

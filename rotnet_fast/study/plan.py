@@ -226,6 +226,8 @@ def ablations(build: Builder) -> list[Entry]:
         "shuffled-views": "All views shuffled one by one instead of four of an image in a batch (equal work)",
         "lr-halved": f"Learning rate halved instead of divided by five ({halved})",
     }
+    titles["turned-images"] = "Images that are not upright: each turned at random, once and for all"
+    titles["resized-class"] = "One rotation's views resized, which gives them away"
     if build.study.head.lr_factor == 0.5:  # then it is the recipe of the faithful run
         del titles["lr-halved"]
     for ablation, title in titles.items():
@@ -236,6 +238,22 @@ def ablations(build: Builder) -> list[Entry]:
             title = f"{title}: rotation accuracy"
             name = f"{ablation}-rotation"
             entries.append(Entry("ablations", name, title, (pretext,), value="rotation_accuracy"))
+    eight = next(rotations for rotations in paper.ROTATION_SETS if len(rotations) == 8)
+    mirrored, cheating = (
+        build.pretext(rotations=eight),
+        build.pretext(rotations=eight, ablation="black-corners"),
+    )
+    entries += [
+        entry("faithful-eight", "Eight rotations, mirrored border", build.head(mirrored)),
+        entry("black-corners", "Eight rotations, black corners, which give four away", build.head(cheating)),
+        Entry(
+            "ablations",
+            "black-corners-rotation",
+            "Eight rotations, black corners: rotation accuracy",
+            (cheating,),
+            value="rotation_accuracy",
+        ),
+    ]
     for position in ABLATED_LABELS:
         count = build.study.labels_per_class[position]
         with_revisits = build.head(main, images_per_class=count)

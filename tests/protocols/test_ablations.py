@@ -13,7 +13,15 @@ from rotnet_fast.data.split import Split
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.models.nin import NetworkInNetwork
-from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS, FlipAfterRotation, OneRotation, ShuffledViews
+from rotnet_fast.protocols.ablations import (
+    PRETEXT_ABLATIONS,
+    BlackCorners,
+    FlipAfterRotation,
+    OneRotation,
+    ResizedClass,
+    ShuffledViews,
+    TurnedImages,
+)
 
 IMAGES = torch.randint(0, 256, (40, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.arange(40)
@@ -94,6 +102,51 @@ def test_views_of_one_image_are_cropped_and_flipped_apart_once_they_are_shuffled
     by_rotation = upright.view(4, 40, 3, 8, 8)
     is_same = (by_rotation[1:] == by_rotation[0]).flatten(2).all(2)
     assert 0 < int(is_same.sum()) < 60  # of 120; with one draw for all, they would be 120
+
+
+def test_turned_images_are_the_views_of_images_that_lie_otherwise() -> None:
+    lying, faithful = task(TurnedImages, pad=0, flip_prob=0.0), task(RotationTask, pad=0, flip_prob=0.0)
+    views, labels = lying.views(BATCH)
+    plain, _ = faithful.views(BATCH)
+    assert torch.equal(views, plain)
+    assert torch.equal(labels.view(40, 4).sort(dim=1).values, torch.arange(4).expand(40, 4))
+    lies = (-labels.view(40, 4)[:, 0] % 4).tolist()  # quarter turns of each image
+    assert set(lies) == {0, 1, 2, 3}
+    normalised = ((IMAGES / 255 - 0.5) / 0.25).permute(0, 3, 1, 2)
+    for number, (view, label) in enumerate(zip(views, labels.tolist(), strict=True)):
+        image = normalised[number // 4].rot90(lies[number // 4], (1, 2))
+        torch.testing.assert_close(view, image.rot90(label, (1, 2)))
+    _, of_other_epoch = task(TurnedImages, epoch=2, pad=0, flip_prob=0.0).views(BATCH)
+    assert torch.equal(labels, of_other_epoch)  # an image lies the same way in every epoch
+
+
+def test_black_corners_are_those_that_an_odd_multiple_of_45_degrees_leaves_empty() -> None:
+    eight = tuple(range(0, 360, 45))
+    images = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)
+    batch = Batch(images, torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.arange(2), False, 2)
+    cheating = task(BlackCorners, rotations=eight)
+    for views, labels in (cheating.views(batch), cheating.plain_views(batch)):
+        assert views.is_contiguous(memory_format=torch.channels_last)
+        assert labels.tolist() == list(range(8)) * 2
+        is_black = views == -2.0  # (0 - 0.5) / 0.25
+        assert not is_black[labels % 2 == 0].any()
+        empty = is_black[labels % 2 == 1]
+        assert empty[:, :, (0, 0, -1, -1), (0, -1, 0, -1)].all()
+        assert not empty[:, :, 12:20].any()
+        assert empty.float().mean().item() == pytest.approx(2 * (1 - 0.5**0.5) ** 2, abs=0.01)
+
+
+def test_one_class_is_resized_and_no_other() -> None:
+    plain, labels = task(RotationTask).views(BATCH)
+    plain = plain.clone()
+    for views, expected in (
+        (task(ResizedClass).views(BATCH)[0], plain),
+        (task(ResizedClass).plain_views(BATCH)[0], task(RotationTask).plain_views(BATCH)[0]),
+    ):
+        assert torch.equal(views[labels != 1], expected[labels != 1])
+        rough = [x[labels == 1].diff(dim=3).abs().mean().item() for x in (views, expected)]
+        assert rough[0] < 0.7 * rough[1]
+        assert views.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", PRETEXT_ABLATIONS)

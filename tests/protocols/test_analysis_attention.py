@@ -9,7 +9,14 @@ import pytest
 import torch
 from analysis_inputs import fp32_views, normalised, random_images, small_network
 
-from rotnet_fast.analysis.attention import attention, early_middle_late, equivariance, on_turning_grid
+from rotnet_fast.analysis.attention import (
+    attention,
+    correlation,
+    early_middle_late,
+    equivariance,
+    on_turning_grid,
+    resemblance,
+)
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
@@ -127,3 +134,59 @@ def test_batch_size_has_no_say() -> None:
 def test_a_layer_that_there_is_not_is_named() -> None:
     with pytest.raises(ArgumentError, match="conv4"):
         attention(small_network(), random_images(2), [], fp32_views(), layers=["conv4"])
+
+
+def test_correlation_is_pearsons_and_undefined_for_constant_maps() -> None:
+    first, second = torch.rand(2, 3, 4, 5)
+    values, defined = correlation(first, second)
+    expected = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(first, second, strict=True)]
+    assert values.tolist() == pytest.approx(expected)
+    assert defined.all()
+    values, defined = correlation(first, torch.ones(4, 5))
+    assert values.tolist() == [0.0] * 3
+    assert not defined.any()
+
+
+def test_a_network_resembles_itself_and_not_by_chance() -> None:
+    network, images = small_network(), random_images(40)
+    found = resemblance(network, network, images, fp32_views())
+    layers = early_middle_late(network)
+    assert found["layers"] == [[layer, layer] for layer in layers]
+    assert found["powers"] == [1, 2, 4]
+    assert found["same_image"] == pytest.approx([1.0] * 3)
+    assert found["left_out"] == [0] * 3
+    gains = np.subtract(found["same_image"], found["chance"])
+    assert all(gains > 5 * np.array(found["standard_error"]))
+    json.dumps(found, allow_nan=False)
+
+
+def test_networks_of_other_depths_are_compared_layer_by_layer_on_the_same_images() -> None:
+    first, second, images = small_network(blocks=4), small_network(blocks=3, seed=9), random_images(30)
+    found = resemblance(first, second, images, fp32_views())
+    assert found["layers"] == [["conv1", "conv1"], ["conv2", "conv2"], ["conv4", "conv3"]]
+    plain = normalised(on_turning_grid(images))
+    for place, (mine, theirs) in enumerate(found["layers"]):
+        with torch.no_grad():
+            maps = [
+                network.features(plain, [layer])[layer].pow((1, 2, 4)[place]).sum(dim=1)
+                for network, layer in ((first, mine), (second, theirs))
+            ]
+        same = [
+            np.corrcoef(a.flatten().double(), b.flatten().double())[0, 1]
+            for a, b in zip(*maps, strict=True)
+            if a.std() > 0 and b.std() > 0
+        ]
+        assert found["same_image"][place] == pytest.approx(np.mean(same), abs=1e-4)
+
+
+def test_constant_maps_are_left_out_of_the_resemblance() -> None:
+    network = small_network()
+    images = torch.zeros(6, 13, 13, 3, dtype=torch.uint8)
+    images[:2] = random_images(2, 13)
+    dead = small_network()
+    with torch.no_grad():
+        for parameter in dead.parameters():
+            parameter.zero_()
+    found = resemblance(network, dead, images, fp32_views())
+    assert found["left_out"] == [6] * 3
+    assert found["same_image"] == found["chance"] == found["standard_error"] == [None] * 3

@@ -58,7 +58,9 @@ def test_classical_rows_learn_from_the_training_images(name: str) -> None:
         chance = 50
     else:
         chance = 25
-    confusion = classical(replace(dataset), name)
+    outcome = classical(replace(dataset), name)
+    confusion = outcome.confusion
+    assert outcome.correct.sum() == sum(confusion[label][label] for label in range(4))
     assert [sum(row) for row in confusion] == [10] * 4
     assert accuracy(confusion) > 1.5 * chance or name == "hog"
     if name == "hog":

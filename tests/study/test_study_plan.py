@@ -125,8 +125,8 @@ def test_layers_of_a_table_row_share_one_forward_pass() -> None:
 def test_a_pretraining_is_planned_once() -> None:
     cells = list(with_needs(cells_in_order(entries())))
     pretexts = [cell for cell in cells if cell.kind == "pretext"]
-    assert len(pretexts) == 10  # 3 sizes, 3 other rotation sets, 4 ablations
-    assert len(cells) == len({cell.key for cell in cells}) == 70
+    assert len(pretexts) == 13  # 3 sizes, 3 other rotation sets, 7 ablations
+    assert len(cells) == len({cell.key for cell in cells}) == 77
     positions = {cell: position for position, cell in enumerate(cells)}
     assert all(positions[need] < positions[cell] for cell in cells for need in cell.needs)
 

@@ -21,7 +21,10 @@ def ablated_pairs(study: Study) -> list[tuple[Number, Number]]:
         if name.startswith("no-revisiting-"):
             faithful = study.number("ablations", name.replace("no-revisiting", "faithful"))
         elif number.entry.value == "rotation_accuracy":
-            faithful = study.number("extras", "rotation-accuracy-0-90-180-270")
+            rotations = "eight" if name.startswith("black-corners") else "0-90-180-270"
+            faithful = study.number("extras", f"rotation-accuracy-{rotations}")
+        elif name == "black-corners":
+            faithful = study.number("ablations", "faithful-eight")
         else:
             faithful = study.number("ablations", "faithful")
         pairs.append((number, faithful))
