@@ -400,6 +400,7 @@ def load_setup(
         loader=config.loader,
         progress=processes.local_rank == 0,
         check_images=config.check_images,
+        validation=config.validation,
     )
     check_has_classes(dataset)
     if config.images_per_class is not None:

@@ -143,7 +143,7 @@ def _export(config: ExportConfig, folder: Path) -> None:
         preset=settings.get("preset"),
         dataset_name=name,
         train_images=results.get("train_images") or recipe.limit_train or pretrained.images_per_epoch,
-        test_images=results.get("test_images") or recipe.limit_test,
+        test_images=results.get("test_images") or recipe.limit_test or recipe.validation,
         hardware=results.get("environment", {}).get("device"),
         evaluations=find_evaluations(run, metadata["state_hash"]),
         feature_shapes=feature_shapes(backbone, pretrained.in_channels),

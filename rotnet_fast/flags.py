@@ -28,8 +28,8 @@ _COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
 GROUPS = {
-    "images": "dataset data_dir dataset_name image_size limit_train limit_test bad_images check_images "
-    "accept_changed_data loader decoder",
+    "images": "dataset data_dir dataset_name image_size validation limit_train limit_test bad_images "
+    "check_images accept_changed_data loader decoder",
     "augmentation": "rotations crop crop_scale crop_ratio pad flip_prob",
     "network": "model blocks width uniform_gamma sync_batchnorm",
     "training": "epochs batch_size lr schedule warmup milestones lr_factor optimizer muon_lr nesterov "

@@ -251,6 +251,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             bad_images=config.bad_images,
             display_name=config.dataset_name,
             check_images=config.check_images,
+            validation=config.validation,
         )
 
     dataset = processes.local_main_first(read)

@@ -297,6 +297,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         display_name=config.dataset_name,
         bad_images=config.bad_images,
         check_images=config.check_images,
+        validation=config.validation,
     )
     check_has_classes(dataset)
     limit = limit_at_scale(config.scale, len(dataset.train.images), len(dataset.classes))
@@ -317,6 +318,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         image_size=image_size,
         limit_train=limit,
         limit_test=config.limit_test,
+        validation=config.validation,
     )
     settings = study_settings(config.preset, config.scale, data, precision.name)
     return Context(

@@ -206,6 +206,10 @@ class ImageSettings(DeviceSettings):
     """How thoroughly to check the images of the data folder before the first step; each is checked once.
     structure: markers, checksums, a PNG's pixels. decode: also decode, which takes as long as an epoch."""
 
+    validation: int | None = None
+    """Hold out this many training images, in proportion to the classes, and test on them instead of on the
+    test images: for choosing settings."""
+
     limit_train: int | None = None
     """Train on only this many images, balanced over the classes."""
 
@@ -220,7 +224,7 @@ class ImageSettings(DeviceSettings):
             DataError: the data folder does not exist.
         """
         super().validate()
-        at_least_one(self, "limit_train", "limit_test")
+        at_least_one(self, "validation", "limit_train", "limit_test")
         check_images(self.dataset, self.data_dir, self.limit_train, self.limit_test)
 
 
@@ -237,6 +241,10 @@ class PretrainedImageSettings(DeviceSettings):
     bad_images: Literal["fail", "skip"] | None = None
     """How to treat damaged images, see rotnet_fast.pretrain. None: as in pretraining."""
 
+    validation: int | None = None
+    """Test on this many held-out training images instead of the test images, see rotnet_fast.pretrain.
+    None: as in pretraining."""
+
     limit_train: int | None = None
     """Use only this many training images, balanced over the classes. None: as in pretraining."""
 
@@ -250,7 +258,7 @@ class PretrainedImageSettings(DeviceSettings):
             ArgumentError: a setting has an invalid value.
         """
         super().validate()
-        at_least_one(self, "limit_train", "limit_test")
+        at_least_one(self, "validation", "limit_train", "limit_test")
 
 
 @dataclass(frozen=True, kw_only=True)

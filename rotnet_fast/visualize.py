@@ -158,6 +158,7 @@ class Analyses:
             data_dir=config.data_dir,
             limit_train=config.limit_train,
             limit_test=config.limit_test,
+            validation=config.validation,
             bad_images=config.bad_images,
             loader=config.loader,
         )

@@ -16,7 +16,7 @@ from rotnet_fast.data import cifar10, digits
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.folder import Choice, OpenFolder
 from rotnet_fast.data.scan import CHECKS
-from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset, limit_rows
+from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset, limit_rows, validation_rows
 from rotnet_fast.data.split import Split as Split
 from rotnet_fast.errors import ArgumentError, DataError, printable
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
@@ -84,6 +84,7 @@ def load_dataset(
     bad_images: str = "fail",
     encoded: Literal[False] = False,
     check_images: str = "structure",
+    validation: int | None = None,
 ) -> Dataset: ...
 
 
@@ -100,6 +101,7 @@ def load_dataset(
     *,
     encoded: bool,
     check_images: str = "structure",
+    validation: int | None = None,
 ) -> Dataset[AnySplit]: ...
 
 
@@ -114,6 +116,7 @@ def load_dataset(
     bad_images: str = "fail",
     encoded: bool = False,
     check_images: str = "structure",
+    validation: int | None = None,
 ) -> Dataset[AnySplit]:
     """Read a data set into memory, or locate its files.
 
@@ -131,6 +134,8 @@ def load_dataset(
         display_name: replaces the data set's own name in tables and reports.
         bad_images: how to treat damaged images: ``fail``, or ``skip`` a few (see
             :func:`rotnet_fast.data.scan.check_images`).
+        validation: hold out this many training images, the last of each class in proportion to its size, and
+            use them in place of the test images; limits apply to what is left.
         encoded: leave the images encoded, as `EncodedSplit`; only supported by ``folder``.
         check_images: how thoroughly to check files: ``structure``, or ``decode`` to decode every file before
             using any (see :class:`rotnet_fast.data.scan.Scanner`).
@@ -139,7 +144,7 @@ def load_dataset(
         ArgumentError: the name is unknown, or the data set does not support the size or the limit.
         DataError: files are missing, incomplete or damaged, or cannot be downloaded.
     """
-    choice = Choice(limit_train, limit_test, bad_images, check_images)
+    choice = Choice(limit_train, limit_test, validation, bad_images, check_images)
     check_request(name, image_size, choice)
     if name in FILE_DATASETS:
         opened = FILE_DATASETS[name](data_dir, choice, progress)
@@ -151,12 +156,22 @@ def load_dataset(
             f"{', '.join(FILE_DATASETS)} can stay encoded"
         )
     in_memory = DATASETS[name](data_dir, image_size, progress, bad_images)
+    if validation is not None:
+        in_memory = with_validation(in_memory, validation)
     limited = replace(
         in_memory,
         train=limit_split(in_memory.train, limit_train, "limit_train"),
         test=limit_split(in_memory.test, limit_test, "limit_test"),
     )
     return make_dataset(name, limited, progress, display_name)
+
+
+def with_validation(raw: RawDataset[Split], count: int) -> RawDataset[Split]:
+    """Hold out training images, which take the place of the test images, see `validation_rows`."""
+    is_held_out = torch.zeros(len(raw.train), dtype=torch.bool)
+    is_held_out[torch.from_numpy(validation_rows(raw.train.labels.numpy(), count))] = True
+    train, held_out = (take(raw.train, rows.nonzero()[:, 0]) for rows in (~is_held_out, is_held_out))
+    return replace(raw, train=train, test=held_out, is_validation=True)
 
 
 def check_request(name: str, image_size: int, choice: Choice) -> None:
@@ -202,12 +217,13 @@ def make_dataset(
 def summary(raw: RawDataset[AnySplit]) -> str:
     """Describe in one line the images and classes of each split, and what was ignored."""
     splits = []
-    for kind, split in (("training", raw.train), ("test", raw.test)):
+    other = "validation" if raw.is_validation else "test"
+    for kind, split in (("training", raw.train), (other, raw.test)):
         count = len(split.labels.unique())
         classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
         splits.append(f"{len(split):,} {kind} image{'s' * (len(split) > 1)} {classes}")
     line = f"data: {raw.display_name}: {', '.join(splits)}"
-    if raw.held_out:
+    if raw.held_out and not raw.is_validation:
         line += "; every 20th image is held out as the test split, because the data has no second split"
     if raw.skipped:
         line += f"; skipped as damaged: {len(raw.skipped):,}"

@@ -17,7 +17,7 @@ from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import UndecodableError, decode_images
 from rotnet_fast.data.layout import list_folder, readable
 from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images, find_rows
-from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows
+from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows, validation_rows
 from rotnet_fast.errors import ArgumentError, DataError, printable
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
@@ -28,6 +28,8 @@ class Choice:
     """Select the images of a folder.
 
     Attributes:
+        validation: hold out this many training images, see `rotnet_fast.data.split.validation_rows`; they
+            take the place of the test images. None uses the test images.
         limit_train, limit_test: maximum number of images to keep from each split, see
             `rotnet_fast.data.split.limit_rows`; None keeps all. Images beyond a limit are not even checked.
         bad_images: how to treat damaged images, see :func:`rotnet_fast.data.scan.check_images`.
@@ -36,6 +38,7 @@ class Choice:
 
     limit_train: int | None = None
     limit_test: int | None = None
+    validation: int | None = None
     bad_images: str = "fail"
     check: str = "structure"
 
@@ -105,11 +108,17 @@ class OpenFolder:
         is_train = usable < self._listing.train_count
         if is_train.all() or not is_train.any():
             raise DataError(f"one split of {self._root} has no usable images; add some")
+        train, test = usable[is_train], usable[~is_train]
+        if self._choice.validation is not None:
+            is_held_out = np.zeros(len(train), dtype=bool)
+            is_held_out[validation_rows(self._listing.labels[train], self._choice.validation)] = True
+            train, test = train[~is_held_out], train[is_held_out]
         halves = []
-        for half, argument in ((usable[is_train], "limit_train"), (usable[~is_train], "limit_test")):
+        for half, argument in ((train, "limit_train"), (test, "limit_test")):
             limit = getattr(self._choice, argument)
             rows = slice(None) if limit is None else limit_rows(self._listing.labels[half], limit, argument)
             halves.append(half[rows])
+        self._train_count = len(halves[0])
         return np.concatenate(halves)
 
     def encoded(self, image_size: int) -> RawDataset[EncodedSplit]:
@@ -146,7 +155,7 @@ class OpenFolder:
 
     def _decode(self, image_size: int) -> npt.NDArray[np.uint8]:
         listing, choice = self._listing, self._choice
-        is_limited = choice.limit_train is not None or choice.limit_test is not None
+        is_limited = (choice.limit_train, choice.limit_test, choice.validation) != (None, None, None)
         name = f"{image_size}px-limited" if is_limited else f"{image_size}px"
         digest = listing.digest
         if len(self.kept) < len(listing.source):
@@ -159,8 +168,7 @@ class OpenFolder:
         return array
 
     def _halves(self) -> tuple[slice, slice]:
-        count = int((self.kept < self._listing.train_count).sum())
-        return slice(count), slice(count, None)
+        return slice(self._train_count), slice(self._train_count, None)
 
     def _files(self, image_size: int) -> tuple[EncodedSplit, EncodedSplit]:
         listing, scan = self._listing, self._scanner.scan
@@ -191,4 +199,5 @@ class OpenFolder:
             files=files,
             ignored=listing.ignored,
             held_out=listing.held_out,
+            is_validation=self._choice.validation is not None,
         )

@@ -59,11 +59,13 @@ def open_dataset(
     bad_images: str = "fail",
     display_name: str | None = None,
     check_images: str = "structure",
+    validation: int | None = None,
 ) -> Dataset[AnySplit]:
     """Open a data set in memory, or as encoded files for DALI if it is too large or randomly cropped.
 
     Args:
-        name, data_dir, image_size, limit_train, limit_test, bad_images, display_name, check_images: see
+        name, data_dir, image_size, limit_train, limit_test, bad_images, display_name, check_images,
+            validation: see
             `load_dataset`.
         streaming: the settings of the loader.
         progress: see `load_dataset`; it also prints which loader is used, and why.
@@ -85,7 +87,7 @@ def open_dataset(
             bad_images=bad_images,
             check_images=check_images,
         )
-    choice = Choice(limit_train, limit_test, bad_images, check_images)
+    choice = Choice(limit_train, limit_test, validation, bad_images, check_images)
     check_request(name, image_size, choice)
     found = FILE_DATASETS[name](data_dir, choice, progress)
     chosen, reason = choose_loader(streaming, len(found.kept) * image_size**2 * 3)

@@ -89,6 +89,7 @@ class RawDataset(Generic[Half]):
         files: both splits in encoded form if they come from files.
         ignored: what else the data folder contains.
         held_out: True if the test split was held out from the only split that the folder has.
+        is_validation: True if training images were held out on request, in place of the test images.
     """
 
     display_name: str
@@ -99,6 +100,7 @@ class RawDataset(Generic[Half]):
     files: tuple[EncodedSplit, EncodedSplit] | None = None
     ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
     held_out: bool = False
+    is_validation: bool = False
 
 
 def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.NDArray[np.int64]:
@@ -127,3 +129,28 @@ def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.
     # by_class has the classes in order, so a stable sort by rank takes the classes in turn.
     in_turn = by_class[np.argsort(rank_in_class[by_class], kind="stable")]
     return np.sort(in_turn[:limit])
+
+
+def validation_rows(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return the positions of ``count`` training images to hold out, in file order.
+
+    They are the last ones of each class, each class in proportion to its size; its first image stays.
+
+    Args:
+        labels: int64 [N].
+
+    Raises:
+        ArgumentError: count is below 1, above half the number of images, or leaves a class without any.
+    """
+    sizes = np.bincount(labels)
+    most = min(len(labels) // 2, len(labels) - int((sizes > 0).sum()))
+    if not 1 <= count <= most:
+        raise ArgumentError(
+            f"validation is {count}; it must lie in [1, {most}], at most half of the {len(labels)} training "
+            f"images; omit it to test on the test images"
+        )
+    by_class = np.argsort(labels, kind="stable")
+    rank = np.concatenate([np.arange(size) for size in sizes])
+    of_class = sizes[labels[by_class]]
+    from_the_end = np.where(rank == 0, np.inf, (of_class - rank - 0.5) / of_class)
+    return np.sort(by_class[np.argsort(from_the_end, kind="stable")[:count]])

@@ -29,6 +29,7 @@ def open_images(
     loader: LoaderName | None = None,
     progress: bool = True,
     check_images: str = "structure",
+    validation: int | None = None,
 ) -> Dataset[AnySplit]:
     """Open the images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
@@ -37,7 +38,7 @@ def open_images(
         device: device of the batches.
         name: name of the data set; None for that of the pretraining, with its folder and limits where the
             other arguments do not say otherwise.
-        data_dir, limit_train, limit_test: see `load_dataset`.
+        data_dir, limit_train, limit_test, validation: see `load_dataset`.
         bad_images: see `load_dataset`; None for what the pretraining did about them.
         loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
         progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
@@ -53,6 +54,7 @@ def open_images(
     if name in (None, recipe.dataset):
         limit_train = limit_train or recipe.limit_train
         limit_test = limit_test or recipe.limit_test
+        validation = validation or recipe.validation
     name = name or recipe.dataset
     if is_own:
         data_dir = _own_folder(pretrained, settings.get("data_dir"))
@@ -81,16 +83,17 @@ def open_images(
             progress=progress,
             bad_images=bad_images,
             check_images=check_images,
+            validation=validation,
             display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
         )
     except ArgumentError as error:
-        limits = {"limit_train": limit_train, "limit_test": limit_test}
+        limits = {"limit_train": limit_train, "limit_test": limit_test, "validation": validation}
         blamed = str(error).partition(" is ")[0]
         if is_own and blamed in limits and limits[blamed] == getattr(recipe, blamed):  # which once were there
             raise _others(pretrained, data_dir, str(error).partition(":")[0]) from error
         raise
     if is_own:
-        _check_own(pretrained, dataset, data_dir, (limit_train, limit_test), bad_images)
+        _check_own(pretrained, dataset, data_dir, (limit_train, limit_test, validation), bad_images)
     return dataset
 
 
@@ -101,7 +104,7 @@ def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path
     is_same = not is_other_folder or dataset.fingerprint == pretrained.identity["data_fingerprint"]
     return {
         "epochs": pretrained.epoch,
-        "is_limited": recipe.limit_train is not None,
+        "is_limited": (recipe.limit_train, recipe.validation) != (None, None),
         "has_same_images": dataset.name == recipe.dataset and is_same,
     }
 
@@ -138,20 +141,21 @@ def _check_own(
         pretrained: the network.
         dataset: images found there now, after the limits.
         data_dir: their folder; None for a data set that needs no folder.
-        limits: limits of training and test images.
+        limits: limits of training and test images, and how many are held out for validation.
         bad: what to do about damaged images.
     """
     recipe = pretrained.config
     known = pretrained.identity
     is_encoded = known["data_fingerprint"].startswith("files:")
-    own_limits = recipe.limit_train, recipe.limit_test
+    own_limits = recipe.limit_train, recipe.limit_test, recipe.validation
     if limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
         # Fingerprints are over what was taken of a data set, and in what form.
         dataset = load_dataset(
             recipe.dataset,
             data_dir,
             recipe.image_size,
-            *own_limits,
+            *own_limits[:2],
+            validation=recipe.validation,
             progress=False,
             bad_images=bad,
             encoded=is_encoded,

@@ -65,6 +65,7 @@ class StudyData:
         smallest_class: training images of the class with the fewest.
         channels, image_size: channels and side of an image, in pixels.
         limit_train, limit_test: how many of more images were kept; None for all.
+        validation: how many training images were held out and tested on instead of the test images.
     """
 
     name: str
@@ -78,6 +79,7 @@ class StudyData:
     image_size: int
     limit_train: int | None = None
     limit_test: int | None = None
+    validation: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         image_size=data.image_size,
         limit_train=data.limit_train,
         limit_test=data.limit_test,
+        validation=data.validation,
         precision=precision,  # type: ignore[arg-type]
     )
     return StudySettings(

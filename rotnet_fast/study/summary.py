@@ -81,7 +81,7 @@ class Study:
             classes=data.classes,
             train_images=data.train_images,
             test_images=data.test_images,
-            is_limited=data.limit_train is not None or data.limit_test is not None,
+            is_limited=(data.limit_train, data.limit_test, data.validation) != (None, None, None),
             is_pretrained_elsewhere=False,
             model=settings.pretext.model,
             width=settings.pretext.width,
