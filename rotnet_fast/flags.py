@@ -103,14 +103,17 @@ def given_flags(kind: type, program: str, arguments: Sequence[str]) -> dict[str,
     flags = {_flag(field.name): field_types(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     for flag, is_joined, _ in (word.partition("=") for word in words):
         positive = flag.replace("--no-", "--", 1)
-        if is_joined and bool in (flags.get(flag), flags.get(positive)):
+        if is_joined and (_is_switch(flags.get(flag)) or _is_switch(flags.get(positive))):
             wanted = f"pass {positive} or --no-{positive.removeprefix('--')}"
             raise ArgumentError(f"{flag} takes no value; {wanted}; see {program} --help")
     found, unknown = _parser(kind, program).parse_known_args(words)
     if unknown:
         word = unknown[0].strip()
         typed = word.partition("=")[0]
-        names = [*flags, *(flag.replace("--", "--no-", 1) for flag, hint in flags.items() if hint is bool)]
+        names = [
+            *flags,
+            *(flag.replace("--", "--no-", 1) for flag, hint in flags.items() if _is_switch(hint)),
+        ]
         similar = [flag for flag in names if len(typed) > 3 and flag.startswith(typed)]
         similar += difflib.get_close_matches(typed, names, n=1, cutoff=0.75)
         meant = f" (did you mean {similar[0]}?)" if similar else ""
@@ -158,7 +161,7 @@ def _parser(kind: type, program: str, base: object = None, is_help: bool = False
             text += " (required)"
         elif default is not None:  # of which the text tells
             text += f" (default: {_shown(default).replace('%', '%%')})"
-        if hint is bool:
+        if _is_switch(hint):
             group.add_argument(_flag(field.name), action=_OnOff, help=text)
         else:
             nargs = _nargs(hint) if is_help else "*"
@@ -182,6 +185,11 @@ def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return " ".join(map(_shown, default)) or "none"
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _is_switch(hint: Any) -> bool:
+    """Return whether a field is set by ``--flag`` and ``--no-flag``; None, if it may be, by neither."""
+    return bool in _kinds(hint)
 
 
 class _OnOff(argparse.Action):

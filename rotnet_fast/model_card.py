@@ -154,7 +154,7 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
     for _, results in facts.evaluations:
         for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
-                where = " ".join(part for part in (cell.layer, cell.head, cell.note) if part)
+                where = " ".join(part for part in (cell.layer, cell.head, cell.variant) if part)
                 metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
                 yield "object classification", results["dataset"]["display_name"], metric, cell.accuracy
 
@@ -315,7 +315,7 @@ def _results(facts: CardFacts) -> str:
         dataset = results["dataset"]
         rows = [
             f"| {_METHODS[cell.method]} | {cell.layer or '-'} | {cell.head or '-'} "
-            f"| {cell.note or '-'} | {cell.accuracy:.2f} |"
+            f"| {cell.variant or '-'} | {cell.accuracy:.2f} |"
             for cell in cells_of(results)
         ]
         parts.append(

@@ -50,12 +50,15 @@ class Unit:
         ]
 
 
-def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> dict[str, list[Unit]]:
+def protocol_units(
+    layers: Sequence[str], heads: Sequence[str], lr: float, modes: Sequence[str] = BATCHNORM_MODES
+) -> dict[str, list[Unit]]:
     """Divide every protocol of an evaluation into units.
 
     Args:
         layers, heads: where classifiers are trained, and which heads.
         lr: learning rate of fine-tuning, which its rows name.
+        modes: those of ``BATCHNORM_MODES`` in which untrained networks are measured.
 
     Returns:
         Name of each protocol -> its units, in the order of its rows.
@@ -65,7 +68,7 @@ def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> di
     probes = tuple((layer, "linear") for layer in layers)
     return {
         "frozen": [_on_pretrained("head", placements)],
-        "random-init": _on_untrained("head", placements),
+        "random-init": _on_untrained("head", placements, modes),
         "fine-tune": [
             Unit(
                 "fine-tune",
@@ -79,9 +82,9 @@ def protocol_units(layers: Sequence[str], heads: Sequence[str], lr: float) -> di
             Unit("supervised", "supervised", "", Subject((WHOLE_NETWORK,), False, name="supervised"))
         ],
         "knn": [_on_pretrained("knn", neighbours)],
-        "random-init-knn": _on_untrained("knn", neighbours),
+        "random-init-knn": _on_untrained("knn", neighbours, modes),
         "linear": [_on_pretrained("linear", probes)],
-        "random-init-linear": _on_untrained("linear", probes),
+        "random-init-linear": _on_untrained("linear", probes, modes),
     }
 
 
@@ -89,7 +92,7 @@ def _on_pretrained(kind: str, placements: tuple[Placement, ...]) -> Unit:
     return Unit(kind, "frozen", "", Subject(placements, name="frozen"))
 
 
-def _on_untrained(kind: str, placements: tuple[Placement, ...]) -> list[Unit]:
+def _on_untrained(kind: str, placements: tuple[Placement, ...], modes: Sequence[str]) -> list[Unit]:
     return [
         Unit(
             kind,
@@ -97,5 +100,5 @@ def _on_untrained(kind: str, placements: tuple[Placement, ...]) -> list[Unit]:
             f"{mode} statistics",
             Subject(placements, False, mode, name=f"random-init-{mode}-statistics"),
         )
-        for mode in BATCHNORM_MODES
+        for mode in modes
     ]

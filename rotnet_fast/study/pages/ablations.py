@@ -49,7 +49,7 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
                 study.machines([number.entry]) or NO_VALUE,
             )
         )
-    header = ("", "ours, %", "n", "faithful, %", "difference", "epochs", "machine")
+    header = ("run", "ours, %", "seeds", "faithful, %", "difference", "epochs", "machine")
     caption = f"Ablations: test accuracy in % on {data_set(study)}, and what each costs in points"
     blocks: list[Block] = [
         Paragraph("Each row makes one known mistake on purpose; everything else is as in the faithful run."),

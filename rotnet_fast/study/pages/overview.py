@@ -64,6 +64,8 @@ def meaning(study: Study) -> str:
             else "the same data set"
         )
         return text + f"Published numbers are those of the paper, on {images}."
+    if not study.circumstances.has_reference:
+        return f"{text}No published number stands beside them: the paper's are of CIFAR-10."
     circumstances = replace(study.circumstances, display_name=data_set(study))  # as text of the report
     return text + circumstances.caveat
 
@@ -110,7 +112,7 @@ def what_was_run(study: Study) -> Section:
         (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))
         for (hardware, versions, kernel), name in study.machine_names.items()
     ]
-    blocks: list[Block] = [Table("Settings of the study", ("", "setting"), tuple(rows), note=SCHEDULES)]
+    blocks: list[Block] = [Table("Settings of the study", ("setting", "value"), tuple(rows), note=SCHEDULES)]
     if machines:
         header = ("machine", "hardware", "versions", "kernel of the data path", "pretext, images/s")
         note = (
