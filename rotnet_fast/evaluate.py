@@ -37,6 +37,7 @@ from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.protocols.result import BATCHNORM_MODES, render
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
@@ -340,7 +341,7 @@ def load_setup(
     precision = resolve_precision(config.precision, device)
     pretrained = read_pretrained(config.checkpoint)
     recipe = pretrained.config
-    print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+    print(f"features of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
     network = pretrained.network()
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read

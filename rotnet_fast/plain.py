@@ -26,7 +26,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def plural_of(noun: str) -> str:
     """Return the regular plural of a noun."""
-    if noun.endswith(("s", "x", "ch", "sh")):
+    if noun.endswith(("s", "x", "sh", "tch")):
         return f"{noun}es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"

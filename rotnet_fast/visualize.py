@@ -22,6 +22,7 @@ from rotnet_fast.engine.run_folder import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
@@ -140,7 +141,7 @@ class Analyses:
         resolve_precision(config.precision, device)  # before the network is read
         pretrained = read_pretrained(config.checkpoint)
         recipe = pretrained.config
-        print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+        print(f"features of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
         precision = resolve_precision(precision_of(config, recipe, device.type), device)
         batch_size = config.batch_size or recipe.batch_size
         self.network = pretrained.network().to(device)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.style import COUNTS, PAGE, WIDTH, new_figure, shortened, styled, title_of
 
 _MOST_WITH_NUMBERS, _MOST_WITH_NAMES = 12, 40
@@ -33,7 +34,8 @@ def confusion(
     number = len(classes)
     if counts.shape != (number, number):
         raise ArgumentError(
-            f"matrix has the shape {counts.shape}; {number} class names need a square of {number}"
+            f"matrix has the shape {counts.shape}; {counted(number, 'class name')} go with a square of "
+            f"{number}"
         )
     totals = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.where(totals > 0, totals, 1)

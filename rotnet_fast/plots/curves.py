@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.style import (
     COLOURS,
     GREY,
@@ -119,12 +120,14 @@ def _draw(axes: Axes, line: Line, number: int, published_name: str) -> list[Any]
     handles: list[Any] = []
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, x, values in (
-        ("means", line.x, line.mean),
-        ("error bars", line.x, line.interval),
-        ("published values", line.published_x, line.published),
+        ("mean", line.x, line.mean),
+        ("error bar", line.x, line.interval),
+        ("published value", line.published_x, line.published),
     ):
         if values is not None and len(values) != len(x):
-            raise ArgumentError(f"line {line.label!r} has {len(values)} {name} at {len(x)} positions")
+            raise ArgumentError(
+                f"line {line.label!r} has {counted(len(values), name)} at {counted(len(x), 'position')}"
+            )
     mean = _numbers(line.mean)
     ends = [(np.nan, np.nan) if one is None else one for one in line.interval or [None] * len(line.x)]
     low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T

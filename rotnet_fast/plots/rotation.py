@@ -51,7 +51,7 @@ def rotations(result: Mapping[str, Any]) -> Figure:
     cell = min(0.9, (WIDTH - 0.9) / turned - 0.15, max(0.5, 9.2 / len(views) - 0.42))
     height = len(views) * (cell + (0.28 if turned <= 5 else 0.42)) + 0.7
     figure = new_figure(height, max(4.5, turned * (cell + 0.15) + 0.9))
-    views_of = f"{turned} views of {counted(result['images'], 'test image')}"
+    views_of = f"{counted(turned, 'view')} of {counted(result['images'], 'test image')}"
     title_of(figure, f"{result['accuracy']:.1f} % of the rotations are right, over {views_of}")
     grid = figure.subplots(len(views), turned, squeeze=False)
     for row, predicted, confidence, image, name in zip(

@@ -141,7 +141,7 @@ class Circumstances:
             "only some of the images are used": self.is_limited
             or (self.dataset == "cifar10" and self._counts != SIZES["cifar10"]),
             "the network was pretrained on other images": self.is_pretrained_elsewhere,
-            f"the shortest training has {self.epochs} of the paper's {paper.EPOCHS} epochs": (
+            f"the shortest training has {self.epochs} of the paper's {counted(paper.EPOCHS, 'epoch')}": (
                 self.epochs < paper.EPOCHS
             ),
         }

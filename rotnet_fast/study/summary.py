@@ -255,7 +255,7 @@ def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
     device, cpu = environment["device"] or "unknown", environment["cpu"] or "unknown"
     threads, cuda = environment["threads"], environment["cuda"]
     hardware = str(device) if device == cpu else f"{device}; host {cpu}"
-    hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
+    hardware += f", {counted(threads, 'CPU thread')}"
     versions = [f"torch {environment['torch']}"]
     if cuda:
         versions.append(f"CUDA {cuda}")

@@ -69,7 +69,7 @@ def table1(study: Study) -> Figure | None:
     lines = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         numbers = [study.number("table1", f"{blocks}-{layer}") for layer in published]
-        lines.append(_line(study, f"{blocks} blocks", numbers, range(1, blocks + 1)))
+        lines.append(_line(study, f"{counted(blocks, 'block')}", numbers, range(1, blocks + 1)))
     title = findings.best_block(study)
     return _curves(study, title, lines, "block that the non-linear head sits on", x_ticks=range(1, 6))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rotnet_fast import paper
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
-from rotnet_fast.study.pages.document import NOT_RUN, Paragraph, Section, Table
+from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
@@ -252,6 +252,17 @@ def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) 
         f"{count} {texts[count > 1]}" for verdict, texts in _COUNTED.items() if (count := verdicts[verdict])
     ]
     return f"Of the method's {sum(verdicts.values())} orderings: {', '.join(parts)}."
+
+
+def verdicts(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> tuple[Block, ...]:
+    """Say how many orderings hold, and show which."""
+    rows = [(ordering.claim, ordering.verdict) for ordering in orderings]
+    rows.append((correlation.claim, correlation.verdict))
+    caption = f"Does the method behave as published? On {data_set(study)}"
+    return (
+        Paragraph(orderings_sentence(orderings, correlation)),
+        Table(caption, ("ordering", "verdict"), tuple(rows)),
+    )
 
 
 def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:

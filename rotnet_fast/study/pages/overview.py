@@ -5,9 +5,21 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from rotnet_fast.study.pages.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.plain import counted
+from rotnet_fast.study.pages.document import (
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    plain,
+)
 from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.summary import Study
 
@@ -27,28 +39,51 @@ def title(study: Study) -> str:
     return f"RotNet on {data_set(study)}: every table and figure"
 
 
-def lead(study: Study, orderings: str) -> tuple[Block, ...]:
-    """Return what stands above the table of contents.
+def lead(study: Study, verdicts: tuple[Block, ...], pictures: Row) -> tuple[Block, ...]:
+    """Return what stands above the table of contents: what was run, three pictures and the verdicts.
 
     Args:
-        orderings: how many of them hold, as a sentence.
+        verdicts: how many orderings hold, and which.
+        pictures: those to look at first.
     """
-    seeds = "one seed" if study.seeds == 1 else f"{study.seeds} seeds"
+    seeds = "one seed" if study.seeds == 1 else counted(study.seeds, "seed")
     return (
         Paragraph(
             f"The CIFAR-10 study of RotNet ({REFERENCE}) on {data_set(study)}: {_images(study)}, preset "
             f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
-            f"{state(study)}. {orderings}"
+            f"{state(study)}."
         ),
+        *([pictures] if pictures.figures else []),
+        *verdicts,
         Paragraph(meaning(study)),
-        main_rows(study),
     )
+
+
+FIRST = ("table3", "figure5a", "figure5b", "table1", "table2", "features", "figure3", "figure4")
+"""Figures to look at first, by importance; the first three that there are stand at the top."""
+
+
+def first_pictures(sections: Sequence[Section]) -> Row:
+    """Choose up to three of the figures of all sections."""
+    found = {
+        block.name: block for section in sections for block in section.blocks if isinstance(block, Figure)
+    }
+    return Row(tuple(found[name] for name in FIRST if name in found)[:3])
+
+
+def main_numbers(study: Study) -> Section:
+    """Show the numbers to read first."""
+    return Section("Main numbers", (main_rows(study),))
 
 
 def state(study: Study) -> str:
     """Say how much of the study has been run."""
     run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
-    return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
+    return (
+        "complete"
+        if run == planned
+        else f"in progress or partial: {run} of {counted(planned, 'cell')} have been run"
+    )
 
 
 def meaning(study: Study) -> str:
@@ -77,7 +112,8 @@ def what_was_run(study: Study) -> Section:
     rows = [
         (
             "data set",
-            f"{data_set(study)}: {_images(study)} of {pretext.image_size}x{pretext.image_size} pixels",
+            f"{data_set(study)}: {_images(study)} of "
+            f"{pretext.image_size}x{counted(pretext.image_size, 'pixel')}",
         ),
         ("classes", plain(", ".join(settings.data.classes))),
         ("preset, scale", f"{settings.preset}, {settings.scale:g}"),
@@ -85,14 +121,19 @@ def what_was_run(study: Study) -> Section:
             "network",
             f"Network in Network of 3, 4 and 5 blocks, width {pretext.width:g}, {settings.precision}",
         ),
-        ("pretext", f"{_epochs(pretext.epochs)}, {_rate(study)}, {pretext.batch_size} images a step"),
+        (
+            "pretext",
+            f"{counted(pretext.epochs, 'epoch')}, {_rate(study)}, {counted(pretext.batch_size, 'image')} a "
+            "step",
+        ),
         (
             "supervised",
-            f"{_epochs(settings.supervised_epochs)}, the pretext's schedule, {settings.batch_size} a step",
+            f"{counted(settings.supervised_epochs, 'epoch')}, the pretext's schedule, "
+            f"{settings.batch_size} a step",
         ),
         (
             "heads",
-            f"{_epochs(settings.head_epochs)}, learning rate {settings.head_lr:g}, "
+            f"{counted(settings.head_epochs, 'epoch')}, learning rate {settings.head_lr:g}, "
             f"{settings.batch_size} a step",
         ),
         ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
@@ -154,15 +195,11 @@ def how_to_regenerate(study: Study) -> Section:
 
 def _images(study: Study) -> str:
     data = study.settings.data
-    return f"{data.train_images:,} training and {data.test_images:,} test images"
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' if count != 1 else ''}"
+    return f"{data.train_images:,} training and {counted(data.test_images, 'test image')}"
 
 
 def _crop(pad: int) -> str:
-    return f"random crops after padding by {pad}" if pad else "no crops"
+    return f"random crops after padding by {counted(pad, 'pixel')}" if pad else "no crops"
 
 
 def _rate(study: Study) -> str:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from rotnet_fast import paper
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
@@ -78,11 +79,11 @@ def grid(study: Study, caption: str) -> Table:
             value(study.number("table1", f"{blocks}-{layer}")) if layer in published else ""
             for layer in layers
         ]
-        rows.append((f"{blocks} blocks, ours", *ours))
+        rows.append((f"{counted(blocks, 'block')}, ours", *ours))
         if not study.circumstances.has_reference:
             continue
         theirs = [accuracy(published[layer]) if layer in published else "" for layer in layers]
-        rows.append((f"{blocks} blocks, {reference}", *theirs))
+        rows.append((f"{counted(blocks, 'block')}, {reference}", *theirs))
     return Table(caption, ("network", *layers), tuple(rows), tuple(range(1, len(layers) + 1)))
 
 
