@@ -240,7 +240,9 @@ def report(results: Results) -> None:
         print(f"no report was written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
     files = write_report(results.path)
-    print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
+    print(
+        f"report: {', '.join(str(path) for path in files[:2])} and {counted(len(files) - 2, 'figure file')}"
+    )
 
 
 def printer(processes: Processes) -> Callable[[str], None]:

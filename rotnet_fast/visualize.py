@@ -131,7 +131,7 @@ class Analyses:
     """
 
     def __init__(self, config: VisualizeConfig) -> None:
-        from rotnet_fast.analysis.images import images_of
+        from rotnet_fast.analysis.images import images_of, is_grey
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
         from rotnet_fast.engine.precision import resolve_device, resolve_precision
         from rotnet_fast.protocols.images import open_images
@@ -151,6 +151,7 @@ class Analyses:
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         self.classes: tuple[str, ...] = ()
+        self.is_grey = recipe.dataset == "digits"
         if config.pictures() == ["filters"]:  # which need no images
             return
         dataset = open_images(
@@ -167,6 +168,7 @@ class Analyses:
         self.rotations = recipe.rotations
         self.bank = images_of(dataset, dataset.train, device, batch_size)
         self.test = images_of(dataset, dataset.test, device, batch_size)
+        self.is_grey = is_grey(self.test.images)
         self.shown = one_of_each_class(dataset.test.labels, config.images, config.seed)
         self.views = PlainViews(dataset.mean, dataset.std, precision, batch_size)
 
@@ -208,7 +210,7 @@ class Analyses:
         """Return the result of `rotnet_fast.analysis.filters.filters` for each network."""
         from rotnet_fast.analysis.filters import filters
 
-        return [(name, filters(network)) for name, network in self.networks.items()]
+        return [(name, filters(network, self.is_grey)) for name, network in self.networks.items()]
 
 
 def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -> str:

@@ -54,6 +54,12 @@ LINE = 0.165
 LABEL = 34
 """Characters of a label in one line."""
 
+LABEL_LINE = 0.14
+"""Height in inches of a line of a label."""
+
+AXIS_LABEL = 44
+"""Characters of a line below the axis, which is shorter than the figure is wide."""
+
 
 @styled
 def bars(
@@ -82,7 +88,9 @@ def bars(
         raise ArgumentError("rows is empty; pass at least one")
     groups = list(dict.fromkeys(row.group for row in rows))
     has_published = any(row.published is not None for row in rows)
-    pitch = (2 if has_published else 1) * LINE + 0.11
+    labels = [wrapped(row.label, LABEL) for row in rows]
+    lines = max(label.count("\n") + 1 for label in labels)
+    pitch = max((2 if has_published else 1) * LINE + 0.11, lines * LABEL_LINE + 0.06)
     figure = new_figure(pitch * len(rows) + 1.25, PAGE)
     axes = figure.add_subplot()
     for place, row in enumerate(rows):
@@ -97,11 +105,11 @@ def bars(
             if row.published >= start:
                 axes.plot(row.published, theirs, label="", **_HOLLOW)
             _write(axes, f"{row.published:.2f}", row.published, theirs, start, color=GREY)
-    axes.set_yticks(range(len(rows)), [wrapped(row.label, LABEL) for row in rows])
+    axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(left=start)
-    axes.set_xlabel(x_label)
+    axes.set_xlabel(wrapped(x_label, AXIS_LABEL))
     axes.grid(axis="x")
     if title:
         title_of(figure, title)

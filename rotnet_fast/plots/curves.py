@@ -23,6 +23,7 @@ from rotnet_fast.plots.style import (
     new_figure,
     styled,
     title_of,
+    wrapped,
 )
 
 Values = Sequence[float | None]
@@ -102,7 +103,7 @@ def curves(
     if x_ticks:
         axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(x_label)
+    axes.set_xlabel(wrapped(x_label, AXIS_LABEL))
     axes.set_ylabel(y_label)
     axes.grid(axis="y")
     if handles:
@@ -110,6 +111,9 @@ def curves(
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
+
+AXIS_LABEL = 60
+"""Characters of a line below the axis."""
 
 LEGEND_ROW = 0.18
 """Height of a row of the legend in inches."""

@@ -153,17 +153,18 @@ def save(figure: Figure, path: Path) -> list[Path]:
         target = path.with_name(path.name + suffix)
         ensure_folder(target.parent)
         content = buffer.getvalue()
-        write_atomically(target, numbered_clips(content) if suffix == ".svg" else content)
+        write_atomically(target, settled(content) if suffix == ".svg" else content)
         written.append(target)
     return written
 
 
-def numbered_clips(svg: bytes) -> bytes:
-    """Rename the clip paths of an SVG by their number.
+def settled(svg: bytes) -> bytes:
+    """Remove from an SVG what differs between runs because the layout solver's last bits do.
 
-    matplotlib names them by a hash of their exact coordinates, whose last bits differ between runs because of
-    the layout solver; the drawn coordinates are rounded and do not differ.
+    Coordinates lose their last three of six decimals, far below what can be seen. matplotlib names clip paths
+    by a hash of their exact coordinates; here, they are numbered.
     """
+    svg = re.sub(rb"(?<![\d.])(\d*[1-9]\d*\.\d{3})\d{3}(?!\d)", rb"\1", svg)  # not of scales, below 1
     names = re.findall(rb'<clipPath id="(p[0-9a-f]+)"', svg)
     numbers = {name: b"clip%d" % number for number, name in enumerate(names)}
     return re.sub(

@@ -146,9 +146,8 @@ class Study:
     def error_bars(self) -> str:
         """What the error bars of figures are."""
         one = f"95 % interval of {counted(self.settings.data.test_images, 'test image')}"
-        if self.seeds == 1:
-            return f"error bars: {one}"
-        return f"error bars: standard deviation over seeds; of a single seed, {one}"
+        several = "standard deviation over seeds; of a single one, "
+        return f"error bars: {'' if self.seeds == 1 else several}{one}"
 
     def schedule(self, entry: Entry) -> str:
         """Return the epochs of the trainings behind an entry, one after another; empty where none was run."""
