@@ -264,7 +264,7 @@ def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
     figures = {"confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation")}
     if analyses.classes:
         neighbours = analyses.neighbours
-        voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
+        voted = f"Votes of {counted(neighbours['k'], 'neighbour')} by {neighbours['layer']} features"
         figures["confusion-classes"] = confusion(
             neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % correct"
         )
