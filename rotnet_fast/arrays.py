@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 
 DTYPES = ("uint8", "int64", "float16", "float32")
 """Supported dtypes of an encoded array."""
@@ -66,6 +67,6 @@ def decode_array(encoded: Mapping[str, Any]) -> NDArray[Any]:
     expected = math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ArgumentError(
-            f"the encoded array has {len(content)} bytes; {name} of shape {shape} takes {expected}"
+            f"the encoded array has {counted(len(content), 'byte')}; {name} of shape {shape} takes {expected}"
         )
     return np.frombuffer(content, dtype.newbyteorder("<")).reshape(shape).astype(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plain import as_sequence, as_whole, shown
+from rotnet_fast.plain import as_sequence, as_whole, counted, shown
 
 _LEAST_CONTRAST = 0.5
 """Images in 0..1 span more than this; normalised images span less only if they show almost nothing."""
@@ -43,9 +43,9 @@ def checked_numbers(name: str, values: Any, count: int, convert: Callable[[objec
     """
     listed = as_sequence(values)
     if listed is None:
-        raise ArgumentError(f"{name} is {shown(values)}; it must be a sequence of {count} numbers")
+        raise ArgumentError(f"{name} is {shown(values)}; it must be a sequence of {counted(count, 'number')}")
     if len(listed) != count:
-        raise ArgumentError(f"{name} has {len(listed)} values; this network needs {count}")
+        raise ArgumentError(f"{name} has {counted(len(listed), 'value')}; this network needs {count}")
     for value in listed:
         if convert(value) is None:
             what = "integer degrees" if convert is as_whole else "numbers"
@@ -106,7 +106,7 @@ def check_images(images: torch.Tensor, mean: Sequence[float], std: Sequence[floa
             sizes = f"-1, {channels}, -1, -1" if is_floating else f"-1, -1, -1, {channels}"
             remedy = f"repeat grey images, images.expand({sizes})"
         raise ArgumentError(
-            f"{kind} images must be {layout} with {channels} channel{'s' * (channels > 1)} here, "
+            f"{kind} images must be {layout} with {counted(channels, 'channel')} here, "
             f"got shape {list(images.shape)}, which has {found}: {remedy}"
         )
     if 0 in images.shape[1:]:

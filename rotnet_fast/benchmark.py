@@ -22,6 +22,7 @@ from rotnet_fast.engine.run_folder import check_output, environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import ensure_folder, resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.settings import Settings
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def _draw(output: Path, results: dict[str, Any]) -> None:
         copy_bytes_per_second=results["ceilings"]["copy_bytes_per_second"],
         matrix_flops_per_second=results["ceilings"]["matrix_flops_per_second"],
         title=(
-            f"Stages of a NIN-{STAGED_BLOCKS} step of {results['batch']} images, "
+            f"Stages of a NIN-{STAGED_BLOCKS} step of {counted(results['batch'], 'image')}, "
             f"{results['stages'][0]['precision']}, {results['environment']['device']}"
         ),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import is_archive, unpacking
+from rotnet_fast.plain import counted
 
 SIZES = {"cifar10": (50_000, 10_000), "digits": (1_437, 360)}
 """Number of training and test images of the data sets with a fixed size."""
@@ -107,7 +108,7 @@ def batches_of_one(
         what: kind of images, for the message.
         remedy: what to do; None suggests another batch size.
     """
-    found = f"batch-size is {batch_size}, and {images} {what} images leave a last batch of one"
+    found = f"batch-size is {batch_size}, and {counted(images, f'{what} image')} leave a last batch of one"
     if batch_size == 1:
         found = "batch-size is 1, so every batch has a single image"
     if remedy is None:

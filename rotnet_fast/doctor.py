@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rotnet_fast.command import run_command
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
+from rotnet_fast.plain import counted
 
 PROGRAM = "python -m rotnet_fast.doctor"
 
@@ -33,7 +34,7 @@ def _report() -> tuple[list[str], list[str]]:
 
     facts += [
         f"torch         {torch.__version__}, CUDA {torch.version.cuda or 'none (CPU build)'}",
-        f"threads       {torch.get_num_threads()} of {os.cpu_count()} cores",
+        f"threads       {torch.get_num_threads()} of {counted(os.cpu_count() or 1, 'core')}",
     ]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -36,9 +36,10 @@ from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrained import find_model, read_pretrained
-from rotnet_fast.protocols.result import render
+from rotnet_fast.protocols.result import BATCHNORM_MODES, render
 from rotnet_fast.settings import Optimisation, PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class EvaluateConfig(PretrainedImageSettings):
 
     examples = (
         "--checkpoint runs/paper-cifar10-seed0",
-        "--checkpoint runs/quickstart-digits-seed0 --random-init --images-per-class 1 --epochs 10 --pad 2",
+        "--checkpoint runs/quickstart-digits-seed0 --images-per-class 1 --epochs 10 --pad 2",
         "--checkpoint nin4-cifar10-jpeg --data-dir FOLDER --no-frozen --knn --linear",
     )
     paths_as_text = ("checkpoint",)
@@ -76,8 +77,10 @@ class EvaluateConfig(PretrainedImageSettings):
     frozen: bool = True
     """Train the heads on the frozen pretrained network, all of them from one forward pass per step."""
 
-    random_init: bool = False
-    """Train the same heads on a frozen untrained network, in both BatchNorm modes."""
+    random_init: bool | None = None
+    """Train the same heads on a frozen untrained network, and its kNN and linear probe, in both BatchNorm
+    modes. None: beside whatever is frozen, in the mode that measures an untrained network higher, that of
+    batch statistics, which doubles the time; where they leave a batch of one image, in the other mode."""
 
     fine_tune: bool = False
     """Train each head once more together with all of the network that is below it."""
@@ -87,11 +90,10 @@ class EvaluateConfig(PretrainedImageSettings):
     network of the pretraining."""
 
     knn: bool = False
-    """Classify by nearest neighbours among the pooled frozen features of the same labelled images; with
-    --random-init, of an untrained network, too."""
+    """Classify by nearest neighbours among the pooled frozen features of the same labelled images."""
 
     linear: bool = False
-    """Fit logistic regression to the same features, in the same way."""
+    """Fit logistic regression to the same features."""
 
     images_per_class: int | None = None
     """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
@@ -159,13 +161,13 @@ class EvaluateConfig(PretrainedImageSettings):
         """Names of the protocols to run, in order, see `rotnet_fast.protocols.drivers.protocol_units`."""
         chosen = {
             "frozen": self.frozen,
-            "random-init": self.random_init,
+            "random-init": self.frozen if self.random_init is None else self.random_init,
             "fine-tune": self.fine_tune,
             "supervised": self.supervised,
             "knn": self.knn,
-            "random-init-knn": self.knn and self.random_init,
+            "random-init-knn": self.knn and self.random_init is not False,
             "linear": self.linear,
-            "random-init-linear": self.linear and self.random_init,
+            "random-init-linear": self.linear and self.random_init is not False,
         }
         return [name for name, is_chosen in chosen.items() if is_chosen]
 
@@ -385,7 +387,7 @@ def load_setup(
     precision = resolve_precision(config.precision, device)
     pretrained = read_pretrained(config.checkpoint)
     recipe = pretrained.config
-    print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+    print(f"features of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
     network = pretrained.network()
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read
@@ -423,12 +425,22 @@ def load_setup(
         pretraining=described(pretrained, dataset, config.data_dir),
         progress=processes.is_main,
     )
-    preset = config.preset_for(recipe)
-    heads_recipe = config.recipe(preset)
-    by_protocol = protocol_units(layers, config.heads, heads_recipe, recipe.stretched(config.epochs))
-    units = [unit for name in config.protocols() for unit in by_protocol[name]]
-    check_batches(setup, network, units)
-    return setup, layers, units
+    heads_recipe = config.recipe(config.preset_for(recipe))
+
+    def units_with(modes: Sequence[str]) -> list[Unit]:
+        by_protocol = protocol_units(
+            layers, config.heads, heads_recipe, recipe.stretched(config.epochs), modes
+        )
+        units = [unit for name in config.protocols() for unit in by_protocol[name]]
+        check_batches(setup, network, units)
+        return units
+
+    if config.random_init is not None:
+        return setup, layers, units_with(BATCHNORM_MODES)
+    try:
+        return setup, layers, units_with(["batch"])
+    except ArgumentError:  # an evaluation is not refused for a baseline that nobody asked for
+        return setup, layers, units_with(["running"])
 
 
 if __name__ == "__main__":

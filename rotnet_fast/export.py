@@ -23,6 +23,7 @@ from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.json_files import read_object
 from rotnet_fast.model_card import CardFacts, render_card
+from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
 from rotnet_fast.protocols.result import load_results
 from rotnet_fast.settings import Settings
@@ -122,7 +123,7 @@ def _export(config: ExportConfig, folder: Path) -> None:
 
     pretrained = read_pretrained(config.checkpoint)
     recipe, run = pretrained.config, pretrained.run or pretrained.home
-    print(f"weights of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+    print(f"weights of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
     settings, results = read_run(run, pretrained)
     name = (
         pretrained.dataset_name

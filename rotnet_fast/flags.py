@@ -187,6 +187,11 @@ def _shown(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+def _is_switch(hint: Any) -> bool:
+    """Return whether a field is set by ``--flag`` and ``--no-flag``; None, if it may be, by neither."""
+    return bool in _kinds(hint)
+
+
 class _OnOff(argparse.Action):
     """Action of ``--flag`` and ``--no-flag``, because argparse's own repeats the default in its help."""
 
@@ -281,11 +286,6 @@ def _nargs(hint: Any) -> int | str | None:
     if get_origin(kind) is not tuple:
         return None
     return "+" if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
-
-
-def _is_switch(hint: Any) -> bool:
-    """Return whether a field's flag takes no value: --flag or --no-flag."""
-    return bool in _kinds(hint)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

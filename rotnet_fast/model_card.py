@@ -9,6 +9,7 @@ from typing import Any
 
 import rotnet_fast
 from rotnet_fast.config import NIN, PretrainConfig
+from rotnet_fast.plain import counted, plural_of
 from rotnet_fast.protocols.result import cells_of
 
 _METHODS = {
@@ -154,7 +155,7 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
     for _, results in facts.evaluations:
         for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
-                where = " ".join(part for part in (cell.layer, cell.head, cell.note) if part)
+                where = " ".join(part for part in (cell.layer, cell.head, cell.variant) if part)
                 metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
                 yield "object classification", results["dataset"]["display_name"], metric, cell.accuracy
 
@@ -162,7 +163,7 @@ def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
 def _summary(facts: CardFacts) -> str:
     config = facts.config
     if _is_nin(facts):
-        network = f"a Network in Network with {config.blocks} conv blocks"
+        network = f"a Network in Network with {counted(config.blocks, 'conv block')}"
     else:
         network = f"the network {_library_name(config.model)}, trained from scratch,"
     return (
@@ -198,7 +199,8 @@ def _architecture(facts: CardFacts) -> str:
     size = config.image_size
     if _is_nin(facts):
         network = (
-            f"{config.blocks} blocks of one spatial and two 1x1 convolutions, each with BatchNorm and "
+            f"{counted(config.blocks, 'block')} of one spatial and two 1x1 convolutions, each with "
+            "BatchNorm and "
             f"ReLU; width multiplier {config.width:g}; global average pooling and a linear classifier of"
         )
     else:
@@ -229,11 +231,10 @@ def _training(facts: CardFacts) -> str:
     views = config.batch_size * (1 if _shows_one_rotation(facts) else len(config.rotations))
     done = f"{facts.epochs} of {config.epochs}"
     if facts.steps:
-        done += f", and {facts.steps} steps of the next"
+        done += f", and {counted(facts.steps, 'step')} of the next"
     size = config.image_size
-    data = (
-        f"{_text(facts.dataset_name)}, {_count(facts.train_images)} training images of {size} x {size} pixels"
-    )
+    images = _count(facts.train_images, "training image")
+    data = f"{_text(facts.dataset_name)}, {images} of {size} x {size} pixels"
     data += ". No labels were used"
     if config.limit_train is not None:
         data += ", except to choose a subset that is balanced over the classes"
@@ -247,7 +248,7 @@ def _training(facts: CardFacts) -> str:
         "data": data,
         "augmentation": _augmentation(facts),
         "optimiser": f"{optimiser}, weight decay {config.weight_decay:g}, batches of "
-        f"{config.batch_size} images ({views} views)",
+        f"{counted(config.batch_size, 'image')} ({counted(views, 'view')})",
         "schedule": rate + (f"; preset `{facts.preset}`" if facts.preset else ""),
         "epochs": done,
         "precision": f"{config.precision} (weights are float32)",
@@ -279,7 +280,7 @@ def _augmentation(facts: CardFacts) -> str:
         crop += f"its height, resized to {size} x {size} pixels"
     elif config.pad:
         border = "mirrored" if is_warped else "black"
-        crop = f"random crop within a {border} border of {config.pad} pixels"
+        crop = f"random crop within a {border} border of {counted(config.pad, 'pixel')}"
     else:
         crop = "no crop"
     probability = config.flip_prob
@@ -295,16 +296,14 @@ def _augmentation(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts) -> str:
-    tested = _count(facts.test_images)
+    tested = _count(facts.test_images, "test image")
     if "rotation_accuracy" in facts.metrics:
         by_degrees = ", ".join(
             f"{degrees}°: {facts.metrics[key]:.2f} %"
             for degrees in facts.config.rotations
             if (key := f"rotation_accuracy/{degrees}") in facts.metrics
         )
-        accuracy = (
-            f"Rotation accuracy: **{facts.metrics['rotation_accuracy']:.2f} %** on {tested} test images"
-        )
+        accuracy = f"Rotation accuracy: **{facts.metrics['rotation_accuracy']:.2f} %** on {tested}"
         accuracy += f" of {_text(facts.dataset_name)}, each turned by every rotation"
         parts = [accuracy + (f" ({by_degrees})." if by_degrees else ".")]
     else:
@@ -315,16 +314,21 @@ def _results(facts: CardFacts) -> str:
         dataset = results["dataset"]
         rows = [
             f"| {_METHODS[cell.method]} | {cell.layer or '-'} | {cell.head or '-'} "
-            f"| {cell.note or '-'} | {cell.accuracy:.2f} |"
+            f"| {cell.variant or '-'} | {cell.accuracy:.2f} |"
             for cell in cells_of(results)
         ]
         parts.append(
-            f"Object accuracy in % on {dataset['test_images']:,} test images of "
+            f"Object accuracy in % on {counted(dataset['test_images'], 'test image')} of "
             f"{_text(dataset['display_name'])} (`{folder}`: {_labels(results)}, "
             f"epochs {results['settings']['epochs']}, seed {results['settings']['seed']}):\n\n"
-            + "\n".join(["| features | layer | classifier | | accuracy |", "|---|---|---|---|---:|", *rows])
+            + "\n".join(
+                ["| features | layer | classifier | variant | accuracy |", "|---|---|---|---|---:|", *rows]
+            )
         )
     return "\n\n".join(parts)
+
+
+_TABLE_HEAD = ("| features | layer | classifier | variant | accuracy |", "|---|---|---|---|---:|")
 
 
 def _limitations(facts: CardFacts) -> str:
@@ -356,11 +360,13 @@ def _licence(facts: CardFacts) -> str:
 
 def _labels(results: Mapping[str, Any]) -> str:
     count = results["settings"]["images_per_class"]
-    return f"{results['dataset']['train_images']:,} labels" if count is None else f"{count} labels per class"
+    if count is None:
+        return counted(results["dataset"]["train_images"], "label")
+    return counted(count, "label per class", "labels per class")
 
 
-def _count(number: int | None) -> str:
-    return "an unrecorded number of" if number is None else f"{number:,}"
+def _count(number: int | None, noun: str) -> str:
+    return f"an unrecorded number of {plural_of(noun)}" if number is None else counted(number, noun)
 
 
 def _text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Conversion of numpy's, torch's and other numbers to Python's own, so that callers need not convert them.
+"""Numbers in words, and the conversion of numpy's, torch's and other numbers to Python's own.
 
 Importing this module imports neither torch nor numpy.
 """
@@ -11,6 +11,26 @@ from typing import Any
 
 _MOST_SHOWN = 60
 """Largest number of characters of a value in an error message."""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 image, 2 images, 10,000 images, 0 classes.
+
+    Args:
+        number: how many.
+        noun: in the singular.
+        plural: where it is not made from the end of the noun, such as "labels per class".
+    """
+    return f"{number:,} {noun if number == 1 else plural or plural_of(noun)}"
+
+
+def plural_of(noun: str) -> str:
+    """Return the regular plural of a noun."""
+    if noun.endswith(("s", "x", "sh", "tch")):
+        return f"{noun}es"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}s"
 
 
 def plain_number(value: Any) -> Any:

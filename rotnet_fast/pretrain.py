@@ -36,6 +36,7 @@ from rotnet_fast.errors import ArgumentError, CheckpointError, printable
 from rotnet_fast.files import write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
+from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.verdict import of_pretraining
 
@@ -270,7 +271,10 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # frees a copy of weights and momentum
             if processes.is_main:
-                print(f"resuming from {path}: {state['epoch']} epochs and {step} steps done")
+                print(
+                    f"resuming from {path}: {counted(state['epoch'], 'epoch')} and {counted(step, 'step')} "
+                    "done"
+                )
         processes.on_main(lambda: keep_image_list(run.path, dataset))
 
     return pretrain_with(trainer, config, dataset, load)
@@ -285,7 +289,9 @@ def how(trainer: Trainer) -> str:
     device, task = trainer.loader.device, trainer.task
     assert isinstance(task, RotationTask)
     name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{counted(torch.get_num_threads(), 'thread')}"
     )
     graph = "on" if trainer.training_step.is_replayed else "off"
     precision = trainer.settings.precision.name
@@ -301,7 +307,7 @@ def warn_of_late_milestones(config: PretrainConfig) -> None:
     late = [str(milestone) for milestone in config.milestones if milestone >= config.epochs]
     if config.schedule == "step" and late:
         print(
-            f"WARNING: milestones {' '.join(late)} never take effect in {config.epochs} epochs; "
+            f"WARNING: milestones {' '.join(late)} never take effect in {counted(config.epochs, 'epoch')}; "
             f"choose others with --milestones",
             file=sys.stderr,
         )
@@ -433,7 +439,8 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """Format what is printed at the end."""
     folder = config.output_folder()
     lines = [
-        f"rotation accuracy {results['rotation_accuracy']:.2f} % on the {results['test_images']} test images "
+        f"rotation accuracy {results['rotation_accuracy']:.2f} % on the "
+        f"{counted(results['test_images'], 'test image')} "
         f"of {results['dataset']}",
         f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training",
         f"run folder: {folder}",

@@ -32,6 +32,7 @@ from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import ImageSettings, at_least_one
@@ -199,11 +200,14 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
         for label, error in failed.items()
     }
     if processes.is_main:
-        print(f"computed {computed} cells in {minutes:.1f} minutes")
+        print(f"computed {counted(computed, 'cell')} in {minutes:.1f} minutes")
         report(context.results)
         if not is_in_time:
             left = pending_cells(context, cells)
-            print(f"time budget exhausted; {len(left)} cells in {len(grouped(left))} groups are left:")
+            print(
+                f"time budget exhausted; {counted(len(left), 'cell')} in "
+                f"{counted(len(grouped(left)), 'group')} are left:"
+            )
             print(plan_table(context, entries, config.seeds))
             print("run the same command again to resume, even within a training")
         for label, error in failures.items():
@@ -236,7 +240,9 @@ def report(results: Results) -> None:
         print(f"no report was written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
     files = write_report(results.path)
-    print(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} figure files")
+    print(
+        f"report: {', '.join(str(path) for path in files[:2])} and {counted(len(files) - 2, 'figure file')}"
+    )
 
 
 def printer(processes: Processes) -> Callable[[str], None]:
@@ -359,9 +365,8 @@ def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
         state = f"{duration(seconds)}" if left else "finished"
         rows.append([describe(group), ", ".join(items) or "(needed)", str(len(group)), state])
     table = format_table(["group", "for", "cells", "estimate"], rows, numeric=(2, 3))
-    return (
-        f"{table}\n{len(cells)} cells, {len(pending)} to compute, in about {duration(total)} on {device_name}"
-    )
+    time = f"about {duration(total)} on {device_name}"
+    return f"{table}\n{counted(len(cells), 'cell')}, {len(pending)} to compute, in {time}"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from rotnet_fast.checks import check_device, check_images, check_precision
 from rotnet_fast.engine.schedule import Schedule, stretched
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
-from rotnet_fast.plain import as_real, as_sequence, as_whole, plain_number, shown
+from rotnet_fast.plain import as_real, as_sequence, as_whole, counted, plain_number, shown
 
 OptimisationT = TypeVar("OptimisationT", bound="Optimisation")
 
@@ -94,7 +94,7 @@ def _to_tuple(name: str, values: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]
     if found is None:
         raise _refusal(name, values, "it must be a list or a tuple")
     if kinds[-1] is not Ellipsis and len(found) != len(kinds):
-        raise _refusal(name, values, f"it must have {len(kinds)} values")
+        raise _refusal(name, values, f"it must have {counted(len(kinds), 'value')}")
     converted = tuple(_convert(name, value, kinds[0]) for value in found)
     is_same = type(values) is tuple and all(
         one is other for one, other in zip(converted, values, strict=True)

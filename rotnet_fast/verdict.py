@@ -28,6 +28,21 @@ def is_at_chance(accuracy: float, chance: float, count: int) -> bool:
     return accuracy <= chance + 100 * STANDARD_ERRORS * math.sqrt(share * (1 - share) / count)
 
 
+def wilson(accuracy: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of an accuracy, in percent.
+
+    Unlike that of the standard error, it stays in [0, 100] and is right for few predictions, too.
+
+    Args:
+        accuracy: the measured accuracy, in percent.
+        count: number of predictions behind it, at least 1.
+    """
+    share, z = accuracy / 100, 1.96
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return 100 * max(0.0, centre - reach), 100 * min(1.0, centre + reach)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Describe what went wrong in a pretraining run.

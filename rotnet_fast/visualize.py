@@ -22,6 +22,7 @@ from rotnet_fast.engine.run_folder import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
@@ -130,7 +131,7 @@ class Analyses:
     """
 
     def __init__(self, config: VisualizeConfig) -> None:
-        from rotnet_fast.analysis.images import images_of
+        from rotnet_fast.analysis.images import images_of, is_grey
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
         from rotnet_fast.engine.precision import resolve_device, resolve_precision
         from rotnet_fast.protocols.images import open_images
@@ -140,7 +141,7 @@ class Analyses:
         resolve_precision(config.precision, device)  # before the network is read
         pretrained = read_pretrained(config.checkpoint)
         recipe = pretrained.config
-        print(f"features of {pretrained.path}, after {pretrained.epoch} of {recipe.epochs} epochs")
+        print(f"features of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
         precision = resolve_precision(precision_of(config, recipe, device.type), device)
         batch_size = config.batch_size or recipe.batch_size
         self.network = pretrained.network().to(device)
@@ -150,6 +151,7 @@ class Analyses:
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         self.classes: tuple[str, ...] = ()
+        self.is_grey = recipe.dataset == "digits"
         if config.pictures() == ["filters"]:  # which need no images
             return
         dataset = open_images(
@@ -167,6 +169,7 @@ class Analyses:
         self.rotations = recipe.rotations
         self.bank = images_of(dataset, dataset.train, device, batch_size)
         self.test = images_of(dataset, dataset.test, device, batch_size)
+        self.is_grey = is_grey(self.test.images)
         self.shown = one_of_each_class(dataset.test.labels, config.images, config.seed)
         self.views = PlainViews(dataset.mean, dataset.std, precision, batch_size)
 
@@ -208,7 +211,7 @@ class Analyses:
         """Return the result of `rotnet_fast.analysis.filters.filters` for each network."""
         from rotnet_fast.analysis.filters import filters
 
-        return [(name, filters(network)) for name, network in self.networks.items()]
+        return [(name, filters(network, self.is_grey)) for name, network in self.networks.items()]
 
 
 def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -> str:
@@ -262,7 +265,7 @@ def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
     figures = {"confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation")}
     if analyses.classes:
         neighbours = analyses.neighbours
-        voted = f"Votes of {neighbours['k']} neighbours by {neighbours['layer']} features"
+        voted = f"Votes of {counted(neighbours['k'], 'neighbour')} by {neighbours['layer']} features"
         figures["confusion-classes"] = confusion(
             neighbours["confusion"], neighbours["classes"], f"{voted}, {neighbours['accuracy']:.1f} % correct"
         )

@@ -16,8 +16,13 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 
 
-def filters(network: FeatureNetwork) -> dict[str, Any]:
+def filters(network: FeatureNetwork, is_grey: bool = False) -> dict[str, Any]:
     """Fold BatchNorm's scale into the first convolution, and measure how diverse its filters are.
+
+    Args:
+        network: in any mode.
+        is_grey: whether the channels of its images are alike. The network then sees nothing but the sum of a
+            filter over them, which stands for the filter: C_in is 1.
 
     Returns:
         ``filters``: float32 [C_out,C_in,k,k]; ``count`` (C_out); ``effective_rank`` of the matrix
@@ -28,6 +33,8 @@ def filters(network: FeatureNetwork) -> dict[str, Any]:
         ArgumentError: BatchNorm has no running statistics to fold in.
     """
     folded = folded_filters(network)
+    if is_grey:
+        folded = folded.sum(dim=1, keepdim=True)
     matrix = folded.flatten(1).double()  # [C_out,C_in*k*k]
     lengths = matrix.norm(dim=1)
     directions = matrix[lengths > 0] / lengths[lengths > 0, None]

@@ -81,6 +81,12 @@ def images_of(
     return LabelledImages(images, split.labels.to(device))
 
 
+def is_grey(images: Images, most: int = 64) -> bool:
+    """Return whether all channels of the first so many images are alike, as in grey images stored as RGB."""
+    some = images[torch.arange(min(most, len(images)), device=images.device)]  # [S,H,W,C]
+    return bool((some == some[..., :1]).all())
+
+
 def batches_of(images: Images, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield all images in order, in batches: positions int64 [B] and images uint8 [B,H,W,C].
 

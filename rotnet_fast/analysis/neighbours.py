@@ -13,6 +13,7 @@ from rotnet_fast.analysis.views import PlainViews, pooled, thumbnails
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.classification import confusion_matrix
 from rotnet_fast.protocols.knn import NEIGHBOURS, knn_predict
 from rotnet_fast.protocols.result import accuracy
@@ -57,7 +58,8 @@ def neighbours(
     network.check_layers([layer])
     if not len(queries.images) or not len(bank.images):
         raise ArgumentError(
-            f"there are {len(queries.images)} queries and {len(bank.images)} images to look among; give at "
+            f"there are {len(queries.images)} queries and {counted(len(bank.images), 'image')} to look "
+            "among; give at "
             f"least one of each"
         )
     query_images = thumbnails(queries.images, shown)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rotnet_fast.plain import counted
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -42,7 +44,7 @@ def stages_lines(rows: Rows) -> list[str]:
     table = [("stage of the NIN-4 step", "us", "of all stages", "GFLOP/s", "GB/s")]
     for row in sorted(rows, key=lambda row: -row["count"] * row["seconds"])[:10]:
         seconds = row["count"] * row["seconds"]
-        times = f" ({row['count']} times)" if row["count"] > 1 else ""
+        times = f" ({counted(row['count'], 'time')})" if row["count"] > 1 else ""
         table.append(
             (
                 f"{row['stage']} {row['direction']}{times}",
@@ -68,7 +70,7 @@ def steps_lines(rows: Rows) -> list[str]:
         joules, data = row["joules_per_step"], row["data_share"]
         table.append(
             (
-                f"{name}, {row['batch']} images",
+                f"{name}, {counted(row['batch'], 'image')}",
                 f"{row['images_per_second']:,.1f}",
                 "-" if times is None else f"{times:.2f}",
                 "-" if cpu_times is None else f"{cpu_times:.2f}",

@@ -26,6 +26,7 @@ from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.data.workers import available_cores, processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.plain import counted
 
 _PREFETCHED = 2
 """Number of batches that DALI prefetches."""
@@ -290,7 +291,7 @@ class DaliLoader:
                 decode_rgb(self.split.source.read(index), name)
             except DataError as found:
                 return DataError(f"{found}. Pass --check-images decode to find all such images in advance")
-        what = f"one of {len(names)} images, {names[0]} to {names[-1]}"
+        what = f"one of {counted(len(names), 'image')}, {names[0]} to {names[-1]}"
         for position, name in enumerate(names, part.start):
             if (alone := self._failure(feed, slice(position, position + 1))) is not None:
                 what, error = name, alone

@@ -20,6 +20,7 @@ from rotnet_fast.data.split import AnySplit, EncodedSplit, Half, RawDataset, lim
 from rotnet_fast.data.split import Split as Split
 from rotnet_fast.errors import ArgumentError, DataError, printable
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
+from rotnet_fast.plain import counted
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
 
@@ -220,8 +221,8 @@ def summary(raw: RawDataset[AnySplit]) -> str:
     other = "validation" if raw.is_validation else "test"
     for kind, split in (("training", raw.train), (other, raw.test)):
         count = len(split.labels.unique())
-        classes = f"of {count:,} class{'es' * (count > 1)}" if raw.classes else "without labels"
-        splits.append(f"{len(split):,} {kind} image{'s' * (len(split) > 1)} {classes}")
+        classes = f"of {counted(count, 'class')}" if raw.classes else "without labels"
+        splits.append(f"{counted(len(split), f'{kind} image')} {classes}")
     line = f"data: {raw.display_name}: {', '.join(splits)}"
     if raw.held_out and not raw.is_validation:
         line += "; every 20th image is held out as the test split, because the data has no second split"

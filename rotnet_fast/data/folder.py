@@ -19,6 +19,7 @@ from rotnet_fast.data.layout import list_folder, readable
 from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images, find_rows
 from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows, validation_rows
 from rotnet_fast.errors import ArgumentError, DataError, printable
+from rotnet_fast.plain import counted
 
 SplitT = TypeVar("SplitT", bound=AnySplit)
 
@@ -97,7 +98,8 @@ class OpenFolder:
             one, other = int(test[common[0]]), int(train[found[common[0]]])
             name = self._listing.source.relative_name
             message = (
-                f"{len(common)} of {len(test)} test images are also training images, such as {name(one)}, "
+                f"{len(common)} of {counted(len(test), 'test image')} also stand among the training "
+                f"images, such as {name(one)}, "
                 f"which equals {name(other)}; remove the duplicates, or accuracies will be too high"
             )
             print(f"WARNING: {printable(message)}", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 
 from rotnet_fast.data.split import EncodedSplit
+from rotnet_fast.plain import counted
 
 Halves = tuple[EncodedSplit, EncodedSplit]
 
@@ -58,7 +59,7 @@ def told(found: dict[str, list[str]]) -> str:
     """Describe the changes in a phrase, with the first names of each kind."""
     parts = []
     for kind, names in found.items():
-        more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
+        more = f" and {counted(len(names) - _SHOWN, 'other')}" if len(names) > _SHOWN else ""
         parts.append(f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})")
     return ", ".join(parts)
 

@@ -44,6 +44,7 @@ from rotnet_fast.data.source import FileSource, ImageSource
 from rotnet_fast.data.webdataset import index_shards
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_archive, open_plain, unpacking
+from rotnet_fast.plain import counted
 
 HOLD_OUT_EVERY = 20
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -267,7 +268,7 @@ def _annotated(path: str, folder: _Folder) -> dict[str, list[str]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
+    more = f" and {counted(len(names) - _SHOWN, 'other')}" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 

@@ -51,6 +51,7 @@ from rotnet_fast.data.verdicts import REASONS as REASONS
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError, printable
 from rotnet_fast.files import is_out_of_descriptors
+from rotnet_fast.plain import counted
 
 _FORMAT = "5"  # increment it when the same images would get different values
 _SHOWN = 5
@@ -184,7 +185,7 @@ def check_images(
         return good
     lines = [(source.names[i], REASONS[scan.verdicts[i]]) for i in bad]
     allowed = max(1, len(source) // 1000)
-    count = f"{len(bad)} of {len(source)} images are unusable"
+    count = f"{len(bad)} of {counted(len(source), 'image')} are unusable"
     is_allowed = bad_images == "skip" and len(bad) <= allowed
     if is_allowed:
         listed_lines = [printable(f"{name} {reason}") for name, reason in lines]
@@ -196,7 +197,7 @@ def check_images(
         text = "".join(f"{name}\t{reason}\n" for name, (_, reason) in zip(one_line, lines, strict=True))
         written = write_text(places, "bad-images.txt", text)
         listed = "" if written is None else f" (see {written} for all of them)"
-        shown += f"; and {len(bad) - _SHOWN} others{listed}"
+        shown += f"; and {counted(len(bad) - _SHOWN, 'other')}{listed}"
     if bad_images != "skip":
         raise DataError(f"{count}: {shown}. Repair or remove them, or skip them with --bad-images skip")
     raise DataError(

@@ -33,6 +33,7 @@ from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import candidates
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.files import named, write_atomically
+from rotnet_fast.plain import counted
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"
 _TRAILER_PATTERN = re.compile(rb"\nrotnet_fast checkpoint (\d+) sha256 ([0-9a-f]{64})\n")
@@ -141,7 +142,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
         return candidate, state
     if skipped:
         raise CheckpointError(
-            f"all {len(skipped)} checkpoints in {path} are unusable; the newest: "
+            f"{path} has {counted(len(skipped), 'checkpoint')}, but none that is usable; the newest: "
             f"{str(skipped[0]).removesuffix(f'; {_GIVE_A_RUN}')}; start again with another --output"
         )
     raise CheckpointError(f"there is no checkpoint in {path / 'checkpoints'}; {_GIVE_A_RUN}")

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rotnet_fast.errors import ArgumentError, ElsewhereError, PeerLostError, RotnetError
+from rotnet_fast.plain import counted
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +248,8 @@ class Processes:
             return cast("ProcessGroup", dist.new_group(backend="nccl"))
         if gpus and self.is_main:
             print(
-                f"WARNING: {self.world} processes share {len(gpus)} CUDA devices and therefore communicate "
+                f"WARNING: {counted(self.world, 'process')} share {len(gpus)} CUDA devices and therefore "
+                "communicate "
                 f"over gloo, which is slower than NCCL; start one process per device with --nproc-per-node",
                 file=sys.stderr,
             )
@@ -311,7 +313,8 @@ def _meet(processes: Processes) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_TIMEOUT)
     except RuntimeError as error:
         raise PeerLostError(
-            f"rank {processes.rank} could not connect to the {processes.world - 1} other processes of this "
+            f"rank {processes.rank} could not connect to the "
+            f"{counted(processes.world - 1, 'other process')} of this "
             f"job ({_reason(error)}); check that all of them were started, and that GLOO_SOCKET_IFNAME, if "
             f"set, names a network interface of this machine"
         ) from error

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rotnet_fast.plain import counted
+
 ScheduleKind = Literal["constant", "step", "linear", "cosine"]
 
 
@@ -50,7 +52,8 @@ class Schedule:
             raise ValueError(f"warmup is {self.warmup}; a {self.kind} schedule has no warm-up: leave it 0")
         if self.warmup != 0 and not 0 < self.warmup < self.epochs:
             raise ValueError(
-                f"warmup is {self.warmup}; it must be at least 0 and less than the {self.epochs} epochs"
+                f"warmup is {self.warmup}; it must be at least 0 and less than the "
+                f"{counted(self.epochs, 'epoch')}"
             )
 
     def lr(self, epoch: int, fraction: float = 0.0) -> float:

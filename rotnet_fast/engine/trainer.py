@@ -21,6 +21,7 @@ from rotnet_fast.engine.streams import shown
 from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.files import link_atomically
+from rotnet_fast.plain import counted
 
 KEPT_EPOCH_CHECKPOINTS = 3
 _TOO_MANY = "the loss or its gradients were non-finite in {} steps in a row"
@@ -261,7 +262,8 @@ class Trainer:
         """Warn of skipped steps, unless the precision is fp16, whose loss scaling skips steps by design."""
         if self.processes.is_main and self.settings.precision.name != "fp16":
             log.warn(
-                f"{skipped} of the last {steps} steps were skipped because their loss or gradients were "
+                f"{skipped} of the last {counted(steps, 'step')} were skipped because their loss or "
+                "gradients were "
                 f"non-finite (epoch {self.progress.epoch + 1}, up to step {self.progress.step}); "
                 f"{MOST_IN_A_ROW} in a row stop the run"
             )

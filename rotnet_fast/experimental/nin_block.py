@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.experimental.triton_tiles import MAX_CHANNELS
+from rotnet_fast.plain import counted
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -116,7 +117,8 @@ def check_layers(norms: Sequence[nn.BatchNorm2d], convolutions: Sequence[nn.Conv
             )
         if norm.num_features % 8 or norm.num_features > MAX_CHANNELS:
             raise ArgumentError(
-                f"kernels is triton, but a layer has {norm.num_features} channels: these kernels take "
+                f"kernels is triton, but a layer has {counted(norm.num_features, 'channel')}: these "
+                "kernels take "
                 f"multiples of 8 up to {MAX_CHANNELS}; use another width, or kernels torch"
             )
     for convolution in convolutions:

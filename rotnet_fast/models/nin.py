@@ -23,7 +23,7 @@ from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork, check_input
 from rotnet_fast.ops.batch_norm import batch_norm_relu
-from rotnet_fast.plain import as_whole, shown
+from rotnet_fast.plain import as_whole, counted, shown
 
 BLOCK_COUNTS = (3, 4, 5)
 KERNELS = ("torch", "triton-bn", "triton")
@@ -241,7 +241,8 @@ class NetworkInNetwork(FeatureNetwork):
         for layer in layers:
             if layer not in self.layers:
                 raise ArgumentError(
-                    f"layers holds {layer!r}, which this network with {len(self.layers)} blocks does not "
+                    f"layers holds {layer!r}, which this network with {counted(len(self.layers), 'block')} "
+                    "does not "
                     f"have; choose from {', '.join(self.layers)}"
                 )
 

@@ -16,6 +16,7 @@ from matplotlib.gridspec import GridSpec
 
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.style import (
     COLOURS,
     DENSITY,
@@ -25,6 +26,7 @@ from rotnet_fast.plots.style import (
     new_figure,
     show_image,
     styled,
+    title_of,
 )
 
 Networks = Sequence[tuple[str, Mapping[str, Any]]]
@@ -49,12 +51,10 @@ def attention(networks: Networks) -> Figure:
     rows = 1 + sum(len(result["layers"]) for _, result in networks)
     label_width, gap = 1.15, 0.25
     cell = (WIDTH - label_width) / (count * (len(turns) + gap) - gap)
-    figure = new_figure(cell * (rows + 0.3 * len(networks)) + 0.75 + 1.9)
+    figure = new_figure(cell * (rows + 0.3 * len(networks)) + 0.9 + 1.9)
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[figure.get_figheight() - 1.9, 1.9])
     pictures, bars = parts[:, 0]
-    pictures.suptitle(
-        "Attention: sum over channels of activation to the power p, from lowest (dark) to highest (bright)"
-    )
+    title_of(pictures, finding(networks))
     heights, widths = [1.0], [label_width / cell]
     for _, result in networks:
         heights += [0.3, *[1.0] * len(result["layers"])]
@@ -78,7 +78,8 @@ def attention(networks: Networks) -> Figure:
     for name, result in networks:
         title = pictures.add_subplot(grid[row, 1:])
         bare(title)
-        title.text(0, 0.15, name[0].upper() + name[1:], ha="left", va="bottom", weight="bold")
+        explained = ": activations to the power p, summed over channels (bright: highest)" if row == 1 else ""
+        title.text(0, 0.15, f"{name[0].upper()}{name[1:]}{explained}", ha="left", va="bottom")
         for position, layer in enumerate(result["layers"]):
             row += 1
             power = min(position, len(result["powers"]) - 1)
@@ -122,10 +123,7 @@ def draw_equivariance(axes: Axes, networks: Networks) -> None:
                     edgecolor="white",
                     label=name if is_first else None,
                 )
-                text = "none" if value is None else f"{value:.2f}"
-                top = max(value or 0, 0) + 0.03
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the line at 1
-                axes.text(x, top, text, ha="center", va="bottom", fontsize=8, rotation=90, bbox=box)
+                _write_value(axes, x, value, COLOURS[number])
     ticks, labels = [], []
     for position in range(len(first["layers"])):
         layers = list(dict.fromkeys(result["layers"][position] for _, result in networks))
@@ -146,16 +144,53 @@ def draw_equivariance(axes: Axes, networks: Networks) -> None:
         )
     axes.set_xticks(ticks, labels)
     axes.tick_params(axis="x", length=0)
-    axes.set_ylim(top=1.35)
-    axes.set_yticks([0, 0.5, 1])
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.05)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.spines["bottom"].set_visible(False)
     axes.set_ylabel("correlation")
-    images = f"{first['images']:,} test images"
-    axes.set_title(f"How exactly attention turns with the image (1: exactly), over {images}", loc="left")
+    images = counted(first["images"], "test image")
+    axes.set_title(f"Correlation with the map of the upright image (1: turns exactly), {images}", loc="left")
     if len(networks) > 1:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def finding(networks: Networks) -> str:
+    """Say whose attention turns more exactly with the image, by the mean over layers and powers."""
+    means = []
+    for _, result in networks:
+        known = [value for powers in result["equivariance"].values() for value in powers.values()]
+        known = [value for value in known if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    name, mean = networks[0][0], means[0]
+    if mean is None:
+        return "How exactly attention turns with the image"
+    if len(networks) == 1 or means[1] is None:
+        return f"Attention of the {name} turns with the image: correlation {mean:.2f} on average"
+    other, theirs = networks[1][0], means[1]
+    how = "as exactly in the {} as"
+    if f"{mean:.2f}" != f"{theirs:.2f}":
+        how = f"{'more' if mean > theirs else 'less'} exactly in the {{}} than"
+    values = f"correlation {mean:.2f} against {theirs:.2f}"
+    return f"Attention turns with the image {how.format(name)} in the {other}: {values}"
+
+
+def _write_value(axes: Axes, x: float, value: float | None, colour: str) -> None:
+    """Write a value into its bar, or above a short one, so that none comes near the line at 1."""
+    is_inside = value is not None and value >= 0.45
+    axes.text(
+        x,
+        max(value or 0.0, 0.0) + (-0.03 if is_inside else 0.03),
+        "none" if value is None else f"{value:.2f}",
+        ha="center",
+        va="top" if is_inside else "bottom",
+        fontsize=8,
+        rotation=90,
+        color="white" if is_inside else "black",
+        weight="bold" if is_inside else "normal",
+        bbox={"facecolor": colour if is_inside else "white", "edgecolor": "none", "pad": 0.6},
+    )
 
 
 def _check(networks: Networks) -> Mapping[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plots.style import COLOURS, LINE_STYLES, MARKERS, WIDTH, new_figure, styled
+from rotnet_fast.plain import counted
+from rotnet_fast.plots.style import (
+    COLOURS,
+    GREY,
+    LINE_STYLES,
+    MARKERS,
+    PAGE,
+    new_figure,
+    styled,
+    title_of,
+    wrapped,
+)
 
 Values = Sequence[float | None]
 
@@ -24,88 +36,87 @@ class Line:
     Attributes:
         label: name in the legend.
         x, mean: positions and values, in order.
-        std: standard deviation of each value, drawn as error bars; None for no error bars.
+        interval: lower and upper end of the error bar of each value; None for no error bars.
         published_x, published: the published line, drawn dashed with hollow markers.
     """
 
     label: str
     x: Sequence[float]
     mean: Values
-    std: Values | None = None
+    interval: Sequence[tuple[float, float] | None] | None = None
     published_x: Sequence[float] = ()
     published: Values = ()
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Describe one pair of axes.
-
-    Attributes:
-        y_label: label of the vertical axis.
-        lines: lines to draw.
-        title: title of the panel.
-    """
-
-    y_label: str
-    lines: Sequence[Line]
-    title: str = ""
-
-
-LEGEND_ROW = 0.18
-"""Height of a row of the legend in inches."""
-
-
 @styled
 def curves(
-    panels: Sequence[Panel],
+    lines: Sequence[Line],
     *,
     x_label: str,
+    y_label: str,
     title: str = "",
     log_x: bool = False,
     x_ticks: Sequence[float] = (),
     published_name: str = "published",
+    levels: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
-    """Draw panels side by side, whose horizontal axes have the same label.
+    """Draw lines over a common horizontal axis.
 
     Args:
-        panels: one or more panels.
-        x_label: label of the horizontal axes.
+        lines: one or more lines.
+        x_label, y_label: labels of the axes.
         title: title of the figure.
-        log_x: whether horizontal axes are logarithmic.
+        log_x: whether the horizontal axis is logarithmic.
         x_ticks: positions of ticks; empty for matplotlib's choice.
         published_name: name of the published lines in the legend.
+        levels: values by name, drawn as dotted lines over the whole width, such as that of guessing.
 
     Raises:
-        ArgumentError: no panel, or a line with other numbers of positions and values.
+        ArgumentError: no line, or one with other numbers of positions and values.
     """
-    if not panels:
-        raise ArgumentError("panels is empty; pass at least one")
-    width = WIDTH if len(panels) > 1 else 5.0
-    entries = max(sum(1 + bool(line.published) for line in panel.lines) for panel in panels)
-    columns = 2 if len(panels) == 1 else 1
-    figure = new_figure(3.2 + LEGEND_ROW * -(-entries // columns), width)
+    if not lines:
+        raise ArgumentError("lines is empty; pass at least one")
+    entries = sum(1 + bool(line.published) for line in lines)
+    figure = new_figure(3.7 + LEGEND_ROW * -(-entries // 2), PAGE)
     if title:
-        figure.suptitle(title)
-    number = 0
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        handles: list[Any] = []
-        for line in panel.lines:
-            handles += _draw(axes, line, number, published_name)
-            number += 1
-        if log_x:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        if x_ticks:
-            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
-            axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(panel.y_label)
-        axes.set_title(panel.title)
-        axes.grid(axis="y")
-        if handles:
-            # Below: lines that go up and down leave no room for it between them.
-            axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+        title_of(figure, title)
+    axes = figure.add_subplot()
+    handles: list[Any] = []
+    for number, line in enumerate(lines):
+        handles += _draw(axes, line, number, published_name)
+    for name, value in levels.items():
+        axes.axhline(value, color=GREY, linestyle=":", linewidth=1.2, zorder=1)
+        axes.annotate(
+            name,
+            (1, value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=GREY,
+            annotation_clip=False,
+        )
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if x_ticks:
+        axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(wrapped(x_label, AXIS_LABEL))
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y")
+    if handles:
+        # Below: lines that go up and down leave no room for it between them.
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
+
+
+AXIS_LABEL = 60
+"""Characters of a line below the axis."""
+
+LEGEND_ROW = 0.18
+"""Height of a row of the legend in inches."""
 
 
 def _draw(axes: Axes, line: Line, number: int, published_name: str) -> list[Any]:
@@ -113,19 +124,24 @@ def _draw(axes: Axes, line: Line, number: int, published_name: str) -> list[Any]
     handles: list[Any] = []
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     for name, x, values in (
-        ("means", line.x, line.mean),
-        ("standard deviations", line.x, line.std),
-        ("published values", line.published_x, line.published),
+        ("mean", line.x, line.mean),
+        ("error bar", line.x, line.interval),
+        ("published value", line.published_x, line.published),
     ):
         if values is not None and len(values) != len(x):
-            raise ArgumentError(f"line {line.label!r} has {len(values)} {name} at {len(x)} positions")
-    mean, std = _numbers(line.mean), _numbers(line.std or [None] * len(line.x))
+            raise ArgumentError(
+                f"line {line.label!r} has {counted(len(values), name)} at {counted(len(x), 'position')}"
+            )
+    mean = _numbers(line.mean)
+    ends = [(np.nan, np.nan) if one is None else one for one in line.interval or [None] * len(line.x)]
+    low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
+    errors = np.nan_to_num(np.stack([mean - low, high - mean]))
     known = ~np.isnan(mean)
     if known.any():
         drawn = axes.errorbar(
             np.asarray(line.x, float)[known],
             mean[known],
-            yerr=np.nan_to_num(std[known]) if not np.isnan(std[known]).all() else None,
+            yerr=errors[:, known] if errors.any() else None,
             color=colour,
             marker=marker,
             linestyle=LINE_STYLES[0],

@@ -9,7 +9,20 @@ from matplotlib.figure import Figure
 
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, show_image, styled
+from rotnet_fast.plain import counted
+from rotnet_fast.plots.style import (
+    WIDTH,
+    frame,
+    marked,
+    new_figure,
+    shortened,
+    show_image,
+    styled,
+    title_of,
+)
+
+NAME_CHARACTERS = 14
+"""Characters of a class name of 8 points that take an inch."""
 
 
 @styled
@@ -31,10 +44,12 @@ def neighbours(result: Mapping[str, Any]) -> Figure:
     columns = images.shape[1]
     cell = min(0.95, (WIDTH - 0.3) / (columns + 1.25) - 0.06)
     figure = new_figure(len(images) * (cell + 0.3) + 0.75)
-    title = f"Nearest of {result['bank_images']:,} images by {result['layer']} features"
+    title = f"Nearest of {counted(result['bank_images'], 'image')} by {result['layer']} features"
     if classes:
-        title += f"; the vote of {result['k']} is right for {result['accuracy']:.1f} %"
-    figure.suptitle(title)
+        voters = counted(result["k"], "neighbour")
+        title += f": the vote of {voters} is right for {result['accuracy']:.1f} %"
+    title_of(figure, title)
+    most = max(4, int(cell * NAME_CHARACTERS))
     grid = figure.subplots(len(images), columns + 2, squeeze=False, width_ratios=[1, 0.25, *[1] * columns])
     for row, label, query, others, labels, similarity in zip(
         grid,
@@ -47,13 +62,15 @@ def neighbours(result: Mapping[str, Any]) -> Figure:
     ):
         show_image(row[0], query)
         if classes:
-            row[0].set_xlabel(classes[label], fontsize=8, labelpad=2, weight="bold")
+            row[0].set_xlabel(shortened(classes[label], most), fontsize=8, labelpad=2, weight="bold")
         row[1].set_axis_off()
         for axes, image, other, cosine in zip(row[2:], others, labels, similarity, strict=True):
             show_image(axes, image)
             if classes:
                 frame(axes, other == label)
-                axes.set_xlabel(marked(classes[other], other == label), fontsize=8, labelpad=2)
+                axes.set_xlabel(
+                    marked(shortened(classes[other], most - 2), other == label), fontsize=8, labelpad=2
+                )
             axes.set_title(f"{cosine:.3f}", fontsize=8, pad=2)
     grid[0][0].set_title("query", fontsize=8, pad=2)
     below = "; below: its class" if classes else ""

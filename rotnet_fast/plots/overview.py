@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, show_image, styled
+from rotnet_fast.plain import counted
+from rotnet_fast.plots.style import WIDTH, frame, marked, new_figure, shortened, show_image, styled
 
 ROTATIONS, NEIGHBOURS = 4, 3
 """Shown at most: more do not fit into the width of a page; of eight rotations, every second one."""
@@ -41,7 +42,7 @@ def overview(rotation: Mapping[str, Any], neighbours: Mapping[str, Any]) -> Figu
     figure = new_figure(len(views) * (cell + 0.27) + 0.7, max(4.5, columns * (cell + 0.07) + 0.2))
     figure.suptitle(
         f"Left: predicted rotations, {rotation['accuracy']:.1f} % right\n"
-        f"Right: nearest of {neighbours['bank_images']:,} images by {neighbours['layer']} features",
+        f"Right: nearest of {counted(neighbours['bank_images'], 'image')} by {neighbours['layer']} features",
         fontsize=9,
     )
     grid = figure.subplots(
@@ -61,5 +62,5 @@ def overview(rotation: Mapping[str, Any], neighbours: Mapping[str, Any]) -> Figu
             show_image(axes, image)
             if classes:
                 frame(axes, label == own)
-                axes.set_xlabel(marked(classes[label], label == own), fontsize=8, labelpad=2)
+                axes.set_xlabel(marked(shortened(classes[label], 11), label == own), fontsize=8, labelpad=2)
     return figure

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullFormatter, StrMethodFormatter
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.style import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, new_figure, styled
 
 KINDS = ("convolution", "BN + ReLU", "pool", "loss", "optimiser")
@@ -109,7 +110,7 @@ def _draw_points(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             zorder=3,
         )
         axes.annotate(
-            row["stage"] if row.get("count", 1) == 1 else f"{row['stage']} ({row['count']} times)",
+            row["stage"] if row.get("count", 1) == 1 else f"{row['stage']} ({counted(row['count'], 'time')})",
             (x, y),
             xytext=(1.03, 1 - (place + 0.5) / len(ordered)),
             textcoords="axes fraction",

@@ -12,17 +12,22 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.style import (
     BLUE,
     GREY,
+    PAGE,
     SKY,
     WIDTH,
     frame,
     marked,
     new_figure,
+    shortened,
     show_image,
     styled,
+    title_of,
 )
+from rotnet_fast.verdict import wilson
 
 
 @styled
@@ -46,16 +51,13 @@ def rotations(result: Mapping[str, Any]) -> Figure:
     cell = min(0.9, (WIDTH - 0.9) / turned - 0.15, max(0.5, 9.2 / len(views) - 0.42))
     height = len(views) * (cell + (0.28 if turned <= 5 else 0.42)) + 0.7
     figure = new_figure(height, max(4.5, turned * (cell + 0.15) + 0.9))
-    figure.suptitle(
-        f"Predicted rotation (probability)\n{result['accuracy']:.1f} % right over {turned} views of "
-        f"{result['images']:,} test images",
-        fontsize=9,
-    )
+    views_of = f"{counted(turned, 'view')} of {counted(result['images'], 'test image')}"
+    title_of(figure, f"{result['accuracy']:.1f} % of the rotations are right, over {views_of}")
     grid = figure.subplots(len(views), turned, squeeze=False)
     for row, predicted, confidence, image, name in zip(
         grid, shown["predicted"], shown["confidence"], views, shown["class_names"], strict=True
     ):
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(shortened(name, ROW_NAME), rotation=0, ha="right", va="center", fontsize=8)
         for axes, angle, guess, probability, view in zip(
             row, angles, predicted, confidence, image, strict=True
         ):
@@ -64,7 +66,6 @@ def rotations(result: Mapping[str, Any]) -> Figure:
             axes.set_xlabel(
                 marked(f"{guess}°{separator}({100 * probability:.0f} %)", guess == angle),
                 fontsize=8,
-                weight="normal" if guess == angle else "bold",
                 labelpad=2,
             )
     for axes, angle in zip(grid[0], angles, strict=True):
@@ -88,25 +89,42 @@ def hardest(result: Mapping[str, Any]) -> Figure:
         raise ArgumentError("the rotation result has no hardest images; compute it with some")
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = new_figure(rows * (1.45 + 0.16 * (1 + math.ceil(len(angles) / 2))) + 0.7, 6.0)
-    figure.suptitle("Images whose rotation is hardest to predict: mean probability of the true rotation")
+    missed_rows = math.ceil(len(angles) / 2)
+    figure = new_figure(rows * (1.2 + 0.16 * (2.4 + missed_rows)) + 0.75, PAGE)
+    easiest, hardest = 100 * max(gallery["probability"]), 100 * min(gallery["probability"])
+    low, high = _percent(hardest), _percent(easiest)
+    share = f"{high} %" if low == high else f"{low} to {high} %"
+    title_of(
+        figure,
+        f"The true rotation of {'this image' if len(images) == 1 else 'these images'} gets a mean "
+        f"probability of {share}: the lowest of {counted(result['images'], 'test image')}",
+    )
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.04)  # type: ignore[union-attr, call-arg]
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in cells[len(images) :]:
         axes.set_axis_off()
-    wrap = 4
     for axes, image, name, probability, predicted in zip(
         cells, images, gallery["class_names"], gallery["probability"], gallery["predicted"], strict=False
     ):
         show_image(axes, image)
-        axes.set_title(f"{name + ', ' if name else ''}{100 * probability:.0f} %", pad=3)
-        guesses = [f"{angle}→{guess}" for angle, guess in zip(angles, predicted, strict=True)]
+        percent = f"{_percent(100 * probability)} %"
+        axes.set_title("\n".join(filter(None, [shortened(name, CELL_NAME), percent])), fontsize=8, pad=3)
         missed = [
-            text for text, angle, guess in zip(guesses, angles, predicted, strict=True) if angle != guess
+            f"{angle}→{guess}" for angle, guess in zip(angles, predicted, strict=True) if angle != guess
         ]
-        lines = [", ".join(missed[start : start + wrap // 2]) for start in range(0, len(missed), wrap // 2)]
+        lines = ["   ".join(missed[start : start + 2]) for start in range(0, len(missed), 2)]
         axes.set_xlabel("\n".join(lines) or "all right", fontsize=8, labelpad=2)
     figure.supxlabel("below each image: true rotation → predicted one, where they differ", fontsize=8)
     return figure
+
+
+ROW_NAME, CELL_NAME = 14, 17
+"""Characters of a class name beside a row of images, and above an image."""
+
+
+def _percent(value: float) -> str:
+    """Format a small percentage, which is not 0 if it is not exactly 0."""
+    return f"{value:.0f}" if value >= 10 or value == 0 else "<0.1" if value < 0.1 else f"{value:.1f}"
 
 
 @styled
@@ -119,26 +137,38 @@ def calibration(result: Mapping[str, Any]) -> Figure:
     bins = result["calibration"]
     edges = np.array(bins["edges"])
     centres, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    figure = new_figure(5.0, 4.6)
-    figure.suptitle(
-        f"Expected calibration error {100 * bins['expected_calibration_error']:.2f} %\n"
-        f"mean confidence {100 * result['mean_confidence']:.1f} %, accuracy {result['accuracy']:.1f} %",
-        fontsize=9,
+    figure = new_figure(5.2, PAGE)
+    confidence, accuracy = f"{100 * result['mean_confidence']:.1f}", f"{result['accuracy']:.1f}"
+    gap = 100 * result["mean_confidence"] - result["accuracy"]
+    sure = (
+        "As sure as right"
+        if confidence == accuracy
+        else f"Too {'sure' if gap > 0 else 'unsure'} by {abs(gap):.1f} points"
+    )
+    title_of(
+        figure,
+        f"{sure}: mean confidence {confidence} %, accuracy {accuracy} %; expected calibration error "
+        f"{100 * bins['expected_calibration_error']:.1f} points",
     )
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     filled = [place for place, count in enumerate(bins["counts"]) if count]
-    accuracy = [bins["accuracy"][place] for place in filled]
-    confidence = [bins["confidence"][place] for place in filled]
-    upper.bar(centres[filled], accuracy, width=0.92 * width, color=SKY, label="right, by bin of confidence")
+    shares = np.array([bins["accuracy"][place] for place in filled])
+    upper.bar(centres[filled], shares, width=0.92 * width, color=SKY, label="right, by bin of confidence")
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.2, label="perfect calibration")
-    upper.plot(
-        confidence,
-        accuracy,
+    ends = [wilson(100 * bins["accuracy"][place], bins["counts"][place]) for place in filled]
+    low, high = np.array(ends).T / 100
+    upper.errorbar(
+        [bins["confidence"][place] for place in filled],
+        shares,
+        yerr=np.maximum([shares - low, high - shares], 0),
+        ecolor="black",
+        elinewidth=1.0,
+        capsize=2.5,
         linestyle="",
         marker="o",
         color=BLUE,
         markeredgecolor="black",
-        label="at the bin's mean confidence",
+        label="at the bin's mean confidence, with 95 % interval",
         clip_on=False,
         zorder=4,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
@@ -44,14 +46,31 @@ LINE_STYLES = ("-", "--", "-.", ":")
 HATCHES = ("", "///", "...", "xxx")
 GREY = "#595959"
 
+CLASS_COLOURS = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#AA4499",
+    "#999933",
+    "#44AA99",
+    "#882255",
+    "#DDCC77",
+    "#000000",
+)
+"""Ten colours for classes: Paul Tol's muted scheme, made for colour-blind readers, and black."""
+
 WIDTH = 7.0
-"""Width in inches of a figure as wide as a page's text."""
+"""Width in inches of a figure as wide as a page's text, for galleries of images."""
+
+PAGE = 5.2
+"""Width in inches of all other figures, whose text of 8 points is legible across a phone, too."""
 
 DENSITY = "magma"
 """Perceptually uniform colormap for maps."""
 
-COUNTS = "magma_r"
-"""The same from light to dark, for counts."""
+COUNTS = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#CFE3F1", "#56A3D0", BLUE, "#002B4D"])
+"""From white, for none, to dark, for counts."""
 
 RIGHT, WRONG = "✓", "✗"
 
@@ -134,17 +153,18 @@ def save(figure: Figure, path: Path) -> list[Path]:
         target = path.with_name(path.name + suffix)
         ensure_folder(target.parent)
         content = buffer.getvalue()
-        write_atomically(target, numbered_clips(content) if suffix == ".svg" else content)
+        write_atomically(target, settled(content) if suffix == ".svg" else content)
         written.append(target)
     return written
 
 
-def numbered_clips(svg: bytes) -> bytes:
-    """Rename the clip paths of an SVG by their number.
+def settled(svg: bytes) -> bytes:
+    """Remove from an SVG what differs between runs because the layout solver's last bits do.
 
-    matplotlib names them by a hash of their exact coordinates, whose last bits differ between runs because of
-    the layout solver; the drawn coordinates are rounded and do not differ.
+    Coordinates lose their last three of six decimals, far below what can be seen. matplotlib names clip paths
+    by a hash of their exact coordinates; here, they are numbered.
     """
+    svg = re.sub(rb"(?<![\d.])(\d*[1-9]\d*\.\d{3})\d{3}(?!\d)", rb"\1", svg)  # not of scales, below 1
     names = re.findall(rb'<clipPath id="(p[0-9a-f]+)"', svg)
     numbers = {name: b"clip%d" % number for number, name in enumerate(names)}
     return re.sub(
@@ -152,6 +172,28 @@ def numbered_clips(svg: bytes) -> bytes:
         lambda found: numbers.get(found.group(), found.group()),
         svg,
     )
+
+
+def title_of(figure: Figure | SubFigure, text: str) -> None:
+    """Put a title above a figure, wrapped to its width."""
+    inches = figure.bbox.width / figure.dpi
+    # A number stays in one line with its unit.
+    lines = wrapped(text.replace(" %", "\N{NO-BREAK SPACE}%"), int(inches * TITLE_CHARACTERS))
+    figure.suptitle(lines, x=0.02, ha="left", weight="bold", fontsize=9)
+
+
+TITLE_CHARACTERS = 12.5
+"""Characters of a bold title of 9 points that take an inch, at most."""
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break a text into lines of at most so many characters; longer words are broken, too."""
+    return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.splitlines())
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut a name that has more characters, and mark the cut by an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def show_image(axes: Axes, image: NDArray[np.uint8]) -> None:

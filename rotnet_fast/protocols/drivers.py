@@ -58,7 +58,11 @@ class Unit:
 
 
 def protocol_units(
-    layers: Sequence[str], heads: Sequence[str], recipe: Optimisation, supervised_recipe: Optimisation
+    layers: Sequence[str],
+    heads: Sequence[str],
+    recipe: Optimisation,
+    supervised_recipe: Optimisation,
+    modes: Sequence[str] = BATCHNORM_MODES,
 ) -> dict[str, list[Unit]]:
     """Divide every protocol of an evaluation into units.
 
@@ -66,6 +70,7 @@ def protocol_units(
         layers, heads: where classifiers are trained, and which heads.
         recipe: how heads are trained, frozen or fine-tuned.
         supervised_recipe: how the supervised network is trained.
+        modes: those of ``BATCHNORM_MODES`` in which untrained networks are measured.
 
     Returns:
         Name of each protocol -> its units, in the order of its rows.
@@ -75,7 +80,7 @@ def protocol_units(
     probes = tuple((layer, "linear") for layer in layers)
     return {
         "frozen": [_on_pretrained("head", placements, recipe)],
-        "random-init": _on_untrained("head", placements, recipe),
+        "random-init": _on_untrained("head", placements, modes, recipe),
         "fine-tune": [
             Unit(
                 "fine-tune",
@@ -94,9 +99,9 @@ def protocol_units(
             )
         ],
         "knn": [_on_pretrained("knn", neighbours)],
-        "random-init-knn": _on_untrained("knn", neighbours),
+        "random-init-knn": _on_untrained("knn", neighbours, modes),
         "linear": [_on_pretrained("linear", probes)],
-        "random-init-linear": _on_untrained("linear", probes),
+        "random-init-linear": _on_untrained("linear", probes, modes),
     }
 
 
@@ -105,7 +110,7 @@ def _on_pretrained(kind: str, placements: tuple[Placement, ...], recipe: Optimis
 
 
 def _on_untrained(
-    kind: str, placements: tuple[Placement, ...], recipe: Optimisation = RELEASED
+    kind: str, placements: tuple[Placement, ...], modes: Sequence[str], recipe: Optimisation = RELEASED
 ) -> list[Unit]:
     return [
         Unit(
@@ -114,5 +119,5 @@ def _on_untrained(
             f"{mode} statistics",
             Subject(placements, False, mode, f"random-init-{mode}-statistics", recipe),
         )
-        for mode in BATCHNORM_MODES
+        for mode in modes
     ]

@@ -22,6 +22,7 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.protocols.heads import HeadsOnBackbone, use_batch_statistics
 from rotnet_fast.protocols.result import Outcome
@@ -246,7 +247,7 @@ def first_of_each_class(split: SplitT, count: int) -> SplitT:
     smallest = int(split.labels.bincount().min())
     if not 1 <= count <= smallest:
         raise ArgumentError(
-            f"images-per-class is {count}; the smallest class has {smallest} training images: "
+            f"images-per-class is {count}; the smallest class has {counted(smallest, 'training image')}: "
             f"give 1 to {smallest}, or omit it for all"
         )
     classes = range(int(split.labels.max()) + 1)

@@ -26,6 +26,7 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.plain import counted
 
 
 def streaming_of(
@@ -72,7 +73,8 @@ def pretraining(
     """
     if processes.world > config.batch_size:
         message = (
-            f"batch-size is {config.batch_size}, fewer images than the {processes.world} processes; start "
+            f"batch-size is {config.batch_size}, fewer images than the "
+            f"{counted(processes.world, 'process')}; start "
             f"fewer processes with --nproc-per-node, or use a larger batch"
         )
         raise processes.shared(ArgumentError(message))

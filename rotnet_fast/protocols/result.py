@@ -15,6 +15,7 @@ from rotnet_fast.checks import SIZES
 from rotnet_fast.config import NIN
 from rotnet_fast.files import named
 from rotnet_fast.json_files import read_object
+from rotnet_fast.plain import counted
 from rotnet_fast.verdict import is_at_chance
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class Cell:
     def of(cls, method: str, layer: str | None, head: str | None, note: str, confusion: Confusion) -> Cell:
         """Make the row of a classifier with this confusion matrix."""
         return cls(method, layer, head, note, accuracy(confusion), confusion)
+
+    @property
+    def variant(self) -> str:
+        """What the table says of :attr:`note`."""
+        return f"BatchNorm with {self.note}" if self.note.endswith(" statistics") else self.note
 
     @property
     def is_guess(self) -> bool:
@@ -138,6 +144,12 @@ class Circumstances:
         return self.dataset == "folder" and is_same
 
     @property
+    def has_reference(self) -> bool:
+        """Whether published numbers may stand beside ours: for NIN on images of CIFAR-10's classes."""
+        is_alike = self.dataset == "cifar10" or set(self.classes) == paper.CIFAR10_CLASSES
+        return is_alike and self.model == NIN
+
+    @property
     def _counts(self) -> tuple[int, int]:
         return self.train_images, self.test_images
 
@@ -152,7 +164,7 @@ class Circumstances:
             "only some of the images are used": self.is_limited
             or (self.dataset == "cifar10" and self._counts != SIZES["cifar10"]),
             "the network was pretrained on other images": self.is_pretrained_elsewhere,
-            f"the shortest training has {self.epochs} of the paper's {paper.EPOCHS} epochs": (
+            f"the shortest training has {self.epochs} of the paper's {counted(paper.EPOCHS, 'epoch')}": (
                 self.epochs < paper.EPOCHS
             ),
         }
@@ -165,7 +177,9 @@ class Circumstances:
 
     @property
     def caveat(self) -> str:
-        """The sentence that stands beside published numbers from which no difference is taken."""
+        """The sentence that stands beside published numbers from which no difference is taken; else empty."""
+        if self.comparable or not self.has_reference:
+            return ""
         return (
             f"The CIFAR-10 reference is the paper's number, for orientation only: "
             f"{', '.join(self.obstacles)}; no difference to it is taken."
@@ -178,8 +192,14 @@ class Circumstances:
 
     @property
     def header(self) -> tuple[str, ...]:
-        """Titles of the columns that stand beside our numbers."""
+        """Titles of the columns that stand beside our numbers; none where no published number may."""
+        if not self.has_reference:
+            return ()
         return (self.published_name, "difference") if self.comparable else (self.published_name,)
+
+    def reference(self, published: float | None) -> float | None:
+        """Return a published number, or None where it may not stand beside ours."""
+        return published if self.has_reference else None
 
     def difference(self, ours: float | None, published: float | None) -> float | None:
         """Return ours minus published, in points; None where that is no comparison."""
@@ -189,6 +209,8 @@ class Circumstances:
 
     def beside(self, ours: float | None, published: float | None) -> tuple[str, ...]:
         """Return the texts of the columns of :attr:`header` in one row."""
+        if not self.has_reference:
+            return ()
         reference = NO_VALUE if published is None else f"{published:.2f}"
         return (reference, points(self.difference(ours, published))) if self.comparable else (reference,)
 
@@ -222,18 +244,18 @@ def render(results: Mapping[str, Any]) -> str:
     """Render the table of an evaluation's ``results.json``.
 
     Each row has our accuracy, the published one and the difference. Where that would mean nothing, see
-    `Circumstances`, the published numbers are marked as a reference and no difference is taken. They belong
-    to the Network in Network; other networks stand alone.
+    `Circumstances`, the published numbers are marked as a reference and no difference is taken; beside other
+    images than CIFAR-10's and other networks than NIN, there are none.
     """
     dataset, network = results["dataset"], results["network"]
     images_per_class = results["settings"]["images_per_class"]
-    is_nin = network["model"] == NIN
     circumstances = Circumstances.of(results)
     cells = cells_of(results)
+    has_variants = any(cell.note for cell in cells)
     rows = []
     for cell in cells:
-        row = [cell.method, cell.layer or NO_VALUE, cell.head or NO_VALUE, cell.note, f"{cell.accuracy:.2f}"]
-        if is_nin:
+        published = None
+        if circumstances.has_reference:
             published = paper.published_accuracy(
                 cell.method,
                 cell.layer,
@@ -243,25 +265,40 @@ def render(results: Mapping[str, Any]) -> str:
                 images_per_class=images_per_class,
                 preset=results["settings"]["preset"],
             )
-            row += circumstances.beside(cell.accuracy, published)
-        rows.append(row)
-    header = ["method", "layer", "head", "", "ours", *(circumstances.header if is_nin else ())]
-    labels = "all labels" if images_per_class is None else f"{images_per_class} labels per class"
-    size = f"{network['blocks']} blocks, width {network['width']:g}" if is_nin else network["model"]
+        rows.append(
+            [
+                cell.method,
+                cell.layer or NO_VALUE,
+                cell.head or NO_VALUE,
+                *([cell.variant or NO_VALUE] if has_variants else []),
+                f"{cell.accuracy:.2f}",
+                *circumstances.beside(cell.accuracy, published),
+            ]
+        )
+    named = ["method", "layer", "head", *(["variant"] if has_variants else [])]
+    header = [*named, "ours, %", *circumstances.header]
+    labels = "all labels"
+    if images_per_class is not None:
+        labels = counted(images_per_class, "label per class", "labels per class")
+    size = network["model"]
+    if network["model"] == NIN:
+        size = f"{counted(network['blocks'], 'block')}, width {network['width']:g}"
     parts = [
-        f"Test accuracy in % on {dataset['display_name']} ({dataset['test_images']:,} images); "
-        f"{size}; {labels}, {results['settings']['epochs']} epochs\n",
-        format_table(header, rows, numeric=range(4, len(header))),
+        f"Test accuracy on {dataset['display_name']} ({counted(dataset['test_images'], 'image')}); "
+        f"{size}; {labels}, {counted(results['settings']['epochs'], 'epoch')}\n",
+        format_table(header, rows, numeric=range(len(named), len(header))),
     ]
     guesses = [
-        " ".join(filter(None, row[:4])) for row, cell in zip(rows, cells, strict=True) if cell.is_guess
+        " ".join(text for text in row[: len(named)] if text != NO_VALUE)
+        for row, cell in zip(rows, cells, strict=True)
+        if cell.is_guess
     ]
     if guesses:
         parts.append(
             f"No better than naming one class for all images: {'; '.join(guesses)}. Try more --epochs, a "
             f"lower --lr, or more labels."
         )
-    if is_nin and not circumstances.comparable:
+    if circumstances.caveat:
         parts.append(circumstances.caveat)
     return "\n".join(parts)
 

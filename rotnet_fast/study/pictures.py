@@ -11,6 +11,7 @@ import torch
 from rotnet_fast.analysis.attention import attention, resemblance
 from rotnet_fast.analysis.embedding import embedding
 from rotnet_fast.analysis.filters import filters
+from rotnet_fast.analysis.images import is_grey
 from rotnet_fast.analysis.rotation import rotation
 from rotnet_fast.analysis.views import PlainViews, one_of_each_class
 from rotnet_fast.models.build import make_network
@@ -57,7 +58,8 @@ def first_filters(context: Context, cells: list[StudyCell], folder: Path) -> Fou
     (cell,) = cells
     names = ("rotation", "supervised")
     networks = zip(names, cell.needs, strict=True)
-    return {cell.key: {name: filters(network_of(context, need)) for name, need in networks}}
+    grey = is_grey(_test_images(context))
+    return {cell.key: {name: filters(network_of(context, need), grey) for name, need in networks}}
 
 
 def rotations(context: Context, cells: list[StudyCell], folder: Path) -> Found:

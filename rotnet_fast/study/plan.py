@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.builder import Builder, rotation_set_name
@@ -52,13 +53,18 @@ class Entry:
     series: str = ""
 
 
+def labels_per_class(count: int) -> str:
+    """Say how many labels there are."""
+    return counted(count, "label per class", "labels per class")
+
+
 def table1(build: Builder) -> list[Entry]:
     """Plan Table 1: the non-linear head on every block of three networks."""
     entries = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         for layer, accuracy in published.items():
             cell = build.head(build.pretext(blocks), layer, "nonlinear")
-            title = f"{blocks} blocks, {layer}"
+            title = f"{counted(blocks, 'block')}, {layer}"
             entries.append(Entry("table1", f"{blocks}-{layer}", title, (cell,), published=accuracy))
     return entries
 
@@ -129,7 +135,7 @@ def figure5a(build: Builder) -> list[Entry]:
             ("rotation", pretext, f"rotation_accuracy_after/{epoch}", rotation),
             ("object", build.head(pretext, epoch=epoch), "accuracy", objects),
         ):
-            title = f"{series} accuracy after {epoch} epoch{'s' if epoch > 1 else ''}"
+            title = f"{series} accuracy after {counted(epoch, 'epoch')}"
             name = f"{series}-{epoch}"
             entries.append(
                 Entry("figure5a", name, title, (cell,), value, accuracy, note, x=epoch, series=series)
@@ -147,7 +153,7 @@ def figure5b(build: Builder) -> list[Entry]:
             ("supervised", "supervised", build.supervised(count)),
         ):
             accuracy = paper.LABEL_SCARCITY[series].get(count)
-            title = f"{title}, {count} labels per class"
+            title = f"{title}, {labels_per_class(count)}"
             name = f"{series}-{count}"
             entries.append(
                 Entry("figure5b", name, title, (cell,), published=accuracy, x=count, series=series)
@@ -257,8 +263,8 @@ def ablations(build: Builder) -> list[Entry]:
     for position in ABLATED_LABELS:
         count = build.study.labels_per_class[position]
         with_revisits = build.head(main, images_per_class=count)
-        entries.append(entry(f"faithful-{count}", f"Faithful, {count} labels per class", with_revisits))
-        title = f"{count} labels per class, each image once per epoch"
+        entries.append(entry(f"faithful-{count}", f"Faithful, {labels_per_class(count)}", with_revisits))
+        title = f"{labels_per_class(count)}, each image once per epoch"
         once = build.head(main, images_per_class=count, revisit=False)
         entries.append(entry(f"no-revisiting-{count}", title, once))
     return entries

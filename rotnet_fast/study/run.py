@@ -15,6 +15,7 @@ from rotnet_fast.errors import (
     OutOfMemoryError,
     RotnetError,
 )
+from rotnet_fast.plain import counted
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
@@ -97,7 +98,10 @@ def run_cells(
         claimed = _claim(context, pending)
         if claimed is None:
             if not is_waiting:
-                say(f"waiting for {len(pending)} cells that other processes compute, or that need those")
+                say(
+                    f"waiting for {counted(len(pending), 'cell')} that other processes compute, or that "
+                    "need those"
+                )
             is_waiting = True
             time.sleep(WAIT_SECONDS)
             continue
@@ -185,7 +189,9 @@ def describe(group: Sequence[StudyCell]) -> str:
     what = [" ".join(map(str, cell.member.values())) for cell in group if cell.member]
     parts = []
     if first.kind == "pretext":
-        parts.append(f"pretext, {values['blocks']} blocks, {rotation_set_name(tuple(values['rotations']))}")
+        parts.append(
+            f"pretext, {counted(values['blocks'], 'block')}, {rotation_set_name(tuple(values['rotations']))}"
+        )
     elif first.kind == "classical":
         parts.append(values["features"])
     elif first.kind == "fine-tune":
@@ -201,7 +207,7 @@ def describe(group: Sequence[StudyCell]) -> str:
     for name, text in (
         ("ablation", "{}"),
         ("snapshot", "epoch {}"),
-        ("images_per_class", "{} labels per class"),
+        ("images_per_class", "labels per class: {}"),
     ):
         if values.get(name):
             parts.append(text.format(values[name]))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rotnet_fast.checks import batches_of_one, smallest_batch
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.settings import Optimisation
 
@@ -152,7 +153,8 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
     """
     if data.smallest_class < MINIMUM_IMAGES_PER_CLASS:
         raise ArgumentError(
-            f"the smallest class of {data.display_name} has {data.smallest_class} training images; a study "
+            f"the smallest class of {data.display_name} has "
+            f"{counted(data.smallest_class, 'training image')}; a study "
             f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
         )
     trainings = TRAININGS[preset]

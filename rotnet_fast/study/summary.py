@@ -16,12 +16,14 @@ from typing import Any
 from rotnet_fast.engine.run_folder import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import Cell, Circumstances
 from rotnet_fast.study.builder import Builder
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
 from rotnet_fast.study.settings import StudySettings
 from rotnet_fast.study.store import REMEDY, cell_path, read_cell, read_study
+from rotnet_fast.verdict import wilson
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,21 @@ class Study:
         """Return the binomial standard error, in points, of an accuracy in percent on the test images."""
         return 100 * math.sqrt(accuracy / 100 * (1 - accuracy / 100) / self.settings.data.test_images)
 
+    def interval(self, number: Number) -> tuple[float, float] | None:
+        """Return the ends of a number's error bar: deviation over seeds, or interval of a single one."""
+        if number.mean is None:
+            return None
+        if number.deviation is not None:
+            return number.mean - number.deviation, number.mean + number.deviation
+        return wilson(number.mean, self.settings.data.test_images)
+
+    @property
+    def error_bars(self) -> str:
+        """What the error bars of figures are."""
+        one = f"95 % interval of {counted(self.settings.data.test_images, 'test image')}"
+        several = "standard deviation over seeds; of a single one, "
+        return f"error bars: {'' if self.seeds == 1 else several}{one}"
+
     def schedule(self, entry: Entry) -> str:
         """Return the epochs of the trainings behind an entry, one after another; empty where none was run."""
         for cell in entry.cells:
@@ -237,7 +254,7 @@ def _machine(environment: Mapping[str, Any]) -> tuple[str, ...]:
     device, cpu = environment["device"] or "unknown", environment["cpu"] or "unknown"
     threads, cuda = environment["threads"], environment["cuda"]
     hardware = str(device) if device == cpu else f"{device}; host {cpu}"
-    hardware += f", {threads} CPU thread{'s' if threads != 1 else ''}"
+    hardware += f", {counted(threads, 'CPU thread')}"
     versions = [f"torch {environment['torch']}"]
     if cuda:
         versions.append(f"CUDA {cuda}")

@@ -55,7 +55,7 @@ def test_the_graph_setting_reaches_every_training(run: Path, monkeypatch: pytest
         return False
 
     monkeypatch.setattr("rotnet_fast.engine.step.use_graph", use_graph)
-    assert evaluate(run, "--graph off --heads conv --fine-tune --supervised") == 0
+    assert evaluate(run, "--graph off --heads conv --fine-tune --supervised --no-random-init") == 0
     assert seen == ["off"] * 3
 
 
@@ -333,4 +333,43 @@ def test_help_and_wrong_flags_answer_without_torch(flags: str) -> None:
 
 def test_protocols_run_in_the_order_of_the_table() -> None:
     config = EvaluateConfig(Path("run"), knn=True, supervised=True)
-    assert config.protocols() == ["frozen", "supervised", "knn"]
+    assert config.protocols() == ["frozen", "random-init", "supervised", "knn", "random-init-knn"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, ["frozen", "random-init"]),
+        ({"random_init": True}, ["frozen", "random-init"]),
+        ({"random_init": False}, ["frozen"]),
+        ({"frozen": False, "linear": True}, ["linear", "random-init-linear"]),
+        ({"frozen": False, "knn": True, "random_init": False}, ["knn"]),
+        ({"frozen": False, "supervised": True}, ["supervised"]),
+        ({"frozen": False, "random_init": True}, ["random-init"]),
+    ],
+)
+def test_what_is_frozen_is_measured_beside_an_untrained_network(
+    flags: dict[str, bool], expected: list[str]
+) -> None:
+    assert EvaluateConfig(Path("run"), **flags).protocols() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "notes"),
+    [
+        ("", ["", "batch statistics"]),
+        ("--random-init", ["", "running statistics", "batch statistics"]),
+        ("--no-random-init", [""]),
+        ("--random-init None", None),
+    ],
+)
+def test_the_baseline_is_of_one_mode_unless_both_are_asked_for(
+    run: Path, flags: str, notes: list[str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = evaluate(run, f"--no-frozen --knn {flags}")
+    if notes is None:
+        assert code == 2
+        assert "unrecognized argument None" in capsys.readouterr().err
+        return
+    cells = load_results(run / "evaluate-001")["cells"]
+    assert [cell["note"] for cell in cells if cell["head"] == "knn"] == notes

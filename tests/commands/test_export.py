@@ -24,6 +24,7 @@ from rotnet_fast.errors import CheckpointError
 from rotnet_fast.evaluate import main as evaluate
 from rotnet_fast.export import main
 from rotnet_fast.pretrain import pretrain
+from rotnet_fast.protocols.result import Cell
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,7 +144,8 @@ def test_the_card_says_what_the_results_say(run: Path) -> None:
     cells = results(run / "evaluate-001")["cells"]
     assert len(cells) == 6
     for cell in cells:
-        row = f" | {cell['layer']} | {cell['head']} | {cell['note'] or '-'} | {cell['accuracy']:.2f} |\n"
+        variant = Cell(**cell).variant or "-"
+        row = f" | {cell['layer']} | {cell['head']} | {variant} | {cell['accuracy']:.2f} |\n"
         assert row in text
     assert text.count("these weights, frozen |") == 2
     assert text.count("untrained network, frozen |") == 4

@@ -15,7 +15,7 @@ from rotnet_fast.backbone import Backbone
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
-from rotnet_fast.plain import wrapped_seed
+from rotnet_fast.plain import counted, wrapped_seed
 
 IMAGES = torch.randint(0, 256, (8, 12, 12, 3), dtype=torch.uint8)
 
@@ -171,3 +171,27 @@ def test_a_backbone_compiles_once_for_batches_of_one_size() -> None:
         torch.testing.assert_close(compiled(images), backbone(images), rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "image", "1 image"),
+        (0, "image", "0 images"),
+        (12345, "test image", "12,345 test images"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+        (2, "batch", "2 batches"),
+        (3, "epoch", "3 epochs"),
+        (2, "other process", "2 other processes"),
+        (2, "copy", "2 copies"),
+        (2, "day", "2 days"),
+    ],
+)
+def test_things_are_counted_in_their_number(number: int, noun: str, expected: str) -> None:
+    assert counted(number, noun) == expected
+
+
+def test_a_plural_in_the_middle_is_given() -> None:
+    assert counted(1, "label per class", "labels per class") == "1 label per class"
+    assert counted(20, "label per class", "labels per class") == "20 labels per class"

@@ -100,7 +100,7 @@ def test_a_run_that_learned_recommends_its_evaluation() -> None:
 
 def test_classifiers_that_guess_are_named_below_the_table(tmp_path: Path) -> None:
     pretrain.pretrain(tiny_config(tmp_path / "run"))
-    flags = "--heads conv --lr 1e-9 --epochs 1 --batch-size 16 --knn --device cpu"
+    flags = "--heads conv --lr 1e-9 --epochs 1 --batch-size 16 --knn --no-random-init --device cpu"
     assert evaluate.main(["--checkpoint", str(tmp_path / "run"), *flags.split()]) == 0
     found = load_results(tmp_path / "run" / "evaluate-001")
     cells = {cell["head"]: cell for cell in found["cells"]}
@@ -149,6 +149,13 @@ REFUSED = [
         "4 test images leave a last batch of one",
     ),
 ]
+
+
+def test_a_baseline_nobody_asked_for_gives_way_where_batches_of_one_would_refuse_it(run: Path) -> None:
+    flags = "--batch-size 3 --no-frozen --knn --layers conv3 --epochs 1 --device cpu"
+    assert evaluate.main(["--checkpoint", str(run), *flags.split()]) == 0
+    notes = [cell["note"] for cell in load_results(run / "evaluate-001")["cells"]]
+    assert notes == ["", "running statistics"]
 
 
 @pytest.mark.parametrize(("flags", "sentence"), REFUSED)

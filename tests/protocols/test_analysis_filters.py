@@ -11,6 +11,7 @@ import torch
 from analysis_inputs import small_network
 
 from rotnet_fast.analysis.filters import effective_rank, filters, folded_filters
+from rotnet_fast.analysis.images import is_grey
 from rotnet_fast.arrays import decode_array
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.protocols.heads import use_batch_statistics
@@ -62,6 +63,24 @@ def test_filters_that_are_zero_are_counted_and_have_no_direction() -> None:
         network.get_submodule("conv1.0").bn.weight[1:] = 0  # type: ignore[union-attr, operator]
     result = filters(network)
     assert (result["zero_filters"], result["mean_abs_cosine"]) == (7, None)
+
+
+def test_filters_of_grey_images_are_their_sums_over_the_channels() -> None:
+    network = small_network()
+    result = filters(network, is_grey=True)
+    sums = folded_filters(network).sum(dim=1, keepdim=True).numpy()
+    np.testing.assert_allclose(decode_array(result["filters"]), sums)
+    assert result["full_rank"] == min(8, 25)
+    assert result["effective_rank"] <= 8
+
+
+def test_images_are_grey_if_their_channels_are_alike() -> None:
+    images = torch.randint(0, 256, (100, 4, 4, 1), dtype=torch.uint8)
+    assert is_grey(images)
+    assert is_grey(images.expand(-1, -1, -1, 3))
+    coloured = images.repeat(1, 1, 1, 3)
+    coloured[3, 0, 0, 1] ^= 1
+    assert not is_grey(coloured)
 
 
 def test_a_network_without_running_statistics_is_refused() -> None:

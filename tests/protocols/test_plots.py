@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from plot_inputs import (
     CLASSES,
+    LONG,
     attention_result,
     check_legible,
     embedding_result,
@@ -66,7 +69,20 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "confusion of many": lambda: confusion(
         np.eye(30, dtype=int).tolist(), [str(number) for number in range(30)], "Thirty classes"
     ),
+    "confusion of two long names": lambda: confusion([[5, 1], [3, 2]], LONG[:2], "Two classes"),
+    "confusion of twelve long names": lambda: confusion(np.eye(12, dtype=int).tolist(), LONG[:12], "Twelve"),
+    "confusion of a hundred": lambda: confusion(np.eye(100, dtype=int).tolist(), LONG, "A hundred classes"),
+    "hardest with long names": lambda: hardest(rotation_result(EIGHT, classes=LONG)),
+    "hardest image alone": lambda: hardest(rotation_result(FOUR, hardest=1)),
+    "hardest without classes": lambda: hardest(rotation_result(FOUR, classes=[""])),
+    "rotations with long names": lambda: rotations(rotation_result(FOUR, classes=LONG)),
+    "neighbours with long names": lambda: neighbours(neighbours_result(classes=LONG)),
+    "overview with long names": lambda: overview(rotation_result(FOUR), neighbours_result(classes=LONG)),
     "embedding": lambda: embedding(embedding_result()),
+    "embedding of two classes": lambda: embedding(embedding_result(classes=2)),
+    "embedding of twelve long names": lambda: embedding(embedding_result(classes=12, names=LONG)),
+    "embedding of a hundred classes": lambda: embedding(embedding_result(classes=100, names=LONG)),
+    "embedding without classes": lambda: embedding({**embedding_result(), "classes": []}),
     "embedding without t-SNE": lambda: embedding(embedding_result(tsne=False, images=4)),
     "embedding of many classes": lambda: embedding(embedding_result(classes=25)),
     "roofline": lambda: roofline(
@@ -122,7 +138,7 @@ def test_hardest_images_name_only_what_was_missed() -> None:
     result = rotation_result(FOUR, hardest=2)
     result["hardest"]["predicted"] = [[0, 270, 180, 90], FOUR]
     said = words(hardest(result))
-    assert "90→270, 270→90" in said
+    assert "90→270   270→90" in said
     assert "all right" in said
 
 
@@ -141,14 +157,94 @@ def test_every_class_of_the_embedding_has_a_look_of_its_own() -> None:
     assert len(looks) == 60
 
 
+def test_ten_classes_have_ten_colours_and_are_named_at_their_medians() -> None:
+    result = embedding_result()
+    rng, labels = np.random.default_rng(0), np.arange(200) % 10
+    points = 100.0 * np.stack([labels % 3, labels // 3], axis=1) + rng.normal(size=(200, 2))
+    figure = embedding({**result, "tsne": encode_array(points.astype(np.float32))})
+    axes = figure.axes[1]
+    assert len({tuple(group.get_facecolor()[0]) for group in axes.collections}) == 10  # type: ignore[union-attr]
+    for label, name in enumerate(CLASSES):
+        (written,) = [text for text in axes.texts if text.get_text() == name]
+        median = np.median(points[labels == label], axis=0)
+        np.testing.assert_allclose(written.get_position(), median, atol=12)  # within the margin of the axes
+    check_legible(figure)
+
+
+def test_names_of_classes_at_one_place_are_moved_apart() -> None:
+    result = embedding_result()
+    figure = embedding({**result, "tsne": encode_array(np.ones((200, 2), np.float32))})
+    check_legible(figure)
+
+
+def test_an_embedding_says_how_often_the_nearest_image_is_of_the_same_class() -> None:
+    labels = np.arange(200) % 10
+    points = np.stack([labels, labels], axis=1) + np.random.default_rng(0).normal(scale=1e-3, size=(200, 2))
+    said = words(embedding({**embedding_result(), "tsne": encode_array(points.astype(np.float32))}))
+    assert "for\n100\N{NO-BREAK SPACE}% (by chance 10\N{NO-BREAK SPACE}%)" in said.replace(" 100", "\n100")
+
+
+def test_a_cell_of_zero_is_white() -> None:
+    for classes in (2, 10, 30):
+        matrix = 50 * np.eye(classes, dtype=int)
+        (image,) = confusion(matrix.tolist(), LONG[:classes], "").axes[0].images
+        assert image.cmap(image.norm(0.0)) == (1.0, 1.0, 1.0, 1.0)
+        assert sum(image.cmap(image.norm(100.0))[:3]) < 0.6
+
+
+def test_attention_ends_just_above_one_and_no_value_crosses_that_line() -> None:
+    for value in (0.0, 0.3, 0.5, 0.85, 0.99, 1.0):
+        result = attention_result(("conv1", "conv2"))
+        result["equivariance"] = {layer: {"1": value, "2": value, "4": value} for layer in result["layers"]}
+        figure = attention_plots.equivariance([("one", result), ("two", result)])
+        written = [
+            text for text in texts(figure) if text.get_text() == f"{value:.2f}" and text.get_rotation()
+        ]
+        (axes,) = figure.axes
+        assert axes.get_ylim()[1] == 1.05
+        assert len(written) == 12
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for text in written:
+            box = axes.transData.inverted().transform_bbox(Text.get_window_extent(text, renderer))
+            assert box.y1 < 1.0
+
+
+@pytest.mark.parametrize(("number", "columns"), [(96, 12), (192, 16), (64, 8), (32, 8), (7, 4), (1, 1)])
+def test_filters_fill_whole_rows_in_landscape(number: int, columns: int) -> None:
+    height, width = mosaic(np.ones((number, 3, 5, 5), np.float32)).shape[:2]
+    assert (width + 1) // 6 == columns
+    assert (height + 1) // 6 == -(-number // columns)
+
+
+def test_filters_of_two_channels_are_drawn_as_their_sums() -> None:
+    kernels = np.zeros((1, 2, 1, 2), np.float32)
+    kernels[0, :, 0] = [[3, -1], [-3, 5]]  # sums 0 and 4
+    np.testing.assert_allclose(mosaic(kernels), [[0.5, 1.0]])
+
+
+def test_titles_say_what_the_numbers_show() -> None:
+    rank = [("rotation network", {**filters_result(), "effective_rank": rank}) for rank in (50.0, 60.0)]
+    assert "less varied than those of the rotation network: effective rank 50.0 against 60.0" in words(
+        filters(rank)
+    ).replace("\n", " ")
+    result = attention_result(("conv1",))
+    result["equivariance"] = {"conv1": {"1": 0.9, "2": 0.7, "4": None}}
+    other = {**result, "equivariance": {"conv1": {"1": 0.5, "2": 0.5, "4": 0.5}}}
+    said = words(attention_plots.attention([("rotation network", result), ("supervised network", other)]))
+    assert "more exactly in the rotation network than in the supervised network" in said.replace("\n", " ")
+    assert "0.80 against 0.50" in said.replace("\n", " ")
+    sure = {**rotation_result(FOUR), "mean_confidence": 0.8, "accuracy": 90.0}
+    assert "Too unsure by 10.0 points" in words(calibration(sure))
+
+
 def test_filters_are_sorted_by_norm_and_stretched_to_their_own_range() -> None:
     kernels = np.zeros((3, 1, 1, 2), np.float32)
     kernels[1, 0, 0] = [3, -6]
     kernels[2, 0, 0] = [1, 0.5]
-    expected = np.ones((3, 5))
+    expected = np.ones((1, 8))
     expected[0, 0:2] = [0.75, 0]
     expected[0, 3:5] = [1, 0.75]
-    expected[2, 0:2] = [0.5, 0.5]
+    expected[0, 6:8] = [0.5, 0.5]
     np.testing.assert_allclose(mosaic(kernels), expected)
 
 

@@ -5,35 +5,56 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from plot_inputs import check_legible, texts
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plots.bars import Bar, bars
-from rotnet_fast.plots.curves import Line, Panel, curves
+from rotnet_fast.plots.bars import LABEL, Bar, bars
+from rotnet_fast.plots.curves import Line, curves
+from rotnet_fast.plots.style import wrapped
 
 
 def label_scarcity() -> Figure:
     lines = []
     for name, values in paper.LABEL_SCARCITY.items():
         counts, published = list(values), list(values.values())
-        lines.append(Line(name, counts, [value - 1 for value in published], [0.5] * 5, counts, published))
+        intervals = [(value - 2, value + 1) for value in published]
+        lines.append(Line(name, counts, [value - 1 for value in published], intervals, counts, published))
     return curves(
-        [Panel("object accuracy (%)", lines)], x_label="labels per class", log_x=True, x_ticks=[20, 100, 400]
+        lines, x_label="labels per class", y_label="object accuracy (%)", log_x=True, x_ticks=[20, 100, 400]
     )
 
 
 def correlation(mean: list[float | None]) -> Figure:
-    panels = [
-        Panel(f"{name} accuracy (%)", [Line(name, [1, 20, 40], mean, None, [1, 21], [60.0, 70.0])], name)
-        for name in ("rotation", "object")
-    ]
-    return curves(panels, x_label="pretext epochs", title="Figure 5a")
+    lines = [Line(name, [1, 20, 40], mean, None, [1, 21], [60.0, 70.0]) for name in ("rotation", "object")]
+    return curves(
+        lines,
+        x_label="pretext epochs",
+        y_label="accuracy (%)",
+        title="Figure 5a",
+        levels={"rotation,\nguessed": 25.0, "object,\nguessed": 10.0},
+    )
 
 
 def test_curves_are_legible() -> None:
     check_legible(label_scarcity())
     check_legible(correlation([50.0, None, 90.0]))
+
+
+def test_guessing_is_a_dotted_line_with_its_name() -> None:
+    figure = correlation([50.0, 60.0, 90.0])
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in dotted] == [25.0, 10.0]  # type: ignore[index]
+    assert {"rotation,\nguessed", "object,\nguessed"} <= {text.get_text() for text in texts(figure)}
+
+
+def test_error_bars_reach_from_the_lower_to_the_upper_end_of_their_interval() -> None:
+    figure = curves([Line("a", [1, 2], [50.0, 60.0], [(40.0, 55.0), None])], x_label="x", y_label="y")
+    (bars_,) = [c for c in figure.axes[0].containers if hasattr(c, "has_yerr") and c.has_yerr]
+    segments = bars_[2][0].get_segments()
+    np.testing.assert_allclose(segments[0][:, 1], [40, 55])
+    np.testing.assert_allclose(segments[1][:, 1], [60, 60])
 
 
 def test_published_lines_are_dashed_and_hollow_in_the_colour_of_ours() -> None:
@@ -50,35 +71,38 @@ def test_published_lines_are_dashed_and_hollow_in_the_colour_of_ours() -> None:
 
 
 def test_values_that_there_are_not_are_left_out() -> None:
-    axes = correlation([50.0, None, 90.0]).axes[0]
-    (ours,) = (line for line in axes.lines if line.get_linestyle() == "-")
-    np.testing.assert_array_equal(np.asarray(ours.get_xdata()), [1, 40])
+    solid = [line for line in correlation([50.0, None, 90.0]).axes[0].lines if line.get_linestyle() == "-"]
+    for ours in solid:
+        np.testing.assert_array_equal(np.asarray(ours.get_xdata()), [1, 40])
     empty = correlation([None, None, None]).axes[0]
-    assert [line.get_linestyle() for line in empty.lines] == ["--"]
+    assert {line.get_linestyle() for line in empty.lines} == {"--", ":"}
 
 
 def test_a_legend_names_ours_before_the_published() -> None:
-    legend = correlation([50.0, 60.0, 90.0]).axes[0].get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["rotation", "rotation, published"]
+    (legend,) = correlation([50.0, 60.0, 90.0]).legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["rotation", "rotation, published", "object", "object, published"]
 
 
 def test_positions_and_values_must_go_together() -> None:
     with pytest.raises(ArgumentError, match="line 'a' has 1 means at 2 positions"):
-        curves([Panel("y", [Line("a", [1, 2], [3])])], x_label="x")
+        curves([Line("a", [1, 2], [3])], x_label="x", y_label="y")
     with pytest.raises(ArgumentError, match="line 'a' has 2 published values at 0 positions"):
-        curves([Panel("y", [Line("a", [1], [3], published=[4, 5])])], x_label="x")
-    with pytest.raises(ArgumentError, match="panels is empty"):
-        curves([], x_label="x")
+        curves([Line("a", [1], [3], published=[4, 5])], x_label="x", y_label="y")
+    with pytest.raises(ArgumentError, match="line 'a' has 2 error bars at 1 positions"):
+        curves([Line("a", [1], [3], [None, None])], x_label="x", y_label="y")
+    with pytest.raises(ArgumentError, match="lines is empty"):
+        curves([], x_label="x", y_label="y")
 
 
 ROWS = [
-    Bar("Supervised NIN", 92.61, 0.12, 92.8, "supervised"),
-    Bar("Random init + conv, BatchNorm with running statistics", 71.2, 0.5, 72.5, "untrained"),
-    Bar("RotNet + conv", 91.04, None, 91.16, "frozen"),
-    Bar("RotNet + conv, fine-tuned, lr 0.1", None, None, 92.17, "fine-tuned"),
+    Bar("Supervised NIN", 92.61, 0.12, None, 92.8, "supervised"),
+    Bar("Random init + conv, BatchNorm with running statistics", 71.2, 0.5, None, 72.5, "untrained"),
+    Bar("RotNet + conv", 91.04, None, (90.5, 91.6), 91.16, "frozen"),
+    Bar("RotNet + conv, fine-tuned, lr 0.1", None, None, None, 92.17, "fine-tuned"),
     Bar("Raw pixels", 39.1, group="classical"),
     Bar("To come", None),
+    Bar("DCGAN (quoted)", None, published=82.8, is_quoted=True),
 ]
 
 
@@ -87,10 +111,31 @@ def test_bars_are_legible_and_say_their_values(start: float) -> None:
     figure = bars(ROWS, x_label="test accuracy (%)", title="Table 3", start=start)
     check_legible(figure)
     said = [text.get_text() for text in texts(figure)]
-    for text in ("92.61 ± 0.12  (92.80)", "91.04  (91.16)", "not measured  (92.17)", "not measured"):
+    for text in ("92.61 ± 0.12", "92.80", "91.04", "91.16", "92.17", "82.80"):
         assert text in said
+    assert said.count("not measured") == 2
     assert ("39.10" if start == 0 else "← 39.10") in said
-    assert "published (in parentheses)" in said
+    assert "published" in said
+
+
+def test_each_number_stands_at_what_it_belongs_to() -> None:
+    """Ours begins right of our error bar, and the published one right of its diamond, on its own line."""
+    figure = bars(
+        [Bar("close", 61.2, None, (58, 64), 61.6), Bar("below", 54.2, None, None, 44.8)], x_label="x"
+    )
+    check_legible(figure)
+    places = {text.get_text(): text.xy for text in texts(figure) if isinstance(text, Annotation)}
+    assert {name: x for name, (x, _) in places.items()} == {
+        "61.20": 64,
+        "61.60": 61.6,
+        "54.20": 54.2,
+        "44.80": 44.8,
+    }
+    diamonds = {tuple(line.get_xydata()[0]) for line in figure.axes[0].lines if line.get_marker() == "D"}
+    assert diamonds == {places["61.60"], places["44.80"]}
+    for ours, theirs, patch in (("61.20", "61.60", 0), ("54.20", "44.80", 1)):
+        bar = figure.axes[0].patches[patch]
+        assert bar.get_y() < places[ours][1] < bar.get_y() + bar.get_height() < places[theirs][1]
 
 
 def test_only_bars_from_zero_are_bars() -> None:
@@ -102,7 +147,9 @@ def test_rows_come_from_top_to_bottom() -> None:
     axes = bars(ROWS, x_label="x").axes[0]
     bottom, top = axes.get_ylim()
     assert bottom > top
-    assert [label.get_text() for label in axes.get_yticklabels()] == [row.label for row in ROWS]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        wrapped(row.label, LABEL) for row in ROWS
+    ]
 
 
 def test_one_group_needs_no_legend() -> None:

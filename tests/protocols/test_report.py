@@ -53,7 +53,8 @@ def rows(table: str) -> list[list[str]]:
 
 def test_cifar10_rows_have_published_number_and_difference() -> None:
     table = rows(render(results()))
-    assert ["frozen", "conv2", "conv", "90.16", "91.16", "-1.00"] in table
+    assert ["method", "layer", "head", "variant", "ours,", "%", "published", "difference"] in table
+    assert ["frozen", "conv2", "conv", "-", "90.16", "91.16", "-1.00"] in table
     assert ["random-init", "conv2", "knn", "some", "50.00", "-", "-"] in table
 
 
@@ -65,8 +66,6 @@ NOT_TAKEN = (
 @pytest.mark.parametrize(
     ("part", "changes", "reason"),
     [
-        ("dataset", {"name": "folder"}, "the images are those of Somewhere"),
-        ("dataset", {"name": "digits"}, "the images are those of Somewhere"),
         ("dataset", {"train_images": 49_999}, "only some of the images are used"),
         ("dataset", {"test_images": 1000}, "only some of the images are used"),
         ("network", {"width": 0.5}, "the network has 0.5 of the paper's width"),
@@ -84,23 +83,55 @@ def test_what_is_not_the_papers_experiment_gets_a_reference_and_no_difference(
     table = render(found)
     assert "CIFAR-10 reference" in table
     assert "difference" not in table.replace("no difference", "")
-    assert ["frozen", "conv2", "conv", "90.16", "91.16"] in rows(table)
+    assert ["frozen", "conv2", "conv", "-", "90.16", "91.16"] in rows(table)
     assert table.splitlines()[-1] == NOT_TAKEN.format(reason)
 
 
 def test_a_folder_that_is_cifar_10_re_encoded_is_compared() -> None:
     found = results("folder")
     found["dataset"]["classes"] = sorted(paper.CIFAR10_CLASSES)
-    assert ["frozen", "conv2", "conv", "90.16", "91.16", "-1.00"] in rows(render(found))
+    assert ["frozen", "conv2", "conv", "-", "90.16", "91.16", "-1.00"] in rows(render(found))
     found["dataset"]["train_images"] = 10_000
     assert "the images are those of Somewhere" in render(found)
 
 
-def test_other_networks_stand_alone() -> None:
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("network", {"model": "resnet18"}),
+        ("dataset", {"name": "digits"}),
+        ("dataset", {"name": "folder"}),  # of cats and dogs
+    ],
+)
+def test_other_networks_and_other_images_stand_alone(part: str, changes: dict[str, Any]) -> None:
     found = results()
-    found["network"] = {"model": "resnet18", "rotations": list(FOUR_ROTATIONS)}
-    assert "reference" not in render(found)
-    assert ["frozen", "conv2", "conv", "90.16"] in rows(render(found))
+    found[part] |= changes
+    table = render(found)
+    assert not {"reference", "published", "CIFAR-10", "difference"} & set(table.replace(",", "").split())
+    assert ["method", "layer", "head", "variant", "ours,", "%"] in rows(table)
+    assert ["frozen", "conv2", "conv", "-", "90.16"] in rows(table)
+
+
+def test_every_column_has_a_name_and_every_cell_a_text() -> None:
+    found = results()
+    for note, variant in (("running statistics", "BatchNorm with running statistics"), ("lr 0.1", "lr 0.1")):
+        found["cells"][1]["note"] = note
+        header, rule, *lines = render(found).splitlines()[2:6]
+        edges = [len(part) for part in rule.split("  ")]
+        start = 0
+        for edge in edges:
+            assert all(line[start : start + edge].strip() for line in (header, *lines))
+            start += edge + 2
+        assert variant in lines[1]
+    for cell in found["cells"]:
+        cell["note"] = ""
+    assert "variant" not in render(found)
+
+
+def test_one_of_a_thing_is_in_the_singular() -> None:
+    found = results(images_per_class=1, epochs=1)
+    found["dataset"]["test_images"] = found["network"]["blocks"] = 1
+    assert render(found).splitlines()[0].endswith("(1 image); 1 block, width 1; 1 label per class, 1 epoch")
 
 
 @pytest.mark.parametrize("preset", get_args(StudyPreset))
@@ -127,7 +158,7 @@ def test_the_slides_stand_beside_their_own_two_numbers() -> None:
 def test_few_labels_are_compared_with_the_label_scarcity_curve() -> None:
     table = render(results(images_per_class=20))
     assert "20 labels per class" in table
-    assert ["frozen", "conv2", "conv", "90.16", "64.80", "+25.36"] in rows(table)
+    assert ["frozen", "conv2", "conv", "-", "90.16", "64.80", "+25.36"] in rows(table)
 
 
 def test_numbers_are_right_aligned_and_text_is_left_aligned() -> None:

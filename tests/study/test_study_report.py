@@ -253,6 +253,62 @@ def checked(request: pytest.FixtureRequest) -> tuple[Checker, str]:
     return checker, text
 
 
+def test_pictures_and_verdicts_come_first_and_the_rest_is_folded(complete: Path) -> None:
+    before, *folded = page(complete).split("<details>")
+    assert before.count("<img ") == 3
+    assert re.findall(r'<img [^>]*alt="(\w+ chart)', before) == ["Bar chart", "Line chart", "Line chart"]
+    for claim in ("4 blocks: conv2 &gt; conv3 &gt; conv1 &gt; conv4", "Rotation and object accuracy rise"):
+        assert claim in before
+    assert len(folded) == len(re.findall(r"^## ", markdown(complete), re.M)) > 10
+    for part in folded:
+        assert part.startswith("\n<summary><h2>")
+        assert part.count("</details>") == 1
+    assert not re.search(r"<(table|img|pre)\b", page(complete).rpartition("</details>")[2])
+
+
+def test_pictures_at_the_top_are_only_once_in_the_page(complete: Path) -> None:
+    sources = re.findall(r'<img src="([^"]*)"', page(complete))
+    assert len(sources) == len(set(sources))
+    assert page(complete).count("At the top of this page: ") == 3
+
+
+def test_nothing_is_wider_than_a_phone(checked: tuple[Checker, str]) -> None:
+    """Pictures shrink with the page, and what cannot shrink scrolls in a box of its own."""
+    _, text = checked
+    assert "figure img { display: block; max-width: 100%; height: auto; }" in text
+    assert ".scroll { max-width: 100%; overflow-x: auto; }" in text
+    assert re.search(r"pre \{[^}]*overflow-x: auto", text)
+    assert text.count("<table") == len(re.findall(r'<div class="scroll"[^>]*>\n<table', text))
+    assert "width=device-width" in text
+    body = text.partition("<body>")[2]
+    assert not re.search(r"""(style|width)=["']""", body)
+
+
+def test_every_column_of_every_table_has_a_name(checked: tuple[Checker, str]) -> None:
+    _, text = checked
+    heads = re.findall(r"<thead>(.*?)</thead>", text, re.S)
+    assert heads
+    for head in heads:
+        names = re.findall(r"<th[^>]*>(.*?)</th>", head)
+        assert all(names), names
+        assert len(names) == len(set(names)), names
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_published_number_stands_beside_other_images(tmp_path: Path) -> None:
+    classes = ("ant", "bee", "cicada")
+    folder = write_study(tmp_path / "study", settings_of("folder", "Insects", classes=classes), seeds=1)
+    write_report(folder)
+    for text in (markdown(folder), page(folder)):
+        assert "CIFAR-10 reference" not in text
+        assert "quoted" not in text
+        assert not [number for number in ("92.80", "91.16", "72.50", "84.70") if f" {number} " in text]
+    headers = "\n".join(line for line in markdown(folder).splitlines() if "ours, %" in line)
+    assert "published" not in headers
+    assert "difference" not in headers.replace("| faithful, % | difference", "")
+    assert "in the paper |" not in markdown(folder)
+
+
 def test_the_page_is_well_formed_and_needs_nothing_else(checked: tuple[Checker, str]) -> None:
     checker, text = checked
     assert checker.open == []
@@ -263,7 +319,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(checked: tuple[Checker, 
 def test_links_lead_somewhere_and_pictures_have_words(checked: tuple[Checker, str]) -> None:
     checker, _ = checked
     assert len(checker.anchors) == len(set(checker.anchors))
-    assert {target[1:] for target in checker.targets if target.startswith("#")} == set(checker.anchors)
+    assert {target[1:] for target in checker.targets if target.startswith("#")} <= set(checker.anchors)
     assert all(text and len(text) > 20 for text in checker.alternatives)
 
 

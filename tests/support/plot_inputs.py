@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +15,9 @@ from rotnet_fast.arrays import encode_array
 from rotnet_fast.plots.style import style
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "$truck$"]
+LONG = [f"Long-tailed {bird} of the north, {number}" for number in range(50) for bird in ("tit", "grouse")]
+"""A hundred class names that no picture has room for."""
+
 RANDOM = np.random.default_rng(0)
 
 
@@ -54,14 +58,18 @@ def filters_result(count: int = 192, channels: int = 3) -> dict[str, Any]:
 
 
 def rotation_result(
-    angles: list[int], shown: int = 3, hardest: int = 16, channels: int = 3
+    angles: list[int],
+    shown: int = 3,
+    hardest: int = 16,
+    channels: int = 3,
+    classes: Sequence[str] = CLASSES,
 ) -> dict[str, Any]:
     turned = len(angles)
 
     def gallery(count: int) -> dict[str, Any]:
         return {
             "indices": list(range(count)),
-            "class_names": [CLASSES[index % 10] for index in range(count)],
+            "class_names": [classes[index % len(classes)] for index in range(count)],
             "predicted": RANDOM.choice(angles, (count, turned)).tolist(),
             "confidence": np.ones((count, turned)).tolist(),
         }
@@ -90,11 +98,13 @@ def rotation_result(
     }
 
 
-def embedding_result(tsne: bool = True, images: int = 200, classes: int = 10) -> dict[str, Any]:
+def embedding_result(
+    tsne: bool = True, images: int = 200, classes: int = 10, names: Sequence[str] = CLASSES * 10
+) -> dict[str, Any]:
     points = encode_array(RANDOM.normal(size=(images, 2)).astype(np.float32))
     return {
         "layer": "conv2",
-        "classes": (CLASSES * 10)[:classes],
+        "classes": list(names[:classes]),
         "images": images,
         "indices": encode_array(np.arange(images)),
         "labels": encode_array(np.arange(images) % classes),
@@ -105,10 +115,12 @@ def embedding_result(tsne: bool = True, images: int = 200, classes: int = 10) ->
     }
 
 
-def neighbours_result(shown: int = 3, columns: int = 8, channels: int = 3) -> dict[str, Any]:
+def neighbours_result(
+    shown: int = 3, columns: int = 8, channels: int = 3, classes: Sequence[str] = CLASSES
+) -> dict[str, Any]:
     return {
         "layer": "conv2",
-        "classes": CLASSES,
+        "classes": list(classes),
         "k": 20,
         "images": 10000,
         "bank_images": 50000,
@@ -122,7 +134,7 @@ def neighbours_result(shown: int = 3, columns: int = 8, channels: int = 3) -> di
         "neighbours": {
             "indices": np.zeros((shown, columns), int).tolist(),
             "images": pixels(shown, columns, 8, 8, channels),
-            "labels": [[1, *[place % 10 for place in range(columns - 1)]]] * shown,
+            "labels": [[1, *[place % len(classes) for place in range(columns - 1)]]] * shown,
             "similarity": RANDOM.random((shown, columns)).tolist(),
         },
     }

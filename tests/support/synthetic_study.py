@@ -40,11 +40,15 @@ DETAILS: dict[str, Any] = {
 
 
 def settings_of(
-    name: str = "cifar10", display_name: str = "CIFAR-10", preset: StudyPreset = "paper", scale: float = 1.0
+    name: str = "cifar10",
+    display_name: str = "CIFAR-10",
+    preset: StudyPreset = "paper",
+    scale: float = 1.0,
+    classes: tuple[str, ...] = CLASSES,
 ) -> StudySettings:
-    """Settings of a study of ten classes, at full size."""
+    """Settings of a study at full size."""
     size = 16 if name == "digits" else 32
-    data = StudyData(name, display_name, CLASSES, "0123456789abcdef", 50_000, 10_000, 5_000, 3, size)
+    data = StudyData(name, display_name, classes, "0123456789abcdef", 50_000, 10_000, 5_000, 3, size)
     return study_settings(preset, scale, data, "bf16")
 
 
@@ -110,7 +114,7 @@ def result_of(cell: StudyCell, settings: StudySettings) -> dict[str, Any]:
             result[f"rotation_accuracy_after/{epoch}"] = draw.uniform(50, 92)
         return result
     if cell.kind in ("attention", "filters", "rotations", "embedding"):
-        return pictures_of(cell.kind, len(settings.data.classes))
+        return pictures_of(cell.kind, settings.data.classes)
     classes = len(settings.data.classes)
     confusion = [
         [draw.randrange(5, 30) + (row == column) * draw.randrange(200, 900) for column in range(classes)]
@@ -120,7 +124,7 @@ def result_of(cell: StudyCell, settings: StudySettings) -> dict[str, Any]:
     return {"accuracy": 100 * correct / sum(map(sum, confusion)), "confusion": confusion}
 
 
-def pictures_of(kind: str, classes: int, blocks: int = 4) -> dict[str, Any]:
+def pictures_of(kind: str, classes: tuple[str, ...]) -> dict[str, Any]:
     """What the analysis of a tiny untrained network gives of random images."""
     if kind in ("attention", "filters"):
         return {"rotation": _analysis(kind, classes, 4), "supervised": _analysis(kind, classes, 3)}
@@ -128,7 +132,7 @@ def pictures_of(kind: str, classes: int, blocks: int = 4) -> dict[str, Any]:
 
 
 @functools.cache
-def _analysis(kind: str, classes: int, blocks: int) -> dict[str, Any]:
+def _analysis(kind: str, classes: tuple[str, ...], blocks: int) -> dict[str, Any]:
     import torch  # here: what reads a study does not need it
     from analysis_inputs import fp32_views, random_images, small_network
 
@@ -138,12 +142,12 @@ def _analysis(kind: str, classes: int, blocks: int) -> dict[str, Any]:
     from rotnet_fast.analysis.rotation import rotation
 
     images, views = random_images(40), fp32_views()
-    labels = torch.arange(40) % classes
+    labels = torch.arange(40) % len(classes)
     network = small_network(blocks=blocks, seed=blocks)
     if kind == "attention":
         return attention(network, images, [0, 1, 2], views)
     if kind == "filters":
         return filters(network)
     if kind == "embedding":
-        return embedding(network, images, labels, CLASSES[:classes], "conv2", views)
-    return rotation(network, images, labels, CLASSES[:classes], (0, 90, 180, 270), [0, 1, 2], views)
+        return embedding(network, images, labels, classes, "conv2", views)
+    return rotation(network, images, labels, classes, (0, 90, 180, 270), [0, 1, 2], views)

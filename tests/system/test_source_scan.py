@@ -9,7 +9,9 @@ Each rule is shown to notice what it forbids.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -310,3 +312,58 @@ def test_ruff_notices_what_it_forbids(number: int, line: str, lines_that_ruff_re
 )
 def test_what_is_harmless_is_not_noticed(line: str) -> None:
     assert list(find(line)) == []
+
+
+THINGS = {
+    *("images", "epochs", "classes", "steps", "checkpoints", "seeds", "cells", "labels", "processes"),
+    *("threads", "values", "filters", "neighbours", "views", "others", "groups", "networks", "files"),
+    *("cores", "workers", "shards", "heads", "channels"),
+}
+"""Plurals of what messages count; bytes and pixels are always many."""
+
+NOT_COUNTED = {
+    ("rotnet_fast/data/layout.py", "path", "shards"): "a name",
+    ("rotnet_fast/data/layout.py", "root", "shards"): "a name",
+    ("rotnet_fast/models/library.py", "name", "images"): "a name",
+    ("rotnet_fast/study/store.py", "path", "seeds"): "a name",
+    ("rotnet_fast/backbone_inputs.py", "kind", "images"): "a name",
+    ("rotnet_fast/model_card.py", "size", "images"): "the side of an image",
+    ("rotnet_fast/files.py", "limit", "files"): "the limit of open files, of which a process has several",
+    ("rotnet_fast/engine/replay.py", "processes.world", "processes"): "of a training with several",
+    ("rotnet_fast/study/pages/orderings.py", "few[-1]", "labels"): "the last of several numbers",
+    ("rotnet_fast/study/pages/findings.py", "' and '.join(parts)", "labels"): "a list of numbers",
+    ("rotnet_fast/ops/arguments.py", "channels", "channels"): "the same sentence as in csrc/checks.h",
+    ("rotnet_fast/ops/arguments.py", "count", "values"): "the same sentence as in csrc/checks.h",
+}
+"""(file, what stands before the plural, the plural) -> why it needs no singular."""
+
+
+def counted_by_hand(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield each number in an f-string with a plural behind it, which would say "1 images"."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.JoinedStr):
+            continue
+        for part, behind in itertools.pairwise(node.values):
+            if not isinstance(part, ast.FormattedValue) or not isinstance(behind, ast.Constant):
+                continue
+            words = re.match(r" ([a-z-]+)\b(?: ([a-z-]+)\b)?", str(behind.value))
+            things = [word for word in words.groups() if word in THINGS] if words else []
+            form = "" if part.format_spec is None else ast.unparse(part.format_spec).strip("f'\"")
+            # Constants are several, and numbers with decimals need no singular.
+            if things and not ast.unparse(part.value).isupper() and not re.search(r"(\.\d|^g)$", form):
+                yield ast.unparse(part.value), things[0]
+
+
+def test_messages_count_with_the_one_helper() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), *pair)
+        for path in sorted((ROOT / "rotnet_fast").rglob("*.py"))
+        for pair in counted_by_hand(ast.parse(path.read_text()))
+    }
+    assert found == set(NOT_COUNTED)
+
+
+def test_counting_by_hand_is_noticed() -> None:
+    source = """f"{len(x)} test images, {MOST} images, {counted(n, 'image')} in {n:,} files at 5" """
+    assert not list(counted_by_hand(ast.parse("""f"{r:.0f} images/s, {w:g} epochs" """)))
+    assert list(counted_by_hand(ast.parse(source))) == [("len(x)", "images"), ("n", "files")]

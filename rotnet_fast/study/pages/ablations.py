@@ -52,7 +52,7 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
                 study.machines([number.entry]) or NO_VALUE,
             )
         )
-    header = ("", "ours, %", "n", "faithful, %", "difference", "epochs", "machine")
+    header = ("run", "ours, %", "seeds", "faithful, %", "difference", "epochs", "machine")
     caption = f"Ablations: test accuracy in % on {data_set(study)}, and what each costs in points"
     blocks: list[Block] = [
         Paragraph("Each row deviates from the protocol in one way; all else is as in the faithful run."),

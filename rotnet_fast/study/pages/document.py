@@ -67,7 +67,14 @@ class Figure:
     caption: str
 
 
-Block = Paragraph | Bullets | Code | Table | Figure
+@dataclass(frozen=True)
+class Row:
+    """Pictures side by side where there is room."""
+
+    figures: tuple[Figure, ...]
+
+
+Block = Paragraph | Bullets | Code | Table | Figure | Row
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ def rotation_accuracy(study: Study) -> Section:
     caption = f"Rotation accuracy in % over all turned copies of the test images, {data_set(study)}"
     return Section(
         "Rotation accuracy",
-        (flat_table(study, numbers, caption), rotation_accuracy_by_degrees(study, numbers)),
+        (
+            flat_table(study, numbers, "rotations told apart", caption),
+            rotation_accuracy_by_degrees(study, numbers),
+        ),
     )
 
 
@@ -55,7 +58,9 @@ def neighbours(study: Study, drawn: frozenset[str]) -> Section:
         )
     )
     blocks.append(
-        flat_table(study, numbers, f"kNN and linear probes, test accuracy in % on {data_set(study)}")
+        flat_table(
+            study, numbers, "classifier", f"kNN and linear probes, test accuracy in % on {data_set(study)}"
+        )
     )
     return Section("Nearest neighbours and linear probes", tuple(blocks))
 
@@ -72,7 +77,7 @@ def calibration(study: Study, drawn: frozenset[str]) -> Section:
         row = (name, spread(errors, 2), spread(confidences, 2), spread(accuracies, 2))
     caption = f"Calibration of the rotation confidence over all turned test images, {data_set(study)}"
     note = "A calibrated network is as often right as it is sure; the error is the mean gap between both."
-    header = ("", "expected calibration error, points", "mean confidence, %", "rotation accuracy, %")
+    header = ("network", "expected calibration error, points", "mean confidence, %", "rotation accuracy, %")
     blocks: list[Block] = [
         *figure(
             drawn,

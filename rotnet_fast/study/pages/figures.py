@@ -6,19 +6,23 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.plain import counted
 from rotnet_fast.plots.attention import attention
 from rotnet_fast.plots.bars import Bar, bars
 from rotnet_fast.plots.confusion import confusion
-from rotnet_fast.plots.curves import Line, Panel, curves
+from rotnet_fast.plots.curves import Line, curves
 from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 from rotnet_fast.plots.style import save
+from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
 from rotnet_fast.study.pages.document import plain
@@ -26,6 +30,7 @@ from rotnet_fast.study.pages.tables import NETWORKS
 from rotnet_fast.study.plan import Entry
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
+from rotnet_fast.verdict import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,43 +69,60 @@ def table1(study: Study) -> Figure | None:
     lines = []
     for blocks, published in paper.NONLINEAR_HEAD.items():
         numbers = [study.number("table1", f"{blocks}-{layer}") for layer in published]
-        lines.append(_line(f"{blocks} blocks", numbers, range(1, blocks + 1)))
-    return _curves(study, lines, "block that the non-linear head sits on", x_ticks=range(1, 6))
+        lines.append(_line(study, f"{counted(blocks, 'block')}", numbers, range(1, blocks + 1)))
+    title = findings.best_block(study)
+    return _curves(study, title, lines, "block that the non-linear head sits on", x_ticks=range(1, 6))
 
 
 def table2(study: Study) -> Figure | None:
     """Draw the accuracy of each set of rotations."""
-    return _bars(study, study.of("table2"))
+    return _bars(study, findings.best_rotations(study), study.of("table2"))
 
 
 def table3(study: Study) -> Figure | None:
-    """Draw all rows, ours and quoted."""
+    """Draw all rows, ours and, where the images are CIFAR-10's, quoted ones."""
     numbers = study.of("table3")
     quoted = [
-        Bar(f"{name} (quoted)", None, published=accuracy) for name, accuracy in paper.OTHER_METHODS.items()
+        Bar(f"{name} (quoted)", None, published=accuracy, is_quoted=True)
+        for name, accuracy in paper.OTHER_METHODS.items()
+        if study.circumstances.has_reference
     ]
-    return _bars(study, numbers, [_group(number.entry) for number in numbers], quoted)
+    groups = [_group(number.entry) for number in numbers]
+    return _bars(study, findings.distance_to_supervised(study), numbers, groups, quoted)
 
 
 def figure5a(study: Study) -> Figure | None:
-    """Draw both accuracies over the epochs."""
+    """Draw both accuracies over the epochs, and those of guessing."""
     lines = []
     for position, series in enumerate(("rotation", "object")):
-        line = _line(series, [number for number in study.of("figure5a") if number.entry.series == series])
-        if any(value is not None for value in line.published):
+        numbers = [number for number in study.of("figure5a") if number.entry.series == series]
+        line = _line(study, series, numbers)
+        if line.published:
             published = [pair[position] for pair in paper.CORRELATION.values()]
-            line = Line(line.label, line.x, line.mean, line.std, tuple(paper.CORRELATION), published)
+            line = replace(line, published_x=tuple(paper.CORRELATION), published=published)
         lines.append(line)
-    return _curves(study, lines, "epochs of the pretraining", x_ticks=study.settings.snapshot_epochs)
+    rotations, objects = 100 / len(FOUR_ROTATIONS), 100 / len(study.settings.data.classes)
+    levels = {"rotation,\nguessed": rotations, "object,\nguessed": objects}
+    if rotations == objects:
+        levels = {"guessed": rotations}
+    return _curves(
+        study,
+        findings.rise_together(study),
+        lines,
+        "epochs of the pretraining",
+        x_ticks=study.settings.snapshot_epochs,
+        levels=levels,
+    )
 
 
 def figure5b(study: Study) -> Figure | None:
     """Draw both networks over the number of labels."""
     lines = [
-        _line(title, [number for number in study.of("figure5b") if number.entry.series == series])
+        _line(study, title, [number for number in study.of("figure5b") if number.entry.series == series])
         for series, title in (("rotnet", "RotNet + conv"), ("supervised", "supervised"))
     ]
-    return _curves(study, lines, "labels per class", x_ticks=study.settings.labels_per_class, log_x=True)
+    ticks = study.settings.labels_per_class
+    return _curves(study, findings.few_labels(study), lines, "labels per class", x_ticks=ticks, log_x=True)
 
 
 def features(study: Study) -> Figure | None:
@@ -108,10 +130,13 @@ def features(study: Study) -> Figure | None:
     lines = []
     for kind, title in (("knn", "kNN"), ("linear", "linear probe")):
         numbers = [study.number("extras", f"{kind}-conv{block}") for block in range(1, 5)]
-        lines.append(_line(title, numbers, range(1, 5)))
+        lines.append(_line(study, title, numbers, range(1, 5)))
+    for kind, title, shift in (("knn", "kNN", -0.06), ("linear", "linear probe", 0.06)):
+        # Beside their block: accuracies of different classifiers often coincide.
         untrained = study.number("extras", f"{kind}-random-conv2")
-        lines.append(_line(f"{title}, untrained network", [untrained], [2]))
-    return _curves(study, lines, "block whose pooled features are used", x_ticks=range(1, 5))
+        lines.append(_line(study, f"{title}, untrained network", [untrained], [2 + shift]))
+    x_label = "block whose pooled features are used"
+    return _curves(study, findings.best_features(study), lines, x_label, x_ticks=range(1, 5))
 
 
 def figure3(study: Study) -> Figure | None:
@@ -133,13 +158,20 @@ def per_class(study: Study) -> Figure | None:
     rotnet, supervised = (list(class_accuracies(study, name).values()) for name in CONFUSED)
     if not rotnet:
         return None
+    matrix = summed_confusion(study, "rotnet-conv")
+    assert matrix is not None
     rows = []
     for label, name in enumerate(study.settings.data.classes):
         ours = Number(_ANY, dict(enumerate(values[label] for values in rotnet)))
         theirs = Number(_ANY, dict(enumerate(values[label] for values in supervised)))
-        rows.append(Bar(plain(name), ours.mean, ours.deviation, theirs.mean))
-    title = "RotNet + conv, class by class"
-    return bars(rows, x_label=TEST_ACCURACY, title=title, published_name="supervised network")
+        images = max(1, sum(matrix[label]))
+        interval = None if ours.mean is None else wilson(ours.mean, images)
+        rows.append(Bar(plain(name), ours.mean, ours.deviation, interval, theirs.mean))
+    bar = "error bars: 95 % interval of the class's test images"
+    if len(rotnet) > 1:
+        bar = "error bars: standard deviation over seeds"
+    title = findings.best_and_worst_class(study)
+    return bars(rows, x_label=f"{TEST_ACCURACY}\n{bar}", title=title, published_name="supervised network")
 
 
 def confusion_of(name: str) -> Callable[[Study], Figure | None]:
@@ -150,9 +182,10 @@ def confusion_of(name: str) -> Callable[[Study], Figure | None]:
         if matrix is None:
             return None
         number = study.number("table3", name)
-        seeds = "" if number.n == 1 else f", mean of {number.n} seeds"
-        title = f"{CONFUSED[name][0].upper()}{CONFUSED[name][1:]}: {number.mean:.2f} % right{seeds}"
-        return confusion(matrix, study.settings.data.classes, title)
+        seeds = "" if number.n == 1 else f", mean of {counted(number.n, 'seed')}"
+        title = f"{CONFUSED[name][0].upper()}{CONFUSED[name][1:]}: {number.mean:.1f} % right{seeds}"
+        classes = study.settings.data.classes
+        return confusion(matrix, classes, f"{title}{findings.most_confused(matrix, classes)}")
 
     return draw
 
@@ -163,7 +196,8 @@ def rotation_confusion(study: Study) -> Figure | None:
     if result is None:
         return None
     angles = [f"{angle}°" for angle in result["rotations"]]
-    title = f"Rotations: {result['accuracy']:.2f} % right"
+    title = f"Rotations: {result['accuracy']:.1f} % right"
+    title += findings.most_confused(result["confusion"], angles)
     return confusion(result["confusion"], angles, title, what="rotation")
 
 
@@ -191,10 +225,15 @@ def ablations(study: Study) -> Figure | None:
     if not any(number.n for number, _ in pairs):
         return None
     rows = [
-        Bar(_wrapped(number.entry.title), number.mean, number.deviation, faithful.mean)
+        Bar(number.entry.title, number.mean, number.deviation, study.interval(number), faithful.mean)
         for number, faithful in pairs
     ]
-    return bars(rows, x_label=TEST_ACCURACY, published_name="faithful run")
+    return bars(
+        rows,
+        x_label=f"{TEST_ACCURACY}\n{study.error_bars}",
+        title=findings.costliest(study),
+        published_name="faithful run",
+    )
 
 
 FIGURES: dict[str, tuple[Callable[[Study], Figure | None], tuple[str, ...]]] = {
@@ -226,33 +265,45 @@ def first_result(study: Study, item: str, name: str) -> Mapping[str, Any] | None
     return results[min(results)] if results else None
 
 
-def _line(label: str, numbers: Sequence[Number], x: Sequence[float] | None = None) -> Line:
+def _line(study: Study, label: str, numbers: Sequence[Number], x: Sequence[float] | None = None) -> Line:
     positions = [number.entry.x or 0.0 for number in numbers] if x is None else list(x)
     means = [number.mean for number in numbers]
-    deviations = [number.deviation for number in numbers]
-    published = [number.entry.published for number in numbers]
+    intervals = [study.interval(number) for number in numbers]
+    published = [study.circumstances.reference(number.entry.published) for number in numbers]
     if None in published:  # a line through some of its points would tell another story
-        return Line(label, positions, means, deviations)
-    return Line(label, positions, means, deviations, positions, published)
+        return Line(label, positions, means, intervals)
+    return Line(label, positions, means, intervals, positions, published)
 
 
 def _curves(
-    study: Study, lines: Sequence[Line], x_label: str, x_ticks: Sequence[float], log_x: bool = False
+    study: Study,
+    title: str,
+    lines: Sequence[Line],
+    x_label: str,
+    x_ticks: Sequence[float],
+    log_x: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> Figure | None:
     if all(value is None for line in lines for value in line.mean):
         return None
-    panel = Panel(TEST_ACCURACY, lines)
     return curves(
-        [panel],
-        x_label=x_label,
+        lines,
+        x_label=f"{x_label}\n{study.error_bars}",
+        y_label=TEST_ACCURACY,
+        title=title,
         x_ticks=list(x_ticks),
         log_x=log_x,
         published_name=study.circumstances.published_name,
+        levels=levels or {},
     )
 
 
 def _bars(
-    study: Study, numbers: Sequence[Number], groups: Sequence[str] = (), more: Sequence[Bar] = ()
+    study: Study,
+    title: str,
+    numbers: Sequence[Number],
+    groups: Sequence[str] = (),
+    more: Sequence[Bar] = (),
 ) -> Figure | None:
     if not any(number.n for number in numbers):
         return None
@@ -261,12 +312,18 @@ def _bars(
             number.entry.title,
             number.mean,
             number.deviation,
-            number.entry.published,
+            study.interval(number),
+            study.circumstances.reference(number.entry.published),
             groups[position] if groups else "",
         )
         for position, number in enumerate(numbers)
     ]
-    return bars([*rows, *more], x_label=TEST_ACCURACY, published_name=study.circumstances.published_name)
+    return bars(
+        [*rows, *more],
+        x_label=f"{TEST_ACCURACY}\n{study.error_bars}",
+        title=title,
+        published_name=study.circumstances.published_name,
+    )
 
 
 def _group(entry: Entry) -> str:
@@ -280,16 +337,6 @@ def _group(entry: Entry) -> str:
         if entry.name.startswith(beginning):
             return group
     return "classical, ours"
-
-
-def _wrapped(label: str, width: int = 38) -> str:
-    """Wrap a long label."""
-    lines = [""]
-    for word in label.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
 
 
 def _files(study: Study, wishes: Sequence[str]) -> list[Path]:

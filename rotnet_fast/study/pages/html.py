@@ -1,12 +1,14 @@
 """Renders a report as one HTML page that needs nothing else: no network, no script, no other file.
 
+What matters stands first and open; each section below is folded, so that their titles are the contents.
+
 Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 
 from rotnet_fast.study.pages.document import (
@@ -17,6 +19,7 @@ from rotnet_fast.study.pages.document import (
     Document,
     Figure,
     Paragraph,
+    Row,
     Table,
     code_spans,
 )
@@ -33,14 +36,19 @@ body {
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
 }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 .75rem; padding-top: .75rem;
-  border-top: 1px solid var(--rule); }
+h2 { font-size: 1.2rem; line-height: 1.3; margin: 0; }
 p, li { max-width: 46rem; overflow-wrap: break-word; }
 a { color: var(--link); }
-nav { margin: 1.75rem 0; padding: .9rem 1.25rem; background: var(--tint); border-radius: .4rem; }
-nav h2 { margin: 0 0 .4rem; padding: 0; border: 0; font-size: 1rem; }
-nav ol { margin: 0; padding: 0 0 0 1.4rem; columns: 18rem 2; column-gap: 2rem; }
-nav li { break-inside: avoid; }
+main { margin-top: 2rem; }
+details { border-top: 1px solid var(--rule); }
+details:last-of-type { border-bottom: 1px solid var(--rule); }
+summary { padding: .8rem 0; cursor: pointer; }
+summary h2 { display: inline; }
+details > div { padding-bottom: 1.5rem; scroll-margin-top: 4rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  gap: 1.5rem; align-items: start; }
+.pictures figure { margin: 0; }
+.pictures figure:first-child { grid-row: span 2; }
 code { font: .9em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
 pre { margin: 1rem 0; padding: .8rem 1rem; background: var(--tint); border-radius: .4rem; overflow-x: auto;
@@ -60,11 +68,11 @@ tbody tr:hover { background: var(--tint); }
 .missing { color: var(--muted); font-style: italic; }
 .note, figcaption { color: var(--muted); font-size: .9rem; max-width: 46rem; margin: .5rem 0 0; }
 figure { margin: 1.75rem 0; }
-figure img { display: block; max-width: max(100%, 34rem); height: auto; }
+figure img { display: block; max-width: 100%; height: auto; }
 @media (max-width: 40rem) {
   body { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.5rem; }
-  h2 { font-size: 1.2rem; margin-top: 2.25rem; }
+  h2 { font-size: 1.1rem; }
   table { font-size: .84rem; }
   th, td { padding-right: .6rem; }
   tbody th { min-width: 6.5rem; }
@@ -73,9 +81,10 @@ figure img { display: block; max-width: max(100%, 34rem); height: auto; }
   @page { margin: 16mm 14mm; }
   body { max-width: none; padding: 0; font-size: 9.5pt; line-height: 1.4; }
   h1 { font-size: 18pt; }
-  h2 { font-size: 13pt; margin-top: 16pt; break-after: avoid; }
+  h2 { font-size: 13pt; break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   a { color: inherit; text-decoration: none; }
-  nav, pre { background: none; border: 1px solid var(--rule); }
+  pre { background: none; border: 1px solid var(--rule); }
   .table { margin: 10pt 0; break-inside: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 8.5pt; }
@@ -95,10 +104,7 @@ def render_html(document: Document, pictures: Mapping[str, str]) -> str:
         document: the report.
         pictures: name of each figure -> its data URI, see :func:`data_uri`.
     """
-    contents = "\n".join(
-        f'<li><a href="#{escape(section.anchor)}">{_inline(section.title)}</a></li>'
-        for section in document.sections
-    )
+    shown = {figure.name for block in document.lead if isinstance(block, Row) for figure in block.figures}
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -116,13 +122,14 @@ def render_html(document: Document, pictures: Mapping[str, str]) -> str:
         f"<h1>{_inline(document.title)}</h1>",
         *(_block(block, pictures) for block in document.lead),
         "</header>",
-        f'<nav aria-label="Contents">\n<h2>Contents</h2>\n<ol>\n{contents}\n</ol>\n</nav>',
         "<main>",
     ]
     for section in document.sections:
-        parts.append(f'<section id="{escape(section.anchor)}">\n<h2>{_inline(section.title)}</h2>')
-        parts += (_block(block, pictures) for block in section.blocks)
-        parts.append("</section>")
+        # The target of a link from outside is within, so that browsers open what it is folded into.
+        parts.append(f"<details>\n<summary><h2>{_inline(section.title)}</h2></summary>")
+        parts.append(f'<div id="{escape(section.anchor)}">')
+        parts += (_block(block, pictures, shown) for block in section.blocks)
+        parts.append("</div>\n</details>")
     parts += ["</main>", "</body>", "</html>"]
     return "\n".join(parts) + "\n"
 
@@ -133,7 +140,8 @@ def data_uri(svg: bytes, png: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _block(block: Block, pictures: Mapping[str, str]) -> str:
+def _block(block: Block, pictures: Mapping[str, str], shown: Collection[str] = ()) -> str:
+    """Render one block; one of the pictures ``shown`` already is only referred to."""
     if isinstance(block, Paragraph):
         return f"<p>{_inline(block.text)}</p>"
     if isinstance(block, Bullets):
@@ -141,13 +149,21 @@ def _block(block: Block, pictures: Mapping[str, str]) -> str:
         return f"<ul>\n{items}\n</ul>"
     if isinstance(block, Code):
         return f"<pre><code>{escape(block.text)}</code></pre>"
+    if isinstance(block, Row):
+        figures = "\n".join(_figure(figure, pictures) for figure in block.figures)
+        return f'<div class="pictures">\n{figures}\n</div>'
     if isinstance(block, Figure):
-        return (
-            f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="figure">\n'
-            f'<img src="{escape(pictures[block.name])}" alt="{escape(block.alt)}">\n</div>\n'
-            f"<figcaption>{_inline(block.caption)}</figcaption>\n</figure>"
-        )
+        if block.name in shown:
+            return f'<p class="note">At the top of this page: {_inline(block.caption)}</p>'
+        return _figure(block, pictures)
     return _table(block)
+
+
+def _figure(figure: Figure, pictures: Mapping[str, str]) -> str:
+    return (
+        f'<figure>\n<img src="{escape(pictures[figure.name])}" alt="{escape(figure.alt)}">\n'
+        f"<figcaption>{_inline(figure.caption)}</figcaption>\n</figure>"
+    )
 
 
 def _table(table: Table) -> str:

@@ -14,6 +14,7 @@ from rotnet_fast.study.pages.document import (
     Document,
     Figure,
     Paragraph,
+    Row,
     Table,
     code_spans,
 )
@@ -39,6 +40,8 @@ def render_block(block: Block) -> str:
         return "\n".join(f"- {_inline(text)}" for text in block.texts)
     if isinstance(block, Code):
         return f"```sh\n{block.text}\n```"
+    if isinstance(block, Row):
+        return "\n\n".join(map(render_block, block.figures))
     if isinstance(block, Figure):
         return f"![{_inline(block.alt)}](figures/{block.name}.png)\n\n*{_inline(block.caption)}*"
     return _table(block)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rotnet_fast import paper
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
-from rotnet_fast.study.pages.document import NOT_RUN, Paragraph, Section, Table
+from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
@@ -254,15 +254,29 @@ def orderings_sentence(orderings: Sequence[Ordering], correlation: Correlation) 
     return f"Of the method's {sum(verdicts.values())} orderings: {', '.join(parts)}."
 
 
+def verdicts(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> tuple[Block, ...]:
+    """Say how many orderings hold, and show which."""
+    rows = [(ordering.claim, ordering.verdict) for ordering in orderings]
+    rows.append((correlation.claim, correlation.verdict))
+    caption = f"Does the method behave as published? On {data_set(study)}"
+    return (
+        Paragraph(orderings_sentence(orderings, correlation)),
+        Table(caption, ("ordering", "verdict"), tuple(rows)),
+    )
+
+
 def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: Correlation) -> Section:
     """Show the verdicts, then the figures of each."""
+    has_reference = study.circumstances.has_reference
     overview = [
-        (ordering.claim, ordering.verdict, _on_seeds(ordering), _published(ordering))
+        (ordering.claim, ordering.verdict, _on_seeds(ordering), *([_published(ordering)] * has_reference))
         for ordering in orderings
     ]
-    overview.append((correlation.claim, correlation.verdict, "", ""))
+    overview.append((correlation.claim, correlation.verdict, "", *([""] * has_reference)))
     steps = [
-        (f"{step.higher} > {step.lower}", *_step(step)) for ordering in orderings for step in ordering.steps
+        (f"{step.higher} > {step.lower}", *_step(step, has_reference))
+        for ordering in orderings
+        for step in ordering.steps
     ]
     rho = NOT_RUN if correlation.verdict == NOT_RUN else _rho(correlation.overall)
     by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
@@ -280,7 +294,12 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
             Paragraph(explained),
             Table(
                 f"The method's orderings on {data_set(study)}",
-                ("ordering", "verdict", "seeds on which every step is above 0", "in the paper"),
+                (
+                    "ordering",
+                    "verdict",
+                    "seeds on which every step is above 0",
+                    *(["in the paper"] * has_reference),
+                ),
                 tuple(overview),
             ),
             Table(
@@ -291,7 +310,7 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
                     "difference",
                     "standard error",
                     "by seed",
-                    f"difference, {study.circumstances.published_name}",
+                    *([f"difference, {study.circumstances.published_name}"] * has_reference),
                     "verdict",
                 ),
                 tuple(steps),
@@ -311,14 +330,14 @@ def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
     return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
 
 
-def _step(step: Step) -> tuple[str, ...]:
-    published = points(step.published)
+def _step(step: Step, has_reference: bool) -> tuple[str, ...]:
+    published = [points(step.published)] * has_reference
     if step.means is None:
-        return (NOT_RUN, NO_VALUE, NO_VALUE, NO_VALUE, published, step.verdict)
+        return (NOT_RUN, NO_VALUE, NO_VALUE, NO_VALUE, *published, step.verdict)
     sign = {HOLDS: ">", FAILS: "<", NOISE: "≈"}[step.verdict]
     figures = f"{step.means[0]:.2f} {sign} {step.means[1]:.2f}"
     by_seed = ", ".join(points(difference) for difference in step.by_seed.values())
-    return (figures, points(step.difference), f"{step.standard_error:.2f}", by_seed, published, step.verdict)
+    return (figures, points(step.difference), f"{step.standard_error:.2f}", by_seed, *published, step.verdict)
 
 
 def _on_seeds(ordering: Ordering) -> str:

@@ -5,10 +5,22 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from rotnet_fast.plain import counted
 from rotnet_fast.settings import Optimisation
-from rotnet_fast.study.pages.document import Block, Bullets, Code, Paragraph, Section, Table, plain
+from rotnet_fast.study.pages.document import (
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Paragraph,
+    Row,
+    Section,
+    Table,
+    plain,
+)
 from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.summary import Study
 
@@ -28,28 +40,51 @@ def title(study: Study) -> str:
     return f"RotNet on {data_set(study)}: every table and figure"
 
 
-def lead(study: Study, orderings: str) -> tuple[Block, ...]:
-    """Return what stands above the table of contents.
+def lead(study: Study, verdicts: tuple[Block, ...], pictures: Row) -> tuple[Block, ...]:
+    """Return what stands above the table of contents: what was run, three pictures and the verdicts.
 
     Args:
-        orderings: how many of them hold, as a sentence.
+        verdicts: how many orderings hold, and which.
+        pictures: those to look at first.
     """
-    seeds = "one seed" if study.seeds == 1 else f"{study.seeds} seeds"
+    seeds = "one seed" if study.seeds == 1 else counted(study.seeds, "seed")
     return (
         Paragraph(
             f"The CIFAR-10 study of RotNet ({REFERENCE}) on {data_set(study)}: {_images(study)}, preset "
             f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
-            f"{state(study)}. {orderings}"
+            f"{state(study)}."
         ),
+        *([pictures] if pictures.figures else []),
+        *verdicts,
         Paragraph(meaning(study)),
-        main_rows(study),
     )
+
+
+FIRST = ("table3", "figure5a", "figure5b", "table1", "table2", "features", "figure3", "figure4")
+"""Figures to look at first, by importance; the first three that there are stand at the top."""
+
+
+def first_pictures(sections: Sequence[Section]) -> Row:
+    """Choose up to three of the figures of all sections."""
+    found = {
+        block.name: block for section in sections for block in section.blocks if isinstance(block, Figure)
+    }
+    return Row(tuple(found[name] for name in FIRST if name in found)[:3])
+
+
+def main_numbers(study: Study) -> Section:
+    """Show the numbers to read first."""
+    return Section("Main numbers", (main_rows(study),))
 
 
 def state(study: Study) -> str:
     """Say how much of the study has been run."""
     run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
-    return "complete" if run == planned else f"in progress or partial: {run} of {planned} cells have been run"
+    return (
+        "complete"
+        if run == planned
+        else f"in progress or partial: {run} of {counted(planned, 'cell')} have been run"
+    )
 
 
 def meaning(study: Study) -> str:
@@ -65,6 +100,8 @@ def meaning(study: Study) -> str:
             else "the same data set"
         )
         return text + f"Published numbers are those of the paper, on {images}."
+    if not study.circumstances.has_reference:
+        return f"{text}No published number stands beside them: the paper's are of CIFAR-10."
     circumstances = replace(study.circumstances, display_name=data_set(study))  # as text of the report
     return text + circumstances.caveat
 
@@ -76,7 +113,8 @@ def what_was_run(study: Study) -> Section:
     rows = [
         (
             "data set",
-            f"{data_set(study)}: {_images(study)} of {pretext.image_size}x{pretext.image_size} pixels",
+            f"{data_set(study)}: {_images(study)} of "
+            f"{pretext.image_size}x{counted(pretext.image_size, 'pixel')}",
         ),
         ("classes", plain(", ".join(settings.data.classes))),
         ("preset, scale", f"{settings.preset}, {settings.scale:g}"),
@@ -84,7 +122,7 @@ def what_was_run(study: Study) -> Section:
             "network",
             f"Network in Network of 3, 4 and 5 blocks, width {pretext.width:g}, {settings.precision}",
         ),
-        ("pretext", f"{_recipe(pretext)}, {pretext.batch_size} images a step"),
+        ("pretext", f"{_recipe(pretext)}, {counted(pretext.batch_size, 'image')} a step"),
         ("supervised", f"{_recipe(settings.supervised)}, {settings.batch_size} a step"),
         ("heads", f"{_recipe(settings.head)}, {settings.batch_size} a step"),
         ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
@@ -104,7 +142,7 @@ def what_was_run(study: Study) -> Section:
         (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))
         for (hardware, versions, kernel), name in study.machine_names.items()
     ]
-    blocks: list[Block] = [Table("Settings of the study", ("", "setting"), tuple(rows), note=SCHEDULES)]
+    blocks: list[Block] = [Table("Settings of the study", ("setting", "value"), tuple(rows), note=SCHEDULES)]
     if machines:
         header = ("machine", "hardware", "versions", "kernel of the data path", "pretext, images/s")
         note = (
@@ -146,15 +184,11 @@ def how_to_regenerate(study: Study) -> Section:
 
 def _images(study: Study) -> str:
     data = study.settings.data
-    return f"{data.train_images:,} training and {data.test_images:,} test images"
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' if count != 1 else ''}"
+    return f"{data.train_images:,} training and {counted(data.test_images, 'test image')}"
 
 
 def _crop(pad: int) -> str:
-    return f"random crops after padding by {pad}" if pad else "no crops"
+    return f"random crops after padding by {counted(pad, 'pixel')}" if pad else "no crops"
 
 
 def _recipe(recipe: Optimisation) -> str:
@@ -163,14 +197,14 @@ def _recipe(recipe: Optimisation) -> str:
     if recipe.optimizer == "muon":
         rate += f", Muon for filters with {recipe.muon_lr:g}"
     if recipe.schedule != "step":
-        warmup = f" after {recipe.warmup:g} epochs of warm-up" if recipe.warmup else ""
+        warmup = f" after a warm-up of {recipe.warmup:g} epochs" if recipe.warmup else ""
         rate += f", {recipe.schedule} to 0{warmup}"
     elif recipe.milestones is None:
         rate += f", times {recipe.lr_factor:g} at each head's published milestones"
     elif recipe.milestones:
         rate += f", times {recipe.lr_factor:g} after {', '.join(map(str, recipe.milestones))}"
     momentum = "" if recipe.nesterov else ", momentum without Nesterov"
-    return f"{_epochs(recipe.epochs)}, {rate}{momentum}"
+    return f"{counted(recipe.epochs, 'epoch')}, {rate}{momentum}"
 
 
 def _test_errors(study: Study) -> str:

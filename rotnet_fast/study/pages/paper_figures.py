@@ -93,7 +93,8 @@ def figure5a(study: Study, drawn: frozenset[str]) -> Section:
     )
     caption = f"Figure 5a in numbers: test accuracy in % on {data_set(study)}"
     blocks.append(accuracy_over_steps(study, study.of("figure5a"), "epoch", caption))
-    if any(number.entry.published is not None for number in study.of("figure5a")):
+    is_published = any(number.entry.published is not None for number in study.of("figure5a"))
+    if study.circumstances.has_reference and is_published:
         blocks.append(
             Paragraph(
                 "The paper's numbers are read off its plot, to about 0.15 points, and are for the epochs 1, "
@@ -117,13 +118,19 @@ def figure5b(study: Study, drawn: frozenset[str]) -> Section:
     )
     caption = f"Figure 5b in numbers: test accuracy in % on {data_set(study)}"
     blocks.append(accuracy_over_steps(study, study.of("figure5b"), "labels per class", caption))
-    blocks.append(
-        Paragraph(
-            "The paper's numbers are read off its plot, to about 0.1 points, and its pretext had 50,000 "
-            "images."
+    if study.circumstances.has_reference:
+        blocks.append(
+            Paragraph(
+                "The paper's numbers are read off its plot, to about 0.1 points, and its pretext had 50,000 "
+                "images."
+            )
         )
-    )
     blocks.append(
-        flat_table(study, study.of("figure5b"), f"Figure 5b, number by number, on {data_set(study)}")
+        flat_table(
+            study,
+            study.of("figure5b"),
+            "method, labels",
+            f"Figure 5b, number by number, on {data_set(study)}",
+        )
     )
     return Section("Figure 5b: few labels", tuple(blocks))

@@ -23,7 +23,11 @@ def table1(study: Study, drawn: frozenset[str]) -> Section:
         "Table 1 as lines. In the paper, features are best after the second block, and worst after the last "
         "one, which serves only the rotation task.",
     )
-    blocks.append(flat_table(study, study.of("table1"), f"Table 1, number by number, on {data_set(study)}"))
+    blocks.append(
+        flat_table(
+            study, study.of("table1"), "network, layer", f"Table 1, number by number, on {data_set(study)}"
+        )
+    )
     return Section("Table 1: which block has the best features", tuple(blocks))
 
 
@@ -31,7 +35,7 @@ def table2(study: Study, drawn: frozenset[str]) -> Section:
     """Show Table 2: sets of rotations."""
     caption = f"Table 2: non-linear head on conv2 of 4 blocks, test accuracy in % on {data_set(study)}"
     note = "All views of the eight multiples of 45° are bilinearly warped central crops, made by one routine."
-    blocks: list[Block] = [flat_table(study, study.of("table2"), caption, note)]
+    blocks: list[Block] = [flat_table(study, study.of("table2"), "rotations told apart", caption, note)]
     blocks += figure(
         drawn,
         "table2",
@@ -44,12 +48,13 @@ def table2(study: Study, drawn: frozenset[str]) -> Section:
 def table3(study: Study, drawn: frozenset[str]) -> Section:
     """Show Table 3: supervised, untrained and other unsupervised features."""
     caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
+    quoted = "Rows marked as quoted are other methods' numbers as the paper prints them. "
     note = (
-        "Rows marked as quoted are other methods' numbers as the paper prints them. Rows marked as classical "
+        f"{quoted if study.circumstances.has_reference else ''}Rows marked as classical "
         "are our own measurements, involve no randomness, and are not in the paper. Two learning rates of "
         "fine-tuning are shown because no recipe was published."
     )
-    ours = flat_table(study, study.of("table3"), caption, note)
+    ours = flat_table(study, study.of("table3"), "method", caption, note)
     blocks: list[Block] = [replace(ours, rows=(*ours.rows, *quoted_rows(study)))]
     blocks += figure(
         drawn,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named, resolve_path, write_atomically
+from rotnet_fast.plain import counted
 from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
 from rotnet_fast.study.pages.document import Document, plain
 from rotnet_fast.study.pages.figures import draw_figures
@@ -18,7 +19,7 @@ from rotnet_fast.study.pages.orderings import (
     find_correlation,
     find_orderings,
     orderings_section,
-    orderings_sentence,
+    verdicts,
 )
 from rotnet_fast.study.pages.tables import main_rows
 from rotnet_fast.study.store import Results
@@ -63,29 +64,28 @@ def make_document(study: Study, drawn: frozenset[str]) -> Document:
         drawn: names of the figures that have been drawn.
     """
     orderings, correlation = find_orderings(study), find_correlation(study)
-    sentence = orderings_sentence(orderings, correlation)
-    return Document(
-        overview.title(study),
-        overview.lead(study, sentence),
-        (
-            overview.what_was_run(study),
-            paper_tables.table1(study, drawn),
-            paper_tables.table2(study, drawn),
-            paper_tables.table3(study, drawn),
-            paper_figures.figure5a(study, drawn),
-            paper_figures.figure5b(study, drawn),
-            paper_figures.figure3(study, drawn),
-            paper_figures.figure4(study, drawn),
-            extras.rotation_accuracy(study),
-            extras.neighbours(study, drawn),
-            classes.per_class(study, drawn),
-            extras.calibration(study, drawn),
-            extras.embedding(study, drawn),
-            ablations.ablations(study, drawn),
-            orderings_section(study, orderings, correlation),
-            overview.how_to_regenerate(study),
-        ),
+    sections = (
+        overview.main_numbers(study),
+        overview.what_was_run(study),
+        paper_tables.table1(study, drawn),
+        paper_tables.table2(study, drawn),
+        paper_tables.table3(study, drawn),
+        paper_figures.figure5a(study, drawn),
+        paper_figures.figure5b(study, drawn),
+        paper_figures.figure3(study, drawn),
+        paper_figures.figure4(study, drawn),
+        extras.rotation_accuracy(study),
+        extras.neighbours(study, drawn),
+        classes.per_class(study, drawn),
+        extras.calibration(study, drawn),
+        extras.embedding(study, drawn),
+        ablations.ablations(study, drawn),
+        orderings_section(study, orderings, correlation),
+        overview.how_to_regenerate(study),
     )
+    found = verdicts(study, orderings, correlation)
+    lead = overview.lead(study, found, overview.first_pictures(sections))
+    return Document(overview.title(study), lead, sections)
 
 
 def readme_block(study: Study, source: str) -> str:
@@ -111,9 +111,11 @@ def readme_block(study: Study, source: str) -> str:
     commits = f"; commits {', '.join(study.commits)}" if study.commits else ""
     notes = (
         f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
-        f"{settings.data.test_images:,} test images. Preset `{settings.preset}` at scale {settings.scale:g}: "
+        f"{counted(settings.data.test_images, 'test image')}. Preset `{settings.preset}` at scale "
+        f"{settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised.epochs}, heads "
-        f"{settings.head.epochs} epochs, width {settings.pretext.width:g}, {settings.precision}; {seeds}. "
+        f"{counted(settings.head.epochs, 'epoch')}, width {settings.pretext.width:g}, "
+        f"{settings.precision}; {seeds}. "
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
         f"{machines}{commits}. From `{source}`."
     )

@@ -1,4 +1,4 @@
-"""Tables of a study's numbers: ours, n, the published number and, where it is one, the difference.
+"""Tables of a study's numbers: ours, seeds, the published number and, where it is one, the difference.
 
 Importing this module does not import torch.
 """
@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from rotnet_fast import paper
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
 from rotnet_fast.study.plan import FINE_TUNING_RATES
@@ -46,10 +47,14 @@ def mean_difference(number: Number, other: Number) -> float | None:
     return statistics.fmean(differences) if differences else None
 
 
-def flat_table(study: Study, numbers: Sequence[Number], caption: str, note: str = "") -> Table:
-    """Make a table with one row per number, with its schedule and machine."""
+def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str, note: str = "") -> Table:
+    """Make a table with one row per number, with its schedule and machine.
+
+    Args:
+        first: title of the column that names the rows.
+    """
     beside = study.circumstances.header
-    header = ("", "ours, %", "n", *beside, "epochs", "machine")
+    header = (first, "ours, %", "seeds", *beside, "epochs", "machine")
     rows = [
         (
             number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
@@ -74,14 +79,18 @@ def grid(study: Study, caption: str) -> Table:
             value(study.number("table1", f"{blocks}-{layer}")) if layer in published else ""
             for layer in layers
         ]
-        rows.append((f"{blocks} blocks, ours", *ours))
+        rows.append((f"{counted(blocks, 'block')}, ours", *ours))
+        if not study.circumstances.has_reference:
+            continue
         theirs = [accuracy(published[layer]) if layer in published else "" for layer in layers]
-        rows.append((f"{blocks} blocks, {reference}", *theirs))
-    return Table(caption, ("", *layers), tuple(rows), tuple(range(1, len(layers) + 1)))
+        rows.append((f"{counted(blocks, 'block')}, {reference}", *theirs))
+    return Table(caption, ("network", *layers), tuple(rows), tuple(range(1, len(layers) + 1)))
 
 
 def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Return Table 3's other methods, in the columns of :func:`flat_table`."""
+    """Return Table 3's other methods, in the columns of :func:`flat_table`; none beside other images."""
+    if not study.circumstances.has_reference:
+        return ()
     difference = ("",) if study.comparable else ()
     return tuple(
         (f"{name} (quoted from the paper, not run here)", "", "", accuracy(published), *difference, "", "")
@@ -92,6 +101,7 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
 def gaps(study: Study, caption: str) -> Table:
     """Tabulate how far each way of using the features is from the supervised network, ours and published."""
     supervised = study.number("table3", "supervised")
+    has_reference = study.circumstances.has_reference
     names = ["rotnet-nonlinear", "rotnet-conv"]
     names += [f"finetuned-{head}-lr{lr:g}" for head in ("nonlinear", "conv") for lr in FINE_TUNING_RATES]
     names += [f"random-conv-{mode}" for mode in BATCHNORM_MODES]
@@ -100,9 +110,10 @@ def gaps(study: Study, caption: str) -> Table:
         number = study.number("table3", name)
         ours = mean_difference(number, supervised)
         published = (number.entry.published or 0.0) - paper.SUPERVISED
-        rows.append((number.entry.title, NOT_RUN if ours is None else points(ours), points(published)))
-    header = ("minus supervised, points", "ours", "published (CIFAR-10)")
-    return Table(caption, header, tuple(rows), (1, 2))
+        beside = (points(published),) if has_reference else ()
+        rows.append((number.entry.title, NOT_RUN if ours is None else points(ours), *beside))
+    header = ("minus supervised, points", "ours", *(["published (CIFAR-10)"] if has_reference else []))
+    return Table(caption, header, tuple(rows), tuple(range(1, len(header))))
 
 
 def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, caption: str) -> Table:
@@ -112,7 +123,8 @@ def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, cap
     at = {(number.entry.x, number.entry.series): number for number in numbers}
     header = [first]
     for name in series:
-        header += [f"{SERIES[name]}, ours, %", "n", *study.circumstances.header]
+        beside = (f"{SERIES[name]}, {title}" for title in study.circumstances.header)
+        header += [f"{SERIES[name]}, ours, %", f"{SERIES[name]}, seeds", *beside]
     rows = []
     for position in positions:
         row = [f"{position:g}"]
@@ -145,7 +157,9 @@ def main_rows(study: Study, only_run: bool = False) -> Table:
         for number in numbers
     ]
     caption = f"Test accuracy in % on {data_set(study)}"
-    return Table(caption, ("", "ours, %", "n", *beside), tuple(rows), tuple(range(1, 3 + len(beside))))
+    return Table(
+        caption, ("result", "ours, %", "seeds", *beside), tuple(rows), tuple(range(1, 3 + len(beside)))
+    )
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
