@@ -1,4 +1,4 @@
-"""Build the documentation as a site: ``sphinx-build -W --keep-going -c docs . build/site``.
+"""Build the documentation as a site: ``sphinx-build -EW --keep-going -c docs . build/site``.
 
 The root of the repository is the source folder, so that the links between README.md, docs/ and the other
 documents work in the site as they do on a forge. Everything is built offline.

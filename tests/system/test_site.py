@@ -16,7 +16,7 @@ from pages import ROOT
 
 import rotnet_fast
 
-COMMAND = "sphinx-build -W --keep-going -c docs . build/site"
+COMMAND = "sphinx-build -EW --keep-going -c docs . build/site"
 
 
 @pytest.fixture(scope="module")
