@@ -30,7 +30,7 @@ include_patterns = [
     "results/*/RESULTS.md",
     "rotnet_fast/weights/*.md",
 ]
-exclude_patterns = ["**/.*", "build", "data", "runs", "studies", "docs/runs", "docs/my-rotnet"]
+exclude_patterns = [".*", "build", "data", "runs", "studies", "docs/runs", "docs/my-rotnet"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"torch\..*"),  # no index of another project is fetched
