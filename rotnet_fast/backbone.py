@@ -111,7 +111,7 @@ class Backbone(nn.Module):
             images: uint8 [N,H,W,C] or normalised floating [N,C,H,W], see the class.
             layer: one of ``layers``, or a list or tuple of several. None: the network's ``default_layer``,
                 which is conv2 for the Network in Network.
-            batch_size: images per forward pass.
+            batch_size: images per forward pass, 256 by default.
 
         Returns:
             fp32 [N,C_layer,H_layer,W_layer], channels_last; for several layers a dictionary of them.

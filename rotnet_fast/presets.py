@@ -67,7 +67,7 @@ def cpu() -> PretrainConfig:
 
     Paper: 100 epochs with batches of 128 at full width. Ours: the most progress that a CPU makes in the time,
     because with so few epochs, smaller batches and a rate that decays to 0 work best. Two Zen 4 cores train
-    on about 115 images/s; with --limit-train 40000, rotation accuracy reaches 75.0 % in 13 minutes.
+    on about 115 images/s; with ``--limit-train 40000``, rotation accuracy reaches 75.0 % in 13 minutes.
     """
     return PretrainConfig(
         preset="cpu", width=0.5, epochs=2, batch_size=32, lr=0.05, schedule="linear", milestones=()

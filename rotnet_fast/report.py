@@ -30,21 +30,21 @@ def report(arguments: Sequence[str]) -> None:
     """
     parser = Parser(
         PROGRAM,
-        description="Tables and reports from the JSON of finished runs; nothing is trained.",
+        description="Print or write tables and reports again from the JSON of finished runs.",
     )
     parser.add_argument(
         "folders",
         nargs="+",
         type=named,
         metavar="FOLDER",
-        help="of rotnet_fast.evaluate: its table is printed; of rotnet_fast.reproduce: RESULTS.md, "
-        "index.html and figures/ are written there",
+        help="Folders of finished runs. Of rotnet_fast.evaluate: print its table. Of rotnet_fast.reproduce: "
+        "write RESULTS.md, index.html and figures/ there.",
     )
     parser.add_argument(
         "--readme",
         type=named,
         metavar="FILE",
-        help="put the main numbers of the one study named between the accuracy markers of this file",
+        help="Put the main numbers of the one study named between the accuracy markers of this file.",
     )
     options = parser.parse_args(arguments)
     studies = [folder for folder in options.folders if is_study(folder)]

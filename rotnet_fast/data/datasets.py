@@ -43,13 +43,13 @@ class Dataset(Generic[Half]):
         display_name: its name in tables and reports.
         classes: class names, indexed by label; empty if the images have no labels.
         train, test: the two splits after the limits, either in memory or as encoded files.
-        fingerprint: identifies both splits, see :func:`fingerprint`. Checkpoints store it, so that a run
+        fingerprint: identifies both splits, see `fingerprint`. Checkpoints store it, so that a run
             cannot be resumed on different data.
         mean, std: per channel, for pixel values in [0, 1].
         skipped: names, relative to the data folder, of damaged images that were skipped.
         crop: how to crop encoded images at random; None shows whole images.
         decoder: where encoded images are decoded, see `rotnet_fast.data.dali.DaliLoader`.
-        contents: checksum of encoded splits, see :func:`contents_digest`; stored like the fingerprint.
+        contents: checksum of encoded splits, see `contents_digest`; stored like the fingerprint.
         files: both splits in encoded form if they come from files, however they are loaded.
     """
 
@@ -126,7 +126,7 @@ def load_dataset(
             falls back to another one.
         data_dir: folder with the files: the place where ``cifar10`` is searched for and downloaded to (None
             means ./data), or the folder that ``folder`` reads (for layouts see
-            :mod:`rotnet_fast.data.layout`). ``digits`` ignores it.
+            `rotnet_fast.data.layout`). ``digits`` ignores it.
         image_size: H = W of the images in pixels; ``cifar10`` only supports 32.
         limit_train, limit_test: maximum number of images to keep from each split, balanced over the classes:
             the first image of each class in file order, then the second of each class, and so on. The kept
@@ -134,12 +134,12 @@ def load_dataset(
         progress: show progress bars for downloads and decoding, and print what is used and what is ignored.
         display_name: replaces the data set's own name in tables and reports.
         bad_images: how to treat damaged images: ``fail``, or ``skip`` a few (see
-            :func:`rotnet_fast.data.scan.check_images`).
+            `rotnet_fast.data.scan.check_images`).
         validation: hold out this many training images, the last of each class in proportion to its size, and
             use them in place of the test images; limits apply to what is left.
         encoded: leave the images encoded, as `EncodedSplit`; only supported by ``folder``.
         check_images: how thoroughly to check files: ``structure``, or ``decode`` to decode every file before
-            using any (see :class:`rotnet_fast.data.scan.Scanner`).
+            using any (see `rotnet_fast.data.scan.Scanner`).
 
     Raises:
         ArgumentError: the name is unknown, or the data set does not support the size or the limit.

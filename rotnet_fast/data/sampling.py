@@ -29,7 +29,7 @@ def epoch_order(
     Args:
         n: images in the set, at least 1.
         epoch_size: visits per epoch, at least n.
-        seed, epoch: key and counter of the draws, see :func:`rotnet_fast.philox.draw`.
+        seed, epoch: key and counter of the draws, see `rotnet_fast.philox.draw`.
         shuffle: False keeps the virtual ids in ascending order.
         device: device of the result.
 

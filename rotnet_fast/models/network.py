@@ -58,7 +58,7 @@ class FeatureNetwork(nn.Module, ABC):
 
         Raises:
             ArgumentError: a layer is unknown, or none is given.
-            TypeError: see :func:`check_input`.
+            TypeError: see `check_input`.
         """
 
     @abstractmethod

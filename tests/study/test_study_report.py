@@ -18,7 +18,7 @@ from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.report import report as main
 from rotnet_fast.study.pages import figures
-from rotnet_fast.study.pages.report import write_report
+from rotnet_fast.study.pages.report import update_readme, write_report
 from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
 
@@ -422,6 +422,24 @@ def test_the_command_writes_the_report_and_the_readmes_table(
     assert (tmp_path / "README.md").read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("study", "page", "source"),
+    [
+        ("study", "README.md", "[`study`](study/RESULTS.md)"),
+        ("results/my study", "docs/results.md", "[`my study`](../results/my%20study/RESULTS.md)"),
+        ("elsewhere/study", "project/docs/results.md", "`study`"),
+    ],
+)
+def test_a_page_links_to_the_report_of_its_own_project(
+    tmp_path: Path, one_seed: Path, study: str, page: str, source: str
+) -> None:
+    (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / page).write_text(README)
+    (tmp_path / study).parent.mkdir(exist_ok=True)
+    update_readme(copy_study(one_seed, tmp_path / study), tmp_path / page)
+    assert f". From {source}.\n<!--" in (tmp_path / page).read_text()
+
+
 def test_a_readme_without_markers_is_refused(tmp_path: Path, one_seed: Path) -> None:
     (tmp_path / "README.md").write_text("# Title\n")
     folder = copy_study(one_seed, tmp_path / "study")
@@ -447,7 +465,7 @@ def test_the_report_does_not_need_torch(tmp_path: Path, one_seed: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from rotnet_fast.study.pages.report import write_report\n"
+        "from rotnet_fast.study.pages.report import update_readme, write_report\n"
         "write_report(Path(sys.argv[1]))"
     )
     folder = copy_study(one_seed, tmp_path / "study")

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import page_text
 from setuptools import Distribution
 
 import rotnet_fast
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "design.md"]
-TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TEXTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.ipynb"), *ROOT.glob("examples/*.md")]
+)
 YAML = sorted([ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff", *ROOT.glob(".github/**/*.yml")])
 
 
@@ -34,7 +37,7 @@ def test_type_checkers_of_users_see_the_annotations(monkeypatch: pytest.MonkeyPa
 
 def prose(path: Path) -> str:
     """A text without its blocks of code."""
-    return re.sub(r"^ *```.*?^ *```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^ *```.*?^ *```$", "", page_text(path), flags=re.DOTALL | re.MULTILINE)
 
 
 def links(path: Path) -> list[str]:

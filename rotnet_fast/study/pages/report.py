@@ -5,7 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named, resolve_path, write_atomically
@@ -92,7 +94,7 @@ def readme_block(study: Study, source: str) -> str:
     """Return the main numbers as Markdown, with what they are, for a README.
 
     Args:
-        source: the study's folder, as the README names it.
+        source: the study as Markdown, see :func:`source_of`.
 
     Raises:
         ArgumentError: none of these numbers has been run.
@@ -117,9 +119,22 @@ def readme_block(study: Study, source: str) -> str:
         f"{counted(settings.head.epochs, 'epoch')}, width {settings.pretext.width:g}, "
         f"{settings.precision}; {seeds}. "
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
-        f"{machines}{commits}. From `{source}`."
+        f"{machines}{commits}. From {source}."
     )
     return "\n".join([*table_lines(table), "", notes])
+
+
+def source_of(folder: Path, page: Path) -> str:
+    """Return the study's name, with a link from a page to its report where they are parts of one project.
+
+    They are if the study lies below the page's folder or beside it, as ``results/`` lies beside ``docs/``. A
+    path from anywhere else would be one of this machine.
+    """
+    folder, home = folder.resolve(), page.resolve().parent
+    if not folder.is_relative_to(home.parent):
+        return f"`{folder.name}`"
+    path = Path(os.path.relpath(folder / "RESULTS.md", home)).as_posix()
+    return f"[`{folder.name}`]({quote(path)})"
 
 
 def update_readme(folder: Path, readme: Path) -> None:
@@ -141,7 +156,5 @@ def update_readme(folder: Path, readme: Path) -> None:
         raise ArgumentError(
             f"readme {readme} has no lines '{BEGIN}' and '{END}'; put them where the table belongs"
         )
-    inside = folder.resolve().is_relative_to(readme.resolve().parent)
-    source = folder.resolve().relative_to(readme.resolve().parent).as_posix() if inside else folder.name
-    block = readme_block(load_study(folder), source)
+    block = readme_block(load_study(folder), source_of(folder, readme))
     write_atomically(resolve_path(readme), f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
