@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -158,6 +160,10 @@ class ObjectClassification:
         """Return ``{name}_accuracy`` of each classifier, in percent, on the plain test images."""
         self._confusions = None
         return {f"{name}_accuracy": accuracy(matrix) for name, matrix in self.confusions().items()}
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Return nothing: there is no picture of these classifiers."""
+        return {}
 
     @torch.no_grad()
     def confusions(self) -> dict[str, list[list[int]]]:
