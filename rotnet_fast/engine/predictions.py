@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 112
-"""Pixels of a view's longer side."""
+"""Pixels of a view's side."""
 
-GAP, LINE = 12, 22
+GAP, LINE = 12, 24
 """Pixels between views, and of a line of text."""
 
 MOST_COLUMNS = 8
@@ -33,7 +33,7 @@ def draw_predictions(
     A tick and a thin frame mark what is right; a cross and a thick frame mark what is wrong.
 
     Args:
-        views: uint8 [S,K,H,W,C], C of 1 or 3.
+        views: uint8 [S,K,H,H,C], C of 1 or 3.
         probabilities: float [S,K,K]; [s,k] are those of image s under rotation k.
         rotations: K degrees.
 
@@ -41,27 +41,24 @@ def draw_predictions(
         uint8 [height,width,3].
     """
     shown = range(0, len(rotations), -(-len(rotations) // MOST_COLUMNS))
-    height, width = views.shape[2:4]
-    size = (round(CELL * width / max(width, height)), round(CELL * height / max(width, height)))
-    step_x, step_y = size[0] + GAP, size[1] + GAP + LINE
-    canvas = Image.new("RGB", (GAP + len(shown) * step_x, LINE + GAP + len(views) * step_y), "white")
+    width, height = CELL + GAP, CELL + LINE + GAP  # of one view and what is around it
+    canvas = Image.new("RGB", (GAP + len(shown) * width, LINE + GAP + len(views) * height), "white")
     draw, font = ImageDraw.Draw(canvas), _font()
     for column, k in enumerate(shown):
-        x = GAP + column * step_x
-        draw.text((x + size[0] / 2, LINE / 2), f"turned {rotations[k]}°", _TEXT, font, anchor="mm")
+        x = GAP + column * width
+        draw.text((x + CELL / 2, LINE / 2), f"turned {rotations[k]}°", _TEXT, font, anchor="mm")
         for row, image in enumerate(views):
-            y = LINE + GAP + row * step_y
+            y = LINE + GAP + row * height
             guess = int(probabilities[row, k].argmax())
             colour, mark, thickness = (_RIGHT, "✓", 1) if guess == k else (_WRONG, "✗", 4)
-            frame = (x - thickness, y - thickness, x + size[0] + thickness - 1, y + size[1] + thickness - 1)
+            frame = (x - thickness, y - thickness, x + CELL + thickness - 1, y + CELL + thickness - 1)
             draw.rectangle(frame, outline=colour, width=thickness)
             pixels = image[k] if image.shape[-1] == 3 else image[k, ..., 0]
             # Small images keep their pixels visible.
-            method = Image.Resampling.NEAREST if max(width, height) <= CELL else Image.Resampling.LANCZOS
-            canvas.paste(Image.fromarray(pixels).resize(size, method).convert("RGB"), (x, y))
+            method = Image.Resampling.NEAREST if len(pixels) <= CELL else Image.Resampling.LANCZOS
+            canvas.paste(Image.fromarray(pixels).resize((CELL, CELL), method).convert("RGB"), (x, y))
             text = f"{mark} {rotations[guess]}° {100 * probabilities[row, k, guess]:.0f} %"
-            below = (x + size[0] / 2, y + size[1] + LINE / 2 + 2)
-            draw.text(below, text, colour, font, anchor="mm")
+            draw.text((x + CELL / 2, y + CELL + LINE / 2 + 2), text, colour, font, anchor="mm")
     return np.asarray(canvas)
 
 
@@ -71,5 +68,5 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     folders = (package.submodule_search_locations if package is not None else None) or []
     for path in (Path(folder) / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf" for folder in folders):
         if path.exists():
-            return ImageFont.truetype(str(path), 13)
-    return ImageFont.load_default(13)
+            return ImageFont.truetype(str(path), 15)
+    return ImageFont.load_default(15)

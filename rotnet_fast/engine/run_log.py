@@ -26,7 +26,8 @@ class Board:
     """TensorBoard's view of a run, in its folder: what was measured in training, and what in testing.
 
     The two are written as ``tensorboard/train`` and ``tensorboard/test``, so that TensorBoard shows what they
-    share, such as the loss, as two curves in one chart. Whatever a killed run wrote after the checkpoint that
+    share, such as the loss, as two curves in one chart. What is before the slash of a name is the group of
+    charts. Whatever a killed run wrote after the checkpoint that
     it resumes from is hidden.
 
     Args:
@@ -52,13 +53,19 @@ class Board:
     def interval(self, steps_done: int, rate: float, metrics: Mapping[str, float]) -> None:
         """Add points to the curves of training, see :meth:`RunLog.interval`."""
         speed = {"images_per_second": rate, "data_wait": metrics["data_wait"]}
-        others = {name: value for name, value in metrics.items() if name not in speed}
+        others = {f"curves/{name}": value for name, value in metrics.items() if name not in speed}
         self._add("train", steps_done, {**others, **{f"speed/{name}": x for name, x in speed.items()}})
 
     def test(self, steps_done: int, metrics: Mapping[str, float]) -> None:
         """Add points to the curves of testing."""
-        # Another group of charts, so that the mean stands alone beside that of training.
-        self._add("test", steps_done, {name.replace("/", "_by_degrees/"): x for name, x in metrics.items()})
+        self._add(
+            "test",
+            steps_done,
+            {
+                name.replace("/", "_by_degrees/") if "/" in name else f"curves/{name}": value
+                for name, value in metrics.items()
+            },
+        )
 
     def picture(self, steps_done: int, name: str, image: NDArray[np.uint8]) -> None:
         """Add a picture, uint8 [H,W,3]."""
@@ -86,7 +93,7 @@ def as_table(values: Mapping[str, Any]) -> str:
         elif isinstance(value, list):
             value = " ".join(map(str, value))
         if value is not None:
-            text = printable(str(value)).replace("|", "\\|")
+            text = " ".join(printable(str(value)).split()).replace("|", "\\|")
             lines.append(f"| {name} | {text} |")
     return "\n".join(lines)
 
