@@ -197,7 +197,7 @@ def test_the_width_of_a_picture_is_bounded(number: int, columns: int) -> None:
     views = np.zeros((2, number, 300, 300, 1), np.uint8)
     probabilities = np.full((2, number, number), 1 / number, np.float32)
     assert draw_predictions(views, probabilities, rotations).shape == (
-        22 + 12 + 2 * 146,
+        24 + 12 + 2 * 148,
         12 + columns * 124,
         3,
     )
