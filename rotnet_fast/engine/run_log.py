@@ -27,8 +27,7 @@ class Board:
 
     The two are written as ``tensorboard/train`` and ``tensorboard/test``, so that TensorBoard shows what they
     share, such as the loss, as two curves in one chart. What is before the slash of a name is the group of
-    charts. Whatever a killed run wrote after the checkpoint that
-    it resumes from is hidden.
+    charts. Whatever a killed run wrote after the checkpoint that it resumes from is hidden.
 
     Args:
         run: the folder; its config.json is shown as text.
@@ -58,14 +57,9 @@ class Board:
 
     def test(self, steps_done: int, metrics: Mapping[str, float]) -> None:
         """Add points to the curves of testing."""
-        self._add(
-            "test",
-            steps_done,
-            {
-                name.replace("/", "_by_degrees/") if "/" in name else f"curves/{name}": value
-                for name, value in metrics.items()
-            },
-        )
+        details = {name.replace("/", "_by_degrees/"): x for name, x in metrics.items() if "/" in name}
+        curves = {f"curves/{name}": value for name, value in metrics.items() if "/" not in name}
+        self._add("test", steps_done, {**curves, **details})
 
     def picture(self, steps_done: int, name: str, image: NDArray[np.uint8]) -> None:
         """Add a picture, uint8 [H,W,3]."""

@@ -311,3 +311,36 @@ def check_same_curves(resumed: Path, whole: Path) -> None:
     assert [step for step, _ in pictures(read(resumed, "test"))] == [3, 6, 9]
     told = [step for step, _ in text(resumed, "settings")]
     assert told == sorted(set(told))
+
+
+@pytest.mark.parametrize(
+    ("batches", "size", "expected"),
+    [
+        (1, 60, [0, 10, 20, 30, 40, 50]),
+        (3, 10, [0, 5, 10, 15, 20, 25]),
+        (11, 2, [0, 2, 6, 10, 14, 18]),
+        (2, 2, [0, 1, 2, 3]),
+    ],
+)
+def test_the_images_shown_are_spread_over_the_test_images(
+    batches: int, size: int, expected: list[int], tmp_path: Path
+) -> None:
+    config = tiny_config(
+        tmp_path / "run", epochs=1, limit_test=batches * size, batch_size=size, limit_train=80
+    )
+    shown: list[int] = []
+    evaluate = RotationTask.evaluate
+
+    def remember(self: RotationTask) -> dict[str, float]:
+        metrics = evaluate(self)
+        images = self.test_loader.images  # type: ignore[attr-defined]
+        mean, std = (torch.tensor(self.view_settings[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        for views, _ in self._examples:
+            upright = (255 * (views[0] * std + mean)).round().to(torch.uint8).permute(1, 2, 0)
+            shown.append(next(n for n, image in enumerate(images) if torch.equal(image, upright)))
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RotationTask, "evaluate", remember)
+        pretrain(config)
+    assert shown == expected
