@@ -51,9 +51,9 @@ class Board:
 
     def interval(self, steps_done: int, rate: float, metrics: Mapping[str, float]) -> None:
         """Add points to the curves of training, see :meth:`RunLog.interval`."""
-        speed = {"images_per_second": rate, "data_wait": metrics["data_wait"]}
-        others = {f"curves/{name}": value for name, value in metrics.items() if name not in speed}
-        self._add("train", steps_done, {**others, **{f"speed/{name}": x for name, x in speed.items()}})
+        found = {**metrics, "images_per_second": rate}
+        group = {name: "curves" if name.endswith(("loss", "accuracy")) else "training" for name in found}
+        self._add("train", steps_done, {f"{group[name]}/{name}": value for name, value in found.items()})
 
     def test(self, steps_done: int, metrics: Mapping[str, float]) -> None:
         """Add points to the curves of testing."""

@@ -81,9 +81,9 @@ def test_training_and_testing_share_the_charts_of_loss_and_accuracy(run: Path) -
     shared = {"curves/loss", "curves/rotation_accuracy"}
     by_degrees = {f"rotation_accuracy_by_degrees/{degrees}" for degrees in (0, 90, 180, 270)}
     assert set(train.Tags()["scalars"]) == shared | {
-        "curves/lr",
-        "speed/images_per_second",
-        "speed/data_wait",
+        "training/lr",
+        "training/images_per_second",
+        "training/data_wait",
     }
     assert set(test.Tags()["scalars"]) == shared | by_degrees
     written = records(run)
@@ -97,7 +97,7 @@ def test_training_and_testing_share_the_charts_of_loss_and_accuracy(run: Path) -
                 [record[name.removeprefix("curves/")] for record in lines]
             )
     rates = [record["images_per_second"] for record in of_steps]
-    assert [value for _, value in curve(train, "speed/images_per_second")] == pytest.approx(rates)
+    assert [value for _, value in curve(train, "training/images_per_second")] == pytest.approx(rates)
 
 
 def test_the_loss_of_the_test_is_the_mean_over_all_views(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def check_same_curves(resumed: Path, whole: Path) -> None:
         for tag in events.Tags()["scalars"]:
             steps = [step for step, _ in curve(events, tag)]
             assert steps == [step for step, _ in curve(expected, tag)], tag
-        for name in ("curves/loss", "curves/rotation_accuracy") if kind == "test" else ("curves/lr",):
+        for name in ("curves/loss", "curves/rotation_accuracy") if kind == "test" else ("training/lr",):
             for (_, one), (_, other) in zip(curve(events, name), curve(expected, name), strict=True):
                 assert math.isclose(one, other, rel_tol=1e-6)
     assert [step for step, _ in pictures(read(resumed, "test"))] == [3, 6, 9]
