@@ -22,6 +22,7 @@ from rotnet_fast.engine.run_folder import check_output, environment, write_json
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import ensure_folder, resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.next_steps import PRETRAIN, look_at, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.settings import Settings
 
@@ -122,9 +123,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        benchmark(parse_flags(BenchmarkConfig, PROGRAM, arguments))
+        config = parse_flags(BenchmarkConfig, PROGRAM, arguments)
+        benchmark(config)
+        print_next(next_steps(config))
 
     return run_command(command)
+
+
+def next_steps(config: BenchmarkConfig) -> list[str]:
+    """Return what to do after a measurement."""
+    if config.quick:  # a trial, whose numbers mean nothing
+        return [shell("benchmark"), shell("doctor"), PRETRAIN]
+    steps = [shell("doctor"), PRETRAIN]
+    if config.output is not None and "stages" in config.parts():
+        steps.insert(0, look_at(config.output.with_suffix(".png")))
+    return steps
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:

@@ -8,28 +8,34 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import rotnet_fast
 from rotnet_fast.command import run_command
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
+from rotnet_fast.next_steps import PRETRAIN, as_argument, print_next, shell
 from rotnet_fast.plain import counted
 
 PROGRAM = "python -m rotnet_fast.doctor"
 
 
-def _report() -> tuple[list[str], list[str]]:
-    """Return lines of facts and lines of advice; there is no advice if everything required works."""
+def _report() -> tuple[list[str], list[str], list[str]]:
+    """Return lines of facts, lines of advice, and commands for it; no advice if everything required works."""
     facts = [
         f"rotnet_fast   {_version('rotnet_fast')}",
         f"python        {platform.python_version()} on {platform.platform()}",
     ]
     advice: list[str] = []
+    commands: list[str] = []
+    source = Path(rotnet_fast.__file__).parents[1]
+    place = Path(os.path.relpath(source)) if (source / "pyproject.toml").exists() else Path()
+    install = f"pip install -e {as_argument(place)}"
     try:
         import torch
     except ImportError as error:
-        return [*facts, f"torch         does not import: {error}"], [
-            "install torch (2.10 or later), then rotnet_fast again"
-        ]
+        facts.append(f"torch         does not import: {error}")
+        return facts, ["install torch (2.10 or later), then rotnet_fast again"], ["pip install 'torch>=2.10'"]
     from rotnet_fast.ops.library import LIBRARIES
 
     facts += [
@@ -60,14 +66,16 @@ def _report() -> tuple[list[str], list[str]]:
 
     facts.append(f"DALI          {_dali()}")
     if not LIBRARIES["cpu"].loaded:
-        advice.append("install a C++ compiler (g++ or clang++), then run: pip install -e .")
+        advice.append(f"install a C++ compiler (g++ or clang++), then run: {install}")
+        commands.append(install)
     if torch.cuda.is_available() and not LIBRARIES["cuda"].loaded:
         advice.append(
-            f"install the CUDA {torch.version.cuda} toolkit (nvcc), then run: ROTNET_CUDA=1 pip install -e ."
+            f"install the CUDA {torch.version.cuda} toolkit (nvcc), then run: ROTNET_CUDA=1 {install}"
         )
+        commands = [f"ROTNET_CUDA=1 {install}"]
     if LIBRARIES["cpu"].loaded:
         advice += _check_kernel()
-    return facts, advice
+    return facts, advice, commands
 
 
 def _dali() -> str:
@@ -128,12 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int:
         parser = Parser(PROGRAM, description="Report what is installed and in use, and what to fix.")
         parser.parse_args(arguments)
-        facts, advice = _report()
+        facts, advice, commands = _report()
         print("\n".join(facts))
         if advice:
             print("\nTo do:\n" + "\n".join(f"- {line}" for line in advice))
+            print_next([*commands, shell("doctor")] if commands else [])
             return 1
         print("\nAll is well: the kernels in use agree with the plain-torch definition.")
+        print_next([PRETRAIN, shell("benchmark", "--what", "op")])
         return 0
 
     return run_command(command, is_shown_only=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,7 @@ from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.next_steps import given_network, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrained import find_model, read_pretrained
@@ -248,8 +249,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             if processes.is_main:
                 print(f"\n{render(results)}\n\nresults: {folder / 'results.json'}")
+                print_next(next_steps(config, arguments, folder, results))
 
     return run_command(command)
+
+
+def next_steps(
+    config: EvaluateConfig, arguments: Sequence[str], folder: Path, results: Mapping[str, Any]
+) -> list[str]:
+    """Return what to do after an evaluation.
+
+    Args:
+        config: its settings.
+        arguments: the flags that it was given, with which a further training is comparable.
+        folder: where it was written; what is finished in there is not trained again.
+        results: content of results.json.
+    """
+    network = given_network(config.checkpoint)
+    is_other_set = config.dataset is not None and not results["pretraining"]["has_same_images"]
+    where = [] if config.data_dir is None else ["--data-dir", config.data_dir]
+    steps = []
+    if config.supervised:
+        both = ["--what", "attention", "filters", "--supervised", folder / "supervised"]
+    else:
+        both = []
+        output = [] if config.output else ["--output", folder]
+        steps.append(shell("evaluate", *arguments, "--supervised", *output))
+    if is_other_set:  # visualize has no images of a set that the network was not pretrained on
+        steps.append(shell("visualize", network, "--what", "filters"))
+    else:
+        steps.append(shell("visualize", network, *both, *where))
+    if results["dataset"]["name"] == "digits":
+        steps.append(shell("reproduce", "--dataset", "digits", "--preset", "quickstart", "--scale", "0.05"))
+    else:
+        steps.append(shell("export", network))
+    return steps
 
 
 def evaluate(config: EvaluateConfig, folder: Path, processes: Processes = ALONE) -> dict[str, Any]:

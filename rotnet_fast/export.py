@@ -23,6 +23,7 @@ from rotnet_fast.files import ensure_folder, resolve_path, write_atomically
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.json_files import read_object
 from rotnet_fast.model_card import CardFacts, render_card
+from rotnet_fast.next_steps import print_next
 from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, find_model, read_pretrained
 from rotnet_fast.protocols.result import load_results
@@ -90,9 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse_flags(ExportConfig, PROGRAM, arguments)
         folder = export(config)
         print(f"model and card: {folder}")
-        print(f"next: rotnet_fast.load_backbone({str(folder)!r}).features(images)")
+        print_next(next_steps(folder), "in Python")
 
     return run_command(command)
+
+
+def next_steps(folder: Path) -> list[str]:
+    """Return the lines of Python that compute features with an export."""
+    recipe = read_pretrained(folder)
+    size = recipe.config.image_size
+    return [
+        "import torch, rotnet_fast",
+        f"images = torch.zeros(8, {size}, {size}, {recipe.in_channels}, dtype=torch.uint8)  # yours",
+        f"vectors = rotnet_fast.load_backbone({str(folder)!r})(images)",
+    ]
 
 
 def export(config: ExportConfig) -> Path:

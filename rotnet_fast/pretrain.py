@@ -9,7 +9,6 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 from __future__ import annotations
 
 import hashlib
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +35,7 @@ from rotnet_fast.errors import ArgumentError, CheckpointError, printable
 from rotnet_fast.files import write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name
+from rotnet_fast.next_steps import as_argument, curves, evaluation, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.verdict import of_pretraining
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if is_main():
             print(summary(config, results))
+            print_next(next_steps(config, results))
 
     return run_command(command)
 
@@ -260,6 +261,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
 
     if processes.is_main:
         print(how(trainer))
+        if config.tensorboard:
+            print(f"curves: {curves(run.path)}")
 
     def load(trainer: Trainer) -> None:
         nonlocal found
@@ -429,12 +432,6 @@ def image_list_name(identity: Mapping[str, Any]) -> str:
     return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
-def as_argument(folder: Path) -> str:
-    """Format a path for a shell; a relative one that begins with a dash would be taken for a flag."""
-    text = str(folder)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
-
-
 def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     """Format what is printed at the end."""
     folder = config.output_folder()
@@ -448,11 +445,20 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     wrong = of_pretraining(results)
     if wrong is not None:
         lines.append(f"WARNING: {wrong.sentence}")
-    if wrong is None or not wrong.is_hopeless:
-        # Features are evaluated by object classes, which not all images have.
-        command = "evaluate" if results["classes"] else "visualize"
-        lines.append(f"next: python -m rotnet_fast.{command} --checkpoint {as_argument(folder)}")
     return "\n".join(lines)
+
+
+def next_steps(config: PretrainConfig, results: dict[str, Any]) -> list[str]:
+    """Return what to do with a finished run: nothing but to look at its curves if it learned nothing."""
+    run = config.output_folder()
+    watch = [curves(run)] if config.tensorboard else []
+    wrong = of_pretraining(results)
+    if wrong is not None and wrong.is_hopeless:
+        return watch
+    if results["classes"] >= 2:  # without them, there is nothing to evaluate
+        steps = [evaluation(run, config.dataset), shell("visualize", run)]
+        return steps + (watch or [shell("export", run)])
+    return [shell("visualize", run, "--what", "overview", "knn"), shell("export", run), *watch]
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Pretrained:
             the fingerprint of the images, ...
         config: the recipe in ``identity``.
         epoch, step: number of finished epochs, and of steps in the next one.
-        metrics: test metrics in percent; empty within an epoch.
+        metrics: test metrics, accuracies in percent; empty within an epoch.
         images_per_epoch: number of training images; None if unknown.
         mean, std: normalisation, per channel.
         dataset_name: name of the images in results; None if not recorded here.

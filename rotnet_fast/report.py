@@ -7,21 +7,29 @@ puts the study's main numbers into that file.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rotnet_fast.command import run_command
+from rotnet_fast.engine.run_folder import read_settings
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.flags import Parser
+from rotnet_fast.next_steps import look_at, print_next, shell
+from rotnet_fast.pretrained import SHIPPED
 from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.study.summary import is_study, load_study
 
 PROGRAM = "python -m rotnet_fast.report"
 
 
-def report(arguments: Sequence[str]) -> None:
+def report(arguments: Sequence[str]) -> Path:
     """Print the table of each evaluation named; write the report of each study named.
+
+    Returns:
+        The last folder named.
 
     Raises:
         ArgumentError: a folder holds neither; a flag or its file is wrong.
@@ -66,12 +74,34 @@ def report(arguments: Sequence[str]) -> None:
         else:
             texts.append(render(load_results(folder)))
     print("\n\n".join(texts))
+    last: Path = options.folders[-1]
+    return last
+
+
+def next_steps(folder: Path) -> list[str]:
+    """Return what to do after the report of a study, or the table of an evaluation, in this folder."""
+    if is_study(folder):
+        return [look_at(folder / "index.html")]
+    settings = read_settings(folder) or {}
+    place = settings.get("checkpoint")
+    if place is None or not (place in SHIPPED or Path(place).exists()):
+        return []  # the network has moved
+    network = place if place in SHIPPED else Path(min(place, os.path.relpath(place), key=len))
+    steps = [shell("export", network)]
+    if settings.get("dataset") is None and settings.get("data_dir") is None:
+        steps.insert(0, shell("visualize", network))
+    return steps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return run_command(lambda: report(arguments), is_shown_only=True)
+
+    def command() -> None:
+        # Beside the tables, which may go to a file.
+        print_next(next_steps(report(arguments)), file=sys.stderr)
+
+    return run_command(command, is_shown_only=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.next_steps import look_at, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.result import format_table
@@ -127,22 +128,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])
         with join() as processes:
             try:
-                reproduce(config, again, processes)
+                is_finished = reproduce(config, again, processes)
             except Interrupted:
                 if processes.is_main:
                     print(f"saved; resume with: {again}", file=sys.stderr)
                 raise
+            print_next(next_steps(config, arguments, is_finished))
 
     return run_command(command)
 
 
-def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Processes = ALONE) -> None:
+def next_steps(config: ReproduceConfig, arguments: Sequence[str], is_finished: bool) -> list[str]:
+    """Return what to do after a plan, or with what was computed so far.
+
+    Args:
+        config: the settings.
+        arguments: the flags given.
+        is_finished: whether nothing is left to compute.
+    """
+    arguments = without(arguments, "--dry-run", values=0)
+    again = shell("reproduce", *arguments)
+    if config.dry_run:
+        return [again]
+    folder = config.output_folder()
+    page = folder / "index.html"
+    steps = [look_at(page)] if page.exists() else []
+    if not is_finished:
+        return [again, *steps]
+    if config.seeds < MEASURED_SEEDS:
+        others = without(arguments, "--seeds", values=1)
+        steps.append(shell("reproduce", *others, "--seeds", MEASURED_SEEDS))
+    return [*steps, shell("report", folder)]
+
+
+def without(arguments: Sequence[str], flag: str, values: int) -> list[str]:
+    """Return arguments but for a flag and the number of values after it."""
+    kept, skip = [], 0
+    for word in arguments:
+        name, is_joined, _ = word.partition("=")
+        if name.replace("_", "-") == flag:
+            skip = 0 if is_joined else values
+        elif skip > 0:
+            skip -= 1
+        else:
+            kept.append(word)
+    return kept
+
+
+MEASURED_SEEDS = 3
+"""Number of seeds that shows how far results scatter."""
+
+
+def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Processes = ALONE) -> bool:
     """Compute the missing cells of a study and write its report, or print the plan.
 
     Args:
         config: validated settings.
         command: command line to record in the results.
         processes: processes that share the cells; the main one writes the report when all are finished.
+
+    Returns:
+        Whether every cell was computed within the time budget; False for a plan.
 
     Raises:
         RotnetError: an error of `rotnet_fast.errors`; that of a failed cell is raised after all others were
@@ -151,11 +197,11 @@ def reproduce(config: ReproduceConfig, command: str = PROGRAM, processes: Proces
     """
     if not config.dry_run:  # a dry run writes nothing
         processes.on_main(lambda: check_study_folder(config.output_folder()))
-    _reproduce(config, command, processes)
+    return _reproduce(config, command, processes)
 
 
 @plain_torch()
-def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> None:
+def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> bool:
     """Do the work of :func:`reproduce` in a folder that was checked."""
     from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
 
@@ -171,7 +217,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
             print(plan_table(context, entries, config.seeds))
 
         processes.on_main(show)
-        return
+        return False
 
     def begin() -> None:
         context.results.check(context.settings)  # before writing anything to a folder that is refused
@@ -214,6 +260,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> N
             print(f"FAILED: {label}: {error}", file=sys.stderr)
     for error in failures.values():
         raise processes.shared(error if isinstance(error, RotnetError) else ArgumentError(str(error)))
+    return is_in_time
 
 
 def check_study_folder(folder: Path) -> None:

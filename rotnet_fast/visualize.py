@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rotnet_fast.checks import check_seed
 from rotnet_fast.command import run_command
@@ -22,6 +22,7 @@ from rotnet_fast.engine.run_folder import check_is_no_study, check_output
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
+from rotnet_fast.next_steps import evaluation, given_network, look_at, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
@@ -150,6 +151,7 @@ class Analyses:
         self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
+        self.dataset = recipe.dataset
         self.classes: tuple[str, ...] = ()
         self.is_grey = recipe.dataset == "digits"
         if config.pictures() == ["filters"]:  # which need no images
@@ -312,16 +314,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
-        visualize(parse_flags(VisualizeConfig, PROGRAM, arguments))
+        config = parse_flags(VisualizeConfig, PROGRAM, arguments)
+        print_next(next_steps(config, visualize(config)))
 
     return run_command(command)
 
 
-def visualize(config: VisualizeConfig) -> list[Path]:
-    """Compute and draw the requested pictures, and print the paths of their files.
+def next_steps(config: VisualizeConfig, drawn: Drawn) -> list[str]:
+    """Return what to do after drawing."""
+    network = given_network(config.checkpoint)
+    where = [] if config.data_dir is None else ["--data-dir", config.data_dir]
+    shown = drawn.files[0] if len(drawn.files) == 2 else config.output_folder()  # PNG and SVG
+    if len(drawn.classes) >= 2:
+        return [look_at(shown), evaluation(network, drawn.dataset, where)]
+    return [look_at(shown), shell("export", network)]
 
-    Returns:
-        The paths of the written files.
+
+class Drawn(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        files: the written files.
+        dataset, classes: name of the images and their classes; none if no images were needed.
+    """
+
+    files: list[Path]
+    dataset: str
+    classes: tuple[str, ...]
+
+
+def visualize(config: VisualizeConfig) -> Drawn:
+    """Compute and draw the requested pictures, and print the paths of their files.
 
     Raises:
         RotnetError: an error of `rotnet_fast.errors`.
@@ -334,7 +357,7 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
 
 @plain_torch()
-def _visualize(config: VisualizeConfig, folder: Path) -> list[Path]:
+def _visualize(config: VisualizeConfig, folder: Path) -> Drawn:
     """Do the work of :func:`visualize` in a folder that was checked."""
     analyses = Analyses(config)
     from rotnet_fast.plots.style import save
@@ -348,7 +371,7 @@ def _visualize(config: VisualizeConfig, folder: Path) -> list[Path]:
             for path in save(figure, folder / name):
                 print(path)
                 written.append(path)
-    return written
+    return Drawn(written, analyses.dataset, analyses.classes)
 
 
 if __name__ == "__main__":

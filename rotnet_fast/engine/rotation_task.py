@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.engine.predictions import draw_predictions
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput, parameter_groups
 from rotnet_fast.ops import rotate_batch
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 
 # Without the compiler's own CUDA graphs: whole steps are captured, see `rotnet_fast.engine.replay`.
 _COMPILE_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+
+
+EXAMPLES = 6
+"""Number of test images whose views and predictions a picture shows."""
 
 
 class UnlessEmpty(nn.Module):
@@ -119,6 +126,7 @@ class RotationTask:
             self._train_forward = parallel
         self.processes = processes
         self._buffers: dict[int, torch.Tensor] = {}
+        self._examples: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """All parameters in one group, or the filters in one of their own."""
@@ -176,20 +184,58 @@ class RotationTask:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Rotation accuracy in percent over all K views of each test image, without augmentation.
+        """Loss and rotation accuracy over all K views of each test image, without augmentation.
 
         Returns:
-            ``rotation_accuracy``, and ``rotation_accuracy/<degrees>`` for the views of each rotation.
+            ``loss``, the mean cross-entropy; ``rotation_accuracy`` in percent, and
+            ``rotation_accuracy/<degrees>`` for the views of each rotation.
         """
         self.module.eval()
         number, rotations = self.test_loader.epoch_size, len(self.rotations)
-        correct = torch.zeros(rotations, dtype=torch.int64, device=self.test_loader.device)
-        for batch in self.test_loader.epoch(0):
+        # The loss first, then how many views of each rotation are right; float64 keeps counts exact.
+        sums = torch.zeros(1 + rotations, dtype=torch.float64, device=self.test_loader.device)
+        self._examples = []
+        for place, batch in enumerate(self.test_loader.epoch(0)):
             views, labels = self.plain_views(batch)
-            hits = self.module(views).argmax(dim=1) == labels
-            correct += hits.view(-1, rotations).sum(dim=0)  # views are image-major
-        percent = (100.0 * self.processes.sum(correct).double() / number).tolist()
-        metrics = {"rotation_accuracy": sum(percent) / rotations}
+            logits = self.module(views).float()
+            sums[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            hits = logits.argmax(dim=1) == labels
+            sums[1:] += hits.view(-1, rotations).sum(dim=0)  # views are image-major
+            self._keep_examples(place, views, logits)
+        loss, *correct = self.processes.sum(sums).tolist()
+        percent = [100.0 * count / number for count in correct]
+        metrics = {"loss": loss / (number * rotations), "rotation_accuracy": sum(percent) / rotations}
         for degrees, value in zip(self.rotations, percent, strict=True):
             metrics[f"rotation_accuracy/{degrees}"] = value
         return metrics
+
+    def _keep_examples(self, place: int, views: torch.Tensor, logits: torch.Tensor) -> None:
+        """Keep the views and logits of a few images, spread over the test images, without a further pass.
+
+        Args:
+            place: number of the batch.
+            views, logits: [B*K,C,H,W] and fp32 [B*K,K].
+        """
+        rotations, batches = len(self.rotations), len(self.test_loader)
+        images = len(views) // rotations
+        wanted = min(images, sum(number * batches // EXAMPLES == place for number in range(EXAMPLES)))
+        for row in (number * images // wanted for number in range(wanted)):
+            part = slice(row * rotations, (row + 1) * rotations)
+            self._examples.append((views[part].clone(), logits[part].clone()))
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """``predictions``: a few test images in their rotations, with what the last evaluation predicted."""
+        if not self._examples:
+            return {}
+        views, logits = (torch.stack(parts) for parts in zip(*self._examples, strict=True))
+        std, mean = (
+            torch.tensor(self.view_settings[name], device=views.device).view(-1, 1, 1)
+            for name in ("std", "mean")
+        )
+        pixels = (255 * (views.float() * std + mean)).round().clamp(0, 255).to(torch.uint8)  # [S,K,C,H,W]
+        probabilities = logits.softmax(dim=2).cpu().numpy()
+        return {
+            "predictions": draw_predictions(
+                pixels.permute(0, 1, 3, 4, 2).cpu().numpy(), probabilities, self.rotations
+            )
+        }

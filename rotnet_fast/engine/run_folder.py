@@ -5,7 +5,7 @@
     metrics.jsonl       one JSON object per line: logging intervals and epochs
     checkpoints/        last.pt, best.pt, and epoch-XXXX.pt of the last epochs
     snapshots/          epoch-XXXX.pt of epochs that are kept for good
-    tensorboard/        the same metrics as curves
+    tensorboard/        train/ and test/: the same metrics as curves, with settings and pictures
     results.json        written when the run is finished
     lock                held by the process that writes here
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rotnet_fast.engine.run_folder import RunFolder
+from rotnet_fast.errors import printable
 from rotnet_fast.files import ensure_folder
 
 
@@ -18,8 +22,78 @@ class _Bar(tqdm):  # type: ignore[misc]
     monitor_interval = 0
 
 
+class Board:
+    """TensorBoard's view of a run, in its folder: what was measured in training, and what in testing.
+
+    The two are written as ``tensorboard/train`` and ``tensorboard/test``, so that TensorBoard shows what they
+    share, such as the loss, as two curves in one chart. What is before the slash of a name is the group of
+    charts. Whatever a killed run wrote after the checkpoint that it resumes from is hidden.
+
+    Args:
+        run: the folder; its config.json is shown as text.
+        steps_done: steps of the run in that checkpoint.
+        steps_tested: steps up to the end of the last epoch that it has finished.
+    """
+
+    def __init__(self, run: RunFolder, steps_done: int, steps_tested: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        self._writers: dict[str, Any] = {}
+        for kind, kept in (("train", steps_done), ("test", steps_tested)):
+            folder = run.path / "tensorboard" / kind
+            ensure_folder(folder)
+            self._writers[kind] = SummaryWriter(str(folder), purge_step=kept + 1)
+        config = run.path / "config.json"
+        if config.exists():
+            written = json.loads(config.read_text(encoding="utf-8"))
+            for name in ("settings", "environment"):
+                self._writers["train"].add_text(name, as_table(written[name]), steps_done + 1)
+
+    def interval(self, steps_done: int, rate: float, metrics: Mapping[str, float]) -> None:
+        """Add points to the curves of training, see :meth:`RunLog.interval`."""
+        found = {**metrics, "images_per_second": rate}
+        group = {name: "curves" if name.endswith(("loss", "accuracy")) else "training" for name in found}
+        self._add("train", steps_done, {f"{group[name]}/{name}": value for name, value in found.items()})
+
+    def test(self, steps_done: int, metrics: Mapping[str, float]) -> None:
+        """Add points to the curves of testing."""
+        details = {name.replace("/", "_by_degrees/"): x for name, x in metrics.items() if "/" in name}
+        curves = {f"curves/{name}": value for name, value in metrics.items() if "/" not in name}
+        self._add("test", steps_done, {**curves, **details})
+
+    def picture(self, steps_done: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Add a picture, uint8 [H,W,3]."""
+        self._writers["test"].add_image(name, image, steps_done, dataformats="HWC")
+        self._writers["test"].flush()
+
+    def close(self) -> None:
+        """Close the event files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _add(self, kind: str, steps_done: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writers[kind].add_scalar(name, value, steps_done)
+        # So that a killed run has written all that came before its checkpoint.
+        self._writers[kind].flush()
+
+
+def as_table(values: Mapping[str, Any]) -> str:
+    """Format values by name as a Markdown table; what is None is not set and left out."""
+    lines = ["| name | value |", "|---|---|"]
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {one}" for key, one in value.items()) or None
+        elif isinstance(value, list):
+            value = " ".join(map(str, value))
+        if value is not None:
+            text = " ".join(printable(str(value)).split()).replace("|", "\\|")
+            lines.append(f"| {name} | {text} |")
+    return "\n".join(lines)
+
+
 class RunLog:
-    """Reports one run; a context manager that closes the bar and the event file.
+    """Reports one run; a context manager that closes the bar and the event files.
 
     Metrics are loss values and percentages. A metric whose name contains a slash, such as
     ``rotation_accuracy/90``, is a detail: it is recorded but not printed.
@@ -28,6 +102,7 @@ class RunLog:
         run: folder for metrics.jsonl and tensorboard/.
         total_images: number of images to train on in the whole run.
         images_done, steps_done: where a resumed run continues.
+        steps_tested: steps up to the end of the last epoch that is finished, tests included.
         progress: whether to show the bar (on a terminal) and print a line per epoch.
         tensorboard: whether to write TensorBoard events.
     """
@@ -38,6 +113,7 @@ class RunLog:
         total_images: int,
         images_done: int,
         steps_done: int,
+        steps_tested: int,
         progress: bool,
         tensorboard: bool,
     ) -> None:
@@ -52,21 +128,15 @@ class RunLog:
             dynamic_ncols=True,
             disable=None if progress else True,
         )
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            ensure_folder(run.path / "tensorboard")
-            # purge_step hides events that a killed run wrote after its last checkpoint.
-            self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=steps_done + 1)
+        self._board = Board(run, steps_done, steps_tested) if tensorboard else None
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._board is not None:
+            self._board.close()
 
     def interval(
         self, epoch: int, step: int, steps_done: int, images: int, rate: float, metrics: Mapping[str, float]
@@ -85,27 +155,34 @@ class RunLog:
         self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
         self._bar.set_postfix_str(describe(metrics), refresh=False)
         self._bar.update(images)
-        self._record("train", epoch, step, steps_done, {**metrics, "images_per_second": rate})
+        self._record("train", epoch, step, {**metrics, "images_per_second": rate})
+        if self._board is not None:
+            self._board.interval(steps_done, rate, metrics)
 
     def epoch(
         self, epoch: int, epochs: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, Any]
     ) -> None:
         """Report a finished epoch: ``metrics["train"]`` and, if it was evaluated, ``metrics["test"]``."""
         for kind, values in metrics.items():
-            self._record(f"{kind}_epoch", epoch, step, steps_done, values)
+            self._record(f"{kind}_epoch", epoch, step, values)
+        if self._board is not None and "test" in metrics:
+            self._board.test(steps_done, metrics["test"])
         if self._print:
             parts = [f"{kind} {describe(values)}" for kind, values in metrics.items()]
             tqdm.write(f"epoch {epoch + 1}/{epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
+
+    def pictures(self, steps_done: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Show pictures of the last test, uint8 [H,W,3] by name."""
+        if self._board is not None:
+            for name, image in pictures.items():
+                self._board.picture(steps_done, name, image)
 
     def warn(self, sentence: str) -> None:
         """Print a warning to standard error, even without progress."""
         tqdm.write(f"WARNING: {sentence}", file=sys.stderr)
 
-    def _record(self, kind: str, epoch: int, step: int, steps_done: int, values: Mapping[str, float]) -> None:
+    def _record(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
         self._run.append_metrics({"kind": kind, "epoch": epoch, "step": step, **values})
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, steps_done)
 
 
 def describe(metrics: Mapping[str, float]) -> str:

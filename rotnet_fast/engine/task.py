@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.precision import Precision
@@ -118,7 +120,11 @@ class Task(Protocol):
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the test split in eval mode, in percent, with every image counted once."""
+        """Metrics on the test split in eval mode, with every image counted once; accuracies in percent."""
+        ...
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """What the last evaluation looked at: uint8 [H,W,3] by name; none for most tasks."""
         ...
 
 

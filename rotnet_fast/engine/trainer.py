@@ -135,6 +135,7 @@ class Trainer:
             total_images=settings.epochs * self.loader.epoch_size,
             images_done=progress.images,
             steps_done=self._steps_done(),
+            steps_tested=progress.epoch * len(self.loader),
             progress=settings.progress,
             tensorboard=settings.tensorboard,
         )
@@ -191,6 +192,15 @@ class Trainer:
             progress.images_per_second,
             metrics,
         )
+        # Up to ten times, besides after the first test and the last.
+        before = done - settings.eval_every
+        is_drawn = (
+            before <= 0
+            or done == settings.epochs
+            or 10 * done // settings.epochs > (10 * before // settings.epochs)
+        )
+        if settings.tensorboard and "test" in metrics and is_drawn:
+            log.pictures(self._steps_done(), self.task.pictures())
         progress.metrics = metrics
         progress.epoch, progress.step = done, 0
         self.sums.reset()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -138,6 +140,10 @@ class ObjectClassification:
         """Return ``{name}_accuracy`` of each classifier, in percent, on the plain test images."""
         self._outcomes = None
         return {f"{name}_accuracy": outcome.accuracy for name, outcome in self.outcomes().items()}
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Return nothing: there is no picture of these classifiers."""
+        return {}
 
     @torch.no_grad()
     def outcomes(self) -> dict[str, Outcome]:

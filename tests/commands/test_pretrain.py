@@ -49,12 +49,13 @@ def test_a_run_leaves_everything_that_it_promises(output: Path, capsys: pytest.C
     assert "images/s" in printed
     assert "training on cpu" in printed
     assert "precision fp32, compile none, graph off" in printed
-    assert "next: python -m rotnet_fast.evaluate --checkpoint 'the run'" in printed
+    assert "\ncurves: tensorboard --logdir 'the run'\n" in printed
+    assert "\nnext:\n  python -m rotnet_fast.evaluate 'the run' --images-per-class 1" in printed
 
     assert sorted(path.name for path in output.iterdir()) == [
         "checkpoints", "config.json", "lock", "metrics.jsonl", "results.json", "tensorboard",
     ]  # fmt: skip
-    assert any((output / "tensorboard").iterdir())
+    assert {path.name for path in (output / "tensorboard").iterdir()} == {"train", "test"}
     assert json.loads((output / "config.json").read_text())["settings"]["epochs"] == 2
     assert set(results["rotation_accuracy_by_degrees"]) == {"0", "90", "180", "270"}
     assert 0 <= results["rotation_accuracy"] <= 100

@@ -184,7 +184,7 @@ def test_printed_commands_work_in_a_folder_that_looks_like_a_flag(
     run.rename("-run")
     assert main(["--resume=-run"]) == 0
     printed = capsys.readouterr().out
-    assert "next: python -m rotnet_fast.evaluate --checkpoint ./-run" in printed.replace(
+    assert "next:\n  python -m rotnet_fast.evaluate ./-run --images-per-class" in printed.replace(
         f"{run.parent}/", "./"
     )
 

@@ -15,6 +15,7 @@ from tiny import read_digits_once, tiny_config
 
 from rotnet_fast import evaluate, pretrain
 from rotnet_fast.checks import smallest_batch
+from rotnet_fast.config import PretrainConfig
 from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.verdict import is_at_chance, of_pretraining
 
@@ -82,20 +83,28 @@ def test_a_run_that_came_to_nothing_does_not_recommend_its_evaluation(
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("WARNING: the ")
     assert "--lr" in printed[-1]
-    assert not any(line.startswith("next:") for line in printed)
+    assert "next:" not in printed
 
 
 def test_a_run_that_learned_recommends_its_evaluation() -> None:
     speed = {"dataset": "digits", "classes": 10, "images_per_second": 1.0, "train_seconds": 1.0}
     config = tiny_config(Path("run"))
-    for found, endings in (
-        (results(60.0), ["next: "]),
-        (results(25.3, learned=70.0), ["WARNING: ", "next: "]),
-        (results(25.3, learned=25.0), ["WARNING: "]),
+    evaluation = "python -m rotnet_fast.evaluate run --images-per-class 1 --epochs 10 --pad 2"
+    after = [evaluation, "python -m rotnet_fast.visualize run", "python -m rotnet_fast.export run"]
+    for found, warnings, steps in (
+        (results(60.0), 0, after),
+        (results(25.3, learned=70.0), 1, after),
+        (results(25.3, learned=25.0), 1, []),
     ):
         printed = pretrain.summary(config, {**found, **speed}).splitlines()
-        assert [line for line in printed[3:] if not line.startswith(tuple(endings))] == []
-        assert len(printed) == 3 + len(endings)
+        assert [line.startswith("WARNING: ") for line in printed] == [False] * 3 + [True] * warnings
+        assert pretrain.next_steps(config, {**found, **speed}) == steps
+
+
+def test_a_run_that_learned_nothing_recommends_a_look_at_its_curves() -> None:
+    found = {**results(25.0, learned=25.0), "dataset": "digits", "classes": 10}
+    config: PretrainConfig = tiny_config(Path("run"), tensorboard=True)
+    assert pretrain.next_steps(config, found) == ["tensorboard --logdir run"]
 
 
 def test_classifiers_that_guess_are_named_below_the_table(tmp_path: Path) -> None:

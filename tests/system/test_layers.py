@@ -39,6 +39,7 @@ LAYERS = {
     "rotnet_fast.command": 2,
     "rotnet_fast.flags": 2,
     "rotnet_fast.pretrained": 3,
+    "rotnet_fast.next_steps": 3,
     "rotnet_fast.protocols": 3,
     "rotnet_fast.backbone": 3,
     "rotnet_fast.backbone_inputs": 3,

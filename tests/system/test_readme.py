@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pages import ROOT, page_text
+from tensorboard.program import TensorBoard
 from tiny import read_digits_once, tiny_config
 
 import rotnet_fast
@@ -122,7 +123,9 @@ def test_every_command_is_one_of_this_project_with_its_flags(
         cut = words.index("-m")
         get_args_parser().parse_args([*words[1:cut], "script"])
         words = ["python", *words[cut:]]
-    if words[0] == "pytest":
+    if words[0] == "tensorboard":
+        TensorBoard().configure(words)
+    elif words[0] == "pytest":
         check_pytest(words[1:], pytestconfig)
     elif words[:2] == ["python", "-m"]:
         module, *flags = words[2:]
