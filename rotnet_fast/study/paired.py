@@ -55,7 +55,7 @@ def paired(first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_
     if seeds == 1:
         p_value = mcnemar(int((right == 1).sum()), int((right == -1).sum()))
     else:
-        p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+        p_value = normal_p_value(difference, error)
     return Paired(difference, error, p_value)
 
 
@@ -69,3 +69,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     together = only_first + only_second
     return float(binomtest(only_first, together).pvalue) if together else 1.0
+
+
+def normal_p_value(difference: float, standard_error: float) -> float:
+    """Return how often a normal variable of mean 0 and this deviation lies as far from 0."""
+    if not standard_error:
+        return float(difference == 0)
+    return math.erfc(abs(difference) / standard_error / math.sqrt(2))

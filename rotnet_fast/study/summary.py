@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rotnet_fast.arrays import decode_array
 from rotnet_fast.engine.run_folder import STUDY_FILE
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
@@ -33,10 +37,12 @@ class Number:
     Attributes:
         entry: entry of the plan.
         by_seed: seed -> value in percent, for the seeds that have been run.
+        correct: for classifiers, seed -> whether it was right about each test image, bool [N].
     """
 
     entry: Entry
     by_seed: Mapping[int, float]
+    correct: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -105,7 +111,7 @@ class Study:
     def numbers(self) -> Mapping[tuple[str, str], Number]:
         """(item, name) -> number, in the plan's order; entries that are pictures are left out."""
         return {
-            (entry.item, entry.name): Number(entry, self._values(entry))
+            (entry.item, entry.name): Number(entry, self._values(entry), self._correct(entry))
             for entry in self.entries
             if entry.value
         }
@@ -179,6 +185,22 @@ class Study:
     def cells(self) -> tuple[StudyCell, ...]:
         """All cells of the plan."""
         return tuple(dict.fromkeys(cell for entry in self.entries for cell in entry.cells))
+
+    def _correct(self, entry: Entry) -> dict[int, NDArray[np.bool_]]:
+        """Unpack what the classifiers of an entry were right about; empty for other values."""
+        if entry.value != "accuracy":
+            return {}
+        found = {}
+        for seed, result in self.results(entry).items():
+            try:
+                packed = decode_array(result["correct"])
+                found[seed] = np.unpackbits(packed, count=self.settings.data.test_images).astype(bool)
+            except (ArgumentError, KeyError, TypeError) as error:
+                path = cell_path(self.folder, entry.cells[seed].key)
+                raise DataError(
+                    f"{path} does not tell which test images the classifier was right about; {REMEDY}"
+                ) from error
+        return found
 
     def _values(self, entry: Entry) -> dict[int, float]:
         values = {}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from synthetic_study import settings_of
+from synthetic_study import packed_correct, settings_of
 
+from rotnet_fast.errors import DataError
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.pages.orderings import (
     FAILS,
@@ -20,6 +23,8 @@ from rotnet_fast.study.pages.orderings import (
     find_orderings,
     judge,
     permutation_p_value,
+    resemblances,
+    saturation,
     spearman,
 )
 from rotnet_fast.study.plan import Entry, make_plan
@@ -36,14 +41,23 @@ def study_of(values: dict[str, list[float]], seeds: int = 1, name: str = "cifar1
         entry = next(entry for entry in entries if (entry.item, entry.name) == (item, entry_name))
         for cell, value in zip(entry.cells, by_seed, strict=True):
             # Of a pretraining, a whole result: the other values do not matter.
-            whole = dict.fromkeys((its.value for its in entries if cell in its.cells), 70.0)
-            files.setdefault(cell.key, {"result": whole})["result"][entry.value] = value
+            whole: dict[str, Any] = dict.fromkeys((its.value for its in entries if cell in its.cells), 70.0)
+            result = files.setdefault(cell.key, {"result": whole})["result"]
+            result[entry.value] = value
+            if entry.value == "accuracy":
+                images = settings.data.test_images
+                result["correct"] = packed_correct(value, images, int(cell.key[:8], 16))
     return Study(Path("nowhere"), settings, seeds, tuple(entries), files)
 
 
-def number(*values: float, title: str = "") -> Number:
+def number(*values: float, title: str = "", draw: int = 0) -> Number:
+    """A classifier with these accuracies, one per seed; of another draw, right about other images."""
     entry = Entry("table3", title, title, (StudyCell("head", {}),))
-    return Number(entry, dict(enumerate(values)))
+    correct = {}
+    for seed, value in enumerate(values):
+        right = np.arange(10_000) < 100 * value
+        correct[seed] = np.random.default_rng([draw, seed]).permutation(right)
+    return Number(entry, dict(enumerate(values)), correct)
 
 
 def verdict(study: Study, beginning: str) -> str:
@@ -83,24 +97,29 @@ def test_an_empty_study_has_no_verdicts() -> None:
 
 
 def test_ties_are_noise_even_at_100_percent_where_the_standard_error_is_0() -> None:
-    step = compare(study_of({}), number(100.0), number(100.0))
-    assert (step.difference, step.standard_error, step.verdict) == (0.0, 0.0, NOISE)
+    step = compare(number(100.0), number(100.0))
+    assert (step.difference, step.standard_error, step.p_value, step.verdict) == (0.0, 0.0, 1.0, NOISE)
 
 
-def test_the_standard_error_is_the_binomial_one_of_both_accuracies() -> None:
-    step = compare(study_of({}), number(50.0), number(50.0))
-    assert step.standard_error == pytest.approx(0.5 * 2**0.5)  # of 10,000 images each
+def test_the_same_images_are_compared() -> None:
+    alike = compare(number(80.5), number(80.0))  # the same draw: right about the same images, and 50 more
+    apart = compare(number(80.5), number(80.0, draw=1))
+    assert alike.difference == apart.difference == 0.5
+    assert (alike.verdict, apart.verdict) == (HOLDS, NOISE)
+    assert alike.standard_error < apart.standard_error / 3
+    assert apart.standard_error == pytest.approx(0.565, abs=0.02)  # nearly that of two test sets
 
 
 def test_seeds_that_scatter_widen_the_standard_error() -> None:
-    steady = compare(study_of({}), number(82.0, 82.0), number(80.0, 80.0))
-    scattered = compare(study_of({}), number(85.0, 79.0), number(80.0, 80.0))
-    assert steady.difference == scattered.difference == 2.0
+    steady = compare(number(82.0, 82.0), number(80.0, 80.0, draw=1))
+    scattered = compare(number(85.0, 79.0), number(80.0, 80.0, draw=1))
+    assert steady.difference == pytest.approx(2.0)
+    assert scattered.difference == pytest.approx(2.0)
     assert (steady.verdict, scattered.verdict) == (HOLDS, NOISE)
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
-    step = compare(study_of({}), number(90.0, 70.0), number(80.0))
+    step = compare(number(90.0, 70.0), number(80.0))
     assert step.by_seed == {0: 10.0}
     assert step.means == (90.0, 80.0)
 
@@ -132,20 +151,99 @@ def test_few_labels_are_the_three_smallest_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "standard_error", "expected"),
-    [(2.0, 1.0, HOLDS), (1.99, 1.0, NOISE), (-1.99, 1.0, NOISE), (-2.0, 1.0, FAILS), (0.0, 0.0, NOISE)],
+    ("difference", "p_value", "expected"),
+    [(2.0, 0.049, HOLDS), (1.99, 0.05, NOISE), (-1.99, 0.3, NOISE), (-2.0, 0.01, FAILS), (0.0, 1.0, NOISE)],
 )
-def test_two_standard_errors_are_a_difference(
-    difference: float, standard_error: float, expected: str
-) -> None:
-    assert judge(difference, standard_error) == expected
+def test_chance_below_five_percent_is_a_difference(difference: float, p_value: float, expected: str) -> None:
+    assert judge(difference, p_value) == expected
+
+
+def test_every_number_of_labels_below_1000_counts_and_1000_stands_alone() -> None:
+    values = {f"figure5b/rotnet-{count}": [80.0] for count in (20, 100, 400, 1000)}
+    values |= {f"figure5b/supervised-{count}": [70.0] for count in (20, 100, 1000)}
+    study = study_of({**values, "figure5b/supervised-400": [85.0]})
+    assert verdict(study, "RotNet > supervised with 20, 100 and 400 labels") == FAILS
+    assert verdict(study, "RotNet > supervised still with 1,000 labels per class") == HOLDS
+
+
+def test_fine_tuning_has_to_improve_both_heads() -> None:
+    values = {"table3/rotnet-conv": [80.0], "table3/rotnet-nonlinear": [78.0]}
+    for head, tuned in (("conv", (85.0, 82.0)), ("nonlinear", (70.0, 75.0))):
+        values |= {
+            f"table3/finetuned-{head}-lr{lr}": [value] for lr, value in zip((0.1, 0.01), tuned, strict=True)
+        }
+    assert verdict(study_of(values), "Fine-tuning") == FAILS
+    assert verdict(study_of({**values, "table3/finetuned-nonlinear-lr0.01": [81.0]}), "Fine-tuning") == HOLDS
+
+
+def test_deeper_networks_are_compared_at_the_same_block() -> None:
+    values = {f"table1/{blocks}-conv2": [80.0 + 2 * blocks] for blocks in (3, 4, 5)}
+    study = study_of(values)
+    assert verdict(study, "The deeper the network, the better conv2") == HOLDS
+    assert verdict(study, "The deeper the network, the better conv1") == NOT_RUN
+
+
+def curve(objects: list[float], rotations: list[float]) -> dict[str, list[float]]:
+    epochs = (1, 20, 40, 60, 80, 100)
+    values = {f"figure5a/object-{epoch}": [value] for epoch, value in zip(epochs, objects, strict=True)}
+    return values | {
+        f"figure5a/rotation-{epoch}": [value] for epoch, value in zip(epochs, rotations, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ([80, 87, 89, 89, 90, 90], HOLDS),
+        ([80, 81, 82, 85, 88, 90], FAILS),
+        ([80, 84, 86.0, 88, 89, 90], NOISE),
+        ([90, 90, 90, 90, 90, 90], NOISE),  # no rise, of which to have a share
+    ],
+)
+def test_saturation_compares_shares_of_the_rise(objects: list[float], expected: str) -> None:
+    study = study_of(curve(objects, [50, 60, 74, 80, 85, 90]))
+    step = saturation(study)
+    assert step.verdict == expected
+    if objects[-1] > objects[0]:
+        assert step.means == pytest.approx((100 * (objects[2] - 80) / 10, 60.0))
+    # In the paper: (90.8 - 81.2) / (91.3 - 81.2) of the rise against (81.0 - 56.3) / (91.1 - 56.3).
+    assert step.published == pytest.approx(95.05 - 70.98, abs=0.01)
+
+
+def test_attention_has_to_resemble_more_than_by_chance_at_every_layer() -> None:
+    settings = settings_of()
+    entries = make_plan(settings, 1)
+    entry = next(entry for entry in entries if entry.item == "figure3")
+    found = {
+        "layers": [["conv1", "conv1"], ["conv2", "conv2"], ["conv4", "conv3"]],
+        "powers": [1, 2, 4],
+        "same_image": [0.9, 0.6, 0.5],
+        "chance": [0.2, 0.5, 0.49],
+        "standard_error": [0.01, 0.01, 0.01],
+    }
+    study = Study(
+        Path("nowhere"), settings, 1, tuple(entries), {entry.cells[0].key: {"result": {"resemblance": found}}}
+    )
+    steps = resemblances(study)
+    assert [step.verdict for step in steps] == [HOLDS, HOLDS, NOISE]
+    assert steps[0].difference == pytest.approx(0.7)
+    assert "conv4 and conv3, p = 4" in steps[2].higher
+    assert verdict(study, "Attention resembles") == NOISE
+    found["same_image"] = [None, 0.6, 0.3]  # maps that are constant say nothing
+    assert [step.verdict for step in resemblances(study)] == [NOISE, HOLDS, FAILS]
+
+
+def test_a_result_without_the_images_it_was_right_about_is_refused() -> None:
+    study = study_of({"table3/rotnet-conv": [90.0]})
+    for file in study.files.values():
+        file["result"].pop("correct", None)
+    with pytest.raises(DataError, match=r"does not tell which test images .*computes this cell again"):
+        study.number("table3", "rotnet-conv")
 
 
 def test_the_worst_step_decides() -> None:
     low, high = number(50.0), number(90.0)
-    steps = [
-        compare(study_of({}), *pair) for pair in ((high, low), (low, low), (high, number()), (low, high))
-    ]
+    steps = [compare(*pair) for pair in ((high, low), (low, low), (high, number()), (low, high))]
     assert [Ordering("", tuple(steps[:count])).verdict for count in (1, 2, 3, 4)] == [
         HOLDS,
         NOISE,

@@ -9,6 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rotnet_fast.arrays import encode_array
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.plan import make_plan
 from rotnet_fast.study.settings import StudyData, StudyPreset, StudySettings, study_settings
@@ -121,13 +124,23 @@ def result_of(cell: StudyCell, settings: StudySettings) -> dict[str, Any]:
         for row in range(classes)
     ]
     correct = sum(confusion[label][label] for label in range(classes))
-    return {"accuracy": 100 * correct / sum(map(sum, confusion)), "confusion": confusion}
+    accuracy = 100 * correct / sum(map(sum, confusion))
+    right = packed_correct(accuracy, settings.data.test_images, draw.randrange(2**32))
+    return {"accuracy": accuracy, "confusion": confusion, "correct": right}
+
+
+def packed_correct(accuracy: float, images: int, seed: int) -> dict[str, Any]:
+    """Images that a classifier of this accuracy is right about, at random, as a cell's file holds them."""
+    right = np.zeros(images, dtype=bool)
+    right[: round(accuracy * images / 100)] = True
+    return encode_array(np.packbits(np.random.default_rng(seed).permutation(right)))
 
 
 def pictures_of(kind: str, classes: tuple[str, ...]) -> dict[str, Any]:
     """What the analysis of a tiny untrained network gives of random images."""
     if kind in ("attention", "filters"):
-        return {"rotation": _analysis(kind, classes, 4), "supervised": _analysis(kind, classes, 3)}
+        found = {"rotation": _analysis(kind, classes, 4), "supervised": _analysis(kind, classes, 3)}
+        return found if kind == "filters" else {**found, "resemblance": _analysis("resemblance", classes, 4)}
     return _analysis(kind, classes, 4)
 
 
@@ -136,7 +149,7 @@ def _analysis(kind: str, classes: tuple[str, ...], blocks: int) -> dict[str, Any
     import torch  # here: what reads a study does not need it
     from analysis_inputs import fp32_views, random_images, small_network
 
-    from rotnet_fast.analysis.attention import attention
+    from rotnet_fast.analysis.attention import attention, resemblance
     from rotnet_fast.analysis.embedding import embedding
     from rotnet_fast.analysis.filters import filters
     from rotnet_fast.analysis.rotation import rotation
@@ -146,6 +159,8 @@ def _analysis(kind: str, classes: tuple[str, ...], blocks: int) -> dict[str, Any
     network = small_network(blocks=blocks, seed=blocks)
     if kind == "attention":
         return attention(network, images, [0, 1, 2], views)
+    if kind == "resemblance":
+        return resemblance(network, small_network(blocks=3, seed=3), images, views)
     if kind == "filters":
         return filters(network)
     if kind == "embedding":

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotnet_fast import paper
+from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
+from rotnet_fast.study.paired import SIGNIFICANCE, normal_p_value, paired
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -23,15 +25,12 @@ HOLDS = "holds"
 FAILS = "does not hold"
 NOISE = "within noise"
 
-NOISE_ERRORS = 2.0
-"""A difference is noise below this many standard errors."""
-
 FEW_LABELS = 3
-"""Numbers of labels per class, the smallest ones, at which RotNet is above the supervised network: 20, 100
-and 400 of CIFAR-10's 5,000."""
+"""Numbers of labels per class below 1,000 of CIFAR-10's 5,000, where RotNet is above the supervised network:
+20, 100 and 400."""
 
-SIGNIFICANCE = 0.05
-"""A correlation is noise where chance gives one as strong, of that sign, more often than this."""
+EARLY = 2
+"""Position among the snapshots, after 40 % of the pretraining, by which object accuracy has saturated."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Step:
         means: their means over the seeds that both have; None without a common seed.
         by_seed: seed -> higher minus lower, in points.
         standard_error: standard error of the mean difference, in points.
+        p_value: how often chance gives a difference as large, in either direction; None where none was taken.
         verdict: ``HOLDS``, ``FAILS``, ``NOISE`` or ``NOT_RUN``.
         published: higher minus lower in the paper, on CIFAR-10.
     """
@@ -52,6 +52,7 @@ class Step:
     means: tuple[float, float] | None
     by_seed: Mapping[int, float]
     standard_error: float
+    p_value: float | None
     verdict: str
     published: float | None
 
@@ -103,42 +104,143 @@ def find_orderings(study: Study) -> list[Ordering]:
     four = layers[4]
     chain = [four["conv2"], four["conv3"], four["conv1"], four["conv4"]]
     collapses = [
-        compare(study, of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
+        compare(of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
         for blocks, of_network in layers.items()
     ]
-    quarters = study.number("table2", "0-90-180-270")
+    quarters, eight = study.number("table2", "0-90-180-270"), study.number("table2", "eight")
     half, sideways = study.number("table2", "0-180"), study.number("table2", "90-270")
     supervised = study.number("table3", "supervised")
     conv, nonlinear = study.number("table3", "rotnet-conv"), study.number("table3", "rotnet-nonlinear")
     untrained = better(study.number("table3", f"random-conv-{mode}") for mode in BATCHNORM_MODES)
-    tuned = better(study.number("table3", f"finetuned-conv-lr{lr:g}") for lr in FINE_TUNING_RATES)
-    few = study.settings.labels_per_class[:FEW_LABELS]
-    few_labels = [
-        compare(
-            study,
-            study.number("figure5b", f"rotnet-{count}"),
-            study.number("figure5b", f"supervised-{count}"),
+    tuned = {
+        head: better(study.number("table3", f"finetuned-{head}-lr{lr:g}") for lr in FINE_TUNING_RATES)
+        for head in ("conv", "nonlinear")
+    }
+    few_labels = {
+        count: compare(
+            study.number("figure5b", f"rotnet-{count}"), study.number("figure5b", f"supervised-{count}")
         )
-        for count in few
-    ]
+        for count in study.settings.labels_per_class[: FEW_LABELS + 1]
+    }
+    *few, most = few_labels
+    lying = study.number("ablations", "turned-images")
     return [
-        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(study, chain)),
+        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(chain)),
         Ordering("The last block collapses, of 3, 4 and 5 blocks", tuple(collapses)),
+        *(
+            Ordering(f"The deeper the network, the better {layer}: 5 > 4 > 3 blocks", _steps(deeper))
+            for layer in ("conv1", "conv2")
+            for deeper in [[layers[blocks][layer] for blocks in (5, 4, 3)]]
+        ),
         Ordering(
             "Four rotations > {0°, 180°} > {90°, 270°}",
-            (*_steps(study, [quarters, half, sideways]), compare(study, quarters, sideways)),
+            (*_steps([quarters, half, sideways]), compare(quarters, sideways)),
         ),
+        Ordering("Four rotations > eight", (compare(quarters, eight),)),
         Ordering(
             "Supervised > conv head > non-linear head > untrained network (better BatchNorm mode)",
-            _steps(study, [supervised, conv, nonlinear, untrained]),
+            _steps([supervised, conv, nonlinear, untrained]),
         ),
-        Ordering("Conv head: pretrained > untrained network", (compare(study, conv, untrained),)),
+        Ordering("Conv head: pretrained > untrained network", (compare(conv, untrained),)),
         Ordering(
-            f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and {few[-1]} labels per class",
-            tuple(few_labels),
+            f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and "
+            f"{counted(few[-1], 'label per class', 'labels per class')}",
+            tuple(few_labels[count] for count in few),
         ),
-        Ordering("Conv head: fine-tuned (better learning rate) > frozen", (compare(study, tuned, conv),)),
+        Ordering(
+            f"RotNet > supervised still with {counted(most, 'label per class', 'labels per class')}",
+            (few_labels[most],),
+        ),
+        Ordering(
+            "Fine-tuning (better learning rate) improves both heads",
+            (compare(tuned["conv"], conv), compare(tuned["nonlinear"], nonlinear)),
+        ),
+        Ordering(
+            "Upright images matter: pretraining on them > on images turned at random", (compare(conv, lying),)
+        ),
+        Ordering("Object accuracy saturates before rotation accuracy", (saturation(study),)),
+        Ordering(
+            "Attention resembles that of the supervised network: same image > another image",
+            resemblances(study),
+        ),
     ]
+
+
+def saturation(study: Study) -> Step:
+    """Compare how much of its rise object accuracy has made early in the pretraining, and rotation accuracy.
+
+    The standard error takes the accuracies as if they were of different images, which overestimates it.
+    """
+    epochs = study.settings.snapshot_epochs
+    places = (0, EARLY, len(epochs) - 1)
+    series = {
+        name: [study.number("figure5a", f"{name}-{epochs[place]}") for place in places]
+        for name in ("object", "rotation")
+    }
+    after = f"share of the rise of {{}} accuracy by epoch {epochs[EARLY]} of {epochs[-1]}, in %"
+    names = after.format("object"), after.format("rotation")
+    known = list(paper.CORRELATION.values())
+    of_paper = [_share([known[place][which] for place in places]) for which in (1, 0)]
+    published = None if None in of_paper else (of_paper[0] or 0.0) - (of_paper[1] or 0.0)
+    seeds = sorted(set.intersection(*(set(number.by_seed) for its in series.values() for number in its)))
+    if not seeds:
+        return Step(*names, None, {}, math.nan, None, NOT_RUN, published)
+    by_seed, shares = {}, []
+    for seed in seeds:
+        pair = [_share([number.by_seed[seed] for number in series[name]]) for name in ("object", "rotation")]
+        if pair[0] is None or pair[1] is None:  # an accuracy that does not rise has no share of a rise
+            return Step(*names, None, {}, math.nan, None, NOISE, published)
+        by_seed[seed] = pair[0] - pair[1]
+        shares.append(pair)
+    errors = []
+    for name, views in (("object", 1), ("rotation", len(study.settings.pretext.rotations))):
+        levels = [statistics.fmean(number.by_seed[seed] for seed in seeds) for number in series[name]]
+        share = (_share(levels) or 0.0) / 100
+        variances = [study.standard_error(level) ** 2 / views for level in levels]
+        weights = ((1 - share) ** 2, 1.0, share**2)
+        spread = sum(weight * variance for weight, variance in zip(weights, variances, strict=True))
+        errors.append(100 * math.sqrt(spread) / (levels[-1] - levels[0]))
+    over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+    error = math.hypot(*errors, over_seeds)
+    difference = statistics.fmean(by_seed.values())
+    p_value = normal_p_value(difference, error)
+    means = tuple(statistics.fmean(pair[which] or 0.0 for pair in shares) for which in (0, 1))
+    return Step(*names, (means[0], means[1]), by_seed, error, p_value, judge(difference, p_value), published)
+
+
+def _share(levels: Sequence[float]) -> float | None:
+    """Return the share, in %, of the rise from the first level to the last that the middle one has made."""
+    first, middle, last = levels
+    return 100 * (middle - first) / (last - first) if last > first else None
+
+
+def resemblances(study: Study) -> tuple[Step, ...]:
+    """Compare the attention of both networks on the same image with that on different ones, by layer."""
+    results = study.results(study.entry("figure3", "attention"))
+    found = {seed: result["resemblance"] for seed, result in results.items()}
+    if not found:
+        names = ("attention of both networks on the same image", "on another image")
+        return (Step(*names, None, {}, math.nan, None, NOT_RUN, None),)
+    steps = []
+    first = next(iter(found.values()))
+    for place, (layers, power) in enumerate(zip(first["layers"], first["powers"], strict=True)):
+        shown = " and ".join(dict.fromkeys(layers))
+        names = (f"correlation of attention, {shown}, p = {power}", "on another image")
+        same, other, errors = (
+            {seed: its[name][place] for seed, its in found.items()}
+            for name in ("same_image", "chance", "standard_error")
+        )
+        if any(value is None for values in (same, other, errors) for value in values.values()):
+            steps.append(Step(*names, None, {}, math.nan, None, NOISE, None))  # constant maps
+            continue
+        by_seed = {seed: same[seed] - other[seed] for seed in found}
+        over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
+        error = math.hypot(statistics.fmean(errors.values()), over_seeds)
+        difference = statistics.fmean(by_seed.values())
+        p_value = normal_p_value(difference, error)
+        means = statistics.fmean(same.values()), statistics.fmean(other.values())
+        steps.append(Step(*names, means, by_seed, error, p_value, judge(difference, p_value), None))
+    return tuple(steps)
 
 
 def find_correlation(study: Study) -> Correlation:
@@ -176,32 +278,26 @@ def better(numbers: Iterable[Number]) -> Number:
     return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
 
 
-def compare(study: Study, higher: Number, lower: Number) -> Step:
-    """Compare two numbers, by the seeds that both have.
-
-    The standard error of the difference adds those of both accuracies, as if their test images were
-    different ones (they are the same, so it is an overestimate), and, for several seeds, that of the
-    mean over the seeds.
-    """
+def compare(higher: Number, lower: Number) -> Step:
+    """Compare two classifiers on the same test images, by the seeds that both have, see `paired`."""
     seeds = sorted(set(higher.by_seed) & set(lower.by_seed))
     names = higher.entry.title, lower.entry.title
     published = None
     if higher.entry.published is not None and lower.entry.published is not None:
         published = higher.entry.published - lower.entry.published
     if not seeds:
-        return Step(*names, None, {}, math.nan, NOT_RUN, published)
+        return Step(*names, None, {}, math.nan, None, NOT_RUN, published)
     by_seed = {seed: higher.by_seed[seed] - lower.by_seed[seed] for seed in seeds}
     means = tuple(statistics.fmean(number.by_seed[seed] for seed in seeds) for number in (higher, lower))
-    of_test_set = math.hypot(*map(study.standard_error, means))
-    of_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-    standard_error = math.hypot(of_test_set, of_seeds)
-    verdict = judge(statistics.fmean(by_seed.values()), standard_error)
-    return Step(*names, (means[0], means[1]), by_seed, standard_error, verdict, published)
+    found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
+    verdict = judge(found.difference, found.p_value)
+    error = found.standard_error
+    return Step(*names, (means[0], means[1]), by_seed, error, found.p_value, verdict, published)
 
 
-def judge(difference: float, standard_error: float) -> str:
+def judge(difference: float, p_value: float) -> str:
     """Return the verdict on a difference that should be above 0."""
-    if difference == 0 or abs(difference) < NOISE_ERRORS * standard_error:
+    if p_value >= SIGNIFICANCE:
         return NOISE
     return HOLDS if difference > 0 else FAILS
 
@@ -282,11 +378,12 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     by_seed = ", ".join(map(_rho, correlation.by_seed.values()))
     chance = NO_VALUE if correlation.p_value is None else f"{correlation.p_value:.3f}"
     explained = (
-        "An ordering of several steps holds if every step does. A step is within noise if the "
-        f"difference is smaller than {NOISE_ERRORS:g} standard errors. The standard error adds the binomial "
-        "errors of both accuracies, as if their test images were different (they are the same, so it is an "
-        "overestimate), and, for several seeds, that of the mean. Where two learning rates or BatchNorm "
-        "modes were tried, the one with the higher test accuracy is shown."
+        "An ordering of several steps holds if every step does. Classifiers are compared on the same test "
+        "images: with one seed by McNemar's exact test, of the images about which exactly one of the two is "
+        "right; with several by the spread of the difference over images and seeds. A step is within noise "
+        "if chance gives a difference as large, in either direction, in more than "
+        f"{100 * SIGNIFICANCE:g} % of cases. Where two learning rates or BatchNorm modes were tried, the one "
+        "with the higher test accuracy is shown."
     )
     return Section(
         "Orderings: does the method behave as published",
@@ -309,12 +406,13 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
                     "figures",
                     "difference",
                     "standard error",
+                    "p",
                     "by seed",
                     *([f"difference, {study.circumstances.published_name}"] * has_reference),
                     "verdict",
                 ),
                 tuple(steps),
-                (1, 2, 3, 5),
+                (1, 2, 3, 4, *([6] * has_reference)),
             ),
             Table(
                 f"Spearman correlation of the two accuracies over the pretraining, {data_set(study)}",
@@ -326,18 +424,26 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     )
 
 
-def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
-    return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
+def _steps(chain: Sequence[Number]) -> tuple[Step, ...]:
+    return tuple(compare(higher, lower) for higher, lower in itertools.pairwise(chain))
 
 
 def _step(step: Step, has_reference: bool) -> tuple[str, ...]:
     published = [points(step.published)] * has_reference
     if step.means is None:
-        return (NOT_RUN, NO_VALUE, NO_VALUE, NO_VALUE, *published, step.verdict)
+        figures = NOT_RUN if step.verdict == NOT_RUN else "undefined"
+        return (figures, *[NO_VALUE] * 4, *published, step.verdict)
     sign = {HOLDS: ">", FAILS: "<", NOISE: "≈"}[step.verdict]
     figures = f"{step.means[0]:.2f} {sign} {step.means[1]:.2f}"
     by_seed = ", ".join(points(difference) for difference in step.by_seed.values())
-    return (figures, points(step.difference), f"{step.standard_error:.2f}", by_seed, *published, step.verdict)
+    error, p_value = f"{step.standard_error:.2f}", _p(step.p_value)
+    return (figures, points(step.difference), error, p_value, by_seed, *published, step.verdict)
+
+
+def _p(p_value: float | None) -> str:
+    if p_value is None:
+        return NO_VALUE
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _on_seeds(ordering: Ordering) -> str:

@@ -5,6 +5,9 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table, figure
 from rotnet_fast.study.pages.tables import NETWORKS, accuracy_over_steps, data_set, flat_table, spread
 from rotnet_fast.study.summary import Study
@@ -41,7 +44,30 @@ def figure3(study: Study, drawn: frozenset[str]) -> Section:
     )
     header = ("network, layer", *(f"p = {power}" for power in powers))
     blocks.append(Table(caption, header, tuple(rows), tuple(range(1, len(header))), note))
+    blocks.append(_resemblance(study, [result["resemblance"] for result in results.values()]))
     return Section("Figure 3: attention maps", tuple(blocks))
+
+
+def _resemblance(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
+    """Show how much the attention of both networks is alike, and how much of that is chance."""
+    rows = (
+        [
+            (
+                f"{' and '.join(dict.fromkeys(layers))}, p = {power}",
+                spread([its["same_image"][place] for its in found], 3),
+                spread([its["chance"][place] for its in found], 3),
+            )
+            for place, (layers, power) in enumerate(zip(found[0]["layers"], found[0]["powers"], strict=True))
+        ]
+        if found
+        else [("", NOT_RUN, NOT_RUN)]
+    )
+    note = (
+        "Correlation of the maps of the rotation network and of the supervised one; mean over upright test images. "
+        "On another image, it is what maps have in common whatever they show, such as a bright centre."
+    )
+    caption = f"How much both networks look at the same places (resemblance), {data_set(study)}"
+    return Table(caption, ("layers", "same image", "another image"), tuple(rows), (1, 2), note)
 
 
 def figure4(study: Study, drawn: frozenset[str]) -> Section:
