@@ -321,9 +321,7 @@ def _results(facts: CardFacts) -> str:
             f"Object accuracy in % on {counted(dataset['test_images'], 'test image')} of "
             f"{_text(dataset['display_name'])} (`{folder}`: {_labels(results)}, "
             f"epochs {results['settings']['epochs']}, seed {results['settings']['seed']}):\n\n"
-            + "\n".join(
-                ["| features | layer | classifier | variant | accuracy |", "|---|---|---|---|---:|", *rows]
-            )
+            + "\n".join([*_TABLE_HEAD, *rows])
         )
     return "\n\n".join(parts)
 

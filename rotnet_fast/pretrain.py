@@ -294,7 +294,7 @@ def how(trainer: Trainer) -> str:
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{counted(torch.get_num_threads(), 'thread')}"
+        else counted(torch.get_num_threads(), "thread")
     )
     graph = "on" if trainer.training_step.is_replayed else "off"
     precision = trainer.settings.precision.name

@@ -98,8 +98,8 @@ class OpenFolder:
             one, other = int(test[common[0]]), int(train[found[common[0]]])
             name = self._listing.source.relative_name
             message = (
-                f"{len(common)} of {counted(len(test), 'test image')} also stand among the training "
-                f"images, such as {name(one)}, "
+                f"{len(common)} of {counted(len(test), 'test image')} are also training images, "
+                f"such as {name(one)}, "
                 f"which equals {name(other)}; remove the duplicates, or accuracies will be too high"
             )
             print(f"WARNING: {printable(message)}", file=sys.stderr)

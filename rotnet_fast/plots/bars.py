@@ -57,7 +57,7 @@ LABEL = 34
 LABEL_LINE = 0.14
 """Height in inches of a line of a label."""
 
-AXIS_LABEL = 44
+AXIS_LABEL = 46
 """Characters of a line below the axis, which is shorter than the figure is wide."""
 
 

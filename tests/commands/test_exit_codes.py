@@ -87,7 +87,7 @@ SENTENCES = {
     0: "",
     2: "error: epochs is 0; it must be at least 1",
     3: "error: data-dir is .*nowhere, which does not exist",
-    4: "error: all 4 checkpoints in .* are unusable",
+    4: "error: .* has 4 checkpoints, but none that is usable",
     5: "error: .* start again with a lower --lr",
     6: "error: the device ran out of memory.*; use a smaller --batch-size or --width",
     7: "error: cannot write /dev/null/run: Not a directory; choose another folder",

@@ -94,7 +94,7 @@ def test_a_failing_unit_of_an_evaluation_is_reported_by_its_process(pretrained: 
     assert (code, err) == (4, "")
     assert "frozen:" in out
     assert other[0] == 4
-    assert other[2].startswith("error: all 1 checkpoints in")
+    assert "has 1 checkpoint, but none that is usable" in other[2]
     assert not (tmp_path / "output" / "results.json").exists()
 
 

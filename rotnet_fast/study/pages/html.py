@@ -75,6 +75,7 @@ figure img { display: block; max-width: 100%; height: auto; }
   h2 { font-size: 1.1rem; }
   table { font-size: .84rem; }
   th, td { padding-right: .6rem; }
+  thead .number { white-space: normal; }
   tbody th { min-width: 6.5rem; }
 }
 @media print {
