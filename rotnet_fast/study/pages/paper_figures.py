@@ -64,7 +64,7 @@ def _resemblance(study: Study, found: Sequence[Mapping[str, Any]]) -> Table:
     )
     note = (
         "Correlation of the maps of the rotation network and of the supervised one; mean over upright test "
-        "images. On another image, it is what maps have in common whatever they show, such as a bright centre."
+        "images. On another image, it is what maps have in common whatever they show, such as the centre."
     )
     caption = f"How much both networks look at the same places (resemblance), {data_set(study)}"
     return Table(caption, ("layers", "same image", "another image"), tuple(rows), (1, 2), note)
