@@ -23,6 +23,13 @@ default. Where another handler is set (under nohup, which ignores SIGHUP, and in
 themselves), they keep their effect."""
 
 
+_PAUSE = 0.05
+"""Seconds until a signal that arrives during an import is looked at again."""
+
+_LONGEST_IMPORT = 10.0
+"""Seconds after which a signal interrupts even an import."""
+
+
 class Interrupted(BaseException):
     """A signal asks to stop. Like KeyboardInterrupt, this is no Exception: nothing catches it by accident."""
 
@@ -44,6 +51,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._interruptible = False
+        self._deferrals = 0
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._ignores_repeats = is_under_torchrun()
@@ -76,7 +84,11 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Context for long work without side effects: a signal raises :class:`Interrupted` at once."""
+        """Context for long work without side effects: a signal raises :class:`Interrupted` at once.
+
+        During an import, which torch does within its functions, too, it does so afterwards: a module that is
+        half executed stays broken, and the errors that follow from it hide the interruption.
+        """
         self.check()
         self._interruptible = True
         try:
@@ -85,6 +97,13 @@ class StopSignals:
             self._interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_deferrable = self._interruptible and self._received is None
+        if is_deferrable and self._deferrals < _LONGEST_IMPORT / _PAUSE and _is_importing(frame):
+            self._deferrals += 1
+            again = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         if number in REQUESTS and not self._ignores_repeats:
             self._restore(REQUESTS)
         if self._received is not None:
@@ -96,6 +115,15 @@ class StopSignals:
     def _restore(self, numbers: Collection[int]) -> None:
         for number in self._previous.keys() & numbers:
             signal.signal(number, self._previous.pop(number))
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is going on in a frame or in one that called it."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_ours(number: int) -> bool:

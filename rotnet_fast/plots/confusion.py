@@ -34,8 +34,8 @@ def confusion(
     number = len(classes)
     if counts.shape != (number, number):
         raise ArgumentError(
-            f"matrix has the shape {counts.shape}; {counted(number, 'class name')} go with a square of "
-            f"{number}"
+            f"matrix has the shape {counts.shape}; for {counted(number, 'class name')}, it must be a square "
+            f"of {number}"
         )
     totals = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.where(totals > 0, totals, 1)

@@ -270,7 +270,10 @@ def test_filters_are_sorted_by_norm_and_stretched_to_their_own_range() -> None:
         (lambda: rotations(rotation_result(FOUR, shown=0)), "has no images to show"),
         (lambda: hardest(rotation_result(FOUR, hardest=0)), "has no hardest images"),
         (lambda: neighbours(neighbours_result(shown=0)), "has no queries to show"),
-        (lambda: confusion([[1, 2]], ["cat"], ""), "has the shape .1, 2.; 1 class names need a square of 1"),
+        (
+            lambda: confusion([[1, 2]], ["cat"], ""),
+            "for 1 class name, it must be a square of 1",
+        ),
         (lambda: filters([("one", {**filters_result(), "filters": {}})]), "lacks dtype"),
     ],
 )

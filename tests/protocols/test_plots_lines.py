@@ -89,7 +89,7 @@ def test_positions_and_values_must_go_together() -> None:
         curves([Line("a", [1, 2], [3])], x_label="x", y_label="y")
     with pytest.raises(ArgumentError, match="line 'a' has 2 published values at 0 positions"):
         curves([Line("a", [1], [3], published=[4, 5])], x_label="x", y_label="y")
-    with pytest.raises(ArgumentError, match="line 'a' has 2 error bars at 1 positions"):
+    with pytest.raises(ArgumentError, match="line 'a' has 2 error bars at 1 position"):
         curves([Line("a", [1], [3], [None, None])], x_label="x", y_label="y")
     with pytest.raises(ArgumentError, match="lines is empty"):
         curves([], x_label="x", y_label="y")

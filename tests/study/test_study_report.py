@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_study import copy_study, remove_cells, settings_of, write_study
+from synthetic_study import copy_study, packed_correct, remove_cells, settings_of, write_study
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
@@ -383,7 +383,11 @@ def test_a_damaged_cell_is_named_with_its_remedy(tmp_path: Path, complete: Path,
         ("figure3", "attention", {"rotation": {"layers": []}}),
         ("extras", "rotations", {}),
         ("extras", "embedding", {"labels": {"dtype": "uint8", "shape": [1], "base64": "?"}}),
-        ("table3", "supervised", {"accuracy": 90.0, "confusion": [[1]]}),
+        (
+            "table3",
+            "supervised",
+            {"accuracy": 90.0, "confusion": [[1]], "correct": packed_correct(90.0, 10_000, 0)},
+        ),
     ],
 )
 def test_a_picture_that_cannot_be_drawn_names_its_cell(
