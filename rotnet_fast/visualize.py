@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 PROGRAM = "python -m rotnet_fast.visualize"
 
 Picture = Literal[
-    "overview", "rotations", "filters", "attention", "knn", "confusion", "embedding", "calibration", "hardest"
+    "overview",
+    "rotations",
+    "filters",
+    "attention",
+    "knn",
+    "confusion",
+    "embedding",
+    "calibration",
+    "hardest",
+    "compression",
 ]
 
 IMAGES_WITH_ATTENTION = 4
@@ -66,7 +75,8 @@ class VisualizeConfig(PretrainedImageSettings):
     filters: the first layer. attention: maps of three layers, and how well they rotate with the image.
     knn: nearest training images. confusion: of rotations, and of object classes by nearest neighbours.
     embedding: PCA and t-SNE. calibration: confidence against accuracy. hardest: images whose rotation is
-    hardest to predict."""
+    hardest to predict. compression: what traces of JPEG compression give away; it takes longest, and all does
+    not include it."""
 
     supervised: Path | None = None
     """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised, which attention
@@ -115,7 +125,8 @@ class VisualizeConfig(PretrainedImageSettings):
 
     def pictures(self) -> list[str]:
         """Return the keys of ``PICTURES`` to draw, in its order."""
-        return [name for name in PICTURES if name in self.what or "all" in self.what]
+        everything = [name for name in PICTURES if name != "compression"] if "all" in self.what else []
+        return [name for name in PICTURES if name in (*self.what, *everything)]
 
     def output_folder(self) -> Path:
         """Return the folder for the pictures."""
@@ -209,6 +220,16 @@ class Analyses:
             for name, network in self.networks.items()
         ]
 
+    def compression(self) -> Mapping[str, Any]:
+        """Return the result of `rotnet_fast.analysis.compression.compression`."""
+        from rotnet_fast.analysis.compression import compression
+
+        objects: dict[str, Any] = {}
+        if self.classes:
+            bank, queries = self.bank, self.test.labels
+            objects = {"layer": self.layer, "bank": bank, "queries": queries, "classes": len(self.classes)}
+        return compression(self.network, self.test.images, self.rotations, self.views, **objects)
+
     def filters(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the result of `rotnet_fast.analysis.filters.filters` for each network."""
         from rotnet_fast.analysis.filters import filters
@@ -295,6 +316,20 @@ def draw_hardest(analyses: Analyses) -> dict[str, Figure]:
     return {"hardest": hardest(analyses.rotation)}
 
 
+def draw_compression(analyses: Analyses) -> dict[str, Figure]:
+    """Draw rotation accuracy on compressed images, and print it with that of object classes."""
+    from rotnet_fast.plots.compression import compression, finding
+
+    result = analyses.compression()
+    print(finding(result))
+    for name, what in (("rotation", "rotation accuracy"), ("object", "nearest neighbours' accuracy")):
+        if name in result:
+            accuracies = ", ".join(f"{key} {value:.2f} %" for key, value in result[name]["accuracy"].items())
+            points, error = result[name]["axis"]
+            print(f"{what}: {accuracies}; axes of the compression {points:+.2f} ± {error:.2f} points")
+    return {"compression": compression(result)}
+
+
 PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
     "overview": draw_overview,
     "rotations": draw_rotations,
@@ -305,6 +340,7 @@ PICTURES: dict[str, Callable[[Analyses], dict[str, Figure]]] = {
     "embedding": draw_embedding,
     "calibration": draw_calibration,
     "hardest": draw_hardest,
+    "compression": draw_compression,
 }
 """Map a name on the command line to a function that returns figures by file name."""
 

@@ -85,7 +85,7 @@ def test_a_legend_names_ours_before_the_published() -> None:
 
 
 def test_positions_and_values_must_go_together() -> None:
-    with pytest.raises(ArgumentError, match="line 'a' has 1 means at 2 positions"):
+    with pytest.raises(ArgumentError, match="line 'a' has 1 mean at 2 positions"):
         curves([Line("a", [1, 2], [3])], x_label="x", y_label="y")
     with pytest.raises(ArgumentError, match="line 'a' has 2 published values at 0 positions"):
         curves([Line("a", [1], [3], published=[4, 5])], x_label="x", y_label="y")
