@@ -2,8 +2,8 @@
 
 JPEG's standard table for brightness is not symmetric: waves along rows and along columns are rounded
 differently, so that a view of a compressed image at 90 or 270 degrees differs from one at 0 or 180, whatever
-it shows. For such shortcuts of pretext tasks, see Doersch et al., "Unsupervised Visual Representation Learning
-by Context Prediction", ICCV 2015.
+it shows. For such shortcuts of pretext tasks, see Doersch et al., "Unsupervised Visual Representation
+Learning by Context Prediction", ICCV 2015.
 """
 
 from __future__ import annotations

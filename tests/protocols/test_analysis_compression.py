@@ -84,9 +84,9 @@ def test_objects_are_compared_where_there_are_labels() -> None:
 
 
 def test_other_rotations_and_shapes_are_refused() -> None:
-    with pytest.raises(ArgumentError, match="rotations are 0 45; .* multiples of 90"):
+    with pytest.raises(ArgumentError, match=r"rotations are 0 45; .* multiples of 90"):
         compression(small_network(), random_images(2), (0, 45), fp32_views())
-    with pytest.raises(ArgumentError, match="images are 4 x 6; .* square images only"):
+    with pytest.raises(ArgumentError, match=r"images are 4 x 6; .* square images only"):
         compression(small_network(), torch.zeros(2, 4, 6, 3, dtype=torch.uint8), FOUR, fp32_views())
 
 
