@@ -37,7 +37,7 @@ class Number:
     Attributes:
         entry: entry of the plan.
         by_seed: seed -> value in percent, for the seeds that have been run.
-        correct: for classifiers, seed -> whether it was right about each test image, bool [N].
+        correct: seed -> whether a classifier was right about each test image, bool [N], where that is known.
     """
 
     entry: Entry
@@ -187,20 +187,13 @@ class Study:
         return tuple(dict.fromkeys(cell for entry in self.entries for cell in entry.cells))
 
     def _correct(self, entry: Entry) -> dict[int, NDArray[np.bool_]]:
-        """Unpack what the classifiers of an entry were right about; empty for other values."""
-        if entry.value != "accuracy":
-            return {}
-        found = {}
-        for seed, result in self.results(entry).items():
-            try:
-                packed = decode_array(result["correct"])
-                found[seed] = np.unpackbits(packed, count=self.settings.data.test_images).astype(bool)
-            except (ArgumentError, KeyError, TypeError) as error:
-                path = cell_path(self.folder, entry.cells[seed].key)
-                raise DataError(
-                    f"{path} does not tell which test images the classifier was right about; {REMEDY}"
-                ) from error
-        return found
+        """Unpack what the classifiers of an entry were right about, where their results tell."""
+        images = self.settings.data.test_images
+        return {
+            seed: np.unpackbits(decode_array(result["correct"]), count=images).astype(bool)
+            for seed, result in self.results(entry).items()
+            if entry.value == "accuracy" and "correct" in result
+        }
 
     def _values(self, entry: Entry) -> dict[int, float]:
         values = {}

@@ -17,7 +17,7 @@ from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
-from rotnet_fast.study.paired import SIGNIFICANCE, normal_p_value, paired
+from rotnet_fast.study.paired import SIGNIFICANCE, Paired, normal_p_value, paired
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -104,7 +104,7 @@ def find_orderings(study: Study) -> list[Ordering]:
     four = layers[4]
     chain = [four["conv2"], four["conv3"], four["conv1"], four["conv4"]]
     collapses = [
-        compare(of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
+        compare(study, of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
         for blocks, of_network in layers.items()
     ]
     quarters, eight = study.number("table2", "0-90-180-270"), study.number("table2", "eight")
@@ -118,30 +118,32 @@ def find_orderings(study: Study) -> list[Ordering]:
     }
     few_labels = {
         count: compare(
-            study.number("figure5b", f"rotnet-{count}"), study.number("figure5b", f"supervised-{count}")
+            study,
+            study.number("figure5b", f"rotnet-{count}"),
+            study.number("figure5b", f"supervised-{count}"),
         )
         for count in study.settings.labels_per_class[: FEW_LABELS + 1]
     }
     *few, most = few_labels
     lying = study.number("ablations", "turned-images")
     return [
-        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(chain)),
+        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(study, chain)),
         Ordering("The last block collapses, of 3, 4 and 5 blocks", tuple(collapses)),
         *(
-            Ordering(f"The deeper the network, the better {layer}: 5 > 4 > 3 blocks", _steps(deeper))
+            Ordering(f"The deeper the network, the better {layer}: 5 > 4 > 3 blocks", _steps(study, deeper))
             for layer in ("conv1", "conv2")
             for deeper in [[layers[blocks][layer] for blocks in (5, 4, 3)]]
         ),
         Ordering(
             "Four rotations > {0°, 180°} > {90°, 270°}",
-            (*_steps([quarters, half, sideways]), compare(quarters, sideways)),
+            (*_steps(study, [quarters, half, sideways]), compare(study, quarters, sideways)),
         ),
-        Ordering("Four rotations > eight", (compare(quarters, eight),)),
+        Ordering("Four rotations > eight", (compare(study, quarters, eight),)),
         Ordering(
             "Supervised > conv head > non-linear head > untrained network (better BatchNorm mode)",
-            _steps([supervised, conv, nonlinear, untrained]),
+            _steps(study, [supervised, conv, nonlinear, untrained]),
         ),
-        Ordering("Conv head: pretrained > untrained network", (compare(conv, untrained),)),
+        Ordering("Conv head: pretrained > untrained network", (compare(study, conv, untrained),)),
         Ordering(
             f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and "
             f"{counted(few[-1], 'label per class', 'labels per class')}",
@@ -153,10 +155,11 @@ def find_orderings(study: Study) -> list[Ordering]:
         ),
         Ordering(
             "Fine-tuning (better learning rate) improves both heads",
-            (compare(tuned["conv"], conv), compare(tuned["nonlinear"], nonlinear)),
+            (compare(study, tuned["conv"], conv), compare(study, tuned["nonlinear"], nonlinear)),
         ),
         Ordering(
-            "Upright images matter: pretraining on them > on images turned at random", (compare(conv, lying),)
+            "Upright images matter: pretraining on them > on images turned at random",
+            (compare(study, conv, lying),),
         ),
         Ordering("Object accuracy saturates before rotation accuracy", (saturation(study),)),
         Ordering(
@@ -217,7 +220,7 @@ def _share(levels: Sequence[float]) -> float | None:
 def resemblances(study: Study) -> tuple[Step, ...]:
     """Compare the attention of both networks on the same image with that on different ones, by layer."""
     results = study.results(study.entry("figure3", "attention"))
-    found = {seed: result["resemblance"] for seed, result in results.items()}
+    found = {seed: result["resemblance"] for seed, result in results.items() if "resemblance" in result}
     if not found:
         names = ("attention of both networks on the same image", "on another image")
         return (Step(*names, None, {}, math.nan, None, NOT_RUN, None),)
@@ -278,8 +281,12 @@ def better(numbers: Iterable[Number]) -> Number:
     return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
 
 
-def compare(higher: Number, lower: Number) -> Step:
-    """Compare two classifiers on the same test images, by the seeds that both have, see `paired`."""
+def compare(study: Study, higher: Number, lower: Number) -> Step:
+    """Compare two numbers, by the seeds that both have.
+
+    Classifiers are compared image by image, see `paired`. Where it is not known which images they were right
+    about, the standard error adds those of both accuracies, as if their test images were different ones.
+    """
     seeds = sorted(set(higher.by_seed) & set(lower.by_seed))
     names = higher.entry.title, lower.entry.title
     published = None
@@ -289,7 +296,13 @@ def compare(higher: Number, lower: Number) -> Step:
         return Step(*names, None, {}, math.nan, None, NOT_RUN, published)
     by_seed = {seed: higher.by_seed[seed] - lower.by_seed[seed] for seed in seeds}
     means = tuple(statistics.fmean(number.by_seed[seed] for seed in seeds) for number in (higher, lower))
-    found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
+    if all(seed in number.correct for seed in seeds for number in (higher, lower)):
+        found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
+    else:
+        over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+        error = math.hypot(*map(study.standard_error, means), over_seeds)
+        difference = statistics.fmean(by_seed.values())
+        found = Paired(difference, error, normal_p_value(difference, error))
     verdict = judge(found.difference, found.p_value)
     error = found.standard_error
     return Step(*names, (means[0], means[1]), by_seed, error, found.p_value, verdict, published)
@@ -424,8 +437,8 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     )
 
 
-def _steps(chain: Sequence[Number]) -> tuple[Step, ...]:
-    return tuple(compare(higher, lower) for higher, lower in itertools.pairwise(chain))
+def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
+    return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
 
 
 def _step(step: Step, has_reference: bool) -> tuple[str, ...]:

@@ -44,7 +44,9 @@ def figure3(study: Study, drawn: frozenset[str]) -> Section:
     )
     header = ("network, layer", *(f"p = {power}" for power in powers))
     blocks.append(Table(caption, header, tuple(rows), tuple(range(1, len(header))), note))
-    blocks.append(_resemblance(study, [result["resemblance"] for result in results.values()]))
+    blocks.append(
+        _resemblance(study, [its["resemblance"] for its in results.values() if "resemblance" in its])
+    )
     return Section("Figure 3: attention maps", tuple(blocks))
 
 
