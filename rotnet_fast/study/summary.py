@@ -166,6 +166,27 @@ class Study:
                 return "+".join(map(str, epochs))
         return ""
 
+    def cost(self, entry: Entry) -> tuple[float, float] | None:
+        """Return hours and floating-point operations of an entry, mean over its seeds; None where none was run.
+
+        Those of the trainings that its cell starts from are included. An addition and a multiplication are two
+        operations; a group's work is divided among its cells as its time is.
+        """
+        found = []
+        for cell in entry.cells:
+            files = [self.files.get(one.key) for one in with_needs([cell])]
+            known = [file for file in files if file is not None]
+            if len(known) < len(files):
+                continue
+            seconds = sum(file["seconds"] for file in known)
+            shares = (
+                (file, file["seconds"] / file["group_seconds"]) for file in known if file["group_seconds"]
+            )
+            found.append((seconds / 3600, sum(2 * file["multiply_adds"] * share for file, share in shares)))
+        if not found:
+            return None
+        return statistics.fmean(hours for hours, _ in found), statistics.fmean(work for _, work in found)
+
     def machines(self, entries: Iterable[Entry]) -> str:
         """Return the short names of the machines that computed the entries' cells."""
         names = {self.machine_of(cell) for entry in entries for cell in entry.cells if cell.key in self.files}

@@ -48,13 +48,13 @@ def mean_difference(number: Number, other: Number) -> float | None:
 
 
 def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str, note: str = "") -> Table:
-    """Make a table with one row per number, with its schedule and machine.
+    """Make a table with one row per number, with its schedule, cost and machine.
 
     Args:
         first: title of the column that names the rows.
     """
     beside = study.circumstances.header
-    header = (first, "ours, %", "seeds", *beside, "epochs", "machine")
+    header = (first, "ours, %", "seeds", *beside, "epochs", "hours", "PFLOP", "machine")
     rows = [
         (
             number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
@@ -62,11 +62,25 @@ def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str
             str(number.n),
             *study.circumstances.beside(number.mean, number.entry.published),
             study.schedule(number.entry) or NO_VALUE,
+            *_cost(study, number),
             study.machines([number.entry]) or NO_VALUE,
         )
         for number in numbers
     ]
-    return Table(caption, header, tuple(rows), tuple(range(1, 3 + len(beside))), note)
+    numeric = (*range(1, 3 + len(beside)), len(header) - 3, len(header) - 2)
+    return Table(caption, header, tuple(rows), numeric, f"{note} {COST}".strip())
+
+
+COST = (
+    "Hours, and PFLOP (10^15 floating-point operations), are of the last training and of the pretraining that "
+    "it starts from."
+)
+
+
+def _cost(study: Study, number: Number) -> tuple[str, str]:
+    """Format hours and operations, in 10^15."""
+    cost = study.cost(number.entry)
+    return (NO_VALUE, NO_VALUE) if cost is None else (f"{cost[0]:.2f}", f"{cost[1] / 1e15:.2f}")
 
 
 def grid(study: Study, caption: str) -> Table:
@@ -93,7 +107,17 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
         return ()
     difference = ("",) if study.comparable else ()
     return tuple(
-        (f"{name} (quoted from the paper, not run here)", "", "", accuracy(published), *difference, "", "")
+        (
+            f"{name} (quoted from the paper, not run here)",
+            "",
+            "",
+            accuracy(published),
+            *difference,
+            "",
+            "",
+            "",
+            "",
+        )
         for name, published in paper.OTHER_METHODS.items()
     )
 
