@@ -167,10 +167,10 @@ class Study:
         return ""
 
     def cost(self, entry: Entry) -> tuple[float, float] | None:
-        """Return hours and floating-point operations of an entry, mean over its seeds; None where none was run.
+        """Return hours and floating-point operations of an entry, mean over its seeds; None if not run.
 
-        Those of the trainings that its cell starts from are included. An addition and a multiplication are two
-        operations; a group's work is divided among its cells as its time is.
+        Those of the trainings that its cell starts from are included. An addition and a multiplication are
+        two operations; a group's work is divided among its cells as its time is.
         """
         found = []
         for cell in entry.cells:

@@ -475,3 +475,13 @@ def test_the_report_does_not_need_torch(tmp_path: Path, one_seed: Path) -> None:
     folder = copy_study(one_seed, tmp_path / "study")
     remove_cells(folder, 4)
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_the_cost_of_a_row_includes_the_pretraining_that_it_starts_from(complete: Path) -> None:
+    study = load_study(complete)
+    hours, work = study.cost(study.entry("table3", "supervised")) or (0.0, 0.0)
+    assert hours == pytest.approx(12.5 / 3600)
+    assert work == pytest.approx(2e9)
+    both = study.cost(study.entry("table3", "rotnet-conv")) or (0.0, 0.0)
+    assert both == pytest.approx((2 * hours, 2 * work))
+    assert study.cost(replace(study.entry("table3", "supervised"), cells=())) is None

@@ -72,8 +72,8 @@ def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str
 
 
 COST = (
-    "Hours, and PFLOP (10^15 floating-point operations), are of the last training and of the pretraining that "
-    "it starts from."
+    "Hours, and PFLOP (10^15 floating-point operations), are of the last training and of the pretraining "
+    "that it starts from."
 )
 
 
