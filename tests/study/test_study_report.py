@@ -97,7 +97,7 @@ def test_every_number_of_the_flat_tables_is_followed_by_n_published_and_differen
     number = load_study(complete).number("table1", "4-conv2")
     assert number.mean is not None
     ours = f"{number.mean:.2f} ± {number.deviation:.2f} | 2 | 89.06 | {number.mean - 89.06:+.2f}"
-    assert f"| 4 blocks, conv2 | {ours} | 100+100 | M1 |" in markdown(complete)
+    assert f"| 4 blocks, conv2 | {ours} | 100+100 | 0.01 | 0.00 | M1 |" in markdown(complete)
 
 
 def test_counts_of_the_tables(complete: Path) -> None:
