@@ -6,12 +6,16 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from typing import ClassVar
 
 WINDOW_SECONDS = 20.0
 """Time of training steps over which waiting is measured."""
+
+LEAST_STEPS = 3
+"""Least number of steps that are measured."""
 
 MOST_WAITING = 3.0
 """Steps may take this many times their processor time; on an idle machine it is about once."""
@@ -51,10 +55,7 @@ class Contention:
         self._clocks = (wall, processor, page_faults)
         self._began = (0.0, 0.0, 0)
         self._is_first = True
-        self._forget()
-
-    def _forget(self) -> None:
-        self._wall = self._processor = self._faults = 0.0
+        self._steps: list[tuple[float, float, int]] = []
 
     def begin(self) -> None:
         """Begin a step."""
@@ -65,20 +66,19 @@ class Contention:
         """End a step; returns a sentence for the user where one is due."""
         if Contention.is_told:
             return None
-        wall, processor, page_faults = (
-            clock() - began for clock, began in zip(self._clocks, self._began, strict=True)
-        )
+        wall, processor, page_faults = self._clocks
+        begun = self._began
         if self._is_first:  # it loads code and asks for memory
             self._is_first = False
             return None
-        self._wall += wall
-        self._processor += processor
-        self._faults += page_faults
-        if self._wall < WINDOW_SECONDS:
+        self._steps.append((wall() - begun[0], processor() - begun[1], page_faults() - begun[2]))
+        seconds = sum(step[0] for step in self._steps)
+        if seconds < WINDOW_SECONDS or len(self._steps) < LEAST_STEPS:
             return None
-        times = self._wall / max(self._processor, 1e-3)
-        is_disk = self._faults > MOST_FAULTS_PER_SECOND * self._wall
-        self._forget()
+        # The median, because a program that is suspended for a while has one endless step.
+        times = statistics.median(step[0] / max(step[1], 1e-6) for step in self._steps)
+        is_disk = sum(step[2] for step in self._steps) > MOST_FAULTS_PER_SECOND * seconds
+        self._steps = []
         if times < MOST_WAITING or is_disk:
             return None
         Contention.is_told = True

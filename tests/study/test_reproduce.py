@@ -83,7 +83,9 @@ def test_two_processes_share_the_cells(undisturbed: dict[str, Any], tmp_path: Pa
     assert [process.returncode for process in processes] == [0, 0], outputs
     counts = [int(re.findall(r"computed (\d+) cells", text)[0]) for text, _ in outputs]
     assert sum(counts) == FEW_CELLS
-    started = [line for text, _ in outputs for line in text.splitlines() if line.startswith("--- ")]
+    lines = [line for text, _ in outputs for line in text.splitlines() if line.startswith("--- ")]
+    assert all(re.match(rf"--- cell \d of {FEW_CELLS}, about \d+ s left: \w", line) for line in lines)
+    started = [line.partition(" left: ")[2] for line in lines]
     assert len(started) == len(set(started))
     assert found(output) == undisturbed
 
@@ -178,7 +180,16 @@ def test_results_of_every_scale_have_a_folder_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (7200, "2.0 h")]
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5900, "98 min"),
+        (7200, "2 h"),
+        (24000, "6 h 40 min"),
+        (40000, "11 h"),
+    ],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
