@@ -34,7 +34,7 @@ def network() -> NetworkInNetwork:
 
 
 class Steps:
-    """A clock that moves on by the duration of a step: the first at the second look, others after the third."""
+    """A clock that moves on by the duration of a step: the first at the second look, the others later."""
 
     def __init__(self, first: float, others: float) -> None:
         self.now, self.looks = 0.0, 0

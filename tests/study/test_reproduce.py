@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from rotnet_fast import reproduce
-from rotnet_fast.reproduce import ReproduceConfig, duration, main
+from rotnet_fast.plain import duration
+from rotnet_fast.protocols.result import format_table
+from rotnet_fast.reproduce import ReproduceConfig, main
 
 QUICK = ["--dataset", "digits", "--preset", "quickstart", "--scale", "0.05", "--limit-test", "40"]
 FEW = ["--only", "table3/supervised", "table3/random-conv-running", "table3/rotnet-conv", "table1/3-conv1"]
@@ -122,6 +124,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "69 cells, 69 to compute, in about" in text
     assert re.search(r"pretext, 4 blocks, eight, seed 0 +extras +1 +\d+ (s|min)", text)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_a_plan_is_narrower_than_the_terminal(columns: int) -> None:
+    group = "conv1 nonlinear, conv2 nonlinear, conv3 nonlinear on pretext, 3 blocks, 0-90-180-270, seed 0"
+    items = "table1, table2, table3, figure5a, figure5b"
+    rows = [[group, items, "12", "3 h 20 min"], ["pixels", "extras", "1", "finished"]]
+    fitted = reproduce.fit_plan(rows, columns)
+    lines = format_table(["group", "for", "cells", "estimate"], fitted, numeric=(2, 3)).splitlines()
+    assert max(map(len, lines)) < columns
+    joined = [" ".join(" ".join(column).split()) for column in zip(*fitted, strict=True)]
+    assert joined == [f"{group} pixels", f"{items} extras", "12 1", "3 h 20 min finished"]
 
 
 def test_estimates_come_from_finished_cells(
