@@ -150,6 +150,16 @@ def silenced(is_silent: bool = True) -> Iterator[None]:
         yield
 
 
+def announce(work: str) -> None:
+    """Print what is about to happen, in rank 0 only, before torch is imported, which takes seconds.
+
+    Args:
+        work: as in ``evaluating runs/quickstart``.
+    """
+    if is_main():
+        print(f"{work} ...", flush=True)
+
+
 def program_as_started(program: str) -> str:
     """``python -m NAME``, with torchrun and its number of processes where that was used."""
     if not is_under_torchrun():

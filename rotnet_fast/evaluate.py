@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rotnet_fast.checks import check_images, check_needs_gpu, check_seed, check_streaming
-from rotnet_fast.command import program_as_started, rank0_only, run_command, silenced
+from rotnet_fast.command import announce, program_as_started, rank0_only, run_command, silenced
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, is_restart, job, join
 from rotnet_fast.engine.run_folder import (
@@ -238,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with rank0_only():
             config = parse_flags(EvaluateConfig, PROGRAM, arguments)
             config.validate()
+        announce(f"evaluating {config.checkpoint}")
         with join() as processes:
             folder = processes.from_main(config.output_folder)
             try:
@@ -369,6 +370,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
 
         def compute_mine() -> None:
             for number in range(processes.rank, len(units), processes.world):
+                if processes.is_main:
+                    print(f"{number + 1} of {len(units)}: {units[number].title}", flush=True)
                 rows[number] = [asdict(cell) for cell in units[number].cells(setup)]
                 if processes.world == 1:
                     results["cells"] += rows[number]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotnet_fast.command import run_command
+from rotnet_fast.command import announce, run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import STUDY_FILE, check_is_no_study, check_output, read_settings
 from rotnet_fast.errors import ArgumentError
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_flags(ExportConfig, PROGRAM, arguments)
+        announce(f"exporting {config.checkpoint}")
         folder = export(config)
         print(f"model and card: {folder}")
         print_next(next_steps(folder), "in Python")
@@ -172,8 +173,9 @@ def _export(config: ExportConfig, folder: Path) -> None:
         facts = replace(facts, evaluations=[(f"study {study.folder.name}", evaluation_of(study, run.name))])
     card = render_card(facts)
     ensure_folder(folder)
-    write_atomically(folder / MODEL_FILE, content)
-    write_atomically(folder / CARD_FILE, card.encode())
+    for name, written in ((MODEL_FILE, content), (CARD_FILE, card.encode())):
+        print(f"writing {folder / name}", flush=True)
+        write_atomically(folder / name, written)
 
 
 def check_replaceable(folder: Path) -> None:

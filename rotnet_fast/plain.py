@@ -33,6 +33,18 @@ def plural_of(noun: str) -> str:
     return f"{noun}s"
 
 
+def duration(seconds: float) -> str:
+    """Format as ``42 s``, ``7 min``, ``3 h 20 min`` or ``12 h``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes >= 600:
+        return f"{minutes / 60:.0f} h"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
 def plain_number(value: Any) -> Any:
     """Return the value of a numpy scalar, or of an array or tensor with no dimensions; else the argument.
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rotnet_fast.command import program_as_started, rank0_only, run_command
+from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
         with rank0_only():
             config = parse(arguments)
+        announce(beginning(config))
         try:
             results = pretrain(config)
         except Interrupted:
@@ -70,6 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_next(next_steps(config, results))
 
     return run_command(command)
+
+
+def beginning(config: PretrainConfig) -> str:
+    """Say what is about to happen."""
+    if config.resume is not None and config.resume != "auto":
+        return f"resuming {config.resume}"
+    epochs = counted(config.epochs, "epoch")
+    return f"pretraining on {config.dataset} for {epochs} (preset {config.preset})"
 
 
 def parse(arguments: Sequence[str]) -> PretrainConfig:
@@ -217,6 +226,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
     from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
+    from rotnet_fast.protocols.run_time import forecast
 
     # Check everything that needs no images before a data set is read or downloaded.
     def check() -> torch.device:
@@ -260,7 +270,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     trainer = pretraining(config, dataset, device, precision, run, processes=processes)
 
     if processes.is_main:
-        print(how(trainer))
+        print(how(trainer), flush=True)
         if config.tensorboard:
             print(f"curves: {curves(run.path)}")
 
@@ -279,6 +289,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
                     "done"
                 )
         processes.on_main(lambda: keep_image_list(run.path, dataset))
+        if (said := forecast(trainer, config, len(dataset.test))) is not None:
+            print(said, flush=True)
 
     return pretrain_with(trainer, config, dataset, load)
 

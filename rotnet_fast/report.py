@@ -59,6 +59,7 @@ def report(arguments: Sequence[str]) -> Path:
     if options.readme is not None and (len(studies), len(options.folders)) != (1, 1):
         raise ArgumentError("readme takes the numbers of one study; give one folder of rotnet_fast.reproduce")
     for folder in studies:
+        _say(f"reading {folder} ...")
         load_study(folder)  # first: one that is refused stays as it was
     texts = []
     for folder in options.folders:
@@ -70,12 +71,17 @@ def report(arguments: Sequence[str]) -> Path:
             if options.readme is not None:
                 update_readme(folder, options.readme)  # first: it may refuse
                 written = [options.readme]
-            texts.append("\n".join(map(str, [*written, *write_report(folder)])))
+            texts.append("\n".join(map(str, [*written, *write_report(folder, _say)])))
         else:
             texts.append(render(load_results(folder)))
     print("\n\n".join(texts))
     last: Path = options.folders[-1]
     return last
+
+
+def _say(line: str) -> None:
+    """Print beside the tables and the names of files, which may go to a file."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def next_steps(folder: Path) -> list[str]:

@@ -10,11 +10,13 @@ are known to be valid.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rotnet_fast.checks import check_needs_gpu
-from rotnet_fast.command import program_as_started, rank0_only, run_command
+from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import ALONE, Processes, join
 from rotnet_fast.engine.run_folder import check_output
@@ -33,8 +35,9 @@ from rotnet_fast.errors import ArgumentError, RotnetError
 from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.next_steps import look_at, print_next, shell
-from rotnet_fast.plain import counted
+from rotnet_fast.plain import counted, duration
 from rotnet_fast.presets import PRESETS
+from rotnet_fast.progress import terminal_columns
 from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import ImageSettings, at_least_one
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
@@ -125,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with rank0_only():
             config = parse_flags(ReproduceConfig, PROGRAM, arguments)
             config.validate()
+        work = "planning" if config.dry_run else "computing"
+        announce(f"{work} the study of preset {config.preset} on {config.dataset}")
         again = shlex.join([*program_as_started(PROGRAM).split(), *arguments])
         with join() as processes:
             try:
@@ -214,7 +219,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
 
         def show() -> None:
             context.results.check(context.settings)
-            print(plan_table(context, entries, config.seeds))
+            print(plan_table(context, entries, config.seeds, terminal_columns()))
 
         processes.on_main(show)
         return False
@@ -231,7 +236,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
         with time_limit(config.time_budget) as is_over:
             try:
                 with stop.interruptible():
-                    run_cells(context, cells, known, progress, say=printer(processes))
+                    run_cells(context, cells, known, progress, printer(processes), processes.world)
             except Interrupted:
                 if not is_over():
                     raise
@@ -254,7 +259,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
                 f"time budget exhausted; {counted(len(left), 'cell')} in "
                 f"{counted(len(grouped(left)), 'group')} are left:"
             )
-            print(plan_table(context, entries, config.seeds))
+            print(plan_table(context, entries, config.seeds, terminal_columns()))
             print("run the same command again to resume, even within a training")
         for label, error in failures.items():
             print(f"FAILED: {label}: {error}", file=sys.stderr)
@@ -286,6 +291,7 @@ def report(results: Results) -> None:
         again = f"python -m rotnet_fast.report {shlex.quote(str(results.path))}"
         print(f"no report was written: {error}; run {again} where it can be imported", file=sys.stderr)
         return
+    print("writing the report ...", flush=True)
     files = write_report(results.path)
     print(
         f"report: {', '.join(str(path) for path in files[:2])} and {counted(len(files) - 2, 'figure file')}"
@@ -387,8 +393,13 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
     )
 
 
-def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
-    """Format the groups of cells in order of computation, with their items, estimated time and state."""
+def plan_table(context: Context, entries: Sequence[Entry], seeds: int, columns: int | None = None) -> str:
+    """Format the groups of cells in order of computation, with their items, estimated time and state.
+
+    Args:
+        context, entries, seeds: those of the study.
+        columns: width of the terminal, within which lines are wrapped; None does not wrap them.
+    """
     from rotnet_fast.engine.run_folder import environment
     from rotnet_fast.study.cells import with_needs
     from rotnet_fast.study.estimate import Estimator
@@ -411,16 +422,29 @@ def plan_table(context: Context, entries: Sequence[Entry], seeds: int) -> str:
         items = dict.fromkeys(item for cell in group for item in wanted_by.get(cell.key, ()))
         state = f"{duration(seconds)}" if left else "finished"
         rows.append([describe(group), ", ".join(items) or "(needed)", str(len(group)), state])
-    table = format_table(["group", "for", "cells", "estimate"], rows, numeric=(2, 3))
     time = f"about {duration(total)} on {device_name}"
-    return f"{table}\n{counted(len(cells), 'cell')}, {len(pending)} to compute, in {time}"
+    end = f"{counted(len(cells), 'cell')}, {len(pending)} to compute, in {time}"
+    if columns is not None:
+        rows, end = fit_plan(rows, columns), textwrap.fill(end, columns - 1)
+    return f"{format_table(['group', 'for', 'cells', 'estimate'], rows, numeric=(2, 3))}\n{end}"
 
 
-def duration(seconds: float) -> str:
-    """Format as ``42 s``, ``7 min`` or ``3.5 h``."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+def fit_plan(rows: Sequence[Sequence[str]], columns: int) -> list[list[str]]:
+    """Wrap the first two columns of a plan, so that its table is narrower than a terminal.
+
+    Args:
+        rows: group, items, number of cells and estimate of each line.
+        columns: width of the terminal.
+    """
+    others = len("cells") + len("3 h 20 min") + 3 * len("  ")
+    items = max(min(18, (columns - others) // 3), 1)
+    group = max(columns - 1 - others - items, 1)
+    fitted = []
+    for row in rows:
+        wrapped = [textwrap.wrap(row[0], group), textwrap.wrap(row[1], items)]
+        for number, (first, second) in enumerate(itertools.zip_longest(*wrapped, fillvalue="")):
+            fitted.append([first, second, *(row[2:] if number == 0 else ("", ""))])
+    return fitted
 
 
 if __name__ == "__main__":

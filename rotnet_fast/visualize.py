@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rotnet_fast.checks import check_seed
-from rotnet_fast.command import run_command
+from rotnet_fast.command import announce, run_command
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import check_is_no_study, check_output
@@ -351,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         config = parse_flags(VisualizeConfig, PROGRAM, arguments)
+        announce(f"drawing {', '.join(config.pictures())} of {config.checkpoint}")
         print_next(next_steps(config, visualize(config)))
 
     return run_command(command)
@@ -402,10 +403,11 @@ def _visualize(config: VisualizeConfig, folder: Path) -> Drawn:
     if not analyses.classes and "confusion" in pictures:
         print("WARNING: the images have no classes; skipping confusion-classes", file=sys.stderr)
     written = []
-    for picture in pictures:
+    for number, picture in enumerate(pictures, 1):
+        print(f"{number} of {len(pictures)}: {picture}", flush=True)
         for name, figure in PICTURES[picture](analyses).items():
             for path in save(figure, folder / name):
-                print(path)
+                print(path, flush=True)
                 written.append(path)
     return Drawn(written, analyses.dataset, analyses.classes)
 

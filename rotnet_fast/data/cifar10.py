@@ -19,12 +19,12 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rotnet_fast.checks import CIFAR10_SIDE
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import cannot_read, make_folder, replacing, resolve_path
+from rotnet_fast.progress import CountingLine
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_NAME = "cifar-10-binary.tar.gz"
@@ -219,7 +219,7 @@ def download(archive: Path, progress: bool) -> None:
 def _receive(response: BinaryIO, archive: Path, progress: bool) -> None:
     with (
         replacing(archive, is_shared=True) as file,
-        tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True, desc=ARCHIVE_NAME, disable=not progress) as bar,
+        CountingLine(f"downloading {ARCHIVE_NAME}", ARCHIVE_BYTES, "MB", progress, scale=1e6) as line,
     ):
         digest = hashlib.sha256()
         received = 0
@@ -228,7 +228,7 @@ def _receive(response: BinaryIO, archive: Path, progress: bool) -> None:
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
-            bar.update(len(chunk))
+            line.count(len(chunk))
         if digest.hexdigest() != ARCHIVE_SHA256:
             raise DataError(
                 f"the download from {URL} is not the official archive ({received} bytes of {ARCHIVE_BYTES}, "

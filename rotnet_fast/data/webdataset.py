@@ -18,7 +18,6 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from rotnet_fast.data.cache import read_cache, write_cache
 from rotnet_fast.data.ignored import IgnoredFiles
@@ -27,6 +26,7 @@ from rotnet_fast.data.source import TarSource
 from rotnet_fast.data.tar import Member, list_members
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, open_plain
+from rotnet_fast.progress import CountingLine
 
 DOTTED = "images with a dot in their names, which WebDataset cuts off at the first dot: rename them"
 _FORMAT = "3"  # increment it when the same shards would be indexed differently
@@ -77,10 +77,12 @@ def index_shards(
     if table is None or len(names) != len(table) or not _is_index(table, len(shards)):
         rows: list[tuple[int, int, int, int]] = []
         names, ignored = [], IgnoredFiles()
-        for number, shard in enumerate(tqdm(shards, unit="shard", desc="indexing", disable=not progress)):
-            for image, label in _read_shard(shard, ignored):
-                rows.append((number, image.offset, image.size, label))
-                names.append(image.name)
+        with CountingLine("indexing", len(shards), "shards", progress) as line:
+            for number, shard in enumerate(shards):
+                for image, label in _read_shard(shard, ignored):
+                    rows.append((number, image.offset, image.size, label))
+                    names.append(image.name)
+                line.count(1)
         if not rows:
             but = f", but {ignored}" if ignored else ""
             raise DataError(f"the shards of {root} hold no images ({SUFFIXES_TEXT}){but}; add some")

@@ -15,10 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.errors import DataError
+from rotnet_fast.progress import CountingLine
 
 _IMAGES_PER_CHUNK = 128
 _IMAGES_PER_WORKER = 512  # fewer images take less time than starting another process
@@ -38,8 +38,8 @@ def in_chunks(
 
     Args:
         work: a function that can be pickled.
-        description: label of the progress bar.
-        progress: show the progress bar.
+        description: what the status line says of it.
+        progress: show the status line.
 
     Yields:
         Positions of a part and its result, in the order of the source.
@@ -52,18 +52,18 @@ def in_chunks(
     # Parts are made lazily, because a part of shards keeps them open for as long as it lives.
     parts = (source.take(np.arange(place.start, place.stop)) for place in places)
     workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
-    with tqdm(total=len(source), unit="image", desc=description, disable=not progress) as bar:
+    with CountingLine(description, len(source), "images", progress) as line:
         if workers < 2:
             for place, part in zip(places, parts, strict=True):
                 yield place, work(part)
-                bar.update(len(part))
+                line.count(len(part))
             return
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
             for place, result in zip(places, pool.map(work, parts), strict=True):
                 yield place, result
-                bar.update(place.stop - place.start)
+                line.count(place.stop - place.start)
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker process died: it ran out of memory, or was started from a script without an "

@@ -1,25 +1,20 @@
-"""Reports of a run: a progress bar, metrics.jsonl, TensorBoard and one printed line per epoch."""
+"""Reports of a run: a status line, metrics.jsonl, TensorBoard and printed lines on epochs."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.errors import printable
 from rotnet_fast.files import ensure_folder
-
-
-class _Bar(tqdm):  # type: ignore[misc]
-    """A progress bar without tqdm's thread, which redraws idle bars and cannot start if memory is short."""
-
-    monitor_interval = 0
+from rotnet_fast.plain import duration
+from rotnet_fast.progress import Pace, Part, Status, StatusLine
 
 
 class Board:
@@ -93,53 +88,86 @@ def as_table(values: Mapping[str, Any]) -> str:
 
 
 class RunLog:
-    """Reports one run; a context manager that closes the bar and the event files.
+    """Reports one run; a context manager that removes the status line and closes the event files.
 
     Metrics are loss values and percentages. A metric whose name contains a slash, such as
     ``rotation_accuracy/90``, is a detail: it is recorded but not printed.
 
     Args:
         run: folder for metrics.jsonl and tensorboard/.
-        total_images: number of images to train on in the whole run.
-        images_done, steps_done: where a resumed run continues.
-        steps_tested: steps up to the end of the last epoch that is finished, tests included.
-        progress: whether to show the bar (on a terminal) and print a line per epoch.
+        epochs: number of epochs of the whole run.
+        steps_per_epoch: number of steps of each.
+        epoch_images: number of images to train on in each.
+        tested: numbers, from 1, of the epochs that end with a test.
+        epochs_done: number of finished epochs, where a resumed run continues.
+        steps_done: number of steps of the run until then.
+        print_every: print a line for every so many epochs, besides the first and the last.
+        progress: whether to show a status line and print lines.
         tensorboard: whether to write TensorBoard events.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        total_images: int,
-        images_done: int,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        epoch_images: int,
+        tested: Sequence[int],
+        epochs_done: int,
         steps_done: int,
-        steps_tested: int,
+        print_every: int,
         progress: bool,
         tensorboard: bool,
     ) -> None:
         self._run = run
-        self._print = progress
-        # disable=None shows the bar on terminals only, so that log files stay readable.
-        self._bar = _Bar(
-            total=total_images,
-            initial=images_done,
-            unit="img",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=None if progress else True,
-        )
+        self._print, self._print_every = progress, print_every
+        self._epochs, self._steps, self._epoch_images = epochs, steps_per_epoch, epoch_images
+        self._tested = tested
+        self._epoch, self._step = epochs_done, steps_done - epochs_done * steps_per_epoch
+        self._epochs_done = epochs_done
+        self._pace, self._test_pace = Pace(), Pace()
+        self._is_first_step, self._is_testing = True, False
+        self._metrics: Mapping[str, float] = {}
+        self._line = StatusLine(self._status, progress)
+        steps_tested = epochs_done * steps_per_epoch
         self._board = Board(run, steps_done, steps_tested) if tensorboard else None
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._bar.close()
+        self._line.__exit__(*exc_info)
         if self._board is not None:
             self._board.close()
 
+    def step(self, epoch: int, step: int, images: int, seconds: float) -> None:
+        """Show a finished step.
+
+        Args:
+            epoch: number of the current epoch, from 0.
+            step: number of its finished steps.
+            images: number of images in the batch.
+            seconds: how long it took, with the wait for the batch.
+        """
+        self._epoch, self._step, self._is_testing = epoch, step, False
+        # The first step loads code and asks for memory; where an epoch has only one, it has to do.
+        if not self._is_first_step or self._steps == 1:
+            self._pace.add(images, seconds)
+        self._is_first_step = False
+        self._line.update()
+
+    def testing(self) -> None:
+        """Show that the test images are being looked at."""
+        self._is_testing = True
+        self._line.update(at_once=True)
+
+    def tested(self, seconds: float) -> None:
+        """Note how long a test took."""
+        self._test_pace.add(1, seconds)
+
     def interval(
-        self, epoch: int, step: int, steps_done: int, images: int, rate: float, metrics: Mapping[str, float]
+        self, epoch: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, float]
     ) -> None:
         """Report the steps since the last call.
 
@@ -147,29 +175,26 @@ class RunLog:
             epoch: number of the current epoch, from 0.
             step: number of its finished steps.
             steps_done: number of finished steps of the run.
-            images: number of images trained on since the last call.
-            rate: images per second since then.
-            metrics: means over these images' views, the learning rate, and the fraction of the time in which
+            rate: images per second since the last call.
+            metrics: means over the views since then, the learning rate, and the fraction of the time in which
                 the host waited for batches.
         """
-        self._bar.set_description(f"epoch {epoch + 1}", refresh=False)
-        self._bar.set_postfix_str(describe(metrics), refresh=False)
-        self._bar.update(images)
+        self._metrics = metrics
         self._record("train", epoch, step, {**metrics, "images_per_second": rate})
         if self._board is not None:
             self._board.interval(steps_done, rate, metrics)
 
-    def epoch(
-        self, epoch: int, epochs: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, Any]
-    ) -> None:
+    def epoch(self, epoch: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, Any]) -> None:
         """Report a finished epoch: ``metrics["train"]`` and, if it was evaluated, ``metrics["test"]``."""
         for kind, values in metrics.items():
             self._record(f"{kind}_epoch", epoch, step, values)
         if self._board is not None and "test" in metrics:
             self._board.test(steps_done, metrics["test"])
-        if self._print:
+        done = self._epochs_done = epoch + 1
+        self._is_testing = False
+        if self._print and (done in (1, self._epochs) or done % self._print_every == 0):
             parts = [f"{kind} {describe(values)}" for kind, values in metrics.items()]
-            tqdm.write(f"epoch {epoch + 1}/{epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
+            self._line.print(f"epoch {done}/{self._epochs}: {'; '.join(parts)}; {rate:.0f} images/s")
 
     def pictures(self, steps_done: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Show pictures of the last test, uint8 [H,W,3] by name."""
@@ -179,10 +204,54 @@ class RunLog:
 
     def warn(self, sentence: str) -> None:
         """Print a warning to standard error, even without progress."""
-        tqdm.write(f"WARNING: {sentence}", file=sys.stderr)
+        self._line.print(f"WARNING: {sentence}", sys.stderr)
+
+    def _status(self) -> Status:
+        number = f"{self._epoch + 1:{len(str(self._epochs))}}/{self._epochs}"
+        epoch, run = (
+            self._pace.seconds(self._epoch_images * (1 - self._step / self._steps)),
+            self.seconds_left(),
+        )
+        rate = self._pace.per_second
+        parts = [
+            Part(f"{self._step:{len(str(self._steps))}}/{self._steps}", 4),
+            Part("testing" if self._is_testing else shortest(self._metrics), 1),
+            Part(f"{rate:,.0f} img/s" if rate else "", 3),
+            Part("" if epoch is None else f"epoch {clock_time(epoch)}", 5),
+            Part("" if run is None else f"{duration(run)} left", 0),
+        ]
+        return Status(f"epoch {number}", self._step / self._steps, parts)
+
+    def seconds_left(self) -> float | None:
+        """Return how long the rest of the run will take at the pace of this process; None if unknown yet."""
+        epochs = self._epochs - self._epoch - self._step / self._steps
+        training = self._pace.seconds(self._epoch_images * epochs)
+        if training is None:
+            return None
+        tests = sum(epoch > self._epochs_done for epoch in self._tested)
+        return training + (self._test_pace.seconds(tests) or 0.0)
 
     def _record(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
         self._run.append_metrics({"kind": kind, "epoch": epoch, "step": step, **values})
+
+
+def shortest(metrics: Mapping[str, float]) -> str:
+    """Format the loss and the mean accuracy for a status line: ``loss 1.234  rot 61.2 %``."""
+    parts = []
+    if "loss" in metrics:
+        loss = metrics["loss"]
+        parts.append(f"loss {loss:.{3 if loss < 10 else 2 if loss < 100 else 1}f}")
+    accuracies = [value for name, value in metrics.items() if name.endswith("accuracy")]
+    if accuracies:
+        name = "rot" if "rotation_accuracy" in metrics else "acc"
+        parts.append(f"{name} {sum(accuracies) / len(accuracies):.1f} %")
+    return "  ".join(parts)
+
+
+def clock_time(seconds: float) -> str:
+    """Format as ``4:10``, or ``1:04:10``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def describe(metrics: Mapping[str, float]) -> str:

@@ -145,7 +145,8 @@ class TrainerSettings:
         checkpoint_every_seconds: save within an epoch after this many seconds; None means never.
         snapshot_epochs: after these epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
-        progress: whether to show a progress bar and print a line per epoch.
+        print_every: print a line for every so many epochs, besides the first and the last.
+        progress: whether to show a status line and print lines on epochs.
         tensorboard: whether to write TensorBoard events.
     """
 
@@ -160,5 +161,10 @@ class TrainerSettings:
     checkpoint_every_seconds: float | None = 300.0
     snapshot_epochs: tuple[int, ...] = ()
     graph: str = "auto"
+    print_every: int = 1
     progress: bool = True
     tensorboard: bool = True
+
+    def is_tested(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with a test."""
+        return epoch % self.eval_every == 0 or epoch == self.epochs or epoch in self.snapshot_epochs

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.contention import Contention
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
@@ -101,6 +104,9 @@ class Trainer:
         self.sums = self.training_step.sums
         self.log_every = settings.log_every or (500 if loader.device.type == "cuda" else 20)
         self.progress = Progress()
+        # Several processes wait for each other within a step, and a GPU is waited for.
+        is_watched = settings.progress and loader.device.type == "cpu" and processes.world == 1
+        self.contention = Contention(torch.get_num_threads()) if is_watched else None
         self._saved_at = time.monotonic()
 
     def fit(self) -> dict[str, float]:
@@ -132,10 +138,13 @@ class Trainer:
         progress, settings = self.progress, self.settings
         return RunLog(
             self.run,
-            total_images=settings.epochs * self.loader.epoch_size,
-            images_done=progress.images,
+            epochs=settings.epochs,
+            steps_per_epoch=len(self.loader),
+            epoch_images=self.loader.epoch_size,
+            tested=[epoch for epoch in range(1, settings.epochs + 1) if settings.is_tested(epoch)],
+            epochs_done=progress.epoch,
             steps_done=self._steps_done(),
-            steps_tested=progress.epoch * len(self.loader),
+            print_every=settings.print_every,
             progress=settings.progress,
             tensorboard=settings.tensorboard,
         )
@@ -148,26 +157,38 @@ class Trainer:
         clock = time.perf_counter()
         for batch in self.loader.epoch(progress.epoch, start_batch=progress.step):
             progress.waited += time.perf_counter() - clock
-            self.train_step(batch)
+            self._watched_step(batch, log)
             metrics = None
             if progress.step % self.log_every == 0 or progress.step == len(self.loader):
                 metrics = self._read_metrics()  # waits for the device
-            progress.seconds += time.perf_counter() - clock
+            seconds = time.perf_counter() - clock
+            progress.seconds += seconds
             if metrics is not None:
                 if "skipped_steps" in metrics:
                     self._warn_of_skipped(log, int(metrics["skipped_steps"]), progress.step - reported.step)
                 metrics["lr"] = self.training_step.lrs[0]
-                images, seconds = progress.images - reported.images, progress.seconds - reported.seconds
-                metrics["data_wait"] = (progress.waited - reported.waited) / seconds
-                rate = images / seconds
-                log.interval(progress.epoch, progress.step, self._steps_done(), images, rate, metrics)
+                since = progress.seconds - reported.seconds
+                metrics["data_wait"] = (progress.waited - reported.waited) / since
+                rate = (progress.images - reported.images) / since
+                log.interval(progress.epoch, progress.step, self._steps_done(), rate, metrics)
                 reported = replace(progress)
+            log.step(progress.epoch, progress.step, batch.global_size, seconds)
             signal_number, is_due = self._requests(stop)
             if is_due:
                 self.save_checkpoint("last.pt")
             clock = time.perf_counter()
             if signal_number:
                 raise Interrupted(signal_number)
+
+    def _watched_step(self, batch: Batch, log: RunLog) -> None:
+        """Train on a batch; warn where other programs hold the processor."""
+        if self.contention is None:
+            self.train_step(batch)
+            return
+        self.contention.begin()
+        self.train_step(batch)
+        if (sentence := self.contention.end()) is not None:
+            log.warn(sentence)
 
     def train_step(self, batch: Batch) -> None:
         """Train on the next batch of the current epoch, after `Task.begin_epoch`."""
@@ -182,11 +203,13 @@ class Trainer:
         metrics = {"train": means(self.sums.read())}
         done = progress.epoch + 1
         is_kept = done in settings.snapshot_epochs
-        if done % settings.eval_every == 0 or done == settings.epochs or is_kept:
+        if settings.is_tested(done):
+            log.testing()
+            begun = time.perf_counter()
             metrics["test"] = self._evaluate(stop)
+            log.tested(time.perf_counter() - begun)
         log.epoch(
             progress.epoch,
-            settings.epochs,
             progress.step,
             self._steps_done(),
             progress.images_per_second,

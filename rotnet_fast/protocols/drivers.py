@@ -48,6 +48,19 @@ class Unit:
     note: str
     subject: Subject
 
+    @property
+    def title(self) -> str:
+        """Say what is trained or fitted, as in ``heads on frozen features of conv1 conv2``."""
+        layers = " ".join(self.subject.layers)
+        if self.kind == "supervised":
+            return "supervised training of a whole network, from scratch"
+        if self.kind == "fine-tune":
+            ((_, head),) = self.subject.placements
+            return f"fine-tuning up to {layers}, with a {head} head"
+        what = {"head": "heads", "knn": "nearest neighbours", "linear": "linear probes"}[self.kind]
+        on = "frozen features" if self.subject.is_pretrained else f"an untrained network ({self.note})"
+        return f"{what} on {on}{' of' if self.subject.is_pretrained else ','} {layers}"
+
     def cells(self, setup: EvaluationSetup) -> list[Cell]:
         """Run it, and return its rows of the table."""
         found = DRIVERS[self.kind](setup, self.subject)

@@ -195,8 +195,6 @@ class EvaluationSetup:
             Interrupted: stopped by a signal, with everything saved.
         """
         recipe = subject.recipe
-        if self.progress:
-            print(f"{subject.name}:")
         views = self.views()
         task = make_task(views)
         settings = TrainerSettings(
@@ -206,6 +204,7 @@ class EvaluationSetup:
             weight_decay=recipe.weight_decay,
             eval_every=10,
             graph=self.graph,
+            print_every=10,
             tensorboard=False,
             progress=self.progress,
         )

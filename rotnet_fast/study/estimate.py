@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from functools import cache, partial
 
 import torch
-from torch.nn import functional
 
 from rotnet_fast.models.flops import multiply_adds as count_multiply_adds
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.protocols.heads import HEADS, make_head
+from rotnet_fast.protocols.run_time import VIEWS, seconds_per_view
 from rotnet_fast.protocols.supervised import BLOCKS
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.context import Context
@@ -115,15 +114,20 @@ class Estimator:
         self._context = context
         self._rates: dict[str, list[float]] = {}
         self._seconds: dict[str, float] = {}
-        for cell in cells:
-            content = context.results.read(cell)
-            if content is None or content["resumed"] or content["environment"]["device"] != device_name:
-                continue
-            self._seconds[_name(cell)] = content["group_seconds"]
-            if content["group_seconds"] > 0 and content["multiply_adds"] > 0:
-                rate = content["multiply_adds"] / content["group_seconds"]
-                self._rates.setdefault(cell.kind, []).append(rate)
+        self._device_name = device_name
         self._measured: float | None = None
+        for cell in cells:
+            self.learn(cell)
+
+    def learn(self, cell: StudyCell) -> None:
+        """Take note of how long a cell took, if it is finished."""
+        content = self._context.results.read(cell)
+        if content is None or content["resumed"] or content["environment"]["device"] != self._device_name:
+            return
+        self._seconds[_name(cell)] = content["group_seconds"]
+        if content["group_seconds"] > 0 and content["multiply_adds"] > 0:
+            rate = content["multiply_adds"] / content["group_seconds"]
+            self._rates.setdefault(cell.kind, []).append(rate)
 
     def seconds(self, cells: Sequence[StudyCell]) -> float:
         """Return the estimate for one group."""
@@ -148,32 +152,21 @@ def _name(cell: StudyCell) -> str:
     return f"{cell.kind} {cell.settings.get('features', '')}"
 
 
-def measured_rate(context: Context, seconds: float = 2.0) -> float:
+def measured_rate(context: Context, seconds: float = 1.0) -> float:
     """Time training steps of the pretext network on random images; return multiply-adds per second.
 
     Args:
+        context: context of the study.
         seconds: how long to measure, after a first step that is not counted.
     """
-    settings, device = context.settings, context.device
+    settings = context.settings
     side, channels = settings.data.image_size, settings.data.channels
-    views = 4 * settings.pretext.batch_size
-    network = NetworkInNetwork(4, 4, settings.pretext.width, channels).to(device).train()
-    images = torch.randn(views, channels, side, side, device=device, dtype=context.precision.dtype)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(views, device=device) % 4
 
-    def step() -> None:
-        with context.precision.autocast():
-            loss = functional.cross_entropy(network(images).float(), labels)
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    def make() -> NetworkInNetwork:
+        return NetworkInNetwork(4, 4, settings.pretext.width, channels)
 
-    step()
-    start, steps = time.perf_counter(), 0
-    while steps < 1 or time.perf_counter() - start < seconds:
-        step()
-        steps += 1
-    work = TRAINING * views * forward_multiply_adds(settings, 4)[0]
-    return steps * work / (time.perf_counter() - start)
+    # A CPU is busy with few views, and a step of many would take longer than the measurement may.
+    views = VIEWS if context.device.type == "cpu" else 4 * settings.pretext.batch_size
+    shape = (views, channels, side, side)
+    per_view = seconds_per_view(make, shape, context.device, context.precision, seconds)
+    return TRAINING * forward_multiply_adds(settings, 4)[0] / per_view

@@ -15,11 +15,11 @@ from rotnet_fast.errors import (
     OutOfMemoryError,
     RotnetError,
 )
-from rotnet_fast.plain import counted
+from rotnet_fast.plain import counted, duration
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.context import Context
-from rotnet_fast.study.estimate import multiply_adds
+from rotnet_fast.study.estimate import Estimator, multiply_adds
 from rotnet_fast.study.kinds import KINDS, NETWORK_KINDS
 
 WAIT_SECONDS = 1.0
@@ -75,6 +75,7 @@ def run_cells(
     known: Sequence[StudyCell],
     progress: Progress,
     say: Callable[[str], None],
+    processes: int = 1,
 ) -> None:
     """Compute all cells and those that they need; return once each is finished, whichever process did it.
 
@@ -85,12 +86,15 @@ def run_cells(
         known: all cells of the study; an interrupted training of some of them is resumed.
         progress: records what was done.
         say: prints a line for the user.
+        processes: number of processes that divide the cells, for the time that is left.
 
     Raises:
         RotnetError: an error that would stop every other cell, too, such as a full disk.
         Interrupted: stopped by a signal, with everything saved.
     """
     is_waiting = False
+    everything = list(with_needs(cells))
+    estimator = Estimator(context, everything, environment(str(context.device))["device"])
     while True:
         pending = [cell for cell in pending_cells(context, cells) if not _is_hopeless(cell, progress)]
         if not pending:
@@ -112,7 +116,11 @@ def run_cells(
             still_pending = set(pending_cells(context, cells))
             group = [cell for cell in group if cell in still_pending]
             if group:
-                _run_group(context, group, known, progress, say)
+                number = len(everything) - len(pending) + 1
+                seconds = sum(map(estimator.seconds, grouped(pending))) / processes
+                place = f"cell {number} of {len(everything)}, about {duration(seconds)} left"
+                _run_group(context, group, known, progress, say, place)
+                estimator.learn(group[0])
         finally:
             lock.close()
 
@@ -136,8 +144,13 @@ def _run_group(
     known: Sequence[StudyCell],
     progress: Progress,
     say: Callable[[str], None],
+    place: str,
 ) -> None:
-    """Compute a group under its lock and record its results."""
+    """Compute a group under its lock and record its results.
+
+    Args:
+        place: where in the study it stands.
+    """
     first = group[0]
     is_network = first.kind in NETWORK_KINDS
     if is_network:
@@ -148,7 +161,7 @@ def _run_group(
     else:
         relatives = [cell for cell in with_needs(known) if cell.group_key == first.group_key]
         group, folder, was_begun = context.results.claim_work(group, relatives)
-    say(f"--- {describe(group)}{' (resuming)' if was_begun else ''}")
+    say(f"--- {place}: {describe(group)}{' (resuming)' if was_begun else ''}")
     start = time.monotonic()
     try:
         found = KINDS[first.kind](context, group, folder)

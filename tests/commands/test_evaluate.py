@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -77,7 +78,23 @@ def test_every_protocol_ends_in_one_table(run: Path, capsys: pytest.CaptureFixtu
         *[("random-init", layer, "linear") for layer in ("conv1", "conv2") * 2],
     ]
     assert all(0 <= cell["accuracy"] <= 100 for cell in results["cells"])
-    assert render(results) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert render(results) in printed
+    titles = [line for line in printed.splitlines() if re.match(r"\d+ of \d+: ", line)]
+    assert [line.partition(": ")[2] for line in titles] == [
+        "heads on frozen features of conv1 conv2",
+        "heads on an untrained network (running statistics), conv1 conv2",
+        "heads on an untrained network (batch statistics), conv1 conv2",
+        *[f"fine-tuning up to {layer}, with a {head} head" for layer, head in heads],
+        "supervised training of a whole network, from scratch",
+        "nearest neighbours on frozen features of conv1 conv2",
+        "nearest neighbours on an untrained network (running statistics), conv1 conv2",
+        "nearest neighbours on an untrained network (batch statistics), conv1 conv2",
+        "linear probes on frozen features of conv1 conv2",
+        "linear probes on an untrained network (running statistics), conv1 conv2",
+        "linear probes on an untrained network (batch statistics), conv1 conv2",
+    ]
+    assert [line.partition(":")[0] for line in titles] == [f"{n} of 14" for n in range(1, 15)]
 
 
 def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:

@@ -71,6 +71,10 @@ def test_everything_is_drawn_into_the_run_folder(run: Path, capsys: pytest.Captu
     assert sorted(line for line in printed if line.endswith((".png", ".svg"))) == [
         str(path) for path in files
     ]
+    # Each picture is announced before its files.
+    announced = [line for line in printed if " of 9: " in line]
+    assert announced == [f"{number} of 9: {name}" for number, name in enumerate(PICTURES, 1)]
+    assert printed.index("1 of 9: overview") + 1 == printed.index(str(run / "figures" / "overview.png"))
     for path in (run / "figures").glob("*.png"):
         with Image.open(path) as image:
             image.load()

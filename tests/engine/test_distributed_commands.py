@@ -118,7 +118,7 @@ def test_a_study_in_several_processes_has_the_cells_of_one(tmp_path: Path) -> No
     assert out.count("report: ") == 1
     assert (tmp_path / "two" / "RESULTS.md").exists()
     begun = [line for line in (out + other_out).splitlines() if "--- " in line]
-    assert len(begun) == len({line.partition("--- ")[2] for line in begun}) == STUDY_CELLS
+    assert len(begun) == len({line.partition(" left: ")[2] for line in begun}) == STUDY_CELLS
     assert all(line.startswith("[process 1] ") for line in other_out.splitlines())
     assert "--- " in other_out
 

@@ -244,7 +244,11 @@ def test_reports_are_drawn_whatever_a_notebook_says_of_matplotlib(backend: str, 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": backend}
     command = [sys.executable, "-m", "rotnet_fast.report", str(study)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    told, _, _ = done.stderr.partition("\nnext:")
+    first, *others = told.splitlines()
+    assert (done.returncode, first) == (0, f"reading {study} ...")
+    assert others
+    assert all(line.startswith(f"writing {study}") for line in others)
     assert (study / "figures" / "table1.png").exists()
 
 

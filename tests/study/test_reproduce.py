@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from rotnet_fast import reproduce
-from rotnet_fast.reproduce import ReproduceConfig, duration, main
+from rotnet_fast.plain import duration
+from rotnet_fast.protocols.result import format_table
+from rotnet_fast.reproduce import ReproduceConfig, main
 
 QUICK = ["--dataset", "digits", "--preset", "quickstart", "--scale", "0.05", "--limit-test", "40"]
 FEW = ["--only", "table3/supervised", "table3/random-conv-running", "table3/rotnet-conv", "table1/3-conv1"]
@@ -83,7 +85,9 @@ def test_two_processes_share_the_cells(undisturbed: dict[str, Any], tmp_path: Pa
     assert [process.returncode for process in processes] == [0, 0], outputs
     counts = [int(re.findall(r"computed (\d+) cells", text)[0]) for text, _ in outputs]
     assert sum(counts) == FEW_CELLS
-    started = [line for text, _ in outputs for line in text.splitlines() if line.startswith("--- ")]
+    lines = [line for text, _ in outputs for line in text.splitlines() if line.startswith("--- ")]
+    assert all(re.match(rf"--- cell \d of {FEW_CELLS}, about \d+ s left: \w", line) for line in lines)
+    started = [line.partition(" left: ")[2] for line in lines]
     assert len(started) == len(set(started))
     assert found(output) == undisturbed
 
@@ -120,6 +124,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert "76 cells, 76 to compute, in about" in text
     assert re.search(r"pretext, 4 blocks, eight, seed 0 +extras +1 +\d+ (s|min)", text)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_a_plan_is_narrower_than_the_terminal(columns: int) -> None:
+    group = "conv1 nonlinear, conv2 nonlinear, conv3 nonlinear on pretext, 3 blocks, 0-90-180-270, seed 0"
+    items = "table1, table2, table3, figure5a, figure5b"
+    rows = [[group, items, "12", "3 h 20 min"], ["pixels", "extras", "1", "finished"]]
+    fitted = reproduce.fit_plan(rows, columns)
+    lines = format_table(["group", "for", "cells", "estimate"], fitted, numeric=(2, 3)).splitlines()
+    assert max(map(len, lines)) < columns
+    joined = [" ".join(" ".join(column).split()) for column in zip(*fitted, strict=True)]
+    assert joined == [f"{group} pixels", f"{items} extras", "12 1", "3 h 20 min finished"]
 
 
 def test_estimates_come_from_finished_cells(
@@ -178,7 +194,16 @@ def test_results_of_every_scale_have_a_folder_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (7200, "2.0 h")]
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5900, "98 min"),
+        (7200, "2 h"),
+        (24000, "6 h 40 min"),
+        (40000, "11 h"),
+    ],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text

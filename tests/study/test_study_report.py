@@ -411,7 +411,9 @@ def test_the_command_writes_the_report_and_the_readmes_table(
     folder = copy_study(one_seed, tmp_path / "study")
     (tmp_path / "README.md").write_text(README)
     main([str(folder), "--readme", str(tmp_path / "README.md")])
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert told.splitlines()[0] == f"reading {folder} ..."
+    assert f"writing {folder / 'index.html'}" in told.splitlines()
     assert str(folder / "RESULTS.md") in printed
     assert str(folder / "index.html") in printed
     text = (tmp_path / "README.md").read_text()

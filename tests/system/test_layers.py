@@ -24,6 +24,7 @@ LAYERS = {
     "rotnet_fast.config": 0,
     "rotnet_fast.paper": 0,
     "rotnet_fast.presets": 0,
+    "rotnet_fast.progress": 0,
     "rotnet_fast.settings": 0,
     "rotnet_fast.verdict": 0,
     "rotnet_fast._core": 0,

@@ -38,8 +38,15 @@ if TYPE_CHECKING:
 TEST_ACCURACY = "test accuracy in %"
 
 
-def draw_figures(study: Study, folder: Path) -> dict[str, tuple[Path, Path]]:
+def draw_figures(
+    study: Study, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> dict[str, tuple[Path, Path]]:
     """Draw each figure that has anything to show, as PNG and SVG.
+
+    Args:
+        study: the study.
+        folder: where to write.
+        say: is told of each file before it is drawn.
 
     Returns:
         Name -> its two files.
@@ -59,6 +66,7 @@ def draw_figures(study: Study, folder: Path) -> dict[str, tuple[Path, Path]]:
                 f"computes this again"
             ) from error
         if figure is not None:
+            say(f"writing {folder / name}.png and .svg")
             png, svg = save(figure, folder / name)
             written[name] = (png, svg)
     return written

@@ -6,6 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,8 +32,12 @@ BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 """Lines of a README between which the table of a study stands."""
 
 
-def write_report(folder: Path) -> list[Path]:
+def write_report(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[Path]:
     """Write the report of the study in a folder; the study may be incomplete.
+
+    Args:
+        folder: results folder of the study.
+        say: is told of each file before it is written.
 
     Returns:
         The files written.
@@ -43,11 +48,11 @@ def write_report(folder: Path) -> list[Path]:
     """
     folder = resolve_path(folder)
     with Results(folder).waiting_lock("report"):  # one writer at a time
-        return _write(load_study(folder), folder)
+        return _write(load_study(folder), folder, say)
 
 
-def _write(study: Study, folder: Path) -> list[Path]:
-    drawn = draw_figures(study, folder / "figures")
+def _write(study: Study, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    drawn = draw_figures(study, folder / "figures", say)
     document = make_document(study, frozenset(drawn))
     pictures = {name: data_uri(svg.read_bytes(), png.read_bytes()) for name, (png, svg) in drawn.items()}
     texts = {
@@ -55,6 +60,7 @@ def _write(study: Study, folder: Path) -> list[Path]:
         folder / "index.html": render_html(document, pictures),
     }
     for path, text in texts.items():
+        say(f"writing {path}")
         write_atomically(path, text.encode())
     return [*texts, *(path for paths in drawn.values() for path in paths)]
 
