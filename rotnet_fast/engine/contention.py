@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+from rotnet_fast.plain import counted
+
 WINDOW_SECONDS = 20.0
 """Time of training steps over which waiting is measured."""
 
@@ -92,6 +94,6 @@ class Contention:
             return "close them"
         fewer = max(1, self._threads // 2)
         return (
-            f"close them, or stop, and resume with OMP_NUM_THREADS={fewer} in place of the "
-            f"{self._threads} threads: fewer threads wait less for each other"
+            f"close them, or stop, and resume with OMP_NUM_THREADS={fewer} in place of "
+            f"{counted(self._threads, 'thread')}: fewer threads wait less for each other"
         )

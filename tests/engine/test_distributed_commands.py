@@ -92,7 +92,7 @@ def test_a_failing_unit_of_an_evaluation_is_reported_by_its_process(pretrained: 
     (broken / "last.pt").write_bytes(b"damaged")
     (code, out, err), other = on_ranks(2, run_named, "evaluate", arguments)
     assert (code, err) == (4, "")
-    assert "frozen:" in out
+    assert "1 of 3: heads on frozen features of conv2" in out
     assert other[0] == 4
     assert "has 1 checkpoint, but none that is usable" in other[2]
     assert not (tmp_path / "output" / "results.json").exists()
