@@ -18,7 +18,9 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.estimate import multiply_adds
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
+from rotnet_fast.study.run import grouped
 from rotnet_fast.study.settings import TRAININGS, StudyPreset, StudySettings, limit_at_scale, study_settings
 
 PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
@@ -187,7 +189,45 @@ def test_presets_have_their_lengths(
 
 
 def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
-    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
+    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"} | {"demo"}
+
+
+DIGITS = replace(
+    cifar10_data(), name="digits", train_images=1437, test_images=360, smallest_class=138, image_size=16
+)
+
+
+def test_the_demo_has_every_table_and_figure_and_is_short() -> None:
+    settings = study_settings("demo", 1.0, DIGITS, "fp32")
+    found = entries(settings=settings)
+    assert {entry.item for entry in found} == set(ITEMS)
+    cells = list(with_needs(cells_in_order(found)))
+    # The 200 billion of a second on two cores of an AMD EPYC make four minutes; drawing takes the rest of five.
+    assert sum(multiply_adds(group, settings) for group in grouped(cells)) < 240 * 200e9
+    assert not settings.is_smoke_test
+
+
+def test_everything_that_needs_labels_sees_those_of_the_study() -> None:
+    settings = study_settings("demo", 1.0, DIGITS, "fp32")
+    count = settings.images_per_class
+    assert count is not None
+    for entry in entries(settings=settings):
+        for cell in entry.cells:
+            if ("batch_size" in cell.settings and cell.kind != "pretext") or cell.kind == "classical":
+                expected = count if entry.item != "figure5b" else int(entry.x or 0)
+                if entry.name.partition("-")[0] in ("faithful", "no") and entry.item == "ablations":
+                    continue
+                assert cell.settings["images_per_class"] == (None if expected == 138 else expected), entry
+    # Without a limit, cells are those of a study that knows none, so that finished results are found.
+    for entry in entries("table3", "extras"):
+        assert entry.cells[0].settings.get("images_per_class") is None
+
+
+def test_a_study_of_too_few_steps_to_learn_is_a_smoke_test() -> None:
+    tiny = replace(DIGITS, train_images=80, smallest_class=8)
+    assert study_settings("quickstart", 0.05, tiny, "fp32").is_smoke_test
+    assert not study_settings("quickstart", 1.0, DIGITS, "fp32").is_smoke_test
+    assert not study_settings("cpu", 1.0, replace(cifar10_data(), train_images=10_000), "fp32").is_smoke_test
 
 
 @pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"slides"}))
