@@ -97,8 +97,8 @@ class ReproduceConfig(ImageSettings):
         at_least_one(self, "seeds")
         if self.preset == "demo" and self.dataset != "digits":
             raise ArgumentError(
-                f"preset is demo, whose lengths and labels suit the digits alone, and dataset is {self.dataset}; "
-                "add --dataset digits, or choose another preset"
+                f"preset is demo, which is a study of the digits, and dataset is {self.dataset}; add "
+                "--dataset digits, or choose another preset"
             )
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ArgumentError(

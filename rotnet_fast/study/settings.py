@@ -41,7 +41,7 @@ class Trainings:
         pretext_epochs, supervised_epochs: epochs of whole networks.
         head: how heads are trained.
         batch_size: images per step of everything but the pretraining.
-        images_per_class: see `StudySettings`.
+        few_labels: see `StudySettings`.
     """
 
     recipe: PretrainConfig
@@ -49,13 +49,18 @@ class Trainings:
     supervised_epochs: int
     head: Optimisation
     batch_size: int
-    images_per_class: int | None = None
+    few_labels: tuple[int, ...] = ()
 
 
 TRAININGS: dict[StudyPreset, Trainings] = {
     # Ours: one label per class, because with all of them a head on an untrained network reaches 98.6 %, too.
     "demo": Trainings(
-        replace(PRESETS["quickstart"](), width=0.25), 8, 8, Optimisation(epochs=10), 32, images_per_class=3
+        replace(PRESETS["quickstart"](), width=0.25),
+        8,
+        8,
+        Optimisation(epochs=4),
+        32,
+        few_labels=(1, 2, 4, 10),
     ),
     "quickstart": Trainings(PRESETS["quickstart"](), 8, 8, Optimisation(epochs=10), 32),
     # Ours: six pretext epochs instead of the two of the preset, so that Figure 5a has its points.
@@ -109,8 +114,8 @@ class StudySettings:
         pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
         supervised, head: how supervised networks and heads are trained.
         batch_size: images per step of everything but the pretraining.
-        images_per_class: how many labelled images of each class everything but the pretraining sees, except
-            in Figure 5b; None for all.
+        few_labels: numbers of labels per class of Figure 5b, before all of them; everything else that is
+            trained on labels sees the first number. Empty for the paper's shares of a class, and all labels.
     """
 
     preset: StudyPreset
@@ -121,7 +126,7 @@ class StudySettings:
     supervised: Optimisation
     head: Optimisation
     batch_size: int
-    images_per_class: int | None = None
+    few_labels: tuple[int, ...] = ()
 
     @property
     def snapshot_epochs(self) -> tuple[int, ...]:
@@ -143,7 +148,15 @@ class StudySettings:
 
         Increasing, the last being the size of the smallest class.
         """
+        if self.few_labels:
+            smallest = self.data.smallest_class
+            return (*(count for count in self.few_labels if count < smallest), smallest)
         return _shares(self.data.smallest_class)
+
+    @property
+    def images_per_class(self) -> int | None:
+        """Number of labels per class of everything but Figure 5b; None for all."""
+        return self.few_labels[0] if self.few_labels else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for study.json."""
@@ -161,7 +174,8 @@ class StudySettings:
             values["pretext"], preset=TRAININGS[values["preset"]].recipe.preset
         )
         trainings = {name: Optimisation(**values[name]) for name in ("supervised", "head")}
-        return cls(**{**values, **trainings, "pretext": config, "data": StudyData(**data)})
+        plain = {key: _frozen(value) for key, value in values.items()}
+        return cls(**{**plain, **trainings, "pretext": config, "data": StudyData(**data)})
 
 
 def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
@@ -210,7 +224,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         supervised=Optimisation(**base.stretched(scaled(trainings.supervised_epochs)).optimisation()),
         head=trainings.head.stretched(scaled(trainings.head.epochs)),
         batch_size=trainings.batch_size,
-        images_per_class=trainings.images_per_class,
+        few_labels=trainings.few_labels,
     )
 
 
