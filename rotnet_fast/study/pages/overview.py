@@ -74,7 +74,8 @@ def _warnings(study: Study) -> list[Block]:
     return [
         Paragraph(
             "Few labels: the pretraining sees all training images, without their labels, and everything else "
-            f"only {counted(count, 'labelled image')} of each class, except in Figure 5b."
+            f"only {counted(count, 'labelled image')} of each class, except in Figure 5b. The paper's order "
+            "of the supervised network above RotNet is that of all labels."
         )
     ]
 
