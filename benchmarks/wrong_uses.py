@@ -89,6 +89,7 @@ CASES = [
     WrongUse("reproduce --dataset folder --data-dir= --output NEW", 2, ("data-dir is empty", "pass a value")),
     WrongUse("pretrain --preset quickstart --output ''", 2, ("output is empty", "or omit it")),
     WrongUse("reproduce --only table9 --output NEW", 2, ("only holds 'table9'", "choose from table3")),
+    WrongUse("reproduce --preset demo --output NEW", 2, ("preset is demo", "add --dataset digits")),
     WrongUse("benchmark --output NEW.txt", 2, ("output is new-", "must end in .json")),
     WrongUse("doctor --fix", 2, ("--fix", "--help")),
     # Data: 3

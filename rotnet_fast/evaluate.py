@@ -281,7 +281,7 @@ def next_steps(
     else:
         steps.append(shell("visualize", network, *both, *where))
     if results["dataset"]["name"] == "digits":
-        steps.append(shell("reproduce", "--dataset", "digits", "--preset", "quickstart", "--scale", "0.05"))
+        steps.append(shell("reproduce", "--dataset", "digits", "--preset", "demo"))
     else:
         steps.append(shell("export", network))
     return steps

@@ -36,12 +36,11 @@ from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.next_steps import look_at, print_next, shell
 from rotnet_fast.plain import counted, duration
-from rotnet_fast.presets import PRESETS
 from rotnet_fast.progress import terminal_columns
 from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import ImageSettings, at_least_one
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import StudyData, StudyPreset, limit_at_scale, study_settings
+from rotnet_fast.study.settings import TRAININGS, StudyData, StudyPreset, limit_at_scale, study_settings
 from rotnet_fast.study.store import Results
 
 if TYPE_CHECKING:
@@ -55,14 +54,14 @@ class ReproduceConfig(ImageSettings):
     """Reproduce every table and figure of the method, and write the report."""
 
     examples = (
-        "--dataset digits --preset quickstart --scale 0.05",
+        "--dataset digits --preset demo",
         "--preset cpu --data-dir FOLDER --dry-run",
         "--preset paper --data-dir FOLDER --only table1 figure5b --seeds 3",
     )
 
     preset: StudyPreset = "paper"
-    """Recipe of every training: slides, paper and official are the published ones; quickstart and cpu are
-    for two cores."""
+    """Recipe of every training: slides, paper and official are the published ones; demo (of the digits, with
+    few labels), quickstart and cpu are for two cores."""
 
     scale: float = 1.0
     """Fraction of the epochs and of the training images (after --limit-train) to use, for a trial; at least
@@ -99,6 +98,11 @@ class ReproduceConfig(ImageSettings):
         if not 0 < self.scale <= 1:
             raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
         at_least_one(self, "seeds")
+        if self.preset == "demo" and self.dataset != "digits":
+            raise ArgumentError(
+                f"preset is demo, which is a study of the digits, and dataset is {self.dataset}; add "
+                "--dataset digits, or choose another preset"
+            )
         if self.time_budget is not None and not 0 < self.time_budget < math.inf:
             raise ArgumentError(
                 f"time-budget is {self.time_budget:g}; it must be a number of minutes above 0"
@@ -345,7 +349,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
 
     device = processes.device(config.device)
     precision = resolve_precision(config.precision, device)
-    image_size = PRESETS[config.preset]().image_size
+    image_size = TRAININGS[config.preset].recipe.image_size
     dataset = load_dataset(
         config.dataset,
         config.data_dir,

@@ -64,7 +64,7 @@ class Builder:
             pretext: pretraining of the frozen network; None for an untrained one of 4 blocks.
             layer, head: where it sits, and which one.
             epoch: which snapshot of the pretraining to take; None for its end.
-            images_per_class: how many labels of each class are used; None for all.
+            images_per_class: how many labels of each class are used; None for as many as the study has.
             batchnorm: see `rotnet_fast.protocols.result.BATCHNORM_MODES`; ``batch`` on a pretrained network
                 is an ablation.
             revisit, lr_factor: other values than these are ablations.
@@ -73,7 +73,7 @@ class Builder:
         settings = self._training(recipe if lr_factor is None else replace(recipe, lr_factor=lr_factor))
         settings |= {
             "snapshot": None if epoch == self.study.pretext.epochs else epoch,
-            "images_per_class": self._all_as_none(images_per_class),
+            "images_per_class": self._labels(images_per_class),
             "batchnorm": batchnorm,
             "revisit": revisit,
         }
@@ -84,23 +84,24 @@ class Builder:
     def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:
         """Request a head on conv2 that is trained together with the blocks below it."""
         recipe = replace(self.study.head, lr=lr)
-        settings = {**self._training(recipe), "layer": "conv2", "head": head}
+        settings = {**self._training(recipe), "layer": "conv2", "head": head} | self._limit()
         return StudyCell("fine-tune", settings, needs=(pretext,))
 
     def supervised(self, images_per_class: int | None = None, revisit: bool = True) -> StudyCell:
         """Request the 3-block network trained from scratch on the labels, by the pretext task's schedule."""
         settings = self._training(self.study.supervised)
-        settings |= {"images_per_class": self._all_as_none(images_per_class), "revisit": revisit}
+        settings |= {"images_per_class": self._labels(images_per_class), "revisit": revisit}
         return StudyCell("supervised", settings)
 
     def features(self, kind: str, pretext: StudyCell | None, layer: str) -> StudyCell:
         """Request kNN or a linear probe on pooled frozen features; ``pretext`` is as in :meth:`head`."""
-        settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
+        settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed} | self._limit()
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
 
     def classical(self, features: str) -> StudyCell:
         """Request hand-made features, which involve no random number."""
-        return StudyCell("classical", {"data": self.study.data.fingerprint, "features": features})
+        settings = {"data": self.study.data.fingerprint, "features": features} | self._limit()
+        return StudyCell("classical", settings)
 
     def picture(self, kind: str, *needs: StudyCell) -> StudyCell:
         """Request what a figure shows of trained networks."""
@@ -124,9 +125,15 @@ class Builder:
             "seed": self.seed,
         }
 
-    def _all_as_none(self, images_per_class: int | None) -> int | None:
-        # The size of the smallest class stands for all images, so that the cell of all labels is shared.
-        return None if images_per_class == self.study.data.smallest_class else images_per_class
+    def _labels(self, images_per_class: int | None = None) -> int | None:
+        """Return how many labels of each class a cell sees; None for all, so that their cell is shared."""
+        count = images_per_class or self.study.images_per_class
+        return None if count is None or count >= self.study.data.smallest_class else count
+
+    def _limit(self) -> dict[str, int]:
+        """Return the study's number of labels as a setting of a cell, without it if there is no limit."""
+        count = self._labels()
+        return {} if count is None else {"images_per_class": count}
 
 
 def rotation_set_name(rotations: tuple[int, ...]) -> str:

@@ -91,9 +91,9 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
         trainings = epochs * visits * (frozen + TRAINING * trained)
         return float(trainings + tests * data.test_images * (frozen + trained))
     if kind in ("knn", "linear"):
-        return float(
-            (data.train_images + data.test_images) * forward_multiply_adds(settings, 4, placements)[0]
-        )
+        labelled = values.get("images_per_class")
+        known = data.train_images if labelled is None else labelled * len(data.classes)
+        return float((known + data.test_images) * forward_multiply_adds(settings, 4, placements)[0])
     passes = {"attention": 8, "rotations": 4, "embedding": 1, "filters": 0}[kind]
     return float(passes * data.test_images * forward_multiply_adds(settings, 4)[0])
 

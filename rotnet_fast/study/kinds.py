@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.drivers import DRIVERS
-from rotnet_fast.protocols.evaluation import RELEASED, WHOLE_NETWORK, Subject
+from rotnet_fast.protocols.evaluation import RELEASED, WHOLE_NETWORK, Subject, first_of_each_class
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
 from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
@@ -30,7 +31,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     (cell,) = cells
     config = PretrainConfig.from_recipe(
         cell.settings,
-        preset=context.settings.preset,
+        preset=context.settings.pretext.preset,
         data_dir=context.data_dir,
         dataset_name=context.dataset_name,
         device=str(context.device),
@@ -107,7 +108,10 @@ def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: S
 def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
     """Fit logistic regression to hand-made features."""
     (cell,) = cells
-    return {cell.key: _classified(classical(context.dataset, cell.settings["features"]))}
+    dataset, count = context.dataset, cell.settings.get("images_per_class")
+    if count is not None:
+        dataset = replace(dataset, train=first_of_each_class(dataset.train, count))
+    return {cell.key: _classified(classical(dataset, cell.settings["features"]))}
 
 
 def _classified(outcome: Outcome) -> dict[str, Any]:

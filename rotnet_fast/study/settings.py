@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from rotnet_fast.settings import Optimisation
 SNAPSHOT_SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Points of Figure 5a as shares of the pretraining, after the first one, which is one epoch."""
 
-StudyPreset = Literal["quickstart", "cpu", "slides", "paper", "official"]
+StudyPreset = Literal["demo", "quickstart", "cpu", "slides", "paper", "official"]
 """Presets that cover everything a study trains; speedrun covers pretraining alone."""
 
 MINIMUM_EPOCHS = 6
@@ -27,31 +28,49 @@ MINIMUM_EPOCHS = 6
 
 MINIMUM_IMAGES_PER_CLASS = 8
 
+SMOKE_TEST_STEPS = 100
+"""Steps of pretraining below which a study shows that everything works, and no more."""
+
 
 @dataclass(frozen=True)
 class Trainings:
     """How a preset trains all networks and heads of a study; only the pretext task's length may differ.
 
     Attributes:
-        pretext_epochs, supervised_epochs: epochs of whole networks, which follow the preset's schedule.
+        recipe: the pretraining, whose width and schedule supervised networks have, too.
+        pretext_epochs, supervised_epochs: epochs of whole networks.
         head: how heads are trained.
         batch_size: images per step of everything but the pretraining.
+        few_labels: see `StudySettings`.
     """
 
+    recipe: PretrainConfig
     pretext_epochs: int
     supervised_epochs: int
     head: Optimisation
     batch_size: int
+    few_labels: tuple[int, ...] = ()
 
 
 TRAININGS: dict[StudyPreset, Trainings] = {
-    "quickstart": Trainings(8, 8, Optimisation(epochs=10), 32),
+    # Ours: one label per class, because with all of them a head on an untrained network reaches 98.6 %, too.
+    "demo": Trainings(
+        replace(PRESETS["quickstart"](), width=0.25),
+        8,
+        8,
+        Optimisation(epochs=4),
+        32,
+        few_labels=(1, 2, 4, 10),
+    ),
+    "quickstart": Trainings(PRESETS["quickstart"](), 8, 8, Optimisation(epochs=10), 32),
     # Ours: six pretext epochs instead of the two of the preset, so that Figure 5a has its points.
-    "cpu": Trainings(6, 6, Optimisation(epochs=6), 32),
+    "cpu": Trainings(PRESETS["cpu"](), 6, 6, Optimisation(epochs=6), 32),
     # The slides train the classifier on frozen conv2 like the pretext task.
-    "slides": Trainings(100, 100, Optimisation(**PRESETS["slides"]().optimisation()), 128),
-    "paper": Trainings(100, 100, Optimisation(), 128),
-    "official": Trainings(200, 200, Optimisation(), 128),
+    "slides": Trainings(
+        PRESETS["slides"](), 100, 100, Optimisation(**PRESETS["slides"]().optimisation()), 128
+    ),
+    "paper": Trainings(PRESETS["paper"](), 100, 100, Optimisation(), 128),
+    "official": Trainings(PRESETS["official"](), 200, 200, Optimisation(), 128),
 }
 """Preset -> its trainings. Source: protocol of the released code; the paper trains heads for 100 epochs."""
 
@@ -95,6 +114,8 @@ class StudySettings:
         pretext: the pretraining of Table 3; other cells change blocks, rotations and seed.
         supervised, head: how supervised networks and heads are trained.
         batch_size: images per step of everything but the pretraining.
+        few_labels: numbers of labels per class of Figure 5b, before all of them; everything else that is
+            trained on labels sees the first number. Empty for the paper's shares of a class, and all labels.
     """
 
     preset: StudyPreset
@@ -105,6 +126,7 @@ class StudySettings:
     supervised: Optimisation
     head: Optimisation
     batch_size: int
+    few_labels: tuple[int, ...] = ()
 
     @property
     def snapshot_epochs(self) -> tuple[int, ...]:
@@ -115,12 +137,26 @@ class StudySettings:
         return tuple(epochs)
 
     @property
+    def is_smoke_test(self) -> bool:
+        """Whether the pretraining is so short that all accuracies mean nothing."""
+        steps = math.ceil(self.data.train_images / self.pretext.batch_size) * self.pretext.epochs
+        return steps < SMOKE_TEST_STEPS
+
+    @property
     def labels_per_class(self) -> tuple[int, ...]:
         """Figure 5b's numbers of labels; of a smaller class than CIFAR-10's, the same shares of it.
 
         Increasing, the last being the size of the smallest class.
         """
+        if self.few_labels:
+            smallest = self.data.smallest_class
+            return (*(count for count in self.few_labels if count < smallest), smallest)
         return _shares(self.data.smallest_class)
+
+    @property
+    def images_per_class(self) -> int | None:
+        """Number of labels per class of everything but Figure 5b; None for all."""
+        return self.few_labels[0] if self.few_labels else None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for study.json."""
@@ -134,9 +170,12 @@ class StudySettings:
             KeyError, TypeError: another version wrote them.
         """
         data = {key: _frozen(value) for key, value in values["data"].items()}
-        config = PretrainConfig.from_recipe(values["pretext"], preset=values["preset"])
+        config = PretrainConfig.from_recipe(
+            values["pretext"], preset=TRAININGS[values["preset"]].recipe.preset
+        )
         trainings = {name: Optimisation(**values[name]) for name in ("supervised", "head")}
-        return cls(**{**values, **trainings, "pretext": config, "data": StudyData(**data)})
+        plain = {key: _frozen(value) for key, value in values.items()}
+        return cls(**{**plain, **trainings, "pretext": config, "data": StudyData(**data)})
 
 
 def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision: str) -> StudySettings:
@@ -161,7 +200,7 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
     if smallest_batch(data.train_images, trainings.batch_size) == 1:
         remedy = f"use one fewer with --limit-train {data.train_images - 1}"
         raise batches_of_one(data.train_images, trainings.batch_size, remedy=remedy)
-    base = PRESETS[preset]()
+    base = trainings.recipe
 
     def scaled(epochs: int) -> int:
         return max(1, round(epochs * scale))
@@ -169,7 +208,6 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
     epochs = max(MINIMUM_EPOCHS, round(trainings.pretext_epochs * scale))
     config = replace(
         base.stretched(epochs),
-        preset=preset,
         dataset=data.name,  # type: ignore[arg-type]
         image_size=data.image_size,
         limit_train=data.limit_train,
@@ -182,10 +220,11 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
         scale=scale,
         data=data,
         precision=precision,
-        pretext=PretrainConfig.from_recipe(config.recipe(), preset=preset),
+        pretext=PretrainConfig.from_recipe(config.recipe(), preset=base.preset),
         supervised=Optimisation(**base.stretched(scaled(trainings.supervised_epochs)).optimisation()),
         head=trainings.head.stretched(scaled(trainings.head.epochs)),
         batch_size=trainings.batch_size,
+        few_labels=trainings.few_labels,
     )
 
 

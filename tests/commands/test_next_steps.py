@@ -138,7 +138,7 @@ def test_a_session_on_the_digits_can_follow_the_steps_alone(capsys: pytest.Captu
     assert commands.count("evaluate") == 2
     assert commands.count("visualize") == 2  # all pictures, and both networks beside each other
     assert any(step.endswith("--output 'runs/my run/evaluate-001'") for step in done)
-    assert "python -m rotnet_fast.reproduce --dataset digits --preset quickstart --scale 0.05" in done
+    assert "python -m rotnet_fast.reproduce --dataset digits --preset demo" in done
     assert "python -m http.server --bind 127.0.0.1 --directory 'runs/my run/figures'" in done
 
 

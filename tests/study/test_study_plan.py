@@ -18,7 +18,9 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
+from rotnet_fast.study.estimate import multiply_adds
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
+from rotnet_fast.study.run import grouped
 from rotnet_fast.study.settings import TRAININGS, StudyPreset, StudySettings, limit_at_scale, study_settings
 
 PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
@@ -187,7 +189,64 @@ def test_presets_have_their_lengths(
 
 
 def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
-    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"}
+    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"} | {"demo"}
+
+
+DIGITS = replace(
+    cifar10_data(), name="digits", train_images=1437, test_images=360, smallest_class=138, image_size=16
+)
+DEMO = study_settings("demo", 1.0, DIGITS, "fp32")
+QUICKSTART = study_settings("quickstart", 1.0, DIGITS, "fp32")
+
+
+def test_the_demo_has_every_table_and_figure_and_is_short() -> None:
+    found = entries(settings=DEMO)
+    assert {entry.item for entry in found} == set(ITEMS)
+    assert not DEMO.is_smoke_test
+    cells = list(with_needs(cells_in_order(found)))
+    work = sum(multiply_adds(group, DEMO) for group in grouped(cells))
+    # Of the quickstart's pretraining, which takes 13 seconds on two idle cores of an AMD EPYC.
+    (pretext,) = entries("extras/rotation-accuracy-0-90-180-270", settings=QUICKSTART)
+    assert work < 5 * multiply_adds(pretext.cells, QUICKSTART)
+
+
+def test_all_but_the_pretraining_sees_the_labels_of_the_study() -> None:
+    assert (DEMO.images_per_class, DEMO.labels_per_class) == (1, (1, 2, 4, 10, 138))
+    seen = {
+        f"{entry.item}/{entry.name}": entry.cells[0].settings.get("images_per_class")
+        for entry in entries(settings=DEMO)
+        if entry.value and entry.cells[0].kind != "pretext"
+    }
+    others = {"ablations/faithful-2": 2, "ablations/no-revisiting-2": 2}
+    for count in (2, 4, 10):
+        others |= {f"figure5b/rotnet-{count}": count, f"figure5b/supervised-{count}": count}
+    assert {name: count for name, count in seen.items() if count != 1} == {
+        **others,
+        "figure5b/rotnet-138": None,
+        "figure5b/supervised-138": None,
+    }
+
+
+def test_a_study_of_all_labels_has_the_cells_of_one_that_knows_no_limit() -> None:
+    for entry in entries("table3", "extras", "table1"):
+        assert entry.cells[0].settings.get("images_per_class") is None
+    assert "images_per_class" not in entries("table3/pixels")[0].cells[0].settings
+
+
+def test_few_labels_are_fewer_than_a_class_has() -> None:
+    small = study_settings("demo", 1.0, replace(DIGITS, smallest_class=8), "fp32")
+    assert small.labels_per_class == (1, 2, 4, 8)
+
+
+def test_a_study_of_few_labels_survives_json() -> None:
+    assert StudySettings.from_json(json.loads(json.dumps(DEMO.to_json()))) == DEMO
+
+
+def test_a_study_of_too_few_steps_to_learn_is_a_smoke_test() -> None:
+    tiny = replace(DIGITS, train_images=80, smallest_class=8)
+    assert study_settings("quickstart", 0.05, tiny, "fp32").is_smoke_test
+    assert not QUICKSTART.is_smoke_test
+    assert not study_settings("cpu", 1.0, replace(cifar10_data(), train_images=10_000), "fp32").is_smoke_test
 
 
 @pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"slides"}))

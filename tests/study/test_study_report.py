@@ -191,8 +191,30 @@ def test_the_smallest_study_has_all_its_numbers(tmp_path: Path) -> None:
     write_report(folder)
     assert "| not run" not in markdown(folder)
     assert "RotNet &gt; supervised with 1, 2 and 3 labels per class" in markdown(folder)
+    for text in (markdown(folder), page(folder)):
+        before, _, after = text.partition("A smoke test: so short that its accuracies mean nothing.")
+        assert "ordering" in after
+        assert "ordering" not in before.partition("<body")[2]  # it stands above all numbers
     for number in load_study(folder).numbers.values():
         assert f"{number.mean:.2f}" in page(folder)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_study_of_few_labels_says_so_first_and_is_no_smoke_test(tmp_path: Path) -> None:
+    data = replace(
+        settings_of("digits", "digits").data, train_images=1437, test_images=360, smallest_class=138
+    )
+    folder = write_study(tmp_path / "study", study_settings("demo", 1.0, data, "fp32"), seeds=1)
+    write_report(folder)
+    for text in (markdown(folder), page(folder)):
+        assert "smoke test" not in text
+        assert "only 1 labelled image of each class, except in Figure 5b" in text.partition("ordering")[0]
+    assert "| labels | 1 of each class, except in Figure 5b |" in markdown(folder)
+
+
+def test_a_study_of_all_labels_says_nothing_of_few(complete: Path) -> None:
+    assert "| labels | all |" in markdown(complete)
+    assert "Few labels" not in markdown(complete)
 
 
 @pytest.mark.usefixtures("quick")

@@ -22,12 +22,15 @@ from rotnet_fast.study.pages.document import (
     plain,
 )
 from rotnet_fast.study.pages.tables import data_set, main_rows
+from rotnet_fast.study.settings import StudySettings
 from rotnet_fast.study.summary import Study
 
 REFERENCE = (
     "Gidaris, Singh, Komodakis, Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018"
 )
 
+
+SMOKE_TEST = "A smoke test: so short that its accuracies mean nothing."
 
 SCHEDULES = (
     "In the tables below, the epochs of a number are those of the trainings behind it, in order: first the "
@@ -54,10 +57,27 @@ def lead(study: Study, verdicts: tuple[Block, ...], pictures: Row) -> tuple[Bloc
             f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
             f"{state(study)}."
         ),
+        *_warnings(study),
         *([pictures] if pictures.figures else []),
         *verdicts,
         Paragraph(meaning(study)),
     )
+
+
+def _warnings(study: Study) -> list[Block]:
+    """Say what a reader must know before any number: that it means nothing, or comes from few labels."""
+    if study.settings.is_smoke_test:
+        return [Paragraph(SMOKE_TEST)]
+    count = study.settings.images_per_class
+    if count is None:
+        return []
+    return [
+        Paragraph(
+            "Few labels: the pretraining sees all training images, without their labels, and everything else "
+            f"only {counted(count, 'labelled image')} of each class, except in Figure 5b. The paper's order "
+            "of the supervised network above RotNet is that of all labels."
+        )
+    ]
 
 
 FIRST = ("table3", "figure5a", "figure5b", "table1", "table2", "features", "figure3", "figure4")
@@ -126,6 +146,7 @@ def what_was_run(study: Study) -> Section:
         ("supervised", f"{_recipe(settings.supervised)}, {settings.batch_size} a step"),
         ("heads", f"{_recipe(settings.head)}, {settings.batch_size} a step"),
         ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
+        ("labels", _labels(settings)),
         ("seeds", ", ".join(map(str, range(study.seeds)))),
         ("standard error of the test set", _test_errors(study)),
     ]
@@ -185,6 +206,11 @@ def how_to_regenerate(study: Study) -> Section:
 def _images(study: Study) -> str:
     data = study.settings.data
     return f"{data.train_images:,} training and {counted(data.test_images, 'test image')}"
+
+
+def _labels(settings: StudySettings) -> str:
+    count = settings.images_per_class
+    return "all" if count is None else f"{count} of each class, except in Figure 5b"
 
 
 def _crop(pad: int) -> str:
