@@ -11,6 +11,7 @@ import pytest
 from study_tools import tiny_context
 from synthetic_study import DETAILS
 
+from rotnet_fast.data.datasets import Split
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import (
@@ -65,6 +66,28 @@ def test_every_kind_of_training_gives_a_confusion_of_all_test_images(context: Co
     for found in results(context, *wishes, "ablations/no-revisiting-1"):
         assert sum(map(sum, found["confusion"])) == 12
         assert [sum(row) for row in found["confusion"]] == [3] * 4
+
+
+def test_a_study_of_few_labels_sees_no_other_labelled_images(context: Context, tmp_path: Path) -> None:
+    wishes = (
+        "table3/supervised",
+        "table3/random-conv-running",
+        "table3/pixels",
+        "extras/knn-random-conv2",
+        "extras/linear-random-conv2",
+    )
+    settings = replace(context.settings, few_labels=(2, 4))
+    train = context.dataset.train
+    images = train.images.clone()
+    images[2 * 4 :] = 0  # of four classes, which take turns
+    blackened = replace(context.dataset, train=Split(images, train.labels))
+    few = replace(context, settings=settings)
+    other = replace(tiny_context(tmp_path / "other"), settings=settings, dataset=blackened)
+    for study in (few, other):
+        assert compute(study, *wishes).failed == {}
+    assert results(few, *wishes) == results(other, *wishes)
+    compute(context, "table3/pixels")  # with all labels
+    assert results(few, "table3/pixels") != results(context, "table3/pixels")
 
 
 def test_figure_5a_reads_its_rotation_accuracies_from_one_pretraining(context: Context) -> None:
