@@ -361,7 +361,7 @@ def train(run: Run) -> str:
     return ", ".join([f"rotation {run.read('pretrain')['rotation_accuracy']:.2f} %", *accuracies(run)])
 
 
-CONV = ("--layers", "conv2", "--heads", "conv")
+CONV = ("--layers", "conv2", "--heads", "conv", "--no-random-init")
 SUPERVISED = ("--no-frozen", "--supervised")
 TINY_TRAINING = ("--width", 0.1, "--epochs", 2, "--batch-size", 16, "--limit-train", 48, "--limit-test", 20)
 
@@ -435,7 +435,7 @@ def head(run: Run) -> str:
     """The non-linear head, and fine-tuning of both."""
     require_pretraining(run)
     try:
-        evaluated(run, "nonlinear", "--layers", "conv2", "--heads", "nonlinear")
+        evaluated(run, "nonlinear", "--layers", "conv2", "--heads", "nonlinear", "--no-random-init")
         evaluated(run, "fine-tuned", "--layers", "conv2", "--no-frozen", "--fine-tune")
     finally:
         keep(run, "nonlinear", "fine-tuned")

@@ -121,6 +121,7 @@ class SpeedrunConfig(Settings):
             checkpoint=run,
             layers=("conv2",),
             heads=("conv",),
+            random_init=False,
             epochs=max(1, round(self.epochs_scale * _HEAD_EPOCHS)),
             seed=seed,
             device=self.device,

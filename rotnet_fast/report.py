@@ -59,8 +59,8 @@ def report(arguments: Sequence[str]) -> Path:
     if options.readme is not None and (len(studies), len(options.folders)) != (1, 1):
         raise ArgumentError("readme takes the numbers of one study; give one folder of rotnet_fast.reproduce")
     for folder in studies:
-        _say(f"reading {folder} ...")
         load_study(folder)  # first: one that is refused stays as it was
+        _say(f"writing the report of {folder} ...")
     texts = []
     for folder in options.folders:
         if folder in studies:

@@ -25,14 +25,10 @@ from rotnet_fast.protocols.knn import knn_predict
 QUALITY = 75
 """JPEG quality of the compression: the usual default of programs that write such files."""
 
-VARIANTS = {
-    "plain": "as they are",
-    "compressed": "compressed, then turned",
-    "across": "compressed with exchanged axes, then turned",
-    "turned first": "turned, then compressed",
-}
-"""Name of a variant of the test images -> what a figure calls it. The second and the third lose as much, but
-along exchanged axes; in the fourth, the axes of the loss say nothing about the rotation."""
+VARIANTS = ("plain", "compressed", "across", "turned first")
+"""Test images as they are; compressed, then turned; compressed with exchanged axes, then turned; turned, then
+compressed. The second and the third lose as much, but along exchanged axes; in the fourth, the axes of the
+loss say nothing about the rotation."""
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from rotnet_fast.data.ignored import IgnoredFiles
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import counted
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def validation_rows(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np
     most = min(len(labels) // 2, len(labels) - int((sizes > 0).sum()))
     if not 1 <= count <= most:
         raise ArgumentError(
-            f"validation is {count}; it must lie in [1, {most}], at most half of the {len(labels)} training "
-            f"images; omit it to test on the test images"
+            f"validation is {count}; it must lie in [1, {most}], at most half of "
+            f"{counted(len(labels), 'training image')}; omit it to test on the test images"
         )
     by_class = np.argsort(labels, kind="stable")
     rank = np.concatenate([np.arange(size) for size in sizes])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -285,3 +285,21 @@ def checked_out(
             "create it with torch.empty(..., memory_format=torch.channels_last)"
         )
     return buffer
+
+
+def check_apart(out: torch.Tensor, given: Mapping[str, Any]) -> None:
+    """Refuse a buffer that shares memory with an argument, even one of which the kernels only see a copy."""
+    if torch.compiler.is_compiling() or type(out) is not torch.Tensor or out.device.type == "meta":
+        return
+    for name, value in given.items():
+        if type(value) is not torch.Tensor or value.device != out.device or not value.numel() * out.numel():
+            continue
+        (begin, end), (first, last) = _extent(out), _extent(value)
+        if begin < last and first < end:
+            raise ValueError(f"out shares memory with {name}: pass a buffer of its own")
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of the first byte of a tensor and of the first one after it."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size()

@@ -10,6 +10,7 @@ import torch
 
 from rotnet_fast.ops import library as library  # registers the op
 from rotnet_fast.ops.arguments import (
+    check_apart,
     check_dtype,
     check_images,
     check_layout,
@@ -116,6 +117,8 @@ def rotate_batch(
             "rotate_batch is not an ONNX op: export what follows it, such as a backbone, which normalises "
             "uint8 images with torch's own ops"
         )
+    read: dict[str, Any] = {"rotations": rotations, "indices": indices, "sample_ids": sample_ids}
+    read |= {"seed": seed, "mean": mean, "std": std}
     degrees = check_rotations(rotations)
     warped = any(angle % 90 for angle in degrees)
     check_images(images)
@@ -146,6 +149,7 @@ def rotate_batch(
         views = torch.empty(shape, dtype=dtype, device=images.device)
     else:
         views = checked_out(out, shape, dtype, images)
+        check_apart(out, read)
     labels = torch.empty(shape[0], dtype=torch.int64, device=images.device)
     source = (images, indices, sample_ids, key, seed, epoch)
     settings = (pad, flip_prob, means, stds)

@@ -7,10 +7,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rotnet_fast.analysis.compression import VARIANTS
 from rotnet_fast.plain import counted
 from rotnet_fast.plots.bars import Bar, bars
 from rotnet_fast.verdict import wilson
+
+NAMES = {
+    "plain": "as they are",
+    "compressed": "compressed, then turned",
+    "across": "compressed with exchanged axes, then turned",
+    "turned first": "turned, then compressed",
+}
+"""Variant of the test images -> what the figure calls it."""
 
 
 def compression(result: Mapping[str, Any]) -> Figure:
@@ -18,7 +25,7 @@ def compression(result: Mapping[str, Any]) -> Figure:
     accuracy = result["rotation"]["accuracy"]
     rows = [
         Bar(name, accuracy[variant], interval=wilson(accuracy[variant], result["images"]))
-        for variant, name in VARIANTS.items()
+        for variant, name in NAMES.items()
     ]
     images = counted(result["images"], "test image")
     return bars(

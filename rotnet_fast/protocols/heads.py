@@ -79,11 +79,14 @@ class HeadsOnBackbone(nn.Module):
             )
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
-        """Find (C, H, W) of each layer by one forward pass in eval mode, which changes no statistics."""
+        """Find (C, H, W) of each layer by one forward pass in eval mode, which changes no statistics.
+
+        It takes two images: one alone has no variance where BatchNorm uses the batch's statistics.
+        """
         self.backbone.eval()
         device = next(self.backbone.parameters()).device
         with torch.no_grad():
-            maps = self.backbone.features(torch.zeros(1, *image_shape, device=device), self.layers)
+            maps = self.backbone.features(torch.zeros(2, *image_shape, device=device), self.layers)
         return {layer: (x.shape[1], x.shape[2], x.shape[3]) for layer, x in maps.items()}
 
     def train(self, mode: bool = True) -> HeadsOnBackbone:

@@ -220,20 +220,20 @@ def ablations(build: Builder) -> list[Entry]:
         entry("faithful", "Faithful: RotNet + conv", build.head(main)),
         entry(
             "train-mode-batchnorm",
-            "Frozen extractor normalises with batch statistics, in training and test",
+            "Frozen BatchNorm with batch statistics",
             build.head(main, batchnorm="batch"),
         ),
     ]
-    flips = "" if build.study.pretext.flip_prob else " (with probability 0.5; the faithful run has no flips)"
+    flips = "" if build.study.pretext.flip_prob else " (faithful: never)"
     halved = "pretext and head" if build.halving_changes_the_pretext else "head alone"
     titles = {
-        "flip-after-rotation": f"Views flipped after the rotation{flips}",
-        "one-rotation": "One random rotation per image instead of all four (a quarter of the views)",
-        "shuffled-views": "All views shuffled one by one instead of four of an image in a batch (equal work)",
-        "lr-halved": f"Learning rate halved instead of divided by five ({halved})",
+        "flip-after-rotation": f"Flipped after the rotation{flips}",
+        "one-rotation": "One random rotation an image (1/4 of the views)",
+        "shuffled-views": "All views shuffled one by one (equal work)",
+        "lr-halved": f"Rate halved, not divided by 5 ({halved})",
     }
-    titles["turned-images"] = "Images that are not upright: each turned at random, once and for all"
-    titles["resized-class"] = "One rotation's views resized, which gives them away"
+    titles["turned-images"] = "Images each turned at random, once and for all"
+    titles["resized-class"] = "One rotation's views resized"
     if build.study.head.lr_factor == 0.5:  # then it is the recipe of the faithful run
         del titles["lr-halved"]
     for ablation, title in titles.items():
@@ -251,7 +251,7 @@ def ablations(build: Builder) -> list[Entry]:
     )
     entries += [
         entry("faithful-eight", "Eight rotations, mirrored border", build.head(mirrored)),
-        entry("black-corners", "Eight rotations, black corners, which give four away", build.head(cheating)),
+        entry("black-corners", "Eight rotations, black corners", build.head(cheating)),
         Entry(
             "ablations",
             "black-corners-rotation",

@@ -159,7 +159,7 @@ def test_damaged_checkpoints_are_exit_code_4(output: Path, capsys: pytest.Captur
     assert main([*TINY, "--output", str(output)]) == 0
     for path in (output / "checkpoints").iterdir():
         path.write_bytes(b"")
-    fail([*TINY, "--output", str(output), "--resume", "auto"], 4, "all 4 checkpoints", capsys)
+    fail([*TINY, "--output", str(output), "--resume", "auto"], 4, "has 4 checkpoints, but none", capsys)
 
 
 def test_divergence_is_exit_code_5(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

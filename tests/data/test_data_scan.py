@@ -249,7 +249,7 @@ def test_one_in_a_thousand_and_at_least_one_may_be_skipped(
     bad = list(range(0, 2 * allowed, 2))
     kept = check_images(*scan_with(bad, count), "skip")
     assert kept.tolist() == [number for number in range(count) if number not in bad]
-    assert f"WARNING: {allowed} of {count} images" in (printed := capsys.readouterr().err)
+    assert f"WARNING: {allowed} of {count:,} image" in (printed := capsys.readouterr().err)
     assert printed.count(" is empty\n") == allowed
     with pytest.raises(DataError, match=f"--bad-images skip allows at most {allowed}"):
         check_images(*scan_with(list(range(allowed + 1)), count), "skip")

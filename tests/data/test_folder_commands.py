@@ -64,7 +64,7 @@ def test_images_without_labels_serve_pretraining_alone(
     assert visualize.main(["--checkpoint", "run"]) == 0
     assert "WARNING: the images have no classes; skipping confusion-classes\n" in capsys.readouterr().err
     drawn = {path.stem for path in (place / "run" / "figures").iterdir()}
-    assert drawn == {*visualize.PICTURES, "confusion-rotations"} - {"confusion"}
+    assert drawn == {*visualize.PICTURES, "confusion-rotations"} - {"confusion", "compression"}
     analyses = visualize.Analyses(visualize.VisualizeConfig(Path("run"), device="cpu"))
     for draw in visualize.PICTURES.values():
         for figure in draw(analyses).values():

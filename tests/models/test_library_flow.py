@@ -100,7 +100,7 @@ def test_published_numbers_of_nin_do_not_stand_beside_another_network(run: Path)
     results = load_results(run / "evaluate-001")
     for name in ("digits", "cifar10"):
         table = render({**results, "dataset": {**results["dataset"], "name": name}})
-        assert f"; {MODEL}; all labels, 1 epochs" in table
+        assert f"; {MODEL}; all labels, 1 epoch" in table
         assert table.splitlines()[2].split() == ["method", "layer", "head", "ours"]
 
 

@@ -158,4 +158,8 @@ def test_every_ablation_trains_and_is_tested_like_the_faithful_task(name: str) -
     assert output.sums["count"] == (16 if name in ("one-rotation", "shuffled-views") else 64)
     faithful = RotationTask.evaluate(ablated)
     assert ablated.evaluate() == faithful
-    assert set(faithful) == {"rotation_accuracy", *(f"rotation_accuracy/{d}" for d in (0, 90, 180, 270))}
+    assert set(faithful) == {
+        "loss",
+        "rotation_accuracy",
+        *(f"rotation_accuracy/{d}" for d in (0, 90, 180, 270)),
+    }

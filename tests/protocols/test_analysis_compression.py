@@ -14,8 +14,8 @@ from PIL import Image
 from rotnet_fast.analysis.compression import VARIANTS, compressed, compression
 from rotnet_fast.analysis.images import LabelledImages
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plots.compression import NAMES, finding
 from rotnet_fast.plots.compression import compression as draw
-from rotnet_fast.plots.compression import finding
 
 FOUR = (0, 90, 180, 270)
 
@@ -95,4 +95,5 @@ def test_the_figure_says_what_was_found() -> None:
     found["rotation"]["axis"] = [1.25, 0.34]
     assert finding(found) == "The axes of JPEG compression are worth 1.25 ± 0.34 points of rotation accuracy"
     texts = [text.get_text() for text in draw(found).axes[0].get_yticklabels()]
-    assert [text.replace("\n", " ") for text in texts] == list(VARIANTS.values())
+    assert [text.replace("\n", " ") for text in texts] == list(NAMES.values())
+    assert tuple(NAMES) == VARIANTS

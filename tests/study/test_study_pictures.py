@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from plot_inputs import LONG, check_legible, texts
-from synthetic_study import CLASSES, copy_study, remove_cells, settings_of, write_study
+from synthetic_study import CLASSES, copy_study, packed_correct, remove_cells, settings_of, write_study
 
 from rotnet_fast import paper
 from rotnet_fast.study.pages import findings
@@ -66,7 +66,11 @@ def of(ten: Path, **values: float | None) -> Study:
             if value is None:
                 files.pop(cell.key, None)
             else:
-                files[cell.key]["result"] = {**files[cell.key]["result"], planned.value: value}
+                result = {**files[cell.key]["result"], planned.value: value}
+                if planned.value == "accuracy":
+                    images = found.settings.data.test_images
+                    result["correct"] = packed_correct(value, images, int(cell.key[:8], 16))
+                files[cell.key]["result"] = result
     return Study(found.folder, found.settings, found.seeds, found.entries, files)
 
 
@@ -109,7 +113,7 @@ def test_other_titles_follow_the_numbers(ten: Path) -> None:
     said = findings.best_rotations(of(ten, **sets, table2__eight=20.0))
     assert said == "{90°, 270°} gives the best features: 99.0 %, 9.0 points above {0°, 180°}"
     costly = findings.costliest(of(ten, ablations__faithful=90.0, ablations__one_rotation=1.0))
-    assert costly.startswith("The costliest mistake, at 89.0 points: one random rotation per image")
+    assert costly.startswith("The costliest mistake, at 89.0 points: one random rotation an image")
     probes = {
         f"extras__{kind}_conv{block}": 10.0 * block for kind in ("knn", "linear") for block in range(1, 5)
     }

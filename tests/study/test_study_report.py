@@ -434,7 +434,7 @@ def test_the_command_writes_the_report_and_the_readmes_table(
     (tmp_path / "README.md").write_text(README)
     main([str(folder), "--readme", str(tmp_path / "README.md")])
     printed, told = capsys.readouterr()
-    assert told.splitlines()[0] == f"reading {folder} ..."
+    assert told.splitlines()[0] == f"writing the report of {folder} ..."
     assert f"writing {folder / 'index.html'}" in told.splitlines()
     assert str(folder / "RESULTS.md") in printed
     assert str(folder / "index.html") in printed

@@ -239,12 +239,7 @@ def _memory(arguments: dict[str, Any]) -> Iterator[Violation]:
     for name, tensor in given.items():
         if not is_stored(tensor):
             yield Violation(ValueError, name)
-    # Ids of another form are copied, and the copy is what must be apart.
-    read = [
-        tensor
-        for name, tensor in given.items()
-        if name == "images" or (name != "out" and tensor.dtype == torch.int64 and tensor.is_contiguous())
-    ]
+    read = [tensor for name, tensor in given.items() if name != "out"]
     if "out" in given and any(overlap(given["out"], other) for other in read):
         yield Violation(ValueError, "out")
     indices = arguments["indices"]
