@@ -27,6 +27,9 @@ def plain_torch() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+                # Casts of weights are kept until the outermost autocast ends: longer than the weights.
+                stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+                torch.set_autocast_cache_enabled(False)
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))  # only if needed, because it slows every call down
         torch.set_default_dtype(torch.float32)

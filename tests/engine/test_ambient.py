@@ -218,3 +218,17 @@ def ambient() -> tuple[object, ...]:
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
     )
+
+
+def test_weights_that_a_step_changed_are_not_taken_from_the_cache_of_an_outer_autocast() -> None:
+    layer, inputs = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        with plain_torch():
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(inputs).count_nonzero() > 0
+            with torch.no_grad():
+                layer.weight.zero_()
+                layer.bias.zero_()
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(inputs).count_nonzero() == 0
+        assert torch.is_autocast_cache_enabled()

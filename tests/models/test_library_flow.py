@@ -101,7 +101,7 @@ def test_published_numbers_of_nin_do_not_stand_beside_another_network(run: Path)
     for name in ("digits", "cifar10"):
         table = render({**results, "dataset": {**results["dataset"], "name": name}})
         assert f"; {MODEL}; all labels, 1 epoch" in table
-        assert table.splitlines()[2].split() == ["method", "layer", "head", "ours"]
+        assert table.splitlines()[2].split() == ["method", "layer", "head", "variant", "ours,", "%"]
 
 
 def test_fine_tuning_trains_what_the_layer_depends_on_and_nothing_else(run: Path) -> None:
@@ -123,9 +123,10 @@ def test_heads_go_on_any_named_module(run: Path, tmp_path: Path) -> None:
     flags = f"--layers features.1.block.0 avgpool --heads conv --epochs 1 --device cpu --output {tmp_path}/x"
     assert evaluate.main(["--checkpoint", str(run), *shlex.split(flags)]) == 0
     cells = load_results(tmp_path / "x")["cells"]
-    assert [(cell["layer"], cell["head"]) for cell in cells] == [
-        ("features.1.block.0", "conv"),
-        ("avgpool", "conv"),
+    assert [(cell["method"], cell["layer"], cell["head"]) for cell in cells] == [
+        (method, layer, "conv")
+        for method in ("frozen", "random-init")
+        for layer in ("features.1.block.0", "avgpool")
     ]
 
 
