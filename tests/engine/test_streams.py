@@ -246,7 +246,7 @@ def test_reports_are_drawn_whatever_a_notebook_says_of_matplotlib(backend: str, 
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     told, _, _ = done.stderr.partition("\nnext:")
     first, *others = told.splitlines()
-    assert (done.returncode, first) == (0, f"reading {study} ...")
+    assert (done.returncode, first) == (0, f"writing the report of {study} ...")
     assert others
     assert all(line.startswith(f"writing {study}") for line in others)
     assert (study / "figures" / "table1.png").exists()

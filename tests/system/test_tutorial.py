@@ -24,6 +24,7 @@ def shown(cell: NotebookNode) -> list[str]:
     for output in cell.outputs:
         text = output.text if output.output_type == "stream" else " ".join(sorted(output.data))
         text = re.sub(r"bf16|fp32", "FORMAT", text)
+        text = re.sub(r"threads?", "THREADS", text)
         text = re.sub(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?", "#", text)
         found.append(f"{output.get('name', '')} {re.sub(r'[ -]+', ' ', text)}")
     return found
@@ -48,7 +49,7 @@ def test_the_features_beat_those_of_an_untrained_network(which: str, request: py
         output.text for cell in cells for output in cell.outputs if output.output_type == "stream"
     )
     assert float(re.findall(r"^rotation accuracy ([\d.]+) %", text, re.MULTILINE)[0]) >= 95
-    conv = dict(re.findall(r"^(frozen|random-init) .* conv .* ([\d.]+) +-$", text, re.MULTILINE))
+    conv = dict(re.findall(r"^(frozen|random-init) .* conv .* ([\d.]+)$", text, re.MULTILINE))
     assert float(conv["frozen"]) >= float(conv["random-init"]) + 5
     assert float(re.findall(r"the same digit for ([\d.]+)%", text)[0]) >= 90
 
@@ -83,3 +84,12 @@ def test_what_differs_between_machines_is_not_compared() -> None:
 
     assert shown(cell("bf16: loss 5.1e-05,  9 images/s")) == shown(cell("fp32: loss 0.02, 10.5 images/s"))
     assert shown(cell("train loss 1")) != shown(cell("test loss 1"))
+
+
+def test_lines_that_only_a_busy_machine_prints_are_left_out() -> None:
+    busy = "WARNING: steps take 7 times as long as the processor works on them\n"
+    status = "epoch   1/8  42% ###      5/12  6 img/s\n"
+    texts = [("stderr", busy), ("stdout", f"data\n{status}epoch 1/8: loss 1\n")]
+    outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in texts]
+    (kept,) = execute_tutorial.stored(outputs)
+    assert kept.text == "data\nepoch 1/8: loss 1\n"
