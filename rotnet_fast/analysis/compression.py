@@ -25,10 +25,9 @@ from rotnet_fast.protocols.knn import knn_predict
 QUALITY = 75
 """JPEG quality of the compression: the usual default of programs that write such files."""
 
-VARIANTS = ("plain", "compressed", "across", "turned first")
-"""Test images as they are; compressed, then turned; compressed with exchanged axes, then turned; turned, then
-compressed. The second and the third lose as much, but along exchanged axes; in the fourth, the axes of the
-loss say nothing about the rotation."""
+VARIANTS = ("plain", "compressed", "both", "across", "turned first")
+"""Test images as they are; compressed, then turned; as the mean of compressed along the axes and with
+exchanged axes, so that what is lost does not tell them; with exchanged axes; and turned, then compressed."""
 
 
 @torch.no_grad()
@@ -58,8 +57,9 @@ def compression(
     Returns:
         ``images`` (N), ``quality``, and for ``rotation`` and, with labels, ``object``: ``accuracy`` (variant
         -> percent), and as pairs of a difference in points and its standard error over images,
-        ``compression`` (compressed minus plain), ``axis`` (half of compressed minus across: what the axes of
-        the compression are worth), and for rotations ``order`` (turned first minus plain).
+        ``compression`` (compressed minus plain), ``axis`` (compressed minus both: what the axes of the
+        compression are worth), ``misled`` (compressed minus across), and for rotations ``order`` (turned
+        first minus plain).
 
     Raises:
         ArgumentError: a rotation that is no multiple of 90 degrees, or images that are not square.
@@ -72,7 +72,7 @@ def compression(
     network.eval()
     turns = [degrees // 90 for degrees in rotations]
     correct: dict[str, list[torch.Tensor]] = {name: [] for name in VARIANTS}
-    features: dict[str, list[torch.Tensor]] = {name: [] for name in ("plain", "compressed", "across")}
+    features: dict[str, list[torch.Tensor]] = {name: [] for name in VARIANTS[:-1]}
     for _, batch in batches_of(images, views.batch_size):
         if batch.shape[1] != batch.shape[2]:
             size = f"{batch.shape[1]} x {batch.shape[2]}"
@@ -82,6 +82,7 @@ def compression(
             "compressed": compressed(batch, quality),
             "across": compressed(batch.transpose(1, 2), quality).transpose(1, 2),
         }
+        stored["both"] = ((stored["compressed"].int() + stored["across"] + 1) // 2).to(torch.uint8)
         for name in VARIANTS:
             hits = []
             for number, turn in enumerate(turns):
@@ -129,7 +130,8 @@ def _compared(correct: dict[str, torch.Tensor]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accuracy": {name: 100 * values.mean().item() for name, values in correct.items()},
         "compression": _difference(correct["compressed"] - correct["plain"]),
-        "axis": _difference((correct["compressed"] - correct["across"]) / 2),
+        "axis": _difference(correct["compressed"] - correct["both"]),
+        "misled": _difference(correct["compressed"] - correct["across"]),
     }
     if "turned first" in correct:
         found["order"] = _difference(correct["turned first"] - correct["plain"])

@@ -14,6 +14,7 @@ from rotnet_fast.verdict import wilson
 NAMES = {
     "plain": "as they are",
     "compressed": "compressed, then turned",
+    "both": "compressed along both axes, then turned",
     "across": "compressed with exchanged axes, then turned",
     "turned first": "turned, then compressed",
 }

@@ -50,7 +50,8 @@ def test_a_network_that_sees_the_axes_of_the_compression_gains_by_them() -> None
     assert set(accuracy) == set(VARIANTS)
     worth, error = found["rotation"]["axis"]
     assert abs(worth) > 5 * error > 0
-    assert accuracy["compressed"] - accuracy["across"] == pytest.approx(2 * worth)
+    assert accuracy["compressed"] - accuracy["both"] == pytest.approx(worth)
+    assert accuracy["compressed"] - accuracy["across"] == pytest.approx(found["rotation"]["misled"][0])
     assert accuracy["turned first"] == pytest.approx(50, abs=8)  # the axes no longer turn with the view
     assert found["rotation"]["order"][0] == pytest.approx(accuracy["turned first"] - accuracy["plain"])
 
@@ -79,7 +80,7 @@ def test_objects_are_compared_where_there_are_labels() -> None:
     found = compression(
         network, images, FOUR, fp32_views(), layer="conv2", queries=labels, bank=bank, classes=2
     )
-    assert set(found["object"]["accuracy"]) == {"plain", "compressed", "across"}
+    assert set(found["object"]["accuracy"]) == {"plain", "compressed", "both", "across"}
     assert len(found["object"]["axis"]) == 2
 
 
