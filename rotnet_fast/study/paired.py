@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,14 +49,18 @@ def paired(first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_
     seeds, images = right.shape
     by_seed = 100 * right.mean(axis=1)
     over_images = 100 * right.mean(axis=0).std() / math.sqrt(images)
-    over_seeds = statistics.stdev(by_seed.tolist()) / math.sqrt(seeds) if seeds > 1 else 0.0
-    error = math.hypot(over_images, over_seeds)
+    error = math.hypot(over_images, error_over_seeds(by_seed.tolist()))
     difference = float(by_seed.mean())
     if seeds == 1:
         p_value = mcnemar(int((right == 1).sum()), int((right == -1).sum()))
     else:
         p_value = normal_p_value(difference, error)
     return Paired(difference, error, p_value)
+
+
+def error_over_seeds(values: Collection[float]) -> float:
+    """Return the standard error of the mean of one value per seed; 0 for a single one."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

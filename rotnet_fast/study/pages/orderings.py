@@ -17,7 +17,7 @@ from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
-from rotnet_fast.study.paired import SIGNIFICANCE, Paired, normal_p_value, paired
+from rotnet_fast.study.paired import SIGNIFICANCE, Paired, error_over_seeds, normal_p_value, paired
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -203,12 +203,8 @@ def saturation(study: Study) -> Step:
         weights = ((1 - share) ** 2, 1.0, share**2)
         spread = sum(weight * variance for weight, variance in zip(weights, variances, strict=True))
         errors.append(100 * math.sqrt(spread) / (levels[-1] - levels[0]))
-    over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-    error = math.hypot(*errors, over_seeds)
-    difference = statistics.fmean(by_seed.values())
-    p_value = normal_p_value(difference, error)
     means = tuple(statistics.fmean(pair[which] or 0.0 for pair in shares) for which in (0, 1))
-    return Step(*names, (means[0], means[1]), by_seed, error, p_value, judge(difference, p_value), published)
+    return _step_of(names, (means[0], means[1]), by_seed, _unpaired(by_seed, *errors), published)
 
 
 def _share(levels: Sequence[float]) -> float | None:
@@ -237,12 +233,9 @@ def resemblances(study: Study) -> tuple[Step, ...]:
             steps.append(Step(*names, None, {}, math.nan, None, NOISE, None))  # constant maps
             continue
         by_seed = {seed: same[seed] - other[seed] for seed in found}
-        over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(by_seed)) if len(by_seed) > 1 else 0.0
-        error = math.hypot(statistics.fmean(errors.values()), over_seeds)
-        difference = statistics.fmean(by_seed.values())
-        p_value = normal_p_value(difference, error)
         means = statistics.fmean(same.values()), statistics.fmean(other.values())
-        steps.append(Step(*names, means, by_seed, error, p_value, judge(difference, p_value), None))
+        alike = _unpaired(by_seed, statistics.fmean(errors.values()))
+        steps.append(_step_of(names, means, by_seed, alike, None))
     return tuple(steps)
 
 
@@ -299,13 +292,27 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
     if all(seed in number.correct for seed in seeds for number in (higher, lower)):
         found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
     else:
-        over_seeds = statistics.stdev(by_seed.values()) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
-        error = math.hypot(*map(study.standard_error, means), over_seeds)
-        difference = statistics.fmean(by_seed.values())
-        found = Paired(difference, error, normal_p_value(difference, error))
+        found = _unpaired(by_seed, *map(study.standard_error, means))
+    return _step_of(names, (means[0], means[1]), by_seed, found, published)
+
+
+def _unpaired(by_seed: Mapping[int, float], *errors: float) -> Paired:
+    """Return the mean of a difference per seed; its standard error adds these errors and that over seeds."""
+    difference = statistics.fmean(by_seed.values())
+    error = math.hypot(*errors, error_over_seeds(by_seed.values()))
+    return Paired(difference, error, normal_p_value(difference, error))
+
+
+def _step_of(
+    names: tuple[str, str],
+    means: tuple[float, float],
+    by_seed: Mapping[int, float],
+    found: Paired,
+    published: float | None,
+) -> Step:
+    """Judge a difference."""
     verdict = judge(found.difference, found.p_value)
-    error = found.standard_error
-    return Step(*names, (means[0], means[1]), by_seed, error, found.p_value, verdict, published)
+    return Step(*names, means, by_seed, found.standard_error, found.p_value, verdict, published)
 
 
 def judge(difference: float, p_value: float) -> str:
