@@ -40,7 +40,14 @@ from rotnet_fast.progress import terminal_columns
 from rotnet_fast.protocols.result import format_table
 from rotnet_fast.settings import ImageSettings, at_least_one
 from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
-from rotnet_fast.study.settings import TRAININGS, StudyData, StudyPreset, limit_at_scale, study_settings
+from rotnet_fast.study.settings import (
+    TRAININGS,
+    Seeds,
+    StudyData,
+    StudyPreset,
+    limit_at_scale,
+    study_settings,
+)
 from rotnet_fast.study.store import Results
 
 if TYPE_CHECKING:
@@ -71,6 +78,10 @@ class ReproduceConfig(ImageSettings):
     seeds: int = 1
     """Number of seeds, 0, 1, ..., with which to repeat everything."""
 
+    headline_seeds: int | None = None
+    """Number of seeds of the numbers to read first: rotation accuracy, heads on the 4-block network, the
+    supervised and untrained networks, few labels. None: five for demo, and at least as many as --seeds."""
+
     only: tuple[str, ...] | None = None
     """Items to compute: table1 table2 table3 figure3 figure4 figure5a figure5b extras ablations, or single
     entries such as table3/rotnet-conv. None: everything."""
@@ -97,7 +108,12 @@ class ReproduceConfig(ImageSettings):
         super().validate()
         if not 0 < self.scale <= 1:
             raise ArgumentError(f"scale is {self.scale:g}; it must lie in (0, 1]")
-        at_least_one(self, "seeds")
+        at_least_one(self, "seeds", "headline_seeds")
+        if self.headline_seeds is not None and self.headline_seeds < self.seeds:
+            raise ArgumentError(
+                f"headline-seeds is {self.headline_seeds} and seeds is {self.seeds}, but the headline is "
+                f"part of everything; give --headline-seeds {self.seeds} or more, or omit it"
+            )
         if self.preset == "demo" and self.dataset != "digits":
             raise ArgumentError(
                 f"preset is demo, which is a study of the digits, and dataset is {self.dataset}; add "
@@ -115,6 +131,11 @@ class ReproduceConfig(ImageSettings):
             if wish.partition("/")[0] not in ITEMS:
                 raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(ITEMS)}")
         check_needs_gpu("graph", self.graph, self.graph == "on", self.device)
+
+    def all_seeds(self) -> Seeds:
+        """Return how often everything is repeated, and the headline."""
+        usual = TRAININGS[self.preset].headline_seeds
+        return Seeds(self.seeds, self.headline_seeds or max(self.seeds, usual))
 
     def output_folder(self) -> Path:
         """Return the folder of the study."""
@@ -164,9 +185,9 @@ def next_steps(config: ReproduceConfig, arguments: Sequence[str], is_finished: b
     steps = [look_at(page)] if page.exists() else []
     if not is_finished:
         return [again, *steps]
-    if config.seeds < MEASURED_SEEDS:
-        others = without(arguments, "--seeds", values=1)
-        steps.append(shell("reproduce", *others, "--seeds", MEASURED_SEEDS))
+    if config.all_seeds().headline < MEASURED_SEEDS:
+        others = without(arguments, "--headline-seeds", values=1)
+        steps.append(shell("reproduce", *others, "--headline-seeds", MEASURED_SEEDS))
     return [*steps, shell("report", folder)]
 
 
@@ -216,21 +237,22 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
 
     context = processes.local_main_first(lambda: make_context(config, processes))
     context = replace(context, command=command)
-    entries = make_plan(context.settings, config.seeds, config.only or ())
-    known = cells_in_order(make_plan(context.settings, config.seeds))
+    seeds = config.all_seeds()
+    entries = make_plan(context.settings, seeds, config.only or ())
+    known = cells_in_order(make_plan(context.settings, seeds))
     cells = cells_in_order(entries)
     if config.dry_run:
 
         def show() -> None:
             context.results.check(context.settings)
-            print(plan_table(context, entries, config.seeds, terminal_columns()))
+            print(plan_table(context, entries, seeds, terminal_columns()))
 
         processes.on_main(show)
         return False
 
     def begin() -> None:
         context.results.check(context.settings)  # before writing anything to a folder that is refused
-        context.results.begin(context.settings, config.seeds)
+        context.results.begin(context.settings, seeds)
 
     processes.on_main(begin)
     progress = Progress()
@@ -263,7 +285,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
                 f"time budget exhausted; {counted(len(left), 'cell')} in "
                 f"{counted(len(grouped(left)), 'group')} are left:"
             )
-            print(plan_table(context, entries, config.seeds, terminal_columns()))
+            print(plan_table(context, entries, seeds, terminal_columns()))
             print("run the same command again to resume, even within a training")
         for label, error in failures.items():
             print(f"FAILED: {label}: {error}", file=sys.stderr)
@@ -397,7 +419,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
     )
 
 
-def plan_table(context: Context, entries: Sequence[Entry], seeds: int, columns: int | None = None) -> str:
+def plan_table(context: Context, entries: Sequence[Entry], seeds: Seeds, columns: int | None = None) -> str:
     """Format the groups of cells in order of computation, with their items, estimated time and state.
 
     Args:

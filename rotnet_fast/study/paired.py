@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,7 @@ def paired(first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_
     """Compare two classifiers image by image.
 
     With one seed, the p-value is that of McNemar's exact test: of the images about which exactly one of the
-    two is right, each should be right about half. With several, the difference is divided by a standard error
-    that adds the spread over images, of the mean over the seeds, and the spread over seeds.
+    two is right, each should be right about half. With several, see :func:`over_seeds`.
 
     Args:
         first, second: for each seed, bool [N]: whether the classifier was right about each image.
@@ -47,20 +46,33 @@ def paired(first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_
     """
     right = np.stack([a.astype(np.int8) - b for a, b in zip(first, second, strict=True)])  # [S,N] in -1, 0, 1
     seeds, images = right.shape
-    by_seed = 100 * right.mean(axis=1)
     over_images = 100 * right.mean(axis=0).std() / math.sqrt(images)
-    error = math.hypot(over_images, error_over_seeds(by_seed.tolist()))
-    difference = float(by_seed.mean())
+    found = over_seeds((100 * right.mean(axis=1)).tolist(), over_images)
     if seeds == 1:
-        p_value = mcnemar(int((right == 1).sum()), int((right == -1).sum()))
-    else:
-        p_value = normal_p_value(difference, error)
-    return Paired(difference, error, p_value)
+        return replace(found, p_value=mcnemar(int((right == 1).sum()), int((right == -1).sum())))
+    return found
 
 
-def error_over_seeds(values: Collection[float]) -> float:
-    """Return the standard error of the mean of one value per seed; 0 for a single one."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def over_seeds(by_seed: Collection[float], *errors: float) -> Paired:
+    """Judge the mean of a difference that was found with each seed.
+
+    Its standard error adds the spread over seeds to errors of other origin, such as that over test images.
+    The p-value is that of Student's t with the degrees of freedom of Welch and Satterthwaite: as few as the
+    seeds allow where their spread is most of the error, many where it is little.
+
+    Args:
+        by_seed: differences, in points.
+        errors: standard errors of the mean difference that more seeds would not reduce, in points.
+    """
+    from scipy.stats import t  # here, because importing scipy.stats takes a second
+
+    n, difference = len(by_seed), statistics.fmean(by_seed)
+    spread = statistics.stdev(by_seed) / math.sqrt(n) if n > 1 else 0.0
+    error = math.hypot(spread, *errors)
+    if not error:
+        return Paired(difference, error, float(difference == 0))
+    freedom = (n - 1) * (error / spread) ** 4 if spread else math.inf
+    return Paired(difference, error, float(2 * t.sf(abs(difference) / error, freedom)))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -69,14 +81,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Args:
         only_first, only_second: number of images about which only the one or only the other is right.
     """
-    from scipy.stats import binomtest  # here, because importing scipy.stats takes a second
+    from scipy.stats import binomtest
 
     together = only_first + only_second
     return float(binomtest(only_first, together).pvalue) if together else 1.0
-
-
-def normal_p_value(difference: float, standard_error: float) -> float:
-    """Return how often a normal variable of mean 0 and this deviation lies as far from 0."""
-    if not standard_error:
-        return float(difference == 0)
-    return math.erfc(abs(difference) / standard_error / math.sqrt(2))

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rotnet_fast.errors import ArgumentError, DataError, RotnetError
 from rotnet_fast.files import ensure_folder
 from rotnet_fast.json_files import Parts, read_object
 from rotnet_fast.study.cells import RESULT_FORMAT, StudyCell
-from rotnet_fast.study.settings import StudySettings
+from rotnet_fast.study.settings import Seeds, StudySettings
 
 _CELL: Parts = {
     "key": str,
@@ -80,7 +81,7 @@ REMEDY = "delete it, and rotnet_fast.reproduce computes this cell again"
 
 def read_study(
     folder: Path, remedy: str, error: type[RotnetError] = ArgumentError
-) -> tuple[StudySettings, int]:
+) -> tuple[StudySettings, Seeds]:
     """Read the settings of the study in a folder, and how many seeds it has.
 
     Args:
@@ -92,16 +93,14 @@ def read_study(
         error: the file cannot be read, holds no study, or was written by another version.
     """
     path = folder / STUDY_FILE
-    content = read_object(path, "study", {"format": int, "settings": object, "seeds": int}, remedy, error)
+    content = read_object(path, "study", {"format": int, "settings": object, "seeds": object}, remedy, error)
     if content["format"] != RESULT_FORMAT:
         raise error(
             f"{path} has format {content['format']!r}, and this version reads {RESULT_FORMAT}; use the "
             f"version that wrote it, or run the study again with another --output"
         )
-    if content["seeds"] < 1:
-        raise error(f"{path} has seeds {content['seeds']}, but a study has 1 or more; {remedy}")
     try:
-        return StudySettings.from_json(content["settings"]), content["seeds"]
+        return StudySettings.from_json(content["settings"]), Seeds(**content["seeds"])
     except (KeyError, TypeError, ValueError, AttributeError) as reason:
         raise error(f"{path} was written by another version ({reason!r}); {remedy}") from None
 
@@ -117,7 +116,7 @@ class Results:
         self.path = path
         self._finished: set[str] = set()
 
-    def begin(self, settings: StudySettings, seeds: int) -> None:
+    def begin(self, settings: StudySettings, seeds: Seeds) -> None:
         """Record what the folder is about.
 
         Raises:
@@ -128,12 +127,13 @@ class Results:
             ensure_folder(self.path / folder)
         with self.waiting_lock("study"):
             known = self.check(settings)
-            seeds = max(seeds, known or 0)
-            content = {"format": RESULT_FORMAT, "settings": settings.to_json(), "seeds": seeds}
+            if known is not None:  # what was asked for once stays part of the study
+                seeds = Seeds(max(seeds.every, known.every), max(seeds.headline, known.headline))
+            content = {"format": RESULT_FORMAT, "settings": settings.to_json(), "seeds": asdict(seeds)}
             write_json(self.path / STUDY_FILE, content)
 
-    def read_settings(self) -> tuple[StudySettings, int] | None:
-        """Return settings and number of seeds; None for a folder that holds no study.
+    def read_settings(self) -> tuple[StudySettings, Seeds] | None:
+        """Return settings and numbers of seeds; None for a folder that holds no study.
 
         Raises:
             DataError: the settings cannot be read.
@@ -142,8 +142,8 @@ class Results:
             return None
         return read_study(self.path, "restore it, or choose another --output", DataError)
 
-    def check(self, settings: StudySettings) -> int | None:
-        """Return the number of seeds of the study in the folder; None where there is no study.
+    def check(self, settings: StudySettings) -> Seeds | None:
+        """Return the numbers of seeds of the study in the folder; None where there is no study.
 
         Raises:
             ArgumentError: the folder holds a study with other settings.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rotnet_fast.protocols.result import Cell, Circumstances
 from rotnet_fast.study.builder import Builder
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.plan import Entry, make_plan
-from rotnet_fast.study.settings import StudySettings
+from rotnet_fast.study.settings import Seeds, StudySettings
 from rotnet_fast.study.store import REMEDY, cell_path, read_cell, read_study
 from rotnet_fast.verdict import wilson
 
@@ -59,6 +59,14 @@ class Number:
         """Sample standard deviation (n - 1) over the seeds; None for fewer than two."""
         return statistics.stdev(self.by_seed.values()) if self.n > 1 else None
 
+    def of_seeds(self, seeds: Collection[int]) -> Number:
+        """Return the number with those of its values whose seed is given."""
+        return replace(
+            self,
+            by_seed={seed: value for seed, value in self.by_seed.items() if seed in seeds},
+            correct={seed: right for seed, right in self.correct.items() if seed in seeds},
+        )
+
 
 @dataclass(frozen=True)
 class Study:
@@ -67,14 +75,14 @@ class Study:
     Attributes:
         folder: folder of the results.
         settings: settings of the study.
-        seeds: largest number of seeds that was requested.
+        seeds: largest numbers of seeds that were requested.
         entries: the whole plan.
         files: key -> content of the cell's file, for every finished cell.
     """
 
     folder: Path
     settings: StudySettings
-    seeds: int
+    seeds: Seeds
     entries: tuple[Entry, ...]
     files: Mapping[str, Mapping[str, Any]]
 
@@ -153,7 +161,7 @@ class Study:
         """What the error bars of figures are."""
         one = f"95 % interval of {counted(self.settings.data.test_images, 'test image')}"
         several = "standard deviation over seeds; of a single one, "
-        return f"error bars: {'' if self.seeds == 1 else several}{one}"
+        return f"error bars: {'' if self.seeds.headline == 1 else several}{one}"
 
     def schedule(self, entry: Entry) -> str:
         """Return the epochs of the trainings behind an entry, one after another; empty where none was run."""

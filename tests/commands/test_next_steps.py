@@ -317,14 +317,14 @@ def test_a_study_can_be_planned_computed_opened_and_repeated_by_its_steps(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     study = "--preset quickstart --dataset digits --scale 0.05 --only table3/random-conv-running --device cpu"
-    assert reproduce.main([*study.split(), "--seeds", "1", "--output", "my study", "--dry-run"]) == 0
+    assert reproduce.main([*study.split(), "--headline-seeds", "1", "--output", "my study", "--dry-run"]) == 0
     (step,) = steps_in(capsys.readouterr().out)
     check(step)
     assert run(step) == 0
     steps = steps_in(capsys.readouterr().out)
     assert steps == [
         "python -m http.server --bind 127.0.0.1 --directory 'my study'",
-        f"python -m rotnet_fast.reproduce {study} --output 'my study' --seeds 3",
+        f"python -m rotnet_fast.reproduce {study} --output 'my study' --headline-seeds 3",
         "python -m rotnet_fast.report 'my study'",
     ]
     for step in steps:

@@ -34,6 +34,7 @@ from rotnet_fast.files import (
     write_atomically,
 )
 from rotnet_fast.pretrain import pretrain
+from rotnet_fast.study.settings import Seeds
 from rotnet_fast.study.store import Results
 
 REFUSED = "is a symbolic link, and nothing is written through links; replace the link by a file or folder"
@@ -257,7 +258,7 @@ def test_a_study_does_not_leave_its_folder_either(tmp_path: Path, elsewhere: Pat
         folder.mkdir()
         (folder / name).symlink_to(elsewhere)
         with pytest.raises(CannotWriteError, match=f"{folder / name} {REFUSED}"):
-            Results(folder).begin(settings=None, seeds=1)  # type: ignore[arg-type]  # never looked at
+            Results(folder).begin(settings=None, seeds=Seeds())  # type: ignore[arg-type]  # never looked at
     assert contents(elsewhere) == before
 
 

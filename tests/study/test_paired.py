@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from rotnet_fast.study.paired import mcnemar, paired
+from rotnet_fast.study.paired import mcnemar, over_seeds, paired
 
 
 def right(images: int, *wrong: int) -> np.ndarray:
@@ -66,6 +67,18 @@ def test_a_seed_that_disagrees_makes_the_difference_less_sure() -> None:
     assert steady.p_value < 1e-6
     assert scattered.p_value > 0.5
     assert paired([base] * 2, [base] * 2).p_value == 1.0
+
+
+def test_few_seeds_make_a_difference_less_sure_than_many_images() -> None:
+    scattered = over_seeds([1.0, 2.0, 3.0])
+    assert scattered.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert scattered.p_value == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
+    steady = over_seeds([2.0, 2.0, 2.0], 1.0)
+    assert steady.p_value == pytest.approx(2 * stats.norm.sf(2.0))
+    one = over_seeds([2.0], 0.6, 0.8)
+    assert (one.standard_error, one.p_value) == (pytest.approx(1.0), steady.p_value)
+    between = over_seeds([1.0, 2.0, 3.0], 1 / math.sqrt(3))  # half the variance: 2 * (1 / (1 / 2)) ** 2
+    assert between.p_value == pytest.approx(2 * stats.t.sf(2 / math.sqrt(2 / 3), 8))
 
 
 def test_other_numbers_of_seeds_are_refused() -> None:

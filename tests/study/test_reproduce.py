@@ -161,6 +161,8 @@ def test_estimates_come_from_finished_cells(
         (["--scale", "0"], "scale is 0; it must lie in (0, 1]"),
         (["--scale", "1.5"], "scale is 1.5"),
         (["--seeds", "0"], "seeds is 0"),
+        (["--headline-seeds", "0"], "headline-seeds is 0"),
+        (["--seeds", "3", "--headline-seeds", "2"], "give --headline-seeds 3 or more, or omit it"),
         (["--only", "table9"], "only holds 'table9'; choose from table3, table1"),
         (["--time-budget", "-1"], "time-budget is -1"),
         (["--limit-test", "0"], "limit-test is 0"),

@@ -9,13 +9,14 @@ from study_tools import tiny_context
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.study.plan import cells_in_order, make_plan
 from rotnet_fast.study.run import Progress, run_cells
+from rotnet_fast.study.settings import Seeds
 
 
 def test_the_card_of_a_studys_network_has_the_accuracies_of_its_cells(tmp_path: Path) -> None:
     context = tiny_context(tmp_path / "study")
-    known = cells_in_order(make_plan(context.settings, 1))
+    known = cells_in_order(make_plan(context.settings, Seeds()))
     names = ["table3/rotnet-conv", "figure5b/rotnet-1", "extras/knn-conv1", "ablations/train-mode-batchnorm"]
-    cells = cells_in_order(make_plan(context.settings, 1, names))
+    cells = cells_in_order(make_plan(context.settings, Seeds(), names))
     run_cells(context, cells, known, Progress(), say=lambda line: None)
     pretext = cells[0].needs[0]
     run = context.results.run_folder(pretext)

@@ -27,13 +27,14 @@ from rotnet_fast.study.pages.orderings import (
     spearman,
 )
 from rotnet_fast.study.plan import Entry, make_plan
+from rotnet_fast.study.settings import Seeds
 from rotnet_fast.study.summary import Number, Study
 
 
 def study_of(values: dict[str, list[float]], seeds: int = 1, name: str = "cifar10") -> Study:
     """A study in which the entries named ``item/name`` have these values, one per seed."""
     settings = settings_of(name)
-    entries = make_plan(settings, seeds)
+    entries = make_plan(settings, Seeds(seeds, seeds))
     files = {}
     for wish, by_seed in values.items():
         item, _, entry_name = wish.partition("/")
@@ -46,7 +47,7 @@ def study_of(values: dict[str, list[float]], seeds: int = 1, name: str = "cifar1
             if entry.value == "accuracy":
                 images = settings.data.test_images
                 result["correct"] = packed_correct(value, images, int(cell.key[:8], 16))
-    return Study(Path("nowhere"), settings, seeds, tuple(entries), files)
+    return Study(Path("nowhere"), settings, Seeds(seeds, seeds), tuple(entries), files)
 
 
 def number(*values: float, title: str = "", draw: int = 0) -> Number:
@@ -213,7 +214,7 @@ def test_saturation_compares_shares_of_the_rise(objects: list[float], expected: 
 
 def test_attention_has_to_resemble_more_than_by_chance_at_every_layer() -> None:
     settings = settings_of()
-    entries = make_plan(settings, 1)
+    entries = make_plan(settings, Seeds())
     entry = next(entry for entry in entries if entry.item == "figure3")
     found = {
         "layers": [["conv1", "conv1"], ["conv2", "conv2"], ["conv4", "conv3"]],

@@ -170,7 +170,7 @@ def test_error_bars_are_deviations_of_seeds_or_intervals_of_the_test_images(stud
     number = study.number("table3", "supervised")
     assert number.mean is not None
     low, high = study.interval(number) or (0.0, 0.0)
-    if study.seeds > 1:
+    if study.seeds.headline > 1:
         assert (low + high) / 2 == pytest.approx(number.mean)
         assert (high - low) / 2 == pytest.approx(number.deviation)
         assert "standard deviation over seeds" in study.error_bars

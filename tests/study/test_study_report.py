@@ -227,6 +227,19 @@ def test_one_of_two_seeds_is_one_value(tmp_path: Path, complete: Path) -> None:
     assert f"| RotNet + conv | {mean:.2f} | 1 | 91.16 |" in markdown(folder)
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_headline_may_have_more_seeds_than_the_rest(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", settings_of(), seeds=1, headline=3)
+    write_report(folder)
+    text, study = markdown(folder), load_study(folder)
+    assert "scale 1, seed 0; of the main numbers seeds 0 to 2. The study is complete." in text
+    conv, flipped = study.number("table3", "rotnet-conv"), study.number("ablations", "flip-after-rotation")
+    assert (conv.n, flipped.n) == (3, 1)
+    assert f"| RotNet + conv | {conv.mean:.2f} ± {conv.deviation:.2f} | 3 | 91.16 |" in text
+    beside = f"{flipped.mean:.2f} | 1 | {conv.by_seed[0]:.2f} | {flipped.mean - conv.by_seed[0]:+.2f} |"
+    assert beside in text.replace("\u2212", "-")  # seed 0 of both, not one seed against the mean of three
+
+
 def test_regenerating_gives_the_same_bytes(tmp_path: Path, one_seed: Path) -> None:
     copy = copy_study(one_seed, tmp_path / "elsewhere")
     again = write_report(copy)

@@ -28,11 +28,12 @@ from rotnet_fast.study.context import Context
 from rotnet_fast.study.kinds import KINDS
 from rotnet_fast.study.plan import cells_in_order, make_plan
 from rotnet_fast.study.run import Progress, grouped, pending_cells, run_cells
+from rotnet_fast.study.settings import Seeds
 from rotnet_fast.study.store import Results
 
 
 def planned(context: Context, *only: str) -> list[StudyCell]:
-    return cells_in_order(make_plan(context.settings, 1, only))
+    return cells_in_order(make_plan(context.settings, Seeds(), only))
 
 
 def compute(context: Context, *only: str) -> Progress:
@@ -93,7 +94,7 @@ def test_a_study_of_few_labels_sees_no_other_labelled_images(context: Context, t
 def test_figure_5a_reads_its_rotation_accuracies_from_one_pretraining(context: Context) -> None:
     progress = compute(context, "figure5a")
     assert sum(cell.kind == "pretext" for cell in progress.computed) == 1
-    entries = make_plan(context.settings, 1, ["figure5a"])
+    entries = make_plan(context.settings, Seeds(), ["figure5a"])
     pretext = results(context, "extras/rotation-accuracy-0-90-180-270")[0]
     values = [pretext[entry.value] for entry in entries if entry.series == "rotation"]
     assert len(values) == 6
@@ -318,14 +319,15 @@ def test_a_damaged_result_is_reported_with_the_remedy(context: Context) -> None:
 
 
 def test_a_folder_holds_one_study(context: Context) -> None:
-    Results(context.results.path).begin(context.settings, 3)
+    Results(context.results.path).begin(context.settings, Seeds(1, 3))
+    Results(context.results.path).begin(context.settings, Seeds(2, 2))  # what was asked for once stays
     known = context.results.read_settings()
-    assert known == (context.settings, 3)
+    assert known == (context.settings, Seeds(2, 3))
     with pytest.raises(ArgumentError, match=r"holds a study with other settings \(head epochs\)"):
-        context.results.begin(replace(context.settings, head=context.settings.head.stretched(7)), 1)
+        context.results.begin(replace(context.settings, head=context.settings.head.stretched(7)), Seeds())
     other = replace(context.settings, data=replace(context.settings.data, fingerprint="1" * 64))
     with pytest.raises(ArgumentError, match=r"\(fingerprint\)"):
-        context.results.begin(other, 1)
+        context.results.begin(other, Seeds())
     (context.results.path / "study.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot be read .* choose another --output"):
         context.results.read_settings()

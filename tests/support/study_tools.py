@@ -10,7 +10,7 @@ import torch
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.study.context import Context
-from rotnet_fast.study.settings import StudyData, StudySettings, study_settings
+from rotnet_fast.study.settings import Seeds, StudyData, StudySettings, study_settings
 from rotnet_fast.study.store import Results
 
 CPU = torch.device("cpu")
@@ -59,5 +59,5 @@ def tiny_context(folder: Path) -> Context:
     dataset = made_dataset()
     settings = tiny_settings(dataset)
     results = Results(folder)
-    results.begin(settings, 1)
+    results.begin(settings, Seeds())
     return Context(settings, results, dataset, CPU, resolve_precision("fp32", CPU))

@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.plan import make_plan
-from rotnet_fast.study.settings import StudyData, StudyPreset, StudySettings, study_settings
+from rotnet_fast.study.settings import Seeds, StudyData, StudyPreset, StudySettings, study_settings
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -55,12 +56,13 @@ def settings_of(
     return study_settings(preset, scale, data, "bf16")
 
 
-def write_study(folder: Path, settings: StudySettings, seeds: int) -> Path:
+def write_study(folder: Path, settings: StudySettings, seeds: int, headline: int = 0) -> Path:
     """study.json and the file of every cell."""
     (folder / "cells").mkdir(parents=True)
-    content = {"format": 1, "settings": settings.to_json(), "seeds": seeds}
+    repeated = Seeds(seeds, headline or seeds)
+    content = {"format": 1, "settings": settings.to_json(), "seeds": asdict(repeated)}
     (folder / "study.json").write_text(json.dumps(content))
-    pending = [cell for entry in make_plan(settings, seeds) for cell in entry.cells]
+    pending = [cell for entry in make_plan(settings, repeated) for cell in entry.cells]
     cells: dict[str, StudyCell] = {}
     while pending:
         cell = pending.pop()

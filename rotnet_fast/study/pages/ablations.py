@@ -46,7 +46,7 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
                 number.entry.title,
                 value(number),
                 str(number.n),
-                "" if faithful is None else value(faithful),
+                "" if faithful is None else value(faithful.of_seeds(number.by_seed or faithful.by_seed)),
                 difference,
                 study.schedule(number.entry) or NO_VALUE,
                 study.machines([number.entry]) or NO_VALUE,
@@ -55,7 +55,10 @@ def ablations(study: Study, drawn: frozenset[str]) -> Section:
     header = ("run", "ours, %", "seeds", "faithful, %", "difference", "epochs", "machine")
     caption = f"Ablations: test accuracy in % on {data_set(study)}, and what each costs in points"
     blocks: list[Block] = [
-        Paragraph("Each row deviates from the protocol in one way; all else is as in the faithful run."),
+        Paragraph(
+            "Each row deviates from the protocol in one way; all else is as in the faithful run, of which "
+            "the same seeds stand beside it."
+        ),
         Table(caption, header, tuple(rows), (1, 2, 3, 4)),
     ]
     blocks += figure(

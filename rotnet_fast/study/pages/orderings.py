@@ -17,17 +17,13 @@ from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
-from rotnet_fast.study.paired import SIGNIFICANCE, Paired, error_over_seeds, normal_p_value, paired
-from rotnet_fast.study.plan import FINE_TUNING_RATES
+from rotnet_fast.study.paired import SIGNIFICANCE, Paired, over_seeds, paired
+from rotnet_fast.study.plan import FEW_LABELS, FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
 HOLDS = "holds"
 FAILS = "does not hold"
 NOISE = "within noise"
-
-FEW_LABELS = 3
-"""Numbers of labels per class below 1,000 of CIFAR-10's 5,000, where RotNet is above the supervised network:
-20, 100 and 400."""
 
 EARLY = 2
 """Position among the snapshots, after 40 % of the pretraining, by which object accuracy has saturated."""
@@ -204,7 +200,7 @@ def saturation(study: Study) -> Step:
         spread = sum(weight * variance for weight, variance in zip(weights, variances, strict=True))
         errors.append(100 * math.sqrt(spread) / (levels[-1] - levels[0]))
     means = tuple(statistics.fmean(pair[which] or 0.0 for pair in shares) for which in (0, 1))
-    return _step_of(names, (means[0], means[1]), by_seed, _unpaired(by_seed, *errors), published)
+    return _step_of(names, (means[0], means[1]), by_seed, over_seeds(by_seed.values(), *errors), published)
 
 
 def _share(levels: Sequence[float]) -> float | None:
@@ -234,7 +230,7 @@ def resemblances(study: Study) -> tuple[Step, ...]:
             continue
         by_seed = {seed: same[seed] - other[seed] for seed in found}
         means = statistics.fmean(same.values()), statistics.fmean(other.values())
-        alike = _unpaired(by_seed, statistics.fmean(errors.values()))
+        alike = over_seeds(by_seed.values(), statistics.fmean(errors.values()))
         steps.append(_step_of(names, means, by_seed, alike, None))
     return tuple(steps)
 
@@ -292,15 +288,8 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
     if all(seed in number.correct for seed in seeds for number in (higher, lower)):
         found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
     else:
-        found = _unpaired(by_seed, *map(study.standard_error, means))
+        found = over_seeds(by_seed.values(), *map(study.standard_error, means))
     return _step_of(names, (means[0], means[1]), by_seed, found, published)
-
-
-def _unpaired(by_seed: Mapping[int, float], *errors: float) -> Paired:
-    """Return the mean of a difference per seed; its standard error adds these errors and that over seeds."""
-    difference = statistics.fmean(by_seed.values())
-    error = math.hypot(*errors, error_over_seeds(by_seed.values()))
-    return Paired(difference, error, normal_p_value(difference, error))
 
 
 def _step_of(
@@ -400,7 +389,8 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     explained = (
         "An ordering of several steps holds if every step does. Classifiers are compared on the same test "
         "images: with one seed by McNemar's exact test, of the images about which exactly one of the two is "
-        "right; with several by the spread of the difference over images and seeds. A step is within noise "
+        "right; with several by Student's t of the difference, whose error adds the spreads over images and "
+        "seeds. A step is within noise "
         "if chance gives a difference as large, in either direction, in more than "
         f"{100 * SIGNIFICANCE:g} % of cases. Where two learning rates or BatchNorm modes were tried, the one "
         "with the higher test accuracy is shown."

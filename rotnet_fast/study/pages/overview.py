@@ -50,11 +50,10 @@ def lead(study: Study, verdicts: tuple[Block, ...], pictures: Row) -> tuple[Bloc
         verdicts: how many orderings hold, and which.
         pictures: those to look at first.
     """
-    seeds = "one seed" if study.seeds == 1 else counted(study.seeds, "seed")
     return (
         Paragraph(
             f"The CIFAR-10 study of RotNet ({REFERENCE}) on {data_set(study)}: {_images(study)}, preset "
-            f"`{study.settings.preset}`, scale {study.settings.scale:g}, {seeds}. The study is "
+            f"`{study.settings.preset}`, scale {study.settings.scale:g}, {study.seeds}. The study is "
             f"{state(study)}."
         ),
         *_warnings(study),
@@ -110,7 +109,7 @@ def state(study: Study) -> str:
 def meaning(study: Study) -> str:
     """Say what the numbers are, and what they may be compared with."""
     text = "Accuracies are in % of the test images, after the last epoch of each training"
-    if study.seeds > 1:
+    if study.seeds.headline > 1:
         text += "; ± is the sample standard deviation over the n seeds"
     text += ". "
     if study.comparable:
@@ -147,7 +146,7 @@ def what_was_run(study: Study) -> Section:
         ("heads", f"{_recipe(settings.head)}, {settings.batch_size} a step"),
         ("augmentation", f"{_crop(pretext.pad)}, flips with probability {pretext.flip_prob:g}"),
         ("labels", _labels(settings)),
-        ("seeds", ", ".join(map(str, range(study.seeds)))),
+        ("seeds", str(study.seeds)),
         ("standard error of the test set", _test_errors(study)),
     ]
     if study.files:

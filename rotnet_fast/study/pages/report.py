@@ -115,7 +115,6 @@ def readme_block(study: Study, source: str) -> str:
         f"{name}: {plain(hardware)}, {plain(versions)}"
         for (hardware, versions, _), name in study.machine_names.items()
     )
-    seeds = "seed 0" if study.seeds == 1 else f"seeds 0 to {study.seeds - 1}"
     commits = f"; commits {', '.join(study.commits)}" if study.commits else ""
     notes = (
         f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
@@ -123,7 +122,7 @@ def readme_block(study: Study, source: str) -> str:
         f"{settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised.epochs}, heads "
         f"{counted(settings.head.epochs, 'epoch')}, width {settings.pretext.width:g}, "
-        f"{settings.precision}; {seeds}. "
+        f"{settings.precision}; {study.seeds}. "
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
         f"{machines}{commits}. From {source}."
     )
