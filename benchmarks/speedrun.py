@@ -1,49 +1,64 @@
-"""Preset speedrun against preset paper: seconds of pretraining, and how good the features are.
+"""Recipes of pretraining and of heads against each other: how good the features are, and in what time.
 
-python -m benchmarks.speedrun --data-dir DIR    # CIFAR-10; DIR is where its archive is, or is downloaded to
+python -m benchmarks.speedrun --data-dir DIR
+python -m benchmarks.speedrun --data-dir DIR --dataset folder --validation 5000 --seeds 0 1 2 \
+    --recipes "speedrun --epochs 3 --width 0.5" "speedrun --epochs 3 --width 0.5 --warmup 0.1" \
+    "speedrun --epochs 3 --width 0.5 / --epochs 20 --schedule linear"
 
-For each seed, both pretrain on the same images, and the paper's conv head is trained on conv2 of each, by
-the paper's recipe. After every seed, speedrun.json and speedrun.md in the output folder say what came out.
-The same command goes on after an interruption: what is finished is kept.
+A recipe is a preset and flags of rotnet_fast.pretrain and, after a slash, of rotnet_fast.evaluate, which
+trains the heads. All are trained with the same seeds on the same images, in one process, and each is compared
+with the first. Recipes that differ in their heads alone share a pretraining. After every seed, speedrun.json
+and speedrun.md in the output folder say what came out. The same command resumes after an interruption, with
+what is finished kept; so do more recipes and more seeds.
 
-Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
+Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
 
 from __future__ import annotations
 
-import math
+import re
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rotnet_fast.command import run_command
 from rotnet_fast.config import PresetName, PretrainConfig
 from rotnet_fast.engine.run_folder import write_json
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.evaluate import PROGRAM as EVALUATE
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
-from rotnet_fast.flags import parse_flags
-from rotnet_fast.presets import PRESETS
-from rotnet_fast.pretrain import pretrain
+from rotnet_fast.flags import given_flags, parse_flags
+from rotnet_fast.plain import counted
+from rotnet_fast.pretrain import parse, pretrain
 from rotnet_fast.settings import Settings
+from rotnet_fast.study.paired import SIGNIFICANCE, over_seeds
 
 PROGRAM = "python -m benchmarks.speedrun"
 
-RECIPES: tuple[PresetName, PresetName] = ("paper", "speedrun")
-
 MARGIN = 0.3
-"""Points of conv-head accuracy that the faster recipe may lose: one standard error of 10,000 test images."""
+"""Points of accuracy that a faster recipe may lose: one standard error of 10,000 test images."""
 
-_HEAD_EPOCHS = 100
+ROTATION, ROTATION_LOSS = "rotation accuracy, %", "rotation loss"
+"""Measures of the pretext task; those of features have a layer and a head for a name: "conv2 conv, %"."""
 
-_MEASURED = ("seconds", "rotation_accuracy", "head_accuracy")
+_OURS = {
+    "dataset", "data_dir", "limit_train", "limit_test", "validation", "device", "precision", "seed",
+    "output", "resume", "checkpoint", "eval_every",
+}  # fmt: skip
+"""Settings of a recipe's commands that are the same for all recipes."""
 
 
 @dataclass(frozen=True)
 class SpeedrunConfig(Settings):
-    """Compare preset speedrun with preset paper."""
+    """Compare recipes of pretraining and of heads by the accuracy of heads on frozen features."""
+
+    recipes: tuple[str, ...] = ("paper", "speedrun")
+    """Each a preset and flags of rotnet_fast.pretrain and, after a slash, flags of rotnet_fast.evaluate, such
+    as "speedrun --epochs 10 --warmup 1 / --epochs 12 --schedule linear". All are compared with the first."""
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
     """Images with labels, as in rotnet_fast.pretrain."""
@@ -51,24 +66,18 @@ class SpeedrunConfig(Settings):
     data_dir: Path | None = None
     """Folder of the data set's files."""
 
-    seeds: int = 3
-    """Repeat both recipes with so many seeds, 0, 1, ..."""
-
-    speedrun_epochs: int | None = None
-    """Epochs of preset speedrun, with its schedule stretched or squeezed to them, to find how few will do.
-    The runs of preset paper in the output folder are kept. None: the preset's."""
-
-    width: float = 1.0
-    """Multiplies the number of channels. Another value than 1 is for trying it out."""
-
-    epochs_scale: float = 1.0
-    """Fraction of all epochs, at least one each. Another value than 1 is for trying it out."""
+    validation: int | None = None
+    """Hold out so many training images and test on them, as one must while choosing among recipes. None: test
+    on the test images."""
 
     limit_train: int | None = None
     """Train on this many images only, balanced over the classes."""
 
     limit_test: int | None = None
     """Test on this many images only, balanced over the classes."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds to train every recipe with; confirm a choice with others than it was made with."""
 
     device: str = "auto"
     """auto (a CUDA device where there is one), cpu, cuda or cuda:N."""
@@ -80,183 +89,265 @@ class SpeedrunConfig(Settings):
     """Folder of all runs and of the result."""
 
     def validate(self) -> None:
-        """Check what the types alone do not.
+        """Check the values of the settings, and the flags of all recipes.
 
         Raises:
-            ArgumentError: one sentence with the setting, the value found and what is allowed.
+            ArgumentError: a setting or the flag of a recipe has an invalid value.
         """
-        if self.seeds < 1:
-            raise ArgumentError(f"seeds is {self.seeds}; it must be at least 1")
-        if self.speedrun_epochs is not None and self.speedrun_epochs < 1:
-            raise ArgumentError(f"speedrun-epochs is {self.speedrun_epochs}; it must be at least 1")
-        if not 0 < self.epochs_scale <= 1:
-            raise ArgumentError(f"epochs-scale is {self.epochs_scale:g}; it must lie in (0, 1]")
-        for name in RECIPES:
-            self.pretraining(name, seed=0).validate()
+        super().validate()
+        for name in ("recipes", "seeds"):
+            values = getattr(self, name)
+            if not 0 < len(values) == len(set(values)):
+                shown = " ".join(map(repr, values)) or "empty"
+                raise ArgumentError(f"{name} is {shown}; give one or more, each once")
+        for recipe in self.recipes:
+            self.pretraining(recipe, self.seeds[0])
+            self.heads(recipe, self.seeds[0])
 
-    def pretraining(self, recipe: PresetName, seed: int) -> PretrainConfig:
-        """One pretraining, which goes on where it was left."""
-        preset = PRESETS[recipe]()
-        full = self.speedrun_epochs if recipe == "speedrun" and self.speedrun_epochs else preset.epochs
-        epochs = max(1, round(self.epochs_scale * full))
-        return replace(
-            preset.stretched(epochs),
-            dataset=self.dataset,
-            data_dir=self.data_dir,
-            width=self.width,
-            limit_train=self.limit_train,
-            limit_test=self.limit_test,
-            seed=seed,
-            device=self.device,
-            precision=self.precision,
-            eval_every=epochs,
-            tensorboard=False,
-            output=self.output / f"{recipe}-{epochs}-epochs-seed{seed}",
-            resume="auto",
-        )
+    def pretraining(self, recipe: str, seed: int) -> PretrainConfig:
+        """Return the settings of one pretraining, which resumes its own run.
 
-    def head(self, run: Path, seed: int) -> EvaluateConfig:
-        """The paper's conv head on the conv2 of a pretraining."""
-        return EvaluateConfig(
-            checkpoint=run,
+        Raises:
+            ArgumentError: a flag of the recipe is unknown, has an invalid value, or is set for all recipes.
+        """
+        words = _halves(recipe)[0]
+        if not words or words[0] not in get_args(PresetName):
+            choices = ", ".join(get_args(PresetName))
+            raise ArgumentError(
+                f"recipes holds {recipe!r}, which begins with no preset; choose from {choices}"
+            )
+        _check_free(recipe, given_flags(PretrainConfig, PROGRAM, words[1:]))
+        common = {
+            "dataset": self.dataset,
+            "data-dir": self.data_dir,
+            "limit-train": self.limit_train,
+            "limit-test": self.limit_test,
+            "validation": self.validation,
+            "device": self.device,
+            "precision": self.precision,
+            "seed": seed,
+            "output": self.output / f"{_slug(words)}-seed{seed}",
+        }
+        flags = [f"--{name}={value}" for name, value in common.items() if value is not None]
+        config = parse(["--preset", *words, *flags, "--resume=auto"])
+        return replace(config, eval_every=config.epochs, tensorboard=False)
+
+    def heads(self, recipe: str, seed: int) -> EvaluateConfig:
+        """Return the settings of the heads on one pretraining.
+
+        Raises:
+            ArgumentError: see :meth:`pretraining`.
+        """
+        words = _halves(recipe)[1]
+        given = given_flags(EvaluateConfig, EVALUATE, words)
+        _check_free(recipe, given)
+        run = self.pretraining(recipe, seed).output_folder()
+        base = EvaluateConfig(
+            checkpoint=str(run),
             layers=("conv2",),
             heads=("conv",),
             random_init=False,
-            epochs=max(1, round(self.epochs_scale * _HEAD_EPOCHS)),
             seed=seed,
             device=self.device,
             precision=self.precision,
-            output=run / "conv-head",
+            output=run / f"heads-{_slug(words) or 'paper'}",
         )
+        config = parse_flags(EvaluateConfig, EVALUATE, words, base)
+        config.recipe(config.preset or "paper").validate()
+        return config
 
 
-def measure(config: SpeedrunConfig, recipe: PresetName, seed: int) -> dict[str, Any]:
-    """Pretrain and test the features, or read off what is finished of that.
+def _halves(recipe: str) -> tuple[list[str], list[str]]:
+    """Return the words of a recipe before its slash, and those after it."""
+    words = shlex.split(recipe)
+    end = words.index("/") if "/" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
+def _check_free(recipe: str, given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name in _OURS:
+            flag = name.replace("_", "-")
+            raise ArgumentError(f"recipes holds {recipe!r}, but {flag} is the same for all; remove it there")
+
+
+def _slug(words: Sequence[str]) -> str:
+    """Return words as part of a folder's name."""
+    return re.sub(r"[^\w.]+", "-", " ".join(words)).strip("-")
+
+
+def measure(config: SpeedrunConfig, recipe: str, seed: int) -> dict[str, Any]:
+    """Pretrain, and train the heads, or read what is finished of that.
 
     Returns:
-        ``seconds`` of training steps alone, ``epochs``, ``rotation_accuracy``, ``head_accuracy`` (percent),
-        and where they come from.
+        ``seconds`` of the pretraining's steps alone, ``measures`` (name -> value; accuracies in percent), and
+        where they come from.
 
     Raises:
-        RotnetError: one of its kinds, see `rotnet_fast.errors`; a `CheckpointError` where the output folder
-            holds runs with other settings or data.
-        Interrupted: stopped by a signal, with everything saved.
+        RotnetError: an error of `rotnet_fast.errors`; a `CheckpointError` where the output folder holds runs
+            with other settings or data.
+        Interrupted: a signal stopped the process, which has saved everything.
     """
-    pretraining = config.pretraining(recipe, seed)
-    run = pretraining.output_folder()
-    print(f"\n{recipe}, seed {seed}")
+    pretraining, heads = config.pretraining(recipe, seed), config.heads(recipe, seed)
+    print(f"\n{recipe}, seed {seed}", flush=True)
     pretext = pretrain(pretraining)
-    head = config.head(run, seed)
-    (cell,) = evaluate(head, head.output_folder())["cells"]
+    found = evaluate(heads, heads.output_folder())
     return {
         "recipe": recipe,
         "seed": seed,
-        "epochs": pretraining.epochs,
         "seconds": pretext["train_seconds"],
-        "images_per_second": pretext["images_per_second"],
-        "rotation_accuracy": pretext["rotation_accuracy"],
-        "head_accuracy": cell["accuracy"],
-        "head_epochs": head.epochs,
+        "measures": {
+            ROTATION: pretext["rotation_accuracy"],
+            ROTATION_LOSS: pretext["rotation_loss"],
+            **{
+                " ".join(filter(None, (cell["layer"], cell["head"]))) + ", %": cell["accuracy"]
+                for cell in found["cells"]
+            },
+        },
         "data_fingerprint": pretext["data_fingerprint"],
         "train_images": pretext["train_images"],
         "test_images": pretext["test_images"],
         "dataset": pretext["dataset"],
         "precision": pretext["precision"],
         "settings": pretraining.recipe(),
+        "heads": heads.recipe(heads.preset or "paper").optimisation(),
         "environment": pretext["environment"],
     }
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the runs say.
+    """Compare every recipe with the first.
 
     Args:
-        runs: as :func:`measure` gives them, the same seeds of both recipes.
+        runs: as :func:`measure` returns them, the same seeds of every recipe.
 
     Returns:
-        For each recipe, ``mean`` and ``deviation`` (sample standard deviation; None for a single seed) of
-        what was measured; ``difference`` of conv-head accuracy, speedrun minus paper, in points, with its
-        ``standard_error`` over the pairs of seeds; ``speedup``; and ``is_within_margin``.
+        recipe -> ``seconds`` (mean) and ``measures``: name -> ``mean``, ``deviation`` (sample standard
+        deviation; None for one seed), and for the other recipes ``difference`` to the first with its
+        ``standard_error`` over the seeds, ``p_value`` and ``verdict``. One seed shows no spread: its
+        verdict is "one seed".
     """
+    first = runs[0]["recipe"]
+    by_recipe: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        by_recipe.setdefault(run["recipe"], {})[run["seed"]] = run
     found: dict[str, Any] = {}
-    for recipe in RECIPES:
-        values = {name: [run[name] for run in runs if run["recipe"] == recipe] for name in _MEASURED}
-        found[recipe] = {
-            name: {"mean": statistics.fmean(its), "deviation": _deviation(its)}
-            for name, its in values.items()
+    for recipe, its in by_recipe.items():
+        measures: dict[str, Any] = {}
+        for name in next(iter(its.values()))["measures"]:
+            values = {seed: run["measures"][name] for seed, run in its.items()}
+            deviation = statistics.stdev(values.values()) if len(values) > 1 else None
+            measures[name] = {"mean": statistics.fmean(values.values()), "deviation": deviation}
+            reference = {seed: run["measures"].get(name) for seed, run in by_recipe[first].items()}
+            if recipe != first and None not in reference.values():
+                measures[name] |= _compared([values[seed] - reference[seed] for seed in values], name)
+        seconds = statistics.fmean(run["seconds"] for run in its.values())
+        found[recipe] = {"seconds": seconds, "seeds": sorted(its), "measures": measures}
+    return found
+
+
+def _compared(differences: Sequence[float], name: str) -> dict[str, Any]:
+    """Judge a difference to the first recipe; the lower loss is the better one."""
+    result = over_seeds(differences)
+    if len(differences) < 2:
+        return {
+            "difference": result.difference,
+            "standard_error": None,
+            "p_value": None,
+            "verdict": "one seed",
         }
-    heads = {(run["recipe"], run["seed"]): run["head_accuracy"] for run in runs}
-    seeds = sorted({run["seed"] for run in runs})
-    paper, fast = RECIPES
-    differences = [heads[fast, seed] - heads[paper, seed] for seed in seeds]
-    deviation = _deviation(differences)
-    mean = statistics.fmean(differences)
+    is_better = result.difference < 0 if name == ROTATION_LOSS else result.difference > 0
+    verdict = "no difference seen"
+    if result.p_value < SIGNIFICANCE:
+        verdict = "better" if is_better else "worse"
     return {
-        **found,
-        "seeds": len(seeds),
-        "difference": mean,
-        "standard_error": None if deviation is None else deviation / math.sqrt(len(seeds)),
-        "speedup": found[paper]["seconds"]["mean"] / found[fast]["seconds"]["mean"],
-        "margin": MARGIN,
-        "is_within_margin": mean >= -MARGIN,
+        "difference": result.difference,
+        "standard_error": result.standard_error,
+        "p_value": result.p_value,
+        "verdict": verdict,
     }
 
 
+def loss_of(measured: Mapping[str, Any], seeds: int) -> str:
+    """Say whether an accuracy loses at most `MARGIN` against the first recipe's, with 95 % confidence.
+
+    Args:
+        measured: difference and standard error, see :func:`summarise`.
+        seeds: number of seeds.
+    """
+    if measured["standard_error"] is None:
+        return "undecided: more seeds"
+    from scipy.stats import t  # here, because importing scipy.stats takes a second
+
+    reach = t.ppf(0.95, seeds - 1) * measured["standard_error"]
+    if measured["difference"] - reach >= -MARGIN:
+        return f"at most {MARGIN}"
+    return f"more than {MARGIN}" if measured["difference"] + reach < -MARGIN else "undecided: more seeds"
+
+
 def render(content: Mapping[str, Any]) -> str:
-    """The Markdown table and the sentences below it, of what speedrun.json holds."""
+    """Return the Markdown tables of what speedrun.json holds."""
     runs, summary = content["runs"], content["summary"]
-    lines = [
-        "| recipe | epochs | seconds of pretraining | rotation accuracy, % | conv head on conv2, % |",
-        "|---|---:|---:|---:|---:|",
+    names = list(dict.fromkeys(name for its in summary.values() for name in its["measures"]))
+    lines = ["| recipe | seconds of pretraining | " + " | ".join(names) + " |"]
+    lines.append("|---|---:|" + "---:|" * len(names))
+    for recipe, its in summary.items():
+        cells = [_with_deviation(its["measures"][name]) if name in its["measures"] else "-" for name in names]
+        lines.append(f"| `{recipe}` | {its['seconds']:.1f} | {' | '.join(cells)} |")
+    first, *others = summary
+    if others:
+        lines += ["", f"Against `{first}`:", ""]
+        lines.append("| recipe | measure | difference | standard error | p | verdict | lost |")
+        lines.append("|---|---|---:|---:|---:|---|---|")
+    for recipe in others:
+        for name, measured in summary[recipe]["measures"].items():
+            if "difference" not in measured:
+                continue
+            error, p_value = (
+                "-" if measured[key] is None else f"{measured[key]:.3f}"
+                for key in ("standard_error", "p_value")
+            )
+            lost = "" if name == ROTATION_LOSS else loss_of(measured, len(summary[recipe]["seeds"]))
+            lines.append(
+                f"| `{recipe}` | {name} | {measured['difference']:+.3f} | {error} | {p_value} | "
+                f"{measured['verdict']} | {lost} |"
+            )
+    one = runs[0]
+    tested = "held-out training images" if content["settings"]["validation"] else "test images"
+    environment = one["environment"]
+    sentences = [
+        f"Seeds {', '.join(map(str, summary[first]['seeds']))}, mean ± standard deviation; {one['dataset']}, "
+        f"{counted(one['train_images'], 'training image')}, {one['test_images']:,} {tested}.",
+        "Differences are paired by seed, their p-values those of Student's t; the last column is about "
+        f"{MARGIN} points, with 95 % confidence.",
+        "Seconds are those of training steps, without tests and checkpoints.",
+        f"{environment['device']}, {one['precision']}, torch {environment['torch']}, commit "
+        f"{environment['commit']}; by `{content['command']}`.",
     ]
-    for recipe in RECIPES:
-        epochs = next(run["epochs"] for run in runs if run["recipe"] == recipe)
-        cells = [
-            _with_deviation(summary[recipe][name], places)
-            for name, places in zip(_MEASURED, (1, 2, 2), strict=True)
-        ]
-        lines.append(f"| `{recipe}` | {epochs} | {' | '.join(cells)} |")
-    error = summary["standard_error"]
-    spread = "" if error is None else f" (standard error over seeds {error:.2f})"
-    verdict = "at most" if summary["is_within_margin"] else "more than"
-    sentences = (
-        f"speedrun takes {summary['speedup']:.1f} times less time than paper, and its conv head differs by "
-        f"{summary['difference']:+.2f} points{spread}: {verdict} {summary['margin']} are lost. "
-        f"{content['reservation']}"
-    )
-    first = runs[0]
-    environment = first["environment"]
-    images = f"{first['train_images']:,} training and {first['test_images']:,} test images"
-    seeds = f"{summary['seeds']} seed{'s' if summary['seeds'] != 1 else ''}"
-    where = (
-        f"{seeds}, mean ± standard deviation; {first['dataset']}, {images}; heads trained for "
-        f"{first['head_epochs']} epochs; seconds are those of training steps, without tests and checkpoints; "
-        f"{environment['device']}, {first['precision']}, torch {environment['torch']}, commit "
-        f"{environment['commit']}; by `{content['command']}`."
-    )
-    return "\n".join([*lines, "", sentences.strip(), "", where, ""])
+    where = " ".join(sentences)
+    return "\n".join([*lines, "", where, ""])
 
 
 def run(config: SpeedrunConfig, command: str) -> dict[str, Any]:
     """Measure everything, and write the result after every seed.
 
     Args:
-        command: what was typed, for the record.
+        config: validated settings.
+        command: command line to record.
 
     Returns:
-        What speedrun.json holds.
+        The content of speedrun.json.
 
     Raises:
         RotnetError, Interrupted: see :func:`measure`.
     """
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {}
-    for seed in range(config.seeds):
-        runs += [measure(config, recipe, seed) for recipe in RECIPES]
+    for seed in config.seeds:
+        runs += [measure(config, recipe, seed) for recipe in config.recipes]
         content = {
             "command": command,
             "settings": asdict(config),
-            "reservation": reservation(config),
             "summary": summarise(runs),
             "runs": runs,
         }
@@ -265,37 +356,19 @@ def run(config: SpeedrunConfig, command: str) -> dict[str, Any]:
     return content
 
 
-def reservation(config: SpeedrunConfig) -> str:
-    """Why the numbers say nothing about the claim; empty where they do."""
-    reasons = []
-    if config.width != 1:
-        reasons.append(f"width {config.width:g}")
-    if config.epochs_scale != 1:
-        reasons.append(f"{config.epochs_scale:g} times the epochs")
-    if config.limit_train is not None or config.limit_test is not None:
-        reasons.append("a part of the images")
-    if config.seeds < 3:
-        reasons.append("fewer than 3 seeds")
-    return f"This is a trial, which does not decide the claim: {', '.join(reasons)}." if reasons else ""
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _with_deviation(value: Mapping[str, float | None], places: int) -> str:
-    spread = "" if value["deviation"] is None else f" ± {value['deviation']:.{places}f}"
-    return f"{value['mean']:.{places}f}{spread}"
+def _with_deviation(value: Mapping[str, float | None]) -> str:
+    spread = "" if value["deviation"] is None else f" ± {value['deviation']:.2f}"
+    return f"{value['mean']:.2f}{spread}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command-line entry point; returns the exit code."""
+    """Run the command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
     def command() -> None:
         config = parse_flags(SpeedrunConfig, PROGRAM, arguments)
         config.validate()
-        content = run(config, " ".join([PROGRAM, *arguments]))
+        content = run(config, shlex.join([*PROGRAM.split(), *arguments]))
         print(f"\n{render(content)}\nresults: {config.output / 'speedrun.json'}")
 
     return run_command(command)

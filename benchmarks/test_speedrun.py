@@ -1,4 +1,4 @@
-"""The comparison of recipes runs to its table, goes on where it was stopped, and judges as it says."""
+"""The comparison of recipes runs to its tables, resumes where it was stopped, and judges as it says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from benchmarks import speedrun
 from rotnet_fast.data import datasets, digits
@@ -16,113 +17,127 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.presets import PRESETS
 
+SHORT = "paper --epochs 1 --width 0.05 --batch-size 20 / --epochs 1"
+LINEAR = "speedrun --epochs 1 --warmup 0.5 --width 0.05 --batch-size 20 / --epochs 1 --schedule linear --knn"
+
 
 @pytest.fixture(autouse=True)
 def _digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(datasets.DATASETS, "digits", functools.cache(digits.load))
 
 
-def flags(output: Path, *more: str) -> list[str]:
-    tiny = "--dataset digits --limit-train 40 --limit-test 20 --width 0.05 --epochs-scale 0.02"
-    return [*tiny.split(), "--device", "cpu", "--precision", "fp32", "--output", str(output), *more]
+def flags(output: Path, *recipes: str) -> list[str]:
+    tiny = "--dataset digits --limit-train 40 --limit-test 20 --device cpu --precision fp32 --seeds 0 7"
+    return [*tiny.split(), "--output", str(output), "--recipes", *recipes]
 
 
-def measured(recipe: str, seed: int, seconds: float, head: float) -> dict[str, Any]:
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "seconds": seconds,
-        "rotation_accuracy": 90.0,
-        "head_accuracy": head,
-    }
+def measured(recipe: str, seed: int, head: float, loss: float = 1.0) -> dict[str, Any]:
+    measures = {speedrun.ROTATION: 90.0, speedrun.ROTATION_LOSS: loss, "conv2 conv, %": head}
+    return {"recipe": recipe, "seed": seed, "seconds": 10.0, "measures": measures}
 
 
-def test_a_trial_ends_in_a_table_and_says_that_it_is_one(
+def compared(*differences: float) -> dict[str, Any]:
+    runs = [measured("a", seed, 80.0 + seed) for seed in range(len(differences))]
+    runs += [measured("b", seed, 80.0 + seed + value) for seed, value in enumerate(differences)]
+    found: dict[str, Any] = speedrun.summarise(runs)["b"]["measures"]["conv2 conv, %"]
+    return found
+
+
+def test_recipes_are_compared_with_the_first_by_seed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert speedrun.main(flags(tmp_path, "--seeds", "2")) == 0
+    assert speedrun.main(flags(tmp_path, SHORT, LINEAR)) == 0
     content = json.loads((tmp_path / "speedrun.json").read_text())
     assert [(run["recipe"], run["seed"]) for run in content["runs"]] == [
-        ("paper", 0),
-        ("speedrun", 0),
-        ("paper", 1),
-        ("speedrun", 1),
-    ]
+        (SHORT, 0), (LINEAR, 0), (SHORT, 7), (LINEAR, 7)
+    ]  # fmt: skip
     assert len({run["data_fingerprint"] for run in content["runs"]}) == 1
-    assert {run["head_epochs"] for run in content["runs"]} == {2}
-    assert content["summary"]["seeds"] == 2
+    by_seed = {(run["recipe"], run["seed"]): run["measures"]["conv2 conv, %"] for run in content["runs"]}
+    step = content["summary"][LINEAR]["measures"]["conv2 conv, %"]
+    difference = sum(by_seed[LINEAR, seed] - by_seed[SHORT, seed] for seed in (0, 7)) / 2
+    assert step["difference"] == pytest.approx(difference)
+    assert "difference" not in content["summary"][SHORT]["measures"]["conv2 conv, %"]
+    knn = content["summary"][LINEAR]["measures"]["conv2 knn, %"]  # which the first recipe did not measure
+    assert set(knn) == {"mean", "deviation"}
     table = (tmp_path / "speedrun.md").read_text()
     assert table in capsys.readouterr().out
-    assert "| `paper` | 2 | " in table
-    assert (
-        "This is a trial, which does not decide the claim: width 0.05, 0.02 times the epochs, a part" in table
-    )
+    assert f"| `{SHORT}` | " in table
+    assert f"| `{LINEAR}` | conv2 conv, % | {difference:+.3f} | " in table
+    assert "Seeds 0, 7, mean" in table
 
 
-def test_what_is_finished_is_kept_and_other_settings_are_refused(
+def test_what_is_finished_is_kept_and_other_images_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert speedrun.main(flags(tmp_path, "--seeds", "1")) == 0
+    assert speedrun.main(flags(tmp_path, SHORT)) == 0
     first = json.loads((tmp_path / "speedrun.json").read_text())["runs"]
     with monkeypatch.context() as patch:
         patch.delattr(TrainingStep, "__call__")  # nothing is trained again
-        assert speedrun.main(flags(tmp_path, "--seeds", "1")) == 0
+        assert speedrun.main(flags(tmp_path, SHORT)) == 0
     assert json.loads((tmp_path / "speedrun.json").read_text())["runs"] == first
-    assert speedrun.main([*flags(tmp_path), "--limit-train", "30"]) == CheckpointError.exit_code
+    assert speedrun.main([*flags(tmp_path, SHORT), "--limit-train", "30"]) == CheckpointError.exit_code
     assert "belongs to another run" in capsys.readouterr().err
 
 
-def test_both_recipes_are_the_presets_and_both_heads_the_papers(tmp_path: Path) -> None:
+def test_recipes_are_presets_and_heads_the_papers_unless_flags_say_otherwise(tmp_path: Path) -> None:
     config = speedrun.SpeedrunConfig(output=tmp_path)
-    for name in speedrun.RECIPES:
+    for name in ("paper", "speedrun"):
         assert config.pretraining(name, seed=0).recipe() == PRESETS[name]().recipe()
-    head = config.head(tmp_path, seed=0)
-    published = EvaluateConfig(tmp_path)
-    assert (head.epochs, head.lr, head.batch_size) == (published.epochs, published.lr, published.batch_size)
-    assert speedrun.reservation(config) == ""
+    head, published = config.heads("paper", seed=0), EvaluateConfig(str(tmp_path))
+    assert head.recipe("paper") == published.recipe("paper")
+    assert head.batch_size == published.batch_size
+    other = config.heads("paper / --epochs 12 --schedule linear --weight-decay 0.01", seed=0).recipe("paper")
+    assert (other.epochs, other.schedule, other.weight_decay) == (12, "linear", 0.01)
 
 
-def test_a_shorter_comparison_shortens_schedules_alike(tmp_path: Path) -> None:
-    config = speedrun.SpeedrunConfig(epochs_scale=0.5, output=tmp_path)
-    paper, fast = (config.pretraining(name, seed=0) for name in speedrun.RECIPES)
-    assert (paper.epochs, paper.milestones) == (50, (15, 30, 40))
-    preset = PRESETS["speedrun"]()
-    assert fast.warmup / fast.epochs == pytest.approx(preset.warmup / preset.epochs)
+def test_recipes_that_differ_in_their_heads_share_a_pretraining(tmp_path: Path) -> None:
+    config = speedrun.SpeedrunConfig(output=tmp_path)
+    long, short = "speedrun --epochs 5 --warmup 1", "speedrun --epochs 5 --warmup 1 / --epochs 12"
+    assert config.pretraining(long, 3) == config.pretraining(short, 3)
+    assert config.heads(long, 3).output != config.heads(short, 3).output
+    assert config.pretraining(long, 3).output != config.pretraining(long, 4).output
 
 
-def test_fewer_epochs_of_the_fast_recipe_leave_the_papers_runs_as_they_are(tmp_path: Path) -> None:
-    config, fewer = (speedrun.SpeedrunConfig(speedrun_epochs=epochs, output=tmp_path) for epochs in (None, 8))
-    assert fewer.pretraining("paper", seed=0) == config.pretraining("paper", seed=0)
-    fast, preset = fewer.pretraining("speedrun", seed=0), PRESETS["speedrun"]()
-    assert (fast.epochs, fast.warmup) == (8, preset.warmup * 8 / preset.epochs)
-    assert fast.output_folder() != config.pretraining("speedrun", seed=0).output_folder()
+@pytest.mark.parametrize(
+    ("differences", "verdict", "lost"),
+    [
+        ((0.5, 0.6, 0.55), "better", "at most 0.3"),
+        ((-0.05, 0.1, 0.0), "no difference seen", "at most 0.3"),
+        ((-0.9, -1.0, -1.1), "worse", "more than 0.3"),
+        (
+            (-0.5, 0.4, 0.1),
+            "no difference seen",
+            "undecided: more seeds",
+        ),  # on the mean alone, nothing is lost
+        ((0.4,), "one seed", "undecided: more seeds"),
+    ],
+)
+def test_a_verdict_is_about_the_spread_over_seeds_too(
+    differences: tuple[float, ...], verdict: str, lost: str
+) -> None:
+    found = compared(*differences)
+    assert (found["verdict"], speedrun.loss_of(found, len(differences))) == (verdict, lost)
+    if len(differences) > 1:
+        assert found["p_value"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
 
 
-@pytest.mark.parametrize(("loss", "is_within"), [(-0.5, True), (0.25, True), (0.35, False)])
-def test_the_claim_is_about_means_of_the_conv_head(loss: float, is_within: bool) -> None:
-    runs = [measured("paper", seed, 100.0, 90.0 + seed) for seed in range(3)]
-    runs += [measured("speedrun", seed, 20.0, 90.0 + seed - loss) for seed in range(3)]
-    summary = speedrun.summarise(runs)
-    assert summary["paper"]["head_accuracy"] == {"mean": 91.0, "deviation": 1.0}
-    assert summary["difference"] == pytest.approx(-loss)
-    assert summary["standard_error"] == pytest.approx(0.0, abs=1e-9)  # the same loss for every seed
-    assert summary["speedup"] == 5.0
-    assert summary["is_within_margin"] == is_within
-
-
-def test_a_single_seed_has_no_deviation() -> None:
-    summary = speedrun.summarise([measured("paper", 0, 3.0, 90.0), measured("speedrun", 0, 1.0, 90.0)])
-    assert summary["paper"]["seconds"] == {"mean": 3.0, "deviation": None}
-    assert summary["standard_error"] is None
+def test_a_lower_loss_is_the_better_one() -> None:
+    runs = [measured("a", seed, 80.0, 1.0) for seed in range(3)]
+    runs += [measured("b", seed, 80.0, 0.9 + 0.001 * seed) for seed in range(3)]
+    assert speedrun.summarise(runs)["b"]["measures"][speedrun.ROTATION_LOSS]["verdict"] == "better"
 
 
 @pytest.mark.parametrize(
     ("values", "beginning"),
     [
-        ({"seeds": 0}, "seeds is 0"),
-        ({"epochs_scale": 0.0}, "epochs-scale is 0"),
-        ({"speedrun_epochs": 0}, "speedrun-epochs is 0"),
-        ({"width": 0.0}, "width is 0"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (1, 1)}, "seeds is 1 1; give one or more, each once"),
+        ({"recipes": ("fast",)}, "recipes holds 'fast', which begins with no preset; choose from quickstart"),
+        ({"recipes": ("paper --seed 3",)}, "recipes holds 'paper --seed 3', but seed is the same for all"),
+        ({"recipes": ("paper / runs/x",)}, "recipes holds 'paper / runs/x', but checkpoint is the same"),
+        ({"recipes": ("paper --width 0",)}, "width is 0"),
+        ({"recipes": ("paper / --epochs 0",)}, "epochs is 0"),
+        ({"recipes": ("paper --epoch 3",)}, "unrecognized option --epoch"),
     ],
 )
 def test_unusable_values_are_refused_by_name(values: dict[str, Any], beginning: str) -> None:

@@ -133,6 +133,9 @@ class EvaluateConfig(PretrainedImageSettings):
     nesterov: bool | None = None
     """Use Nesterov momentum for heads and fine-tuning. None: as the preset, paper with and slides without."""
 
+    weight_decay: float = 5e-4
+    """Weight decay of heads and of fine-tuning, on all parameters."""
+
     batch_size: int = 128
     """Images per step; 128 are the published recipe's, whatever the pretraining had."""
 
@@ -212,7 +215,17 @@ class EvaluateConfig(PretrainedImageSettings):
     def recipe(self, preset: Literal["paper", "slides"]) -> Optimisation:
         """Return how heads are trained by a preset, with the flags that override it."""
         base = Optimisation(**PRESETS["slides"]().optimisation()) if preset == "slides" else Optimisation()
-        names = ("lr", "schedule", "warmup", "milestones", "lr_factor", "optimizer", "muon_lr", "nesterov")
+        names = (
+            "lr",
+            "schedule",
+            "warmup",
+            "milestones",
+            "lr_factor",
+            "optimizer",
+            "muon_lr",
+            "nesterov",
+            "weight_decay",
+        )
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(base.stretched(self.epochs), **chosen)

@@ -211,6 +211,7 @@ def pretrain_with(
     metrics = trainer.fit()
     results = {
         "rotation_accuracy": metrics["rotation_accuracy"],
+        "rotation_loss": metrics["loss"],
         "rotation_accuracy_by_degrees": {
             degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
         },
