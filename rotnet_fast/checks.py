@@ -23,9 +23,17 @@ LARGEST_SIDE = {"cifar10": CIFAR10_SIDE, "digits": 256, "folder": 4096}
 
 
 def check_images(
-    dataset: str, data_dir: Path | None, limit_train: int | None, limit_test: int | None
+    dataset: str,
+    data_dir: Path | None,
+    limit_train: int | None,
+    limit_test: int | None,
+    argument: str = "data-dir",
 ) -> None:
     """Check the folder of a data set and its limits.
+
+    Args:
+        dataset, data_dir, limit_train, limit_test: the settings.
+        argument: name of the folder's argument in error messages.
 
     Raises:
         ArgumentError: the folder is missing from the settings, or a limit exceeds the number of images.
@@ -34,16 +42,16 @@ def check_images(
     if dataset == "folder":
         remedy = "the folder that holds train/ and test/"
         if data_dir is None:
-            raise ArgumentError(f"dataset folder needs --data-dir, {remedy}")
+            raise ArgumentError(f"dataset folder needs --{argument}, {remedy}")
         # With several machines, one may lack the folder; then the reader reports it to all processes.
         if "RANK" not in os.environ and not data_dir.is_dir():
             state = "is not a folder" if data_dir.exists() else "does not exist"
             if data_dir.is_file() and is_archive(data_dir.name):
                 how = unpacking(os.fspath(data_dir.parent), [data_dir.name])
-                raise DataError(f"data-dir is {data_dir}, an archive; {how}, and pass the folder")
+                raise DataError(f"{argument} is {data_dir}, an archive; {how}, and pass the folder")
             if data_dir.is_file() and data_dir.suffix.lower() == ".tar":
                 remedy = f"{data_dir.parent}, the folder of the shards, or unpack it"
-            raise DataError(f"data-dir is {data_dir}, which {state}; pass {remedy}")
+            raise DataError(f"{argument} is {data_dir}, which {state}; pass {remedy}")
     limits = (("limit-train", limit_train), ("limit-test", limit_test))
     for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):
         if limit is not None and limit > count:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rotnet_fast.checks import check_image_size, check_needs_gpu, check_seed, check_streaming
-from rotnet_fast.errors import CheckpointError
+from rotnet_fast.checks import check_image_size, check_images, check_needs_gpu, check_seed, check_streaming
+from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, resolve_path
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 from rotnet_fast.settings import ImageSettings, Optimisation, at_least_one, require
@@ -45,6 +45,9 @@ _NOT_PART_OF_THE_RECIPE = (
     "checkpoint_every_seconds",
     "tensorboard",
     "loader",
+    "monitor",
+    "monitor_every",
+    "monitor_data",
 )
 """Settings that a resumed run may change: where and how fast it runs, and what it reports. The images that
 ``bad_images`` skips change the data's fingerprint, which must be the same in a resumed run unless
@@ -162,6 +165,18 @@ class PretrainConfig(ImageSettings, Optimisation):
     eval_every: int = 1
     """Epochs between tests; the last epoch is always tested."""
 
+    monitor: tuple[Literal["knn", "linear"], ...] | None = None
+    """Between epochs, classify objects by the frozen features of conv2 (another network's default layer), as
+    rotnet_fast.evaluate does with --knn and --linear, and keep the checkpoint of the best epoch. The training
+    remains the same to the bit. None: do not."""
+
+    monitor_every: int | None = None
+    """Epochs between two of these evaluations; there is always one after the last epoch. None: a tenth of the
+    epochs, and two at least."""
+
+    monitor_data: Path | None = None
+    """Folder of labelled images to classify, with class folders. None: the images of the pretraining."""
+
     log_every: int | None = None
     """Steps between reports, each of which waits for the device. None: 20 on a CPU, 500 on a GPU. The end of
     an epoch is always reported."""
@@ -190,7 +205,15 @@ class PretrainConfig(ImageSettings, Optimisation):
             "must be 2 to 64 different integer degrees, such as 0 90 180 270",
         )
         super().validate()
-        at_least_one(self, "batch_size", "eval_every", "log_every", "checkpoint_every_steps")
+        at_least_one(self, "batch_size", "eval_every", "log_every", "checkpoint_every_steps", "monitor_every")
+        kinds = self.monitor
+        if kinds is not None and not 0 < len(kinds) == len(set(kinds)):
+            raise ArgumentError(f"monitor is {' '.join(kinds) or 'empty'}; give knn, linear, or both")
+        for name in ("monitor_every", "monitor_data"):
+            is_used = kinds is not None or getattr(self, name) is None
+            require(self, name, is_used, "only applies with --monitor: add --monitor knn, or remove it")
+        if self.monitor_data is not None:
+            check_images("folder", self.monitor_data, None, None, argument="monitor-data")
         seconds = self.checkpoint_every_seconds
         require(self, "checkpoint_every_seconds", seconds is None or seconds > 0, "must be above 0, or None")
         if self.model != NIN:

@@ -33,7 +33,7 @@ GROUPS = {
     "augmentation": "rotations crop crop_scale crop_ratio pad flip_prob",
     "network": "model blocks width uniform_gamma sync_batchnorm",
     "training": "epochs batch_size lr schedule warmup milestones lr_factor optimizer muon_lr nesterov "
-    "weight_decay seed eval_every",
+    "weight_decay seed eval_every monitor monitor_every monitor_data",
     "speed": "device precision compile graph kernels",
     "run folder": "output resume log_every checkpoint_every_steps checkpoint_every_seconds tensorboard",
 }

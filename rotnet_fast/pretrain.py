@@ -225,6 +225,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     from rotnet_fast.data.loaders import free_memory, open_dataset
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.models.build import make_network
+    from rotnet_fast.protocols.monitor import make_monitor
     from rotnet_fast.protocols.pretext import pretrain_with, pretraining, streaming_of
     from rotnet_fast.protocols.run_time import forecast
 
@@ -267,7 +268,10 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         )
 
     dataset = processes.local_main_first(read)
-    trainer = pretraining(config, dataset, device, precision, run, processes=processes)
+    monitor = processes.local_main_first(
+        lambda: make_monitor(config, dataset, device, precision, processes.local_rank == 0)
+    )
+    trainer = pretraining(config, dataset, device, precision, run, processes=processes, monitor=monitor)
 
     if processes.is_main:
         print(how(trainer), flush=True)
@@ -454,6 +458,11 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
         f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training",
         f"run folder: {folder}",
     ]
+    for name, found in results["features"].items():
+        best = f"{found['best']:.2f} % after {counted(int(found['best_epoch']), 'epoch')}"
+        lines.append(
+            f"{name.removesuffix('_accuracy')} on the features: {found['last']:.2f} %, at best {best}"
+        )
     wrong = of_pretraining(results)
     if wrong is not None:
         lines.append(f"WARNING: {wrong.sentence}")

@@ -129,6 +129,7 @@ class RunLog:
         self._pace, self._test_pace = Pace(), Pace()
         self._is_first_step, self._is_testing = True, False
         self._metrics: Mapping[str, float] = {}
+        self._features: Mapping[str, float] = {}
         self._line = StatusLine(self._status, progress)
         steps_tested = epochs_done * steps_per_epoch
         self._board = Board(run, steps_done, steps_tested) if tensorboard else None
@@ -185,11 +186,13 @@ class RunLog:
             self._board.interval(steps_done, rate, metrics)
 
     def epoch(self, epoch: int, step: int, steps_done: int, rate: float, metrics: Mapping[str, Any]) -> None:
-        """Report a finished epoch: ``metrics["train"]`` and, if it was evaluated, ``metrics["test"]``."""
+        """Report a finished epoch: ``metrics["train"]`` and, if evaluated, ``test`` and ``features``."""
         for kind, values in metrics.items():
             self._record(f"{kind}_epoch", epoch, step, values)
-        if self._board is not None and "test" in metrics:
-            self._board.test(steps_done, metrics["test"])
+        self._features = metrics.get("features", self._features)
+        for kind in ("test", "features"):
+            if self._board is not None and kind in metrics:
+                self._board.test(steps_done, metrics[kind])
         done = self._epochs_done = epoch + 1
         self._is_testing = False
         if self._print and (done in (1, self._epochs) or done % self._print_every == 0):
@@ -217,10 +220,14 @@ class RunLog:
             Part(f"{self._step:{len(str(self._steps))}}/{self._steps}", 4),
             Part("testing" if self._is_testing else shortest(self._metrics), 1),
             Part(f"{rate:,.0f} img/s" if rate else "", 3),
+            Part("  ".join(self._features_shown()), 2),
             Part("" if epoch is None else f"epoch {clock_time(epoch)}", 5),
             Part("" if run is None else f"{duration(run)} left", 0),
         ]
         return Status(f"epoch {number}", self._step / self._steps, parts)
+
+    def _features_shown(self) -> list[str]:
+        return [f"{name.removesuffix('_accuracy')} {value:.1f} %" for name, value in self._features.items()]
 
     def seconds_left(self) -> float | None:
         """Return how long the rest of the run will take at the pace of this process; None if unknown yet."""

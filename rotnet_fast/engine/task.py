@@ -143,6 +143,7 @@ class TrainerSettings:
             CPU and 500 on a GPU.
         checkpoint_every_steps: save within an epoch after this many steps; None means never.
         checkpoint_every_seconds: save within an epoch after this many seconds; None means never.
+        monitor_every: evaluate the features after this many epochs each, and always after the last one.
         snapshot_epochs: after these epochs, evaluate, and keep ``snapshots/epoch-XXXX.pt`` for good.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         print_every: print a line for every so many epochs, besides the first and the last.
@@ -156,6 +157,7 @@ class TrainerSettings:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     eval_every: int = 1
+    monitor_every: int = 1
     log_every: int | None = None
     checkpoint_every_steps: int | None = None
     checkpoint_every_seconds: float | None = 300.0
@@ -168,3 +170,7 @@ class TrainerSettings:
     def is_tested(self, epoch: int) -> bool:
         """Whether an epoch, counted from 1, ends with a test."""
         return epoch % self.eval_every == 0 or epoch == self.epochs or epoch in self.snapshot_epochs
+
+    def is_monitored(self, epoch: int) -> bool:
+        """Whether a monitor, if there is one, evaluates the features after an epoch, counted from 1."""
+        return epoch % self.monitor_every == 0 or epoch == self.epochs

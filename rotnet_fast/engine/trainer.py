@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Progress:
         waited: seconds of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
         best: highest mean of test accuracies so far, in percent; -1 before the first test.
+        monitored: accuracy of the features -> its ``last`` value, in percent, and its ``best`` one, with the
+            number of epochs after which that was found, ``best_epoch``.
         skipped: number of non-finite steps that were skipped, up to the last report.
     """
 
@@ -54,6 +56,7 @@ class Progress:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     best: float = -1.0
     skipped: int = 0
+    monitored: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -81,6 +84,7 @@ class Trainer:
         processes: the processes that train together, each on its share of every batch; the task averages
             gradients over them. All run the same steps, and rank 0 writes.
         capture: how steps are captured; None decides by ``settings.graph``.
+        monitor: evaluates the features of a network with the given weights and buffers: name -> percent.
     """
 
     def __init__(
@@ -92,8 +96,10 @@ class Trainer:
         identity: Mapping[str, Any],
         processes: Processes = ALONE,
         capture: Capture | None = None,
+        monitor: Callable[[Mapping[str, Any]], dict[str, float]] | None = None,
     ) -> None:
         processes.check_same(identity)
+        self.monitor = monitor
         self.processes = processes
         self.task = task
         self.loader = loader
@@ -208,12 +214,13 @@ class Trainer:
             begun = time.perf_counter()
             metrics["test"] = self._evaluate(stop)
             log.tested(time.perf_counter() - begun)
+        found = self._monitored(done, log, stop)
         log.epoch(
             progress.epoch,
             progress.step,
             self._steps_done(),
             progress.images_per_second,
-            metrics,
+            {**metrics, "features": found} if found else metrics,
         )
         # Up to ten times, besides after the first test and the last.
         before = done - settings.eval_every
@@ -234,6 +241,12 @@ class Trainer:
         if (score := mean_accuracy(metrics.get("test", {}))) > progress.best:
             progress.best = score
             names.append("best.pt")
+        for name, value in found.items():
+            known = progress.monitored.setdefault(name, {"best": -1.0, "best_epoch": 0})
+            known["last"] = value
+            if value > known["best"]:
+                known |= {"best": value, "best_epoch": done}
+                names.append(f"best-{name.removesuffix('_accuracy')}.pt")
         # last.pt, from which a run is resumed, comes last: if the program ends before, best.pt is made again.
         self.save_checkpoint(*names, "last.pt")
         if self.processes.is_main:
@@ -255,6 +268,18 @@ class Trainer:
         self.processes.copy_from_main(self.task.module.buffers())
         with self.settings.precision.autocast():
             return self.task.evaluate()
+
+    def _monitored(self, done: int, log: RunLog, stop: StopSignals) -> dict[str, float]:
+        """Evaluate the features after an epoch, where that is due; empty where it is not."""
+        monitor, processes = self.monitor, self.processes
+        if monitor is None or not self.settings.is_monitored(done):
+            return {}
+        log.testing()
+        state = self.task.module.state_dict()
+        if processes.world > 1:  # a signal has to wait, see _evaluate
+            return processes.from_main(lambda: monitor(state))
+        with stop.interruptible():
+            return monitor(state)
 
     def _steps_done(self) -> int:
         return self.progress.epoch * len(self.loader) + self.progress.step
@@ -331,6 +356,7 @@ class Trainer:
                 "waited": progress.waited,
                 "best": progress.best,
                 "skipped": progress.skipped,
+                "monitored": progress.monitored,
                 "metrics_position": self.processes.on_main(self.run.metrics_position),
             },
         }
@@ -406,6 +432,7 @@ class Trainer:
             dict(state["metrics"]),
             log["best"],
             log["skipped"],
+            {name: dict(known) for name, known in log["monitored"].items()},
         )
         self.run.truncate_metrics(log["metrics_position"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,9 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.plain import counted
+
+if TYPE_CHECKING:
+    from rotnet_fast.protocols.monitor import Monitor
 
 
 def streaming_of(
@@ -54,6 +57,7 @@ def pretraining(
     snapshot_epochs: tuple[int, ...] = (),
     progress: bool = True,
     processes: Processes = ALONE,
+    monitor: Monitor | None = None,
 ) -> Trainer:
     """Set up a pretraining, ready to load a checkpoint or to start.
 
@@ -66,6 +70,7 @@ def pretraining(
         task_type: `RotationTask`, or an ablation, see `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
         processes: the processes that train together.
+        monitor: evaluates the features between epochs.
 
     Raises:
         ArgumentError, ElsewhereError: the network is unknown or does not accept these images, there are more
@@ -151,6 +156,7 @@ def pretraining(
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
         eval_every=config.eval_every,
+        monitor_every=config.monitor_every or max(2, config.epochs // 10),  # under 5 % more time
         log_every=config.log_every,
         checkpoint_every_steps=config.checkpoint_every_steps,
         checkpoint_every_seconds=config.checkpoint_every_seconds,
@@ -168,7 +174,7 @@ def pretraining(
     }
     if task_type is not RotationTask:
         identity["ablation"] = task_type.__name__
-    return Trainer(task, loader, settings, run, identity, processes)
+    return Trainer(task, loader, settings, run, identity, processes, monitor=monitor)
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
@@ -219,6 +225,7 @@ def pretrain_with(
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,
         "skipped_steps": trainer.progress.skipped,
+        "features": trainer.progress.monitored,
         "data_wait": trainer.progress.data_wait,
         "dataset": dataset.display_name,
         "train_images": len(dataset.train),
