@@ -325,7 +325,7 @@ NOT_COUNTED = {
     ("rotnet_fast/data/layout.py", "path", "shards"): "a name",
     ("rotnet_fast/data/layout.py", "root", "shards"): "a name",
     ("rotnet_fast/models/library.py", "name", "images"): "a name",
-    ("rotnet_fast/study/store.py", "path", "seeds"): "a name",
+    ("rotnet_fast/reproduce.py", "self.headline_seeds", "seeds"): "a name",
     ("rotnet_fast/backbone_inputs.py", "kind", "images"): "a name",
     ("rotnet_fast/model_card.py", "size", "images"): "the side of an image",
     ("rotnet_fast/files.py", "limit", "files"): "the limit of open files, of which a process has several",
