@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rotnet_fast import paper
 from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.figures import FIGURES
 from rotnet_fast.study.plan import Entry
+from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
 from rotnet_fast.verdict import wilson
 
@@ -101,6 +103,16 @@ def test_the_title_of_figure_5b_says_with_how_many_labels_rotnet_is_ahead(ten: P
     said = findings.few_labels(of(ten, **few))
     expected = f"ahead with {counts[0]:,} and {counts[1]:,} and behind with {counts[-1]:,} labels per class"
     assert said == f"RotNet is {expected}"
+
+
+def test_one_label_is_no_labels(tmp_path: Path) -> None:
+    data = replace(settings_of().data, train_images=100, smallest_class=10)
+    folder = write_study(tmp_path / "study", study_settings("demo", 1.0, data, "fp32"), seeds=1)
+    level = {
+        f"figure5b__{series}_{count}": 50.0 for count in (1, 2, 4, 10) for series in ("rotnet", "supervised")
+    }
+    ahead = of(folder, **{**level, "figure5b__rotnet_1": 60.0})
+    assert findings.few_labels(ahead) == "RotNet is ahead with 1 label per class"
 
 
 def test_other_titles_follow_the_numbers(ten: Path) -> None:

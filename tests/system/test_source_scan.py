@@ -331,7 +331,6 @@ NOT_COUNTED = {
     ("rotnet_fast/files.py", "limit", "files"): "the limit of open files, of which a process has several",
     ("rotnet_fast/engine/replay.py", "processes.world", "processes"): "of a training with several",
     ("rotnet_fast/engine/task.py", "name", "filters"): "a name",
-    ("rotnet_fast/study/pages/findings.py", "' and '.join(parts)", "labels"): "a list of numbers",
     ("rotnet_fast/ops/arguments.py", "channels", "channels"): "the same sentence as in csrc/checks.h",
     ("rotnet_fast/ops/arguments.py", "count", "values"): "the same sentence as in csrc/checks.h",
 }

@@ -92,7 +92,8 @@ def few_labels(study: Study) -> str:
         parts.append(f"ahead with {_counts(ahead)}")
     if behind:
         parts.append(f"behind with {_counts(behind)}")
-    return f"RotNet is {' and '.join(parts)} labels per class"
+    unit = "label per class" if (behind or ahead) == [1] else "labels per class"
+    return f"RotNet is {' and '.join(parts)} {unit}"
 
 
 def best_features(study: Study) -> str:
