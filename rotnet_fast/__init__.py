@@ -13,16 +13,27 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rotnet_fast.backbone import load_backbone as load_backbone
+    from rotnet_fast.modules import RotateBatch as RotateBatch
+    from rotnet_fast.modules import RotationLoss as RotationLoss
     from rotnet_fast.ops import augmentation_draws as augmentation_draws
     from rotnet_fast.ops import rotate_batch as rotate_batch
 
 _LAZY = {
+    "RotateBatch": "rotnet_fast.modules",
+    "RotationLoss": "rotnet_fast.modules",
     "augmentation_draws": "rotnet_fast.ops",
     "load_backbone": "rotnet_fast.backbone",
     "rotate_batch": "rotnet_fast.ops",
 }
 
-__all__ = ["__version__", "augmentation_draws", "load_backbone", "rotate_batch"]
+__all__ = [
+    "RotateBatch",
+    "RotationLoss",
+    "__version__",
+    "augmentation_draws",
+    "load_backbone",
+    "rotate_batch",
+]
 
 
 def __getattr__(name: str) -> Any:

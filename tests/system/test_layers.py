@@ -37,6 +37,7 @@ LAYERS = {
     "rotnet_fast.engine.rotation_task": 2,
     "rotnet_fast.engine.run_log": 2,
     "rotnet_fast.engine.trainer": 2,
+    "rotnet_fast.modules": 2,
     "rotnet_fast.command": 2,
     "rotnet_fast.flags": 2,
     "rotnet_fast.pretrained": 3,

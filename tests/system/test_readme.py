@@ -243,6 +243,14 @@ def test_the_example_of_other_angles_runs() -> None:
     assert names["rotation_labels"].tolist() == [*range(8)] * 2
 
 
+def test_the_example_of_the_auxiliary_loss_runs() -> None:
+    images = torch.randint(0, 256, (130, 32, 32, 3), dtype=torch.uint8)
+    names: dict[str, Any] = {"torch": torch, "rotnet_fast": rotnet_fast, "images": images}
+    exec(code_block("docs/op.md", "RotationLoss"), names)
+    assert 0 < names["loss"].item() < 10
+    assert 0 <= names["accuracy"].item() <= 1
+
+
 def test_the_op_equals_the_plain_torch_code_behind_it() -> None:
     names: dict[str, Any] = {}
     exec(code_block("docs/op.md", "randperm"), names)
