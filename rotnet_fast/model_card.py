@@ -329,6 +329,12 @@ def _results(facts: CardFacts) -> str:
 _TABLE_HEAD = ("| features | layer | classifier | variant | accuracy |", "|---|---|---|---|---:|")
 
 
+JPEG_TRACE = (
+    "Images that were kept as JPEG files carry a trace of which way up they were, and the rotation task can "
+    "use it"
+)
+
+
 def _limitations(facts: CardFacts) -> str:
     size = facts.config.image_size
     best = f"{facts.default_layer} is usually the best layer for objects"
@@ -342,6 +348,10 @@ def _limitations(facts: CardFacts) -> str:
         "The data set's biases are in the features. Nothing here was tested for decisions about people.",
         "One training with one seed; nothing is said here of the spread over seeds.",
     ]
+    if facts.config.dataset == "folder":
+        items.append(
+            f"{JPEG_TRACE}: `python -m rotnet_fast.visualize --what compression` measures by how much."
+        )
     if not _is_nin(facts):
         items.append("Another network than the published one: published accuracies do not apply.")
     elif facts.config.width != 1:

@@ -8,18 +8,26 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from rotnet_fast.study.pages.document import NOT_RUN, Block, Section, Table, figure
+from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table, figure
 from rotnet_fast.study.pages.tables import NETWORKS, data_set, flat_table, spread
 from rotnet_fast.study.summary import Number, Study
+
+JPEG_TRACE = (
+    "Where images are kept as JPEG files, part of the rotation accuracy may come from the compression, which "
+    "rounds rows and columns differently. By how much, `python -m rotnet_fast.visualize MODEL --what "
+    "compression` measures."
+)
 
 
 def rotation_accuracy(study: Study) -> Section:
     """Show how well the pretext task itself is solved."""
     numbers = [number for number in study.of("extras") if number.entry.value == "rotation_accuracy"]
     caption = f"Rotation accuracy in % over all turned copies of the test images, {data_set(study)}"
+    trace = [Paragraph(JPEG_TRACE)] if study.settings.data.name == "folder" else []
     return Section(
         "Rotation accuracy",
         (
+            *trace,
             flat_table(study, numbers, "rotations told apart", caption),
             rotation_accuracy_by_degrees(study, numbers),
         ),
