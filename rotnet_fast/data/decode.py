@@ -105,12 +105,7 @@ def _rgb(file: str | bytes, name: str | None) -> Iterator[Image.Image]:
         name = file if isinstance(file, str) else "an image"
     try:
         with Image.open(file if isinstance(file, str) else BytesIO(file), formats=IMAGES) as stored:
-            image: Image.Image = stored
-            if image.mode not in MODES:
-                raise DataError(f"{name} {DEEP_GREY}")
-            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-            yield _to_rgb(image)
+            yield upright_rgb(stored, name)
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -159,7 +154,20 @@ def decode_chunk(
     return images, failed
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str = "an image") -> Image.Image:
+    """Return an image in mode RGB, turned as its orientation tag says; see :func:`decode_rgb`.
+
+    Args:
+        image: an image of Pillow's.
+        name: its name in error messages.
+
+    Raises:
+        DataError: it is a grey image with 16 or more bits.
+    """
+    if image.mode not in MODES:
+        raise DataError(f"{name} {DEEP_GREY}")
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image.convert("RGBA"))

@@ -14,11 +14,12 @@ import torch
 from rotnet_fast.data.cache import cache_places
 from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader
-from rotnet_fast.data.decode import decode_chunk
+from rotnet_fast.data.decode import UndecodableError, decode_chunk
 from rotnet_fast.data.folder import encoded_split
 from rotnet_fast.data.ignored import IgnoredFiles
 from rotnet_fast.data.layout import list_images, readable
 from rotnet_fast.data.scan import GOOD, Scanner, check_images
+from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError
@@ -118,7 +119,8 @@ def decoded_batches(
 
     Raises:
         ArgumentError: the loader is dali, which cannot be used here.
-        DataError: an image, which the message names, cannot be read or decoded.
+        DataError: an image, which the message names, cannot be read or decoded (with ``resident`` an
+            `UndecodableError` in the latter case).
     """
     if loader == "dali":
         crop = RandomResizedCrop() if is_cropped else None  # of which is_test shows the centre
@@ -128,9 +130,22 @@ def decoded_batches(
         for batch in reader.epoch(0, start_batch):
             yield batch.images
         return
-    rest = files.source.take(np.arange(start_batch * batch_size, len(files)))
-    work = functools.partial(decode_chunk, image_size=files.image_size, is_cropped=is_cropped)
-    for _, (images, failed) in in_chunks(work, rest, "decoding", False, batch_size):
-        for _, error in failed:
-            raise DataError(f"{error}. Pass --check-images decode to find all such images in advance")
+    yield from pillow_batches(
+        files.source, files.image_size, batch_size, is_cropped=is_cropped, start_batch=start_batch
+    )
+
+
+def pillow_batches(
+    source: ImageSource, image_size: int, batch_size: int, *, is_cropped: bool = False, start_batch: int = 0
+) -> Iterator[torch.Tensor]:
+    """Decode images in their order with Pillow, on all cores, a few batches ahead of their use.
+
+    Arguments, results and errors are those of :func:`decoded_batches`.
+    """
+    rest = source.take(np.arange(start_batch * batch_size, len(source)))
+    work = functools.partial(decode_chunk, image_size=image_size, is_cropped=is_cropped)
+    for place, (images, failed) in in_chunks(work, rest, "decoding", False, batch_size):
+        if failed:
+            start = start_batch * batch_size + place.start
+            raise UndecodableError(failed[0][1], [start + position for position, _ in failed])
         yield torch.from_numpy(images)
