@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from rotnet_fast.backbone import load_backbone as load_backbone
     from rotnet_fast.ops import augmentation_draws as augmentation_draws
     from rotnet_fast.ops import rotate_batch as rotate_batch
+    from rotnet_fast.sklearn_features import RotNetFeatures as RotNetFeatures
 
 _LAZY = {
+    "RotNetFeatures": "rotnet_fast.sklearn_features",
     "augmentation_draws": "rotnet_fast.ops",
     "load_backbone": "rotnet_fast.backbone",
     "rotate_batch": "rotnet_fast.ops",
 }
 
-__all__ = ["__version__", "augmentation_draws", "load_backbone", "rotate_batch"]
+__all__ = ["RotNetFeatures", "__version__", "augmentation_draws", "load_backbone", "rotate_batch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -232,8 +232,8 @@ sys.exit(embed.main(sys.argv[2:]))
 def test_a_killed_command_goes_on_where_it_was(model: Path, photos: Path) -> None:
     assert run(model, photos, "whole.npz", "--batch-size", "4") == 0
     flags = [str(model), "--data-dir", str(photos), "--output", "x.npz", "--device", "cpu"]
-    # In this order: the list of images, the settings, three parts, and the output.
-    for number in (1, 2, 4, 3, 1):
+    # In this order: the list of images, the settings, three parts, and the output; what is there stays.
+    for number in (2, 4, 3, 1):
         killed = subprocess.run(
             [sys.executable, "-c", KILLED, str(number), *flags, "--batch-size", "4"],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -46,6 +46,7 @@ LAYERS = {
     "rotnet_fast.backbone_inputs": 3,
     "rotnet_fast.backbone_images": 3,
     "rotnet_fast.feature_files": 3,
+    "rotnet_fast.sklearn_features": 3,
     "rotnet_fast.analysis": 4,
     "rotnet_fast.plots": 4,
     "rotnet_fast.benchmarking": 4,
