@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from rotnet_fast.backbone import DEFAULT_BATCH_SIZE, Backbone, load_backbone
 from rotnet_fast.backbone_images import Layout
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plain import as_sequence, as_whole, shown
+from rotnet_fast.plain import as_sequence, as_whole, counted, shown
 
 
 class RotNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -133,8 +133,8 @@ class RotNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             images = rounded.astype(np.uint8).reshape(len(table), *sides)
         except ValueError:
             raise ArgumentError(
-                f"image_shape is {tuple(sides)}, but the rows of X have {table.shape[1]} values; they must "
-                f"be H*W*C"
+                f"image_shape is {tuple(sides)}, but the rows of X have {counted(table.shape[1], 'value')}; "
+                f"there must be H*W*C"
             ) from None
         if images.shape[3] not in (1, 3):
             raise ArgumentError(f"image_shape makes images of the shape {images.shape[1:]}; C must be 1 or 3")

@@ -386,3 +386,20 @@ def test_names_that_are_not_text_are_made_readable(model: Path, place: Path) -> 
     assert table("x.npz")["names"].tolist() == ["caf\ufffd\n.png"]
     with open("x.csv", newline="", encoding="utf-8") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["caf\ufffd\n.png"]
+
+
+@pytest.mark.parametrize("output", ["it's.npz", "it's.csv"])
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_the_lines_of_python_at_the_end_run(
+    model: Path, photos: Path, output: str, has_classes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, photos if has_classes else photos / "cat" / "deep", output) == 0
+    _, found, code = capsys.readouterr().out.partition("\nnext, in Python:\n")
+    assert found
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert max(map(len, code.splitlines())) <= 80
+    if output.endswith(".csv"):
+        assert capsys.readouterr().out.startswith("11 cat/0.png" if has_classes else "1 fitting.png")
+    else:
+        assert ("KNeighborsClassifier" in names) is has_classes

@@ -34,6 +34,8 @@ ALLOWED = {
     ("rotnet_fast/engine/run_folder.py", "remove"): "folders that were made for a run which never began",
     ("rotnet_fast/engine/run_log.py", "write"): "TensorBoard's own files, in a folder that is no link",
     ("rotnet_fast/engine/trainer.py", "remove"): "checkpoints, where one was just written",
+    ("examples/features_of_a_folder.py", "write"): "photos in a temporary folder",
+    ("rotnet_fast/feature_files.py", "write"): "members of a file of rotnet_fast.files",
     ("rotnet_fast/feature_files.py", "remove"): "the parts of a file that was just written",
     ("rotnet_fast/study/kinds.py", "remove"): "checkpoints, where one was just written",
     ("rotnet_fast/study/run.py", "remove"): "work of the study, in folders that are no links",
