@@ -52,6 +52,7 @@ class WrongUse:
 
 QUICK = "pretrain --preset quickstart --output NEW"
 FOLDER = "pretrain --output NEW --dataset folder --data-dir"
+EMBED = "embed run --data-dir photos --output NEW.npz"
 CIFAR = "pretrain --output NEW --dataset cifar10 --data-dir"
 
 CASES = [
@@ -82,6 +83,14 @@ CASES = [
     WrongUse("evaluate --checkpoint run --no-frozen", 2, ("--no-frozen", "add --random-init")),
     WrongUse("evaluate --checkpoint run --batch-size 1", 2, ("batch-size is 1", "such as --batch-size")),
     WrongUse("evaluate --checkpoint broken", 2, ("broken/config.json cannot be read", "restore or remove")),
+    WrongUse("embed run --data-dir photos", 2, ("output is missing", "pass --output PATH")),
+    WrongUse("embed run --data-dir photos --output NEW.txt", 2, ("output is new-", "end in .npz or .csv")),
+    WrongUse(f"{EMBED} --layer conv9", 2, ("layers holds 'conv9'", "choose from conv1")),
+    WrongUse(f"{EMBED} --loader disk", 2, ("loader is 'disk'", "choose from auto, resident, dali")),
+    WrongUse(f"{EMBED} --batch-size 0", 2, ("batch-size is 0", "must be at least 1")),
+    WrongUse(
+        "embed run --data-dir photos --output foreign.npz", 2, ("foreign.npz exists", "choose another file")
+    ),
     WrongUse("visualize --checkpoint run --images 1000", 2, ("images is 1000", "must be at most 100")),
     WrongUse("report run", 2, ("run/results.json holds no evaluation", "give a folder")),
     WrongUse("report study", 2, ("study/study.json has format 0", "run the study again")),
@@ -109,6 +118,9 @@ CASES = [
     WrongUse(f"{CIFAR} cifar/cifar-10-batches-bin", 3, ("bin lacks data_batch_1.bin", "unpack cifar-10")),
     WrongUse(f"{CIFAR} .", 3, ("data-dir is ., but CIFAR-10 is in", "pass --data-dir")),
     WrongUse(f"{CIFAR} half", 3, ("half, which contains train/", "with --dataset folder")),
+    WrongUse("embed run --data-dir nowhere --output NEW.npz", 3, ("data-dir is nowhere", "pass a folder")),
+    WrongUse("embed run --data-dir text.pt --output NEW.npz", 3, ("text.pt, which is not a folder", "pass")),
+    WrongUse("embed run --data-dir others --output NEW.npz", 3, ("holds no images", "2 .heic", "pass a")),
     WrongUse("reproduce --dataset digits --output study", 3, ("study/study.json", "another --output")),
     # Checkpoints: 4
     WrongUse(f"{QUICK} --resume nowhere", 4, ("resume is nowhere", "pass auto, or a run folder")),
@@ -130,6 +142,7 @@ CASES = [
     WrongUse("pretrain --preset quickstart --output a-file", 7, ("a-file: it is a file", "with --output")),
     WrongUse("evaluate --checkpoint run --output a-file/x", 7, ("cannot write a-file/x", "with --output")),
     WrongUse("export --checkpoint run --output a-file", 7, ("a-file: it is a file", "with --output")),
+    WrongUse("embed run --data-dir photos --output a-file/x.npz", 7, ("a-file: it is a file", "--output")),
     WrongUse("benchmark --output a-file/x.json", 7, ("cannot write a-file", "with --output")),
 ]
 
@@ -175,6 +188,8 @@ def _data_folders() -> dict[str, bytes]:
         **dict.fromkeys(("classes/cat/0.jpg", "classes/dog/0.jpg"), b""),
         **dict.fromkeys(("above/photos/train/a/0.jpg", "above/photos/test/a/0.jpg"), b""),
         **dict.fromkeys(("called/Train/0.jpg", "called/Test/0.jpg"), b""),
+        "photos/0.jpg": b"",
+        "foreign.npz": b"",
         "packed/x.tgz": gzip.compress(b""),
         **dict.fromkeys(("others/0.heic", "others/1.heic", "others/notes.txt"), b""),
         **dict.fromkeys(("tiny/train/a/images/0.jpg", "tiny/val/images/val_0.jpg"), b""),

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from rotnet_fast.modules import RotationLoss as RotationLoss
     from rotnet_fast.ops import augmentation_draws as augmentation_draws
     from rotnet_fast.ops import rotate_batch as rotate_batch
+    from rotnet_fast.sklearn_features import RotNetFeatures as RotNetFeatures
 
 _LAZY = {
+    "RotNetFeatures": "rotnet_fast.sklearn_features",
     "RotateBatch": "rotnet_fast.modules",
     "RotationLoss": "rotnet_fast.modules",
     "augmentation_draws": "rotnet_fast.ops",
@@ -27,6 +29,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "RotNetFeatures",
     "RotateBatch",
     "RotationLoss",
     "__version__",

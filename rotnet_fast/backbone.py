@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import nn
@@ -24,8 +24,11 @@ from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
-from rotnet_fast.plain import as_real, as_whole
+from rotnet_fast.plain import as_real, as_whole, counted
 from rotnet_fast.pretrained import Pretrained, read_pretrained, undescribed
+
+if TYPE_CHECKING:
+    from rotnet_fast.backbone_images import Images, Layout
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -41,12 +44,14 @@ class Backbone(nn.Module):
         rotations: degrees counter-clockwise, one per output of the network.
         mean, std: per channel, for pixel values in [0, 1], used to normalise images.
         image_size: H = W in pixels of the images that it was trained on; other sizes also work.
+        is_cropped: whether it was trained on random resized crops, so that :meth:`embed` shows it the
+            centres of images.
         metadata: further information as strings.
 
     Attributes:
         network: the `FeatureNetwork`; it takes normalised images.
         layers: names of the feature maps, ``conv1`` and so on.
-        rotations, mean, std, image_size, metadata: as given.
+        rotations, mean, std, image_size, is_cropped, metadata: as given.
 
     Images are either uint8 [N,H,W,C] with values 0..255, which are normalised, or floating [N,C,H,W], which
     must already be normalised: values that cannot be normalised are refused, and suspicious ones cause a
@@ -67,6 +72,7 @@ class Backbone(nn.Module):
         mean: Sequence[float] = CIFAR10_MEAN,
         std: Sequence[float] = CIFAR10_STD,
         image_size: int = 32,
+        is_cropped: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -79,6 +85,7 @@ class Backbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(map(float, checked_numbers("mean", mean, channels, as_real)))
         self.std: tuple[float, ...] = tuple(map(float, checked_numbers("std", std, channels, as_real)))
         self.image_size = checked_count("image_size", image_size)
+        self.is_cropped = bool(is_cropped)
         self.metadata = dict(metadata or {})
         self.eval()
 
@@ -135,6 +142,80 @@ class Backbone(nn.Module):
         """
         name = self.network.default_layer if layer is None else layer
         return self._features(images, [name], batch_size, _pooled)[name]
+
+    def embed(
+        self,
+        what: Images,
+        layer: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        *,
+        layout: Layout | None = None,
+    ) -> torch.Tensor:
+        """Return one vector per image, of images of any size, from files or from memory.
+
+        Images are resized and cropped to ``image_size`` as those of an evaluation are, see
+        `rotnet_fast.data.decode.fit_image`; then the vectors are those of :meth:`forward`, and of ``python -m
+        rotnet_fast.embed``. A folder of more than a thousand images is decoded by several processes, so that
+        a script needs the ``if __name__ == "__main__":`` guard.
+
+        Args:
+            what: a folder (every image in it and its subfolders, sorted by path), a list of paths, a list of
+                PIL images, or a uint8 array or tensor [N,H,W,3] or [N,3,H,W].
+            layer, batch_size: see :meth:`features`.
+            layout: ``NHWC`` or ``NCHW``, for arrays of which either could be true.
+
+        Returns:
+            fp32 [N,C_layer], on the network's device.
+
+        Raises:
+            TypeError: what is of another kind, mixes kinds, or is not uint8.
+            ArgumentError: what is empty, has the wrong shape, or may be NHWC as well as NCHW; the network has
+                no such layer, or does not take RGB images.
+            DataError: a file or folder is missing, or an image is damaged.
+        """
+        from rotnet_fast.backbone_images import image_batches  # needs Pillow, which nothing else here does
+
+        name = self.network.default_layer if layer is None else layer
+        batch_size = checked_count("batch_size", batch_size)
+        self.network.check_layers([name])
+        if self.network.in_channels != 3:
+            raise ArgumentError(
+                f"this network takes images of {counted(self.network.in_channels, 'channel')}, but embed "
+                f"makes RGB images; call the backbone itself on uint8 [N,H,W,C]"
+            )
+        batches = image_batches(what, self.image_size, self.is_cropped, batch_size, layout)
+        return torch.cat([self(batch, name, batch_size) for batch in batches])
+
+    def vectors_and_rotations(
+        self, images: torch.Tensor, layer: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return pooled features, and the probability of each rotation of the images as they are.
+
+        Both come from one forward pass over all images.
+
+        Args:
+            images, layer: see :meth:`features`.
+
+        Returns:
+            fp32 [N,C_layer], which equals :meth:`forward`, and fp32 [N,K].
+
+        Raises:
+            TypeError, ArgumentError: see :meth:`features`.
+        """
+        name = self.network.default_layer if layer is None else layer
+        self._check(images, 1)
+        self.network.check_layers([name])
+        vectors: list[torch.Tensor] = []
+        # Pooled at once, because what follows may work in place.
+        handle = self.network.feature_module(name).register_forward_hook(
+            lambda module, inputs, maps: vectors.append(_pooled(maps.float()))
+        )
+        try:
+            with self._as_converted():
+                logits = self.network(self._normalised(images.to(self._weight.device)))
+        finally:
+            handle.remove()
+        return vectors[0], logits.float().softmax(dim=1)
 
     def rotation_logits(self, images: torch.Tensor, batch_size: int = DEFAULT_BATCH_SIZE) -> torch.Tensor:
         """Return the network's predictions for the pretext task.
@@ -286,6 +367,7 @@ def backbone_of(pretrained: Pretrained) -> Backbone:
             mean=pretrained.mean,
             std=pretrained.std,
             image_size=config.image_size,
+            is_cropped=config.is_cropped,
             metadata={
                 "model": config.model,
                 "dataset": pretrained.dataset_name or config.dataset,

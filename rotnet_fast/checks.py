@@ -43,15 +43,7 @@ def check_images(
         remedy = "the folder that holds train/ and test/"
         if data_dir is None:
             raise ArgumentError(f"dataset folder needs --{argument}, {remedy}")
-        # With several machines, one may lack the folder; then the reader reports it to all processes.
-        if "RANK" not in os.environ and not data_dir.is_dir():
-            state = "is not a folder" if data_dir.exists() else "does not exist"
-            if data_dir.is_file() and is_archive(data_dir.name):
-                how = unpacking(os.fspath(data_dir.parent), [data_dir.name])
-                raise DataError(f"{argument} is {data_dir}, an archive; {how}, and pass the folder")
-            if data_dir.is_file() and data_dir.suffix.lower() == ".tar":
-                remedy = f"{data_dir.parent}, the folder of the shards, or unpack it"
-            raise DataError(f"{argument} is {data_dir}, which {state}; pass {remedy}")
+        check_folder(data_dir, remedy, argument)
     limits = (("limit-train", limit_train), ("limit-test", limit_test))
     for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):
         if limit is not None and limit > count:
@@ -59,6 +51,29 @@ def check_images(
                 f"{name} is {limit}; it must lie in [1, {count}], the number of images in this split of "
                 f"{dataset}; omit it to use all of them"
             )
+
+
+def check_folder(data_dir: Path, remedy: str, argument: str = "data-dir") -> None:
+    """Check that the folder of the images exists.
+
+    Args:
+        data_dir: the folder.
+        remedy: what to pass instead, to follow "pass".
+        argument: name of the folder's argument in error messages.
+
+    Raises:
+        DataError: it does not exist, or is a file.
+    """
+    # With several machines, one may lack the folder; then the reader reports it to all processes.
+    if "RANK" in os.environ or data_dir.is_dir():
+        return
+    state = "is not a folder" if data_dir.exists() else "does not exist"
+    if data_dir.is_file() and is_archive(data_dir.name):
+        how = unpacking(os.fspath(data_dir.parent), [data_dir.name])
+        raise DataError(f"{argument} is {data_dir}, an archive; {how}, and pass the folder")
+    if data_dir.is_file() and data_dir.suffix.lower() == ".tar":
+        remedy = f"{data_dir.parent}, the folder of the shards, or unpack it"
+    raise DataError(f"{argument} is {data_dir}, which {state}; pass {remedy}")
 
 
 def check_image_size(dataset: str, image_size: int) -> None:

@@ -128,6 +128,7 @@ class CountingLine(StatusLine):
         unit: what is counted, in the plural.
         is_shown, clock: see `StatusLine`.
         scale: how many units are shown as one, as in 1e6 bytes per MB.
+        done: number of units that an earlier process has finished.
     """
 
     def __init__(
@@ -138,8 +139,9 @@ class CountingLine(StatusLine):
         is_shown: bool,
         clock: Callable[[], float] = time.monotonic,
         scale: float = 1,
+        done: int = 0,
     ) -> None:
-        self._done, self._total, self._unit, self._scale = 0, total, unit, scale
+        self._done, self._total, self._unit, self._scale = done, total, unit, scale
         self._what, self._pace, self._counted_at = what, Pace(), clock()
         super().__init__(self._status, is_shown, clock)
 

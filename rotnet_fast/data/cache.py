@@ -65,14 +65,18 @@ def read_cache(
             with open(data, "rb", opener=_open_plain) as file:
                 if known["sha256"] == _sha256(file):
                     file.seek(0)
-                    return _read_array(file, np.dtype(dtype), shape)
+                    return read_array(file, np.dtype(dtype), shape)
         except (OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError):
             continue  # absent, unreadable or malformed: the same as no cache
     return None
 
 
-def _read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+def read_array(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
     """Read what np.save wrote, without np.load, which allocates whatever the file's header claims.
+
+    Args:
+        file: a file on a disk, at its start.
+        dtype, shape: required dtype and shape; None in the shape matches any length.
 
     Raises:
         ValueError: the file holds no array, or one of another dtype or shape.

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.plain import counted
-
-Halves = tuple[EncodedSplit, EncodedSplit]
 
 _SHOWN = 5
 _DIGEST_BYTES = 8  # per image: enough to notice that its contents changed
 
 
-def pack(files: Halves) -> bytes:
-    """Return the split, name, label and digest of each image as compressed JSON."""
+def pack(files: Sequence[EncodedSplit]) -> bytes:
+    """Return the split, name, label and digest of each image as compressed JSON.
+
+    Args:
+        files: the training split and, unless there is one split alone, the test split.
+    """
     return gzip.compress(json.dumps(list(_images(files))).encode(), mtime=0)
 
 
-def _images(files: Halves) -> Iterator[tuple[str, str, int, str]]:
-    for half, split in zip(("train", "test"), files, strict=True):
+def _images(files: Sequence[EncodedSplit]) -> Iterator[tuple[str, str, int, str]]:
+    for half, split in zip(("train", "test"), files, strict=False):
         labels = split.labels.tolist()
         for index in range(len(split)):
             digest = "" if split.contents is None else split.contents[index].tobytes()[:_DIGEST_BYTES].hex()
             yield half, split.source.relative_name(index), labels[index], digest
 
 
-def changes(packed: bytes, files: Halves) -> dict[str, list[str]]:
+def changes(packed: bytes, files: Sequence[EncodedSplit]) -> dict[str, list[str]]:
     """Compare a list with the current images and return a map from kind of change to sorted names.
 
     Args:

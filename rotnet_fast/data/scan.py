@@ -17,6 +17,7 @@ import functools
 import hashlib
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -55,6 +56,7 @@ from rotnet_fast.plain import counted
 
 _FORMAT = "5"  # increment it when the same images would get different values
 _SHOWN = 5
+_KEEP_SECONDS = 60.0  # of checking are lost at most when a process is killed
 _KEY, _COLUMNS = 4, 8
 _FLAGS, _VERDICT = 2, 3
 _CONVERT, _DECODED = 1, 2
@@ -89,8 +91,8 @@ class Scanner:
     """Check images in several processes, each of them once, and cache the results for later runs.
 
     Results are keyed by an image's name, size and modification time, so that only new images are checked
-    after some of a folder were repaired, added or removed. The result of an image that cannot be read at the
-    moment (no permission, a network that is down) is not cached.
+    after some of a folder were repaired, added or removed, or after the check was interrupted. The result of
+    an image that cannot be read at the moment (no permission, a network that is down) is not cached.
 
     Args:
         source: the images.
@@ -139,9 +141,15 @@ class Scanner:
         if len(new) == 0:
             return
         work = functools.partial(_examine_chunk, decodes=self._decodes)
-        for place, part in in_chunks(work, self.source.take(new), "checking", self._progress):
-            self._table[new[place]] = part
-        self._keep()
+        kept_at = time.monotonic()
+        try:
+            for place, part in in_chunks(work, self.source.take(new), "checking", self._progress):
+                self._table[new[place]] = part
+                if time.monotonic() - kept_at > _KEEP_SECONDS:
+                    self._keep()
+                    kept_at = time.monotonic()
+        finally:  # also after Ctrl-C
+            self._keep()
 
     def mark_undecodable(self, positions: npt.NDArray[np.int64]) -> None:
         """Record images that passed the check but could not be decoded."""

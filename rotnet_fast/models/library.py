@@ -88,6 +88,10 @@ class LibraryNetwork(FeatureNetwork):
         maps: dict[str, torch.Tensor] = self._extractor(layers)(x)
         return maps
 
+    def feature_module(self, layer: str) -> nn.Module:
+        """See `FeatureNetwork`."""
+        return self.model.get_submodule(layer)
+
     def feature_channels(self, layer: str) -> int:
         """Number of channels of a layer's feature map."""
         self.check_layers([layer])

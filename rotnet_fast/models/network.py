@@ -61,6 +61,10 @@ class FeatureNetwork(nn.Module, ABC):
             TypeError: see `check_input`.
         """
 
+    def feature_module(self, layer: str) -> nn.Module:
+        """The module whose output, the first time it runs in a forward pass, is a layer's feature map."""
+        return self.get_submodule(layer)
+
     @abstractmethod
     def feature_channels(self, layer: str) -> int:
         """Number of channels of a layer's feature map."""

@@ -93,6 +93,20 @@ def test_sklearn_does_better_on_features_than_on_pixels() -> None:
     assert accuracy["features", 20] > 0.8
 
 
+def test_a_folder_has_the_same_features_as_a_file_and_in_memory() -> None:
+    names = run("features_of_a_folder.py")
+    assert names["is_equal"]
+    assert names["features"]["vectors"].shape == (200, 192)
+    assert names["features"]["classes"].tolist() == list("0123456789")
+    assert names["accuracy"] > 0.8
+
+
+def test_a_grid_search_finds_a_layer_in_the_middle() -> None:
+    names = run("sklearn_pipeline.py")
+    assert names["search"].best_params_["features__layer"] in ("conv2", "conv3")
+    assert names["test_accuracy"] > 0.75
+
+
 def test_fine_tuning_learns_and_changes_the_pretrained_blocks() -> None:
     names = run("fine_tune_with_a_new_head.py")
     assert names["test_accuracy"]() > 0.7

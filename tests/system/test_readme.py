@@ -14,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from image_files import save
 from pages import ROOT, page_text
+from PIL import Image
 from tensorboard.program import TensorBoard
 from tiny import read_digits_once, tiny_config
 
 import rotnet_fast
 from rotnet_fast.benchmark import BenchmarkConfig
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.embed import EmbedConfig
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.flags import given_flags
@@ -44,6 +47,7 @@ LANGUAGES = {
 
 SETTINGS = {
     "rotnet_fast.benchmark": BenchmarkConfig,
+    "rotnet_fast.embed": EmbedConfig,
     "rotnet_fast.evaluate": EvaluateConfig,
     "rotnet_fast.export": ExportConfig,
     "rotnet_fast.pretrain": PretrainConfig,
@@ -293,6 +297,14 @@ def test_the_examples_of_the_features_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(names["vectors"], names["maps"].mean(dim=(2, 3)))
     assert names["rotations"].shape == (100, 4, 4)
     assert names["network"].training
+    array = names["images"][:8].numpy()
+    for place in ("PHOTOS/a.png", "a.jpg", "b.png"):
+        save(Path(place), array[0])
+    names |= {"picture": Image.fromarray(array[0]), "array": array, "labels": [0, 1] * 4}
+    exec(code_block("docs/features.md", "embed(array)"), names)
+    assert names["vectors"].shape == (8, 8)
+    exec(code_block("docs/features.md", "GridSearchCV"), names)
+    assert names["search"].predict(array).shape == (8,)
     exec(code_block("docs/features.md", "torch.hub.load").replace("path/to/the/clone", str(ROOT)), names)
     assert torch.equal(names["backbone"].features(names["images"]), names["maps"])
     assert names["network"].layers == ("conv1", "conv2", "conv3", "conv4")
