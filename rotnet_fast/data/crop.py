@@ -86,6 +86,28 @@ def centre_boxes(sizes: NDArray[np.int32]) -> Boxes:
     return (sizes - shapes) // 2, shapes
 
 
+def centre_crop(rgb: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """Return the centre crop used for testing, resized: uint8 [H,W,3] -> uint8 [image_size,image_size,3].
+
+    The pixels are those of `rotnet_fast.data.dali.DaliLoader` on the CPU.
+    """
+    corners, shapes = centre_boxes(np.array([rgb.shape[:2]], dtype=np.int32))
+    (top, left), (height, width) = corners[0], shapes[0]
+    crop = torch.from_numpy(np.ascontiguousarray(rgb[top : top + height, left : left + width]))
+    resized = torch.empty((image_size, image_size, 3), dtype=torch.uint8)
+    resize_into(resized, crop)
+    return resized.numpy()
+
+
+def resize_into(place: torch.Tensor, crop: torch.Tensor) -> None:
+    """Resize a crop uint8 [h,w,3] to the square uint8 [S,S,3] that it is written into, both on the CPU."""
+    side = place.shape[0]
+    source, view = crop.permute(2, 0, 1)[None], place.permute(2, 0, 1)[None]  # [1,3,...], channels_last
+    # This is what interpolate(crop, mode="bilinear", antialias=True) calls, but it writes into a batch:
+    # allocating and copying a result per image takes longer than resizing it.
+    torch.ops.aten._upsample_bilinear2d_aa.out(source, [side, side], False, None, None, out=view)
+
+
 def _largest(heights: NDArray[np.int64], widths: NDArray[np.int64], ratio: tuple[float, float]) -> Boxes:
     """Return the largest centre crop with an allowed ratio."""
     height = np.minimum(heights, np.maximum(np.rint(widths / ratio[0]).astype(np.int64), 1))

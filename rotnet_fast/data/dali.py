@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from rotnet_fast.data.crop import Boxes, Decoder, RandomResizedCrop, centre_boxes
+from rotnet_fast.data.crop import Boxes, Decoder, RandomResizedCrop, centre_boxes, resize_into
 from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
@@ -203,14 +203,9 @@ class DaliLoader:
         side = self.split.image_size
         batch = torch.empty((len(crops), side, side, 3), dtype=torch.uint8)
 
-        views = batch.permute(0, 3, 1, 2)  # [B,3,S,S], channels_last
-
         def resize(part: range) -> None:
             for position in part:
-                crop, view = crops[position].permute(2, 0, 1)[None], views[position : position + 1]
-                # This is what interpolate(crop, mode="bilinear", antialias=True) calls, but it writes into
-                # the batch: allocating and copying a result per image takes longer than resizing it.
-                torch.ops.aten._upsample_bilinear2d_aa.out(crop, [side, side], False, None, None, out=view)
+                resize_into(batch[position], crops[position])
 
         workers = available_cores()
         list(_pool("resizer").map(resize, [range(first, len(crops), workers) for first in range(workers)]))

@@ -24,22 +24,40 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's 
 DEEP_GREY = "is a grey image of 16 bits or more; save it with 8 bits per channel"
 
 
-def decode_image(file: str | bytes, image_size: int, name: str | None = None) -> npt.NDArray[np.uint8]:
-    """Decode one image to uint8 [image_size, image_size, 3].
-
-    The pixels come from :func:`decode_rgb`. An image of image_size x image_size keeps them; any other image
-    is resized (bilinear, with antialiasing) until its shorter side is image_size, and cropped to its centre.
+def decode_image(
+    file: str | bytes, image_size: int, name: str | None = None, is_cropped: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Decode one image to uint8 [image_size, image_size, 3]: :func:`fit_image` of :func:`decode_rgb`.
 
     Args:
         file: a path, or the contents of an image file.
-        image_size: H = W of the result in pixels.
+        image_size, is_cropped: see :func:`fit_image`.
         name: name of the image in error messages; None means the path.
 
     Raises:
         DataError: the image cannot be decoded, see :func:`decode_rgb`.
     """
     with _rgb(file, name) as image:
+        return fit_image(image, image_size, is_cropped)
+
+
+def fit_image(image: Image.Image, image_size: int, is_cropped: bool = False) -> npt.NDArray[np.uint8]:
+    """Make an RGB image uint8 [image_size, image_size, 3], as a network is tested on it.
+
+    An image of image_size x image_size keeps its pixels; any other one is resized (bilinear, with
+    antialiasing) until its shorter side is image_size, and cropped to its centre.
+
+    Args:
+        image: of any size, upright and in mode RGB.
+        image_size: H = W of the result in pixels.
+        is_cropped: for networks that were pretrained on random resized crops, take the centre crop that they
+            are tested on instead, see `rotnet_fast.data.crop.centre_crop`.
+    """
+    if not is_cropped:
         return np.array(_resize_and_crop(image, image_size))
+    from rotnet_fast.data.crop import centre_crop  # imported here because it needs torch
+
+    return centre_crop(np.array(image), image_size)
 
 
 def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uint8]:
@@ -108,7 +126,7 @@ def decode_images(source: ImageSource, image_size: int, progress: bool) -> npt.N
             :func:`rotnet_fast.data.workers.in_chunks`).
     """
     images = np.empty((len(source), image_size, image_size, 3), dtype=np.uint8)
-    work = functools.partial(_decode_chunk, image_size=image_size)
+    work = functools.partial(decode_chunk, image_size=image_size)
     failures: list[tuple[int, str]] = []
     for place, (decoded, failed) in in_chunks(work, source, "decoding", progress):
         images[place] = decoded
@@ -118,15 +136,24 @@ def decode_images(source: ImageSource, image_size: int, progress: bool) -> npt.N
     return images
 
 
-def _decode_chunk(
-    source: ImageSource, image_size: int
+def decode_chunk(
+    source: ImageSource, image_size: int, is_cropped: bool = False
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    """Decode all images of a source in this process.
+
+    Returns:
+        uint8 [len(source), image_size, image_size, 3], and the position and the error of each image that
+        cannot be decoded, whose pixels are 0.
+
+    Raises:
+        DataError: an image can no longer be read.
+    """
     images = np.zeros((len(source), image_size, image_size, 3), dtype=np.uint8)
     failed = []
     for number in range(len(source)):
         content = source.read(number)
         try:
-            images[number] = decode_image(content, image_size, source.names[number])
+            images[number] = decode_image(content, image_size, source.names[number], is_cropped)
         except DataError as error:
             failed.append((number, str(error)))
     return images, failed

@@ -15,8 +15,8 @@ import torch
 
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import UndecodableError, decode_images
-from rotnet_fast.data.layout import list_folder, readable
-from rotnet_fast.data.scan import GOOD, UNKNOWN, Scanner, check_images, find_rows
+from rotnet_fast.data.layout import Listing, list_folder, readable
+from rotnet_fast.data.scan import GOOD, UNKNOWN, Scan, Scanner, check_images, find_rows
 from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows, validation_rows
 from rotnet_fast.errors import ArgumentError, DataError, printable
 from rotnet_fast.plain import counted
@@ -174,17 +174,7 @@ class OpenFolder:
 
     def _files(self, image_size: int) -> tuple[EncodedSplit, EncodedSplit]:
         listing, scan = self._listing, self._scanner.scan
-        train, test = (
-            EncodedSplit(
-                source=listing.source.take(self.kept[half]),
-                labels=torch.from_numpy(listing.labels[self.kept[half]]),
-                sizes=scan.sizes[self.kept[half]],
-                convert=scan.convert[self.kept[half]],
-                image_size=image_size,
-                contents=scan.contents[self.kept[half]],
-            )
-            for half in self._halves()
-        )
+        train, test = (encoded_split(listing, scan, self.kept[half], image_size) for half in self._halves())
         return train, test
 
     def _dataset(
@@ -203,3 +193,22 @@ class OpenFolder:
             held_out=listing.held_out,
             is_validation=self._choice.validation is not None,
         )
+
+
+def encoded_split(listing: Listing, scan: Scan, kept: npt.NDArray[np.int64], image_size: int) -> EncodedSplit:
+    """Return those of the listed images that stand at the given positions, encoded.
+
+    Args:
+        listing: the images.
+        scan: the results of checking them.
+        kept: int64 [N], positions of the images to use.
+        image_size: H = W in pixels that a decoder must produce.
+    """
+    return EncodedSplit(
+        source=listing.source.take(kept),
+        labels=torch.from_numpy(listing.labels[kept]),
+        sizes=scan.sizes[kept],
+        convert=scan.convert[kept],
+        image_size=image_size,
+        contents=scan.contents[kept],
+    )

@@ -72,7 +72,7 @@ class Listing:
     Attributes:
         classes: class names, indexed by label; empty if the images have no labels.
         source: the images, the training split first.
-        labels: int64 [N]; all 0 if there are no classes.
+        labels: int64 [N]; all 0 if there are no classes, and -1 where only some images have one.
         train_count: number of training images.
         digest: SHA-256 (hexadecimal) over each file's relative path, size and modification time.
         ignored: what else the folder contains.
@@ -128,6 +128,69 @@ def list_folder(data_dir: Path, progress: bool = False) -> Listing:
         return _list_undivided(root, train, ignored, progress)
     except OSError as error:
         raise DataError(cannot_read(root, error, EXPECTED)) from error
+
+
+def list_images(folder: Path, progress: bool = False) -> Listing:
+    """Find every image under a folder, in all of its subfolders; nothing is held out.
+
+    Images are sorted by their paths, by code point. If there are no image files, the members of all .tar
+    shards are listed, shard by shard; beside image files, shards are ignored.
+
+    A folder may have the layouts above, or any other. Its splits are the folders called train, test, val,
+    valid and validation or, if there are none, the folder itself. An image has a class if all images of its
+    split lie in class folders (their names are the classes, whatever further subfolders they have), or if an
+    annotations file gives one. Fewer than two classes are none.
+
+    Args:
+        folder: the folder.
+        progress: show a progress bar while tar shards are indexed.
+
+    Returns:
+        A listing whose images all count as training images. Its labels are -1 for images without a class.
+
+    Raises:
+        DataError: the folder cannot be read or holds no images, or a tar shard is damaged.
+    """
+    root = os.fspath(folder)
+    ignored = IgnoredFiles()
+    try:
+        shards: list[str] = []
+        places = sorted(_files_within(root, "", (), ignored, shards))
+        if not places and shards:
+            return _list_shards(root, sorted(shards), [], ignored, progress)
+        for shard in shards:
+            ignored.add_file(shard)
+        if not places:
+            raise DataError(f"{root} {_without_images(root, ignored)}")
+        class_of = _classes_by_place(root, places)
+        classes = sorted(set(class_of.values()))
+        numbers = {name: number for number, name in enumerate(classes)} if len(classes) > 1 else {}
+        listing = _list_files(root, tuple(numbers), [[places], []], ignored)
+        labels = [numbers.get(class_of.get(place, ""), -1) for place in places]
+        return replace(listing, labels=np.array(labels if numbers else np.zeros(len(places)), dtype=np.int64))
+    except OSError as error:
+        raise DataError(cannot_read(root, error, "pass a folder of images")) from error
+
+
+def _classes_by_place(root: str, places: Sequence[str]) -> dict[str, str]:
+    """Map the paths of those images that have a class to its name, see :func:`list_images`."""
+    top = _scan(root, "")
+    splits = [_scan_split(root, name) for name in ("train", *TEST_NAMES) if name in top.folders] or [top]
+    class_of: dict[str, str] = {}
+    for split in splits:
+        if split.annotated:
+            for name, images in split.annotated.items():
+                class_of |= dict.fromkeys(split.within(images), name)
+        elif split.kinds() == ["classes"]:
+            start = f"{split.place}/" if split.place else ""
+            inner = (place for place in places if place.startswith(start))
+            class_of |= {place: place[len(start) :].partition("/")[0] for place in inner}
+    return class_of
+
+
+def _without_images(root: str, ignored: IgnoredFiles) -> str:
+    but = f", but {ignored}" if ignored else ""
+    return f"holds no images ({SUFFIXES_TEXT}){but}; pass a folder of images"
 
 
 def _packed(path: str, folder: _Folder) -> str:
@@ -343,8 +406,10 @@ def _files_by_class(root: str, half: _Folder, ignored: IgnoredFiles) -> list[lis
 
 def _class_files(root: str, place: str, ignored: IgnoredFiles) -> list[str]:
     """Return the paths of a class's images, in its folder and all subfolders."""
-    others = IgnoredFiles()
-    files = sorted(_files_within(root, place, (), others))
+    others, shards = IgnoredFiles(), list[str]()
+    files = sorted(_files_within(root, place, (), others, shards))
+    for shard in shards:
+        others.add_file(shard)
     if not files:
         but = f", but {others}; convert or unpack them, or" if others else "; add some or"
         raise DataError(
@@ -355,8 +420,9 @@ def _class_files(root: str, place: str, ignored: IgnoredFiles) -> list[str]:
 
 
 def _files_within(
-    root: str, place: str, above: tuple[tuple[int, int], ...], ignored: IgnoredFiles
+    root: str, place: str, above: tuple[tuple[int, int], ...], ignored: IgnoredFiles, shards: list[str]
 ) -> Iterator[str]:
+    """Yield the paths of all images in a folder and its subfolders, and add those of shards to ``shards``."""
     path = os.path.join(root, place)
     found = os.stat(path)
     here = (found.st_dev, found.st_ino)
@@ -364,12 +430,11 @@ def _files_within(
         raise DataError(f"{path} is a link to one of its parent folders; remove it")
     folder = _scan(root, place)
     _check_readable(folder)
-    for name in folder.within(folder.shards):
-        ignored.add_file(name)
+    shards += folder.within(folder.shards)
     ignored.update(folder.others)
     yield from folder.within(folder.images)
     for inner in folder.within(folder.folders):
-        yield from _files_within(root, inner, (*above, here), ignored)
+        yield from _files_within(root, inner, (*above, here), ignored, shards)
 
 
 def _list_files(

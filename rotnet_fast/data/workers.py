@@ -9,8 +9,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -21,13 +22,18 @@ from rotnet_fast.errors import DataError
 from rotnet_fast.progress import CountingLine
 
 _IMAGES_PER_CHUNK = 128
+_CHUNKS_AHEAD = 4  # per worker
 _IMAGES_PER_WORKER = 512  # fewer images take less time than starting another process
 
 Result = TypeVar("Result")
 
 
 def in_chunks(
-    work: Callable[[ImageSource], Result], source: ImageSource, description: str, progress: bool
+    work: Callable[[ImageSource], Result],
+    source: ImageSource,
+    description: str,
+    progress: bool,
+    images_per_chunk: int = _IMAGES_PER_CHUNK,
 ) -> Iterator[tuple[slice, Result]]:
     """Yield the results of ``work`` on consecutive parts of the source, computed on all available cores.
 
@@ -40,6 +46,7 @@ def in_chunks(
         work: a function that can be pickled.
         description: what the status line says of it.
         progress: show the status line.
+        images_per_chunk: images of a part; the last part may be smaller.
 
     Yields:
         Positions of a part and its result, in the order of the source.
@@ -47,8 +54,8 @@ def in_chunks(
     Raises:
         DataError: ``work`` raised it (the first one is re-raised), or a worker process was killed.
     """
-    starts = range(0, len(source), _IMAGES_PER_CHUNK)
-    places = [slice(start, min(start + _IMAGES_PER_CHUNK, len(source))) for start in starts]
+    starts = range(0, len(source), images_per_chunk)
+    places = [slice(start, min(start + images_per_chunk, len(source))) for start in starts]
     # Parts are made lazily, because a part of shards keeps them open for as long as it lives.
     parts = (source.take(np.arange(place.start, place.stop)) for place in places)
     workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)
@@ -61,9 +68,14 @@ def in_chunks(
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         try:
-            for place, result in zip(places, pool.map(work, parts), strict=True):
-                yield place, result
-                line.count(place.stop - place.start)
+            waiting: deque[tuple[slice, Future[Result]]] = deque()
+            for place, part in zip(places, parts, strict=True):
+                waiting.append((place, pool.submit(work, part)))
+                # No more than these are decoded and kept, however slowly the results are used.
+                if len(waiting) > _CHUNKS_AHEAD * workers:
+                    yield from _oldest(waiting, line)
+            while waiting:
+                yield from _oldest(waiting, line)
         except BrokenProcessPool as error:
             raise DataError(
                 "a worker process died: it ran out of memory, or was started from a script without an "
@@ -71,6 +83,14 @@ def in_chunks(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _oldest(
+    waiting: deque[tuple[slice, Future[Result]]], line: CountingLine
+) -> Iterator[tuple[slice, Result]]:
+    place, result = waiting.popleft()
+    yield place, result.result()
+    line.count(place.stop - place.start)
 
 
 def available_cores() -> int:
