@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": "learn features by predicting rotations",
     "visualize": "draw what a pretrained network predicts and sees",
     "evaluate": "train classifiers on the features, or compare with supervised training",
+    "orient": "find photos that are not upright, and write upright copies",
     "export": "write the network as safetensors, with a model card",
     "reproduce": "compute every table and figure of the method, with a report",
     "report": "print or write tables again from finished results",

@@ -8,13 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
-
-from rotnet_fast.data import exif as exif_data
-from rotnet_fast.data.decode import decode_rgb
-from rotnet_fast.data.png import read_chunks
-from rotnet_fast.data.upright import KeptError, turn_upright
-from tests.support.image_files import (
+from image_files import (
     XMP,
     chunk,
     deep_png,
@@ -30,6 +24,12 @@ from tests.support.image_files import (
     segment,
     segments,
 )
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+
+from rotnet_fast.data import exif as exif_data
+from rotnet_fast.data.decode import decode_rgb
+from rotnet_fast.data.png import read_chunks
+from rotnet_fast.data.upright import KeptError, turn_upright
 
 TURNS = (0, 90, 180, 270)
 COLOUR = Image.fromarray(np.kron(pixels(0, 3, 5), np.ones((8, 8, 1), np.uint8)))  # JPEG keeps flat areas
