@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from rotnet_fast.config import PretrainConfig
@@ -16,14 +17,14 @@ from rotnet_fast.orient import OrientConfig, evaluate, orient
 from rotnet_fast.pretrain import pretrain
 
 
-def landscape(number: int) -> np.ndarray:
+def landscape(number: int) -> NDArray[np.uint8]:
     """A photo as uint8 [24,32,3]."""
     rng = np.random.default_rng(number)
     brightness = np.linspace(rng.uniform(90, 140), rng.uniform(180, 230), 24)  # skies are brighter below
     photo = brightness[:, None, None] + np.array([-40, 0, 40]) + rng.normal(0, 6, (24, 32, 3))
     horizon = rng.integers(10, 18)
     photo[horizon:] = rng.uniform(40, 120, 3) + rng.normal(0, 25, (24 - horizon, 32, 1))
-    return photo.clip(0, 255).astype(np.uint8)
+    return np.asarray(photo.clip(0, 255), dtype=np.uint8)
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -58,11 +59,11 @@ with tempfile.TemporaryDirectory() as folder:
 
     # How sure must the network be? The test photos are known to be upright.
     points = evaluate(
-        OrientConfig(run, place / "test", output=place / "coverage.csv", evaluate=True, device="cpu")
+        OrientConfig(str(run), place / "test", output=place / "coverage.csv", evaluate=True, device="cpu")
     ).points
     found = orient(
         OrientConfig(
-            run,
+            str(run),
             place / "photos",
             output=place / "orientations.csv",
             apply=place / "upright",

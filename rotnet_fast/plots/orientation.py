@@ -22,10 +22,10 @@ def coverage(points: Sequence[Point]) -> Figure:
     whole = points[0]  # at the lowest threshold
     decision = "none of the thresholds brings that to 1 % or less"
     if best is not None:
-        decision = f"of those on {100 * best.coverage:.0f} %, {100 * best.error:.1f} % are"
+        decision = f"of those on {100 * best.coverage:.0f} %, {100 * best.error:.2f} % are"
     title_of(
         figure,
-        f"{100 * whole.error:.1f} % of the decisions on {100 * whole.coverage:.0f} % of photos are wrong; "
+        f"{100 * whole.error:.2f} % of the decisions on {100 * whole.coverage:.0f} % of photos are wrong; "
         f"{decision}",
     )
     axes = figure.subplots()
