@@ -272,6 +272,10 @@ def _evaluate(config: OrientConfig) -> Measured:
     output = config.output_file()
     write_atomically(output, _as_csv(points).encode())
     figure = save(coverage(points), output.with_suffix(""))[0]
+    print(
+        "The photos were turned after they were decoded; those compressed as they lie are harder to "
+        "judge: see docs/upright.md"
+    )
     print(f"table: {output}\npicture: {figure}")
     return Measured(points, figure)
 

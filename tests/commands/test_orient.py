@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rotnet_fast.data.upright import turn_upright
 from rotnet_fast.errors import CannotWriteError
 from rotnet_fast.orient import COLUMNS, OrientConfig
 from rotnet_fast.pretrain import pretrain
+from rotnet_fast.pretrained import read_pretrained
 from rotnet_fast.rotations import FOUR_ROTATIONS
 
 MODEL = "nin4-cifar10-jpeg"
@@ -464,3 +466,23 @@ def test_images_with_a_tag_are_shown_to_the_network_as_they_are_shown_to_people(
         row = rows()[f"{orientation}.png"]
         assert int(row["degrees_counter_clockwise"]) == 90 * int(expected.indices)
         assert float(row["confidence"]) == pytest.approx(float(expected.values), abs=1e-6)
+
+
+def test_the_network_sees_the_crop_that_it_was_tested_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos").mkdir()
+    content = encoded(landscape(0, 50, 70))
+    Path("photos/a.png").write_bytes(content)
+    seen = []
+
+    def probabilities(_backbone: Any, images: torch.Tensor, _average: bool, _turns: int) -> torch.Tensor:
+        seen.append(images[0].numpy())
+        return torch.tensor([[[1.0, 0, 0, 0]]], dtype=torch.float64)
+
+    monkeypatch.setattr("rotnet_fast.analysis.orientation.orientation_probabilities", probabilities)
+    shipped = read_pretrained(MODEL)
+    for crop in ("pad", "resized"):
+        model = replace(shipped, config=replace(shipped.config, dataset="folder", crop=crop))
+        monkeypatch.setattr(orient, "read_pretrained", lambda _, model=model: model)
+        assert call() == 0
+        assert np.array_equal(seen.pop(), decode_image(content, SIDE, is_cropped=crop == "resized"))
+    assert not np.array_equal(decode_image(content, SIDE), decode_image(content, SIDE, is_cropped=True))
