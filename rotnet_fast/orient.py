@@ -119,7 +119,7 @@ class OrientConfig(Settings):
             raise DataError(f"data-dir is {self.data_dir}, which {state}; pass a folder of images")
         output = self.output_file()
         check_output(output.parent)
-        _check_replaceable(output)
+        _check_replaceable(output, self.evaluate)
         if self.apply is None:
             return
         if self.evaluate:
@@ -209,7 +209,9 @@ def _orient(config: OrientConfig) -> Found:
     for index, probabilities in enumerate(_probabilities(config, model, images)):
         confidence, quarters = probabilities[0].max(dim=0)
         turned = FOUR_ROTATIONS[int(quarters)]
-        decision = DOUBTFUL if confidence < config.min_confidence else TURNED if turned else UPRIGHT
+        decision = TURNED if turned else UPRIGHT
+        if not confidence >= config.min_confidence:  # or not a number
+            decision = DOUBTFUL
         copy = ""
         if config.apply is not None:
             to_undo = turned if decision == TURNED else 0
@@ -271,7 +273,11 @@ def _evaluate(config: OrientConfig) -> Measured:
     print("no threshold brings the error to 1 % or less" if best is None else f"advised: {in_words(best)}")
     output = config.output_file()
     write_atomically(output, _as_csv(points).encode())
-    figure = save(coverage(points), output.with_suffix(""))[0]
+    drawn = [
+        (point.min_confidence, 100 * point.coverage, 100 * point.error) for point in points if point.decided
+    ]
+    picture = coverage(drawn, None if best is None else best.min_confidence)
+    figure = save(picture, output.with_suffix(""))[0]
     print(
         "The photos were turned after they were decoded; those compressed as they lie are harder to "
         "judge: see docs/upright.md"
@@ -414,8 +420,12 @@ def _is_within(inner: Path, outer: Path) -> bool:
     )
 
 
-def _check_replaceable(output: Path) -> None:
+def _check_replaceable(output: Path, is_evaluation: bool) -> None:
     """Refuse to replace files that this command has not written.
+
+    Args:
+        output: CSV file to write.
+        is_evaluation: whether it gets a table of coverage and error, and a picture beside it.
 
     Raises:
         ArgumentError: there are such files.
@@ -425,11 +435,12 @@ def _check_replaceable(output: Path) -> None:
     is_table = False
     if output.is_file():
         with open(output, encoding="utf-8", errors="replace") as file:
-            is_table = file.readline(200).strip() in (",".join(COLUMNS), ",".join(MEASURES))
-    for path in (output, output.with_suffix(".png"), output.with_suffix(".svg")):
+            is_table = file.readline(200).strip() == ",".join(MEASURES if is_evaluation else COLUMNS)
+    for suffix in (".csv", ".png", ".svg") if is_evaluation else (".csv",):
+        path = output.with_suffix(suffix)
         if os.path.lexists(path) and not is_table:
             raise ArgumentError(
-                f"output is {output}, but {path.name} is there and not by this command; choose another file "
+                f"output is {output}, but {path.name} is there and is no such result; choose another file "
                 f"with --output"
             )
 

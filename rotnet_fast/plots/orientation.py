@@ -6,44 +6,35 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from rotnet_fast.analysis.orientation import Point, advised
 from rotnet_fast.plots.style import BLUE, PAGE, VERMILION, new_figure, title_of
 
 
-def coverage(points: Sequence[Point]) -> Figure:
+def coverage(rows: Sequence[tuple[float, float, float]], advised: float | None) -> Figure:
     """Draw the error among the decisions over the share of photos that are decided on.
 
     Args:
-        points: result of `rotnet_fast.analysis.orientation.coverage_points`.
+        rows: confidence threshold, and shares of photos decided on and of wrong decisions, in percent; by
+            ascending threshold.
+        advised: threshold to mark; None if there is none.
     """
     figure = new_figure(3.6, PAGE)
-    best = advised(points)
-    decided = [point for point in points if point.decided]
-    whole = points[0]  # at the lowest threshold
+    _, whole, wrong = rows[0]
+    marked = [row for row in rows if row[0] == advised]
     decision = "none of the thresholds brings that to 1 % or less"
-    if best is not None:
-        decision = f"of those on {100 * best.coverage:.0f} %, {100 * best.error:.2f} % are"
-    title_of(
-        figure,
-        f"{100 * whole.error:.2f} % of the decisions on {100 * whole.coverage:.0f} % of photos are wrong; "
-        f"{decision}",
-    )
+    for _, share, error in marked:
+        decision = f"of those on {share:.0f} %, {error:.2f} % are"
+    title_of(figure, f"{wrong:.2f} % of the decisions on {whole:.0f} % of photos are wrong; {decision}")
     axes = figure.subplots()
-    axes.plot(
-        [100 * point.coverage for point in decided],
-        [100 * point.error for point in decided],
-        color=BLUE,
-        marker="o",
-        markersize=4,
-    )
-    if best is not None:
+    _, shares, errors = zip(*rows, strict=True)
+    axes.plot(shares, errors, color=BLUE, marker="o", markersize=4)
+    for threshold, share, error in marked:
         axes.plot(
-            [100 * best.coverage],
-            [100 * best.error],
+            [share],
+            [error],
             color=VERMILION,
             marker="D",
             linestyle="",
-            label=f"--min-confidence {best.min_confidence:g}",
+            label=f"--min-confidence {threshold:g}",
         )
         axes.legend(loc="upper left")
     axes.set_xlim(0, 102)

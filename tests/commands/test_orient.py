@@ -301,12 +301,14 @@ def test_files_of_others_are_not_replaced_by_the_table(capsys: pytest.CaptureFix
     make_photos(Path("photos"))
     Path("letters.csv").write_text("dear,reader\n")
     assert call("--output", "letters.csv") == 2
-    assert "letters.csv is there and not by this command" in capsys.readouterr().err
+    assert "letters.csv is there and is no such result" in capsys.readouterr().err
     assert call("--output", "photos/first/0.jpg") == 2
     assert "must end in .csv" in capsys.readouterr().err
     Path("0.png").write_bytes(b"a photo")
     assert call("--output", "0.csv", "--evaluate") == 2
-    assert "0.png is there and not by this command" in capsys.readouterr().err
+    assert "0.png is there and is no such result" in capsys.readouterr().err
+    assert call("--output", "0.csv") == 0
+    assert call("--output", "0.csv", "--evaluate") == 2  # the orientations and the photo would be lost
     assert Path("0.png").read_bytes() == b"a photo"
 
 
