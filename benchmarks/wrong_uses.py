@@ -92,6 +92,12 @@ CASES = [
         "embed run --data-dir photos --output foreign.npz", 2, ("foreign.npz exists", "choose another file")
     ),
     WrongUse("visualize --checkpoint run --images 1000", 2, ("images is 1000", "must be at most 100")),
+    WrongUse("orient run", 2, ("data-dir is missing", "pass --data-dir PATH")),
+    WrongUse("orient run --data-dir half --min-confidence 95", 2, ("min-confidence is 95", "in [0, 1]")),
+    WrongUse("orient run --data-dir half --output x.jpg", 2, ("output is x.jpg", "must end in .csv")),
+    WrongUse("orient run --data-dir half --apply half/new", 2, ("apply is half/new", "a folder apart")),
+    WrongUse("orient run --data-dir half --apply .", 2, ("apply is ., which contains", "choose a folder")),
+    WrongUse("orient run --data-dir half --apply NEW --evaluate", 2, ("--evaluate only", "remove one")),
     WrongUse("report run", 2, ("run/results.json holds no evaluation", "give a folder")),
     WrongUse("report study", 2, ("study/study.json has format 0", "run the study again")),
     WrongUse("reproduce --only --output NEW", 2, ("only has no value", "or omit it")),
@@ -121,6 +127,8 @@ CASES = [
     WrongUse("embed run --data-dir nowhere --output NEW.npz", 3, ("data-dir is nowhere", "pass a folder")),
     WrongUse("embed run --data-dir text.pt --output NEW.npz", 3, ("text.pt, which is not a folder", "pass")),
     WrongUse("embed run --data-dir others --output NEW.npz", 3, ("holds no images", "2 .heic", "pass a")),
+    WrongUse("orient run --data-dir nowhere", 3, ("data-dir is nowhere", "pass a folder of images")),
+    WrongUse("orient run --data-dir half --output NEW.csv", 3, ("half holds no images", "pass a folder")),
     WrongUse("reproduce --dataset digits --output study", 3, ("study/study.json", "another --output")),
     # Checkpoints: 4
     WrongUse(f"{QUICK} --resume nowhere", 4, ("resume is nowhere", "pass auto, or a run folder")),
@@ -143,6 +151,8 @@ CASES = [
     WrongUse("evaluate --checkpoint run --output a-file/x", 7, ("cannot write a-file/x", "with --output")),
     WrongUse("export --checkpoint run --output a-file", 7, ("a-file: it is a file", "with --output")),
     WrongUse("embed run --data-dir photos --output a-file/x.npz", 7, ("a-file: it is a file", "--output")),
+    WrongUse("orient run --data-dir half --apply a-file", 7, ("a-file: it is a file", "with --apply")),
+    WrongUse("orient run --data-dir half --output a-file/x.csv", 7, ("cannot write a-file", "with --output")),
     WrongUse("benchmark --output a-file/x.json", 7, ("cannot write a-file", "with --output")),
 ]
 

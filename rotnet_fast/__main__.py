@@ -18,6 +18,7 @@ COMMANDS = {
     "visualize": "draw what a pretrained network predicts and sees",
     "evaluate": "train classifiers on the features, or compare with supervised training",
     "embed": "write the features of every image under a folder",
+    "orient": "find photos that are not upright, and write upright copies",
     "export": "write the network as safetensors, with a model card",
     "reproduce": "compute every table and figure of the method, with a report",
     "report": "print or write tables again from finished results",

@@ -385,10 +385,14 @@ _REMEDIES = {
 """Remedies for a failed write, besides choosing another folder."""
 
 
-def cannot_write(path: Path | str, error: OSError) -> CannotWriteError:
-    """Make the error that reports a failed write."""
+def cannot_write(path: Path | str, error: OSError, flag: str = "--output") -> CannotWriteError:
+    """Make the error that reports a failed write.
+
+    Args:
+        flag: chooses another folder.
+    """
     if is_out_of_descriptors(error):
         return CannotWriteError(f"cannot write {path}, {out_of_descriptors(error)}")
     reason = error.strerror or str(error)
     remedy = f"{_REMEDIES[error.errno]}, or " if error.errno in _REMEDIES else ""
-    return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with --output")
+    return CannotWriteError(f"cannot write {path}: {reason}; {remedy}choose another folder with {flag}")

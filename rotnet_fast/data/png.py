@@ -55,7 +55,7 @@ def parse(content: bytes) -> Structure:
     Raises:
         DamageError: a chunk is cut off or has a wrong checksum, or pixels are missing or cannot be inflated.
     """
-    chunks = list(_chunks(content))
+    chunks = list(read_chunks(content))
     header = next((bytes(data) for kind, data in chunks if kind == b"IHDR"), b"")
     if len(header) < 13:
         raise DamageError(HEADER)
@@ -74,7 +74,7 @@ def parse(content: bytes) -> Structure:
     return Structure(is_plain, bits, any(_may_hold_orientation(kind, data) for kind, data in chunks))
 
 
-def _chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def read_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Yield the kind and data of every chunk up to the end of the image, after verifying its checksum."""
     view = memoryview(content)
     position = len(PNG_START)

@@ -222,8 +222,12 @@ def check_is_no_study(folder: Path) -> None:
             )
 
 
-def check_output(folder: Path) -> None:
+def check_output(folder: Path, argument: str = "output") -> None:
     """Check that a folder can be created and written to, without creating it.
+
+    Args:
+        folder: the folder, with all links resolved.
+        argument: name of the argument in error messages.
 
     Raises:
         ArgumentError: its name is not UTF-8.
@@ -233,8 +237,8 @@ def check_output(folder: Path) -> None:
         os.fspath(folder).encode()
     except UnicodeEncodeError:
         raise ArgumentError(
-            f"output is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name it; "
-            f"choose another folder with --output"
+            f"{argument} is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name "
+            f"it; choose another folder with --{argument}"
         ) from None
     try:
         # Nothing is created to find out, because other commands may be working in the same place.
@@ -245,7 +249,7 @@ def check_output(folder: Path) -> None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(folder, error, f"--{argument}") from error
 
 
 @contextmanager

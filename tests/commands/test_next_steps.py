@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from rotnet_fast import (
     evaluate,
     export,
     next_steps,
+    orient,
     pretrain,
     report,
     reproduce,
@@ -38,6 +40,7 @@ from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.ops.library import LIBRARIES
+from rotnet_fast.orient import OrientConfig
 from rotnet_fast.reproduce import ReproduceConfig
 from rotnet_fast.visualize import VisualizeConfig
 
@@ -45,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "benchmark": BenchmarkConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "orient": OrientConfig,
     "reproduce": ReproduceConfig,
     "visualize": VisualizeConfig,
 }
@@ -281,6 +285,22 @@ def test_the_model_that_comes_with_the_package_is_named_and_a_folder_of_its_name
     assert " nin4-cifar10-jpeg --no-frozen --knn --linear --data-dir photos" in steps[1]
     check(steps[1])
     assert next_steps.shell("export", Path("nin4-cifar10-jpeg")).endswith(" ./nin4-cifar10-jpeg")
+
+
+def test_photos_that_are_turned_can_be_set_upright(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photos(Path("my photos"), "labelled", side=32)
+    flags = ["nin4-cifar10-jpeg", "--data-dir", str(folder), "--device", "cpu"]
+    assert orient.main([*flags, "--output", "my photos.csv"]) == 0  # of noise, which has no upright
+    (step,) = steps_in(capsys.readouterr().out)
+    check(step)
+    assert run(step) == 0
+    (opened,) = steps_in(capsys.readouterr().out)
+    check(opened)
+    assert opened.endswith("my photos-upright'")
+    assert orient.main([*flags, "--evaluate"]) == 0
+    (opened,) = steps_in(capsys.readouterr().out)
+    check(opened)
+    assert orient.next_steps(OrientConfig(flags[0], folder), flags, orient.Found(Counter(), Counter())) == []
 
 
 @pytest.mark.skipif(not LIBRARIES["cpu"].loaded, reason="the CPU library was not built")

@@ -153,3 +153,11 @@ def test_nt_xent_is_the_published_loss(two_views: dict[str, Any]) -> None:
         others = torch.stack([(unit[i] @ unit[k] / 0.3).exp() for k in range(8) if k != i])
         expected -= ((unit[i] @ unit[(i + 4) % 8] / 0.3).exp() / others.sum()).log().item() / 8
     assert two_views["nt_xent"](z, temperature=0.3).item() == pytest.approx(expected)
+
+
+def test_photos_are_set_upright_by_a_network_that_learned_from_others() -> None:
+    names = run("photos_set_upright.py")
+    assert names["upright"] == len(names["copies"]) == 40
+    assert dict(names["found"].decisions) == {"upright": 10, "turned": 30}
+    assert not names["found"].unchanged
+    assert names["points"][0].wrong == 0

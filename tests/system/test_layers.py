@@ -61,6 +61,7 @@ LAYERS = {
     "rotnet_fast.export": 7,
     "rotnet_fast.reproduce": 7,
     "rotnet_fast.report": 7,
+    "rotnet_fast.orient": 7,
     "rotnet_fast.visualize": 7,
     "rotnet_fast.doctor": 7,
     "rotnet_fast.benchmark": 7,

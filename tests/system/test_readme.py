@@ -27,6 +27,7 @@ from rotnet_fast.embed import EmbedConfig
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.flags import given_flags
+from rotnet_fast.orient import OrientConfig
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.reproduce import ReproduceConfig
 from rotnet_fast.study.pages.report import update_readme
@@ -50,6 +51,7 @@ SETTINGS = {
     "rotnet_fast.embed": EmbedConfig,
     "rotnet_fast.evaluate": EvaluateConfig,
     "rotnet_fast.export": ExportConfig,
+    "rotnet_fast.orient": OrientConfig,
     "rotnet_fast.pretrain": PretrainConfig,
     "rotnet_fast.reproduce": ReproduceConfig,
     "rotnet_fast.visualize": VisualizeConfig,

@@ -41,6 +41,7 @@ ALLOWED = {
     ("rotnet_fast/study/run.py", "remove"): "work of the study, in folders that are no links",
     ("rotnet_fast/study/store.py", "remove"): "likewise",
     ("rotnet_fast/plots/style.py", "write"): "to memory",
+    ("examples/photos_set_upright.py", "write"): "photos in a temporary folder",
     ("rotnet_fast/command.py", "write"): "to the null device",
     ("benchmarks/gpu_check.py", "write"): "a developer's tool, to the file that was named",
     ("benchmarks/gpu_pack.py", "write"): "likewise, to the folder that was named",
