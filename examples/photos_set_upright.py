@@ -1,7 +1,7 @@
 """Photos set upright: a network learns from your photos which way is up, and finds those that are turned.
 
 The photos are made here, a sky above rough ground, so that the network needs seconds to learn. Turned ones
-get upright copies without loss: their files change in nothing but the orientation tag.
+get upright copies without loss: their files get an orientation tag and stay the same otherwise.
 """
 
 import tempfile
