@@ -148,8 +148,12 @@ class Scanner:
                 if time.monotonic() - kept_at > _KEEP_SECONDS:
                     self._keep()
                     kept_at = time.monotonic()
-        finally:  # also after Ctrl-C
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, for example
             self._keep()
+            raise
+        self._keep()
 
     def mark_undecodable(self, positions: npt.NDArray[np.int64]) -> None:
         """Record images that passed the check but could not be decoded."""

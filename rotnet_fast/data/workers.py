@@ -33,7 +33,7 @@ def in_chunks(
     source: ImageSource,
     description: str,
     progress: bool,
-    images_per_chunk: int = _IMAGES_PER_CHUNK,
+    images_per_chunk: int | None = None,
 ) -> Iterator[tuple[slice, Result]]:
     """Yield the results of ``work`` on consecutive parts of the source, computed on all available cores.
 
@@ -46,7 +46,7 @@ def in_chunks(
         work: a function that can be pickled.
         description: what the status line says of it.
         progress: show the status line.
-        images_per_chunk: images of a part; the last part may be smaller.
+        images_per_chunk: images of a part; the last part may be smaller. None: 128.
 
     Yields:
         Positions of a part and its result, in the order of the source.
@@ -54,8 +54,8 @@ def in_chunks(
     Raises:
         DataError: ``work`` raised it (the first one is re-raised), or a worker process was killed.
     """
-    starts = range(0, len(source), images_per_chunk)
-    places = [slice(start, min(start + images_per_chunk, len(source))) for start in starts]
+    size = images_per_chunk or _IMAGES_PER_CHUNK
+    places = [slice(start, min(start + size, len(source))) for start in range(0, len(source), size)]
     # Parts are made lazily, because a part of shards keeps them open for as long as it lives.
     parts = (source.take(np.arange(place.start, place.stop)) for place in places)
     workers = min(available_cores(), len(source) // _IMAGES_PER_WORKER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ import pytest
 import torch
 from image_files import encoded, exif, pixels, save, write_tar
 
-from rotnet_fast.data import workers
+from rotnet_fast.data import scan, workers
 from rotnet_fast.data.crop import RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader
 from rotnet_fast.data.decode import decode_image
@@ -188,3 +189,20 @@ def test_parts_wait_for_those_before_them_to_be_used(tmp_path: Path, monkeypatch
     begun = [first[0], *(result[0] for _, result in parts)]
     ahead = sum(when < used_at for when in begun)
     assert ahead <= 2 * workers._CHUNKS_AHEAD + 1
+
+
+def test_an_interrupted_check_is_kept(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "in_chunks", functools.partial(workers.in_chunks, images_per_chunk=2))
+    examine, seen = scan.examine, []
+
+    def interrupted(content: bytes, decodes: bool = False) -> tuple[int, int, int, int]:
+        seen.append(content)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return examine(content, decodes)
+
+    monkeypatch.setattr(scan, "examine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_every_image(photos, 32, progress=False)
+    assert len(open_every_image(photos, 32, progress=False)) == 9
+    assert len(seen) == 6 + 9 - 4  # two parts of two were kept
