@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from rotnet_fast.checks import check_device
+from rotnet_fast.checks import check_device, check_folder
 from rotnet_fast.command import announce, run_command
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import check_output
@@ -114,9 +114,7 @@ class OrientConfig(Settings):
         at_least_one(self, "batch_size")
         require(self, "min_confidence", 0 <= self.min_confidence <= 1, "must lie in [0, 1]")
         find_model(self.checkpoint)
-        if not self.data_dir.is_dir():
-            state = "is not a folder" if self.data_dir.exists() else "does not exist"
-            raise DataError(f"data-dir is {self.data_dir}, which {state}; pass a folder of images")
+        check_folder(self.data_dir, "a folder of images")
         output = self.output_file()
         check_output(output.parent)
         _check_replaceable(output, self.evaluate)
@@ -341,16 +339,20 @@ def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) 
     """
     from rotnet_fast.analysis.orientation import orientation_probabilities
     from rotnet_fast.backbone import backbone_of
+    from rotnet_fast.data.decode import UndecodableError
     from rotnet_fast.data.every_image import decoded_batches
     from rotnet_fast.engine.precision import resolve_device
 
     backbone = backbone_of(model).to(resolve_device(config.device))
     is_cropped = model.config.is_cropped
     turns = 4 if config.evaluate and not config.average else 1
-    with CountingLine("orienting", len(images), "images", True) as line:
-        for batch in decoded_batches(images.files, config.batch_size, is_cropped=is_cropped):
-            yield from orientation_probabilities(backbone, batch, config.average, turns)
-            line.count(len(batch))
+    try:
+        with CountingLine("orienting", len(images), "images", True) as line:
+            for batch in decoded_batches(images.files, config.batch_size, is_cropped=is_cropped):
+                yield from orientation_probabilities(backbone, batch, config.average, turns)
+                line.count(len(batch))
+    except UndecodableError as error:
+        raise DataError(f"{error}. Pass --check-images decode to find all such images in advance") from error
 
 
 def _write_copy(source: ImageSource, index: int, turned: int, folder: Path, unchanged: Counter[str]) -> str:
