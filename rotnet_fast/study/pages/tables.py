@@ -57,7 +57,7 @@ def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str
     header = (first, "ours, %", "seeds", *beside, "epochs", "hours", "PFLOP", "machine")
     rows = [
         (
-            number.entry.title + (f" ({number.entry.note})" if number.entry.note else ""),
+            number.entry.title + _note(study, number),
             value(number),
             str(number.n),
             *study.circumstances.beside(number.mean, number.entry.published),
@@ -69,6 +69,13 @@ def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str
     ]
     numeric = (*range(1, 3 + len(beside)), len(header) - 3, len(header) - 2)
     return Table(caption, header, tuple(rows), numeric, f"{note} {COST}".strip())
+
+
+def _note(study: Study, number: Number) -> str:
+    """Return an entry's note in brackets; one on a published number only where that is shown."""
+    note = number.entry.note
+    is_shown = bool(note) and (study.circumstances.has_reference or not note.startswith("published"))
+    return f" ({note})" if is_shown else ""
 
 
 COST = (
