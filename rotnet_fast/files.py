@@ -4,7 +4,8 @@ A command writes into the folders that the user named, and nowhere else. These m
 links: :func:`resolve_path` resolves them once, where a path enters the program. Everything below is reached
 from the root folder by names that are no links. A link that somebody puts into a run folder therefore never
 redirects a write. No race can defeat the check, because each folder is opened by its name within the folder
-that is already open, and the file by its name within the last one.
+that is already open, and the file by its name within the last one. (Windows opens files by their paths alone:
+there, all folders on the way are checked before, and a link that is put there in the meantime is followed.)
 
 Functions that raise OSError are for those who handle it; the others, from :func:`write_atomically` on, raise
 CannotWriteError.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import secrets
 import shlex
 import stat
@@ -25,11 +25,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from rotnet_fast import system
 from rotnet_fast.errors import ArgumentError, CannotWriteError
 
-_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Passing through a folder does not take the right to list it, where the system makes the difference.
-_PASS = _FOLDER | getattr(os, "O_PATH", os.O_RDONLY)
 _MORE_FILES = 4096
 _UNPACKED_BY = {
     **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
@@ -38,7 +36,6 @@ _UNPACKED_BY = {
     **dict.fromkeys((".tar.zst", ".tzst"), "unzstd"),
 }
 """Suffixes of compressed tar files -> the command that leaves the tar file."""
-_PLAIN = os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait for its other end
 
 
 def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
@@ -107,20 +104,21 @@ def replacing(path: Path, is_shared: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full, the folder is read-only or behind a symbolic link, ...
     """
-    temporary = temporary_path(path).name
+    part = temporary_path(path)
     if is_shared:
-        temporary = f"{path.name}.{secrets.token_hex(8)}.part"
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     with _entered(path.parent) as folder:
+        temporary = _within(folder, part)
         try:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=folder)
             # Not tempfile.mkstemp: its files are readable by their owner alone, and folders are shared.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.NO_LINK | system.PLAIN_FILE
             with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.replace(temporary, _within(folder, path), src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=folder)
@@ -138,12 +136,13 @@ def link_file(source: str, path: Path) -> None:
     Raises:
         OSError: the file system has no hard links, ...; ``path`` is unchanged.
     """
-    temporary = temporary_path(path).name
     with _entered(path.parent) as folder:
+        temporary, existing = _within(folder, temporary_path(path)), _within(folder, path.with_name(source))
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
-        os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        own = {} if os.link not in os.supports_follow_symlinks else {"follow_symlinks": False}
+        os.link(existing, temporary, src_dir_fd=folder, dst_dir_fd=folder, **own)
+        os.replace(temporary, _within(folder, path), src_dir_fd=folder, dst_dir_fd=folder)
         with suppress(FileNotFoundError):  # if both are the same file already, os.replace does nothing
             os.unlink(temporary, dir_fd=folder)
         _flush(folder)
@@ -158,10 +157,10 @@ def open_to_append(path: Path) -> int:
     Raises:
         OSError: it cannot be opened, is a symbolic link or behind one, or is no plain file.
     """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | _PLAIN
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | system.NO_LINK | system.PLAIN_FILE
     with _entered(path.parent) as folder:
         try:
-            descriptor = os.open(path.name, flags, 0o666, dir_fd=folder)
+            descriptor = os.open(_within(folder, path), flags, 0o666, dir_fd=folder)
         except OSError as error:
             raise _explained(error, path) from error
     return _checked_plain(descriptor, path)
@@ -176,7 +175,7 @@ def open_plain(path: str | os.PathLike[str]) -> int:
     Raises:
         OSError: it cannot be opened, or is a FIFO, a device or the like.
     """
-    return _checked_plain(os.open(path, os.O_RDONLY | _PLAIN), path)
+    return _checked_plain(os.open(path, os.O_RDONLY | system.PLAIN_FILE), path)
 
 
 def is_out_of_descriptors(error: BaseException | None) -> bool:
@@ -201,9 +200,9 @@ def out_of_descriptors(error: OSError) -> str:
     """The rest of a sentence about what could not be done, where :func:`is_out_of_descriptors` is true."""
     if error.errno == errno.ENFILE:
         return "as too many files are open on this machine; end other programs"
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, most = system.most_open_files()
     more = max(_MORE_FILES, 4 * limit)
-    if most != resource.RLIM_INFINITY:
+    if most is not None:
         more = min(more, most)
     remedy = f"raise it with `ulimit -n {more}` in the shell that starts it"
     if more <= limit:
@@ -238,11 +237,17 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextmanager
-def _entered(path: Path, make: bool = False) -> Iterator[int]:
-    """Context with the descriptor of a folder that is reached through no symbolic link."""
+def _entered(path: Path, make: bool = False) -> Iterator[int | None]:
+    """Context with the descriptor of a folder that is reached through no symbolic link; None on Windows."""
     root, *parts = Path(os.path.abspath(path)).parts
     place = Path(root)
-    folder = os.open(place, _PASS)
+    if not system.HAS_FOLDER_DESCRIPTORS:
+        for part in parts:
+            place /= part
+            _check_step(place, make)
+        yield None
+        return
+    folder = os.open(place, system.PASSED_FOLDER)
     try:
         for part in parts:
             place /= part
@@ -254,15 +259,29 @@ def _entered(path: Path, make: bool = False) -> Iterator[int]:
         os.close(folder)
 
 
+def _check_step(place: Path, make: bool) -> None:
+    if make and not place.exists():
+        with suppress(FileExistsError):  # another process was quicker
+            place.mkdir()
+    if place.is_symlink():
+        raise _explained(OSError(), place)
+    os.scandir(place).close()  # raises what the system says of what is no folder
+
+
+def _within(folder: int | None, path: Path) -> str:
+    """What a file is opened by: its name beside the descriptor of its folder, or else its path."""
+    return str(path) if folder is None else path.name
+
+
 def _step(folder: int, part: str, place: Path, make: bool) -> int:
     try:
-        return os.open(part, _PASS, dir_fd=folder)
+        return os.open(part, system.PASSED_FOLDER, dir_fd=folder)
     except FileNotFoundError:
         if not make:
             raise
         with suppress(FileExistsError):  # another process was quicker
             os.mkdir(part, dir_fd=folder)
-        return os.open(part, _PASS, dir_fd=folder)
+        return os.open(part, system.PASSED_FOLDER, dir_fd=folder)
     except OSError as error:
         raise _explained(error, place) from error
 
@@ -281,9 +300,11 @@ def _checked_plain(descriptor: int, path: str | os.PathLike[str]) -> int:
     return descriptor
 
 
-def _flush(folder: int) -> None:
+def _flush(folder: int | None) -> None:
+    if folder is None:  # which cannot be flushed there
+        return
     # A descriptor that was opened to pass through cannot be flushed.
-    readable = os.open(".", _FOLDER | os.O_RDONLY, dir_fd=folder)
+    readable = os.open(".", system.LISTED_FOLDER, dir_fd=folder)
     try:
         os.fsync(readable)
     finally:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import shlex
 import signal
 import sys
@@ -341,7 +340,7 @@ def time_limit(minutes: float | None) -> Iterator[Callable[[], bool]]:
 
     def stop() -> None:
         is_over.set()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     timer = threading.Timer(minutes * 60, stop) if minutes is not None else None
     if timer is not None:

@@ -24,9 +24,10 @@ from rotnet_fast.data.decode import FIND_ALL, decode_image, decode_rgb, encode_p
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import EncodedSplit
-from rotnet_fast.data.workers import available_cores, processes_of_this_machine
+from rotnet_fast.data.workers import processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.plain import counted
+from rotnet_fast.system import available_cores
 
 _PREFETCHED = 2
 """Number of batches that DALI prefetches."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
+from rotnet_fast.system import PLAIN_FILE, most_open_files, read_at
 
 _OPEN_SHARDS = 256  # at most, because a large set has more shards than a process may open files
 _SHARE_OF_SHARDS = 8  # a source opens at most 1/8 of the allowed files, as there are other sources and files
@@ -103,10 +103,10 @@ class FileSource(ImageSource):
         try:
             # Not open(), whose objects cost as much as reading a small image. O_NONBLOCK, because a file that
             # was replaced by a FIFO must not block.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
             try:
                 # Request one byte more than expected, to notice a file that has grown.
-                content = os.pread(descriptor, size + 1, 0)
+                content = read_at(descriptor, size + 1, 0)
                 if len(content) < size:
                     content = _pread(descriptor, size, 0)
                 if self.times is not None:
@@ -151,10 +151,9 @@ class TarSource(ImageSource):
         self.shard_numbers = shard_numbers
         self.offsets = offsets
         self.shard_times = shard_times
-        # One descriptor per shard serves all threads, because pread takes the position as an argument. A
+        # One descriptor per shard serves all threads, because `read_at` takes the position as an argument. A
         # descriptor that is evicted from the cache is closed when the last thread releases it.
-        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = _OPEN_SHARDS if allowed == resource.RLIM_INFINITY else allowed // _SHARE_OF_SHARDS
+        most = most_open_files()[0] // _SHARE_OF_SHARDS
         self._open = functools.lru_cache(max(1, min(_OPEN_SHARDS, most)))(_Descriptor)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -214,10 +213,8 @@ class _Descriptor:
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
     """Read ``count`` bytes, or fewer at the end of the file; a pread on a network folder may return less."""
-    content = os.pread(descriptor, count, offset)
-    while len(content) < count and (
-        more := os.pread(descriptor, count - len(content), offset + len(content))
-    ):
+    content = read_at(descriptor, count, offset)
+    while len(content) < count and (more := read_at(descriptor, count - len(content), offset + len(content))):
         content += more
     return content
 

@@ -20,6 +20,7 @@ import numpy as np
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.errors import DataError
 from rotnet_fast.progress import CountingLine
+from rotnet_fast.system import available_cores
 
 _IMAGES_PER_CHUNK = 128
 _CHUNKS_AHEAD = 4  # per worker
@@ -91,14 +92,6 @@ def _oldest(
     place, result = waiting.popleft()
     yield place, result.result()
     line.count(place.stop - place.start)
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use, given its container, affinity and quota."""
-    import joblib  # imported here because worker processes do not need it
-
-    cores: int = joblib.cpu_count()
-    return cores
 
 
 def processes_of_this_machine() -> int:

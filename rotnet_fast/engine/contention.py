@@ -5,13 +5,13 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from typing import ClassVar
 
 from rotnet_fast.plain import counted
+from rotnet_fast.system import waits_for_memory
 
 WINDOW_SECONDS = 20.0
 """Time of training steps over which waiting is measured."""
@@ -24,10 +24,6 @@ MOST_WAITING = 3.0
 
 MOST_FAULTS_PER_SECOND = 10.0
 """Above this, the steps wait for memory that is read from a disk, and the processor is not to blame."""
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 class Contention:
@@ -51,7 +47,7 @@ class Contention:
         threads: int,
         wall: Callable[[], float] = time.perf_counter,
         processor: Callable[[], float] = time.thread_time,
-        page_faults: Callable[[], int] = _page_faults,
+        page_faults: Callable[[], int] = waits_for_memory,
     ) -> None:
         self._threads = threads
         self._clocks = (wall, processor, page_faults)

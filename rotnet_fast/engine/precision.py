@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from rotnet_fast.checks import check_precision
-from rotnet_fast.data.workers import available_cores
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.system import available_cores
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,16 +23,18 @@ def resolve_device(name: str) -> torch.device:
     """Find the device that a setting names, and limit torch's threads to the cores of this process.
 
     Args:
-        name: ``auto`` (the first CUDA device, or else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        name: ``auto`` (the first CUDA device, or else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        ArgumentError: there is no such CUDA device.
+        ArgumentError: there is no such device.
     """
     if "OMP_NUM_THREADS" not in os.environ:  # torch ignores the CPU quota of a container
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ArgumentError(f"device is mps, which torch {torch.__version__} finds none of; use --device cpu")
     if device.type == "cuda":
         index = device.index or 0
         count = torch.cuda.device_count()
@@ -52,7 +54,7 @@ class Precision:
 
     Attributes:
         name: ``fp32``, ``bf16`` or ``fp16``.
-        device_type: ``cpu`` or ``cuda``.
+        device_type: ``cpu``, ``cuda`` or ``mps``.
     """
 
     name: str
@@ -94,4 +96,6 @@ def _computes_in_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed natively rather than emulated, which is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

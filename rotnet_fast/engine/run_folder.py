@@ -15,7 +15,6 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import rotnet_fast
+from rotnet_fast import system
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import (
@@ -78,9 +78,8 @@ class FileLock:
             CannotWriteError: the file system has no locks.
         """
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+            if not system.lock(self._file):
+                return False
         except OSError as error:
             raise cannot_write(self._path, error) from error
         try:

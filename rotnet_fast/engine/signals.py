@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Collection, Iterator
@@ -71,7 +70,7 @@ class StopSignals:
         self._restore(set(self._previous))
         if self._received is not None and exc_info == (None, None, None):
             # Nothing has obeyed it: pass it on to the handlers outside this context.
-            os.kill(os.getpid(), self._received)
+            signal.raise_signal(self._received)
 
     def forget(self) -> None:
         """Discard the recorded signal, because it has been obeyed."""
@@ -100,7 +99,7 @@ class StopSignals:
         is_deferrable = self._interruptible and self._received is None
         if is_deferrable and self._deferrals < _LONGEST_IMPORT / _PAUSE and _is_importing(frame):
             self._deferrals += 1
-            again = threading.Timer(_PAUSE, os.kill, (os.getpid(), number))
+            again = threading.Timer(_PAUSE, signal.raise_signal, (number,))
             again.daemon = True
             again.start()
             return

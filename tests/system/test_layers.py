@@ -14,6 +14,7 @@ PACKAGE = ROOT / "rotnet_fast"
 LAYERS = {
     "rotnet_fast": 7,  # names of the layers below, each imported when it is first asked for
     "rotnet_fast.errors": 0,
+    "rotnet_fast.dependencies": 0,
     "rotnet_fast.files": 0,
     "rotnet_fast.json_files": 0,
     "rotnet_fast.arrays": 0,
@@ -25,6 +26,8 @@ LAYERS = {
     "rotnet_fast.paper": 0,
     "rotnet_fast.presets": 0,
     "rotnet_fast.progress": 0,
+    "rotnet_fast.progress_bar": 0,
+    "rotnet_fast.system": 0,
     "rotnet_fast.settings": 0,
     "rotnet_fast.verdict": 0,
     "rotnet_fast._core": 0,

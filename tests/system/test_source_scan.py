@@ -28,6 +28,7 @@ ALLOWED = {
     ("rotnet_fast/files.py", "write"): "the one place that writes",
     ("rotnet_fast/files.py", "remove"): "temporary files, in a folder that was entered through no link",
     ("rotnet_fast/data/source.py", "write"): "os.open to read, for its speed",
+    ("rotnet_fast/system.py", "write"): "asks whether os.open knows descriptors of folders",
     ("rotnet_fast/data/cache.py", "write"): "into a file of rotnet_fast.files",
     ("rotnet_fast/engine/streams.py", "write"): "to the null device",
     ("rotnet_fast/engine/run_folder.py", "write"): "the lock, to a descriptor of rotnet_fast.files",
