@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
+from rotnet_fast.dependencies import library_of, missing_libraries
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
@@ -100,6 +101,16 @@ def _run(command: Callable[[], object]) -> int:
         return error.exit_code
     except RotnetError as error:
         return _fail(error)
+    except ModuleNotFoundError as error:
+        if (library := library_of(error)) is None:
+            raise
+        others = [name for name in missing_libraries() if name != library]
+        return _fail(
+            RotnetError(
+                f"this command needs {library}, which is not installed: pip install "
+                f"{' '.join([library, *others])}"
+            )
+        )
     except Interrupted as interruption:
         if is_main():
             print(interruption, file=sys.stderr)

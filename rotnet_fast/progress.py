@@ -12,17 +12,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TextIO, TypeVar
-
-from tqdm import tqdm
+from typing import NamedTuple, TextIO, TypeVar
 
 from rotnet_fast.plain import duration
 
 PLAIN_SECONDS = 60.0
 """Least time between two status lines where there is no terminal."""
 
-_BAR_WIDTH = 8
-_NARROW = 80
+NARROW = 80
 """Columns of a terminal that does not say how wide it is."""
 
 
@@ -89,9 +86,11 @@ class StatusLine:
     def __init__(
         self, describe: Callable[[], Status], is_shown: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        from rotnet_fast.progress_bar import Bar
+
         self._describe = describe
         self._clock = clock
-        self._bar = _Bar(describe, is_shown)
+        self._bar = Bar(describe, is_shown)
         self._is_plain = is_shown and self._bar.disable
         self._printed_at = clock()
 
@@ -114,7 +113,7 @@ class StatusLine:
 
     def print(self, text: str, file: TextIO | None = None) -> None:
         """Print a line of its own above the status line; None is standard output."""
-        tqdm.write(text, file=file)
+        self._bar.write(text, file=file)
         (file or sys.stdout).flush()
         self._printed_at = self._clock()
 
@@ -166,7 +165,7 @@ class CountingLine(StatusLine):
 
 def terminal_columns() -> int | None:
     """Return the width of the terminal that standard output is; None if it is no terminal."""
-    return shutil.get_terminal_size((_NARROW, 24)).columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size((NARROW, 24)).columns if sys.stdout.isatty() else None
 
 
 def fitted(parts: Sequence[Part], width: int) -> str:
@@ -175,35 +174,3 @@ def fitted(parts: Sequence[Part], width: int) -> str:
     while kept and len(text := "  ".join(part.text for part in kept)) > width:
         kept.remove(max(kept, key=lambda part: part.rank))
     return text if kept else ""
-
-
-class _Bar(tqdm):  # type: ignore[misc]
-    """Draws a status line with a bar in it.
-
-    It does without tqdm's thread, which redraws idle bars and cannot start if memory is short.
-    """
-
-    monitor_interval = 0
-
-    def __init__(self, describe: Callable[[], Status], is_shown: bool) -> None:
-        self._describe = describe
-        super().__init__(
-            total=1,
-            bar_format=f"{{left}}{{bar:{_BAR_WIDTH}}}{{right}}",
-            dynamic_ncols=True,
-            leave=False,
-            miniters=0,
-            # None shows the bar on terminals only, so that log files stay readable.
-            disable=None if is_shown else True,
-        )
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """Values for the format; tqdm extends it with whatever is in here."""
-        found: dict[str, Any] = super().format_dict
-        width = (found["ncols"] or _NARROW) - 1  # some terminals wrap after the last column
-        what, fraction, parts = self._describe()
-        left = f"{what} {fraction:4.0%} "
-        right = fitted(parts, width - len(left) - _BAR_WIDTH - 1)
-        # The total is 1, so that the bar shows the fraction.
-        return {**found, "n": min(fraction, 1.0), "ncols": width, "left": left, "right": f" {right}"}

@@ -1,0 +1,74 @@
+"""With torch, NumPy and safetensors alone, the op, backbones and doctor work; the rest says what it needs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import light_environment
+import pytest
+import tomllib
+from pages import ROOT
+
+from rotnet_fast.dependencies import LIBRARIES
+
+CORE = """
+import sys
+import torch, rotnet_fast
+from rotnet_fast.doctor import main
+
+images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+assert rotnet_fast.rotate_batch(images)[0].shape == (8, 3, 32, 32)
+assert rotnet_fast.RotateBatch()(images)[0].shape == (8, 3, 32, 32)
+assert rotnet_fast.load_backbone("nin4-cifar10-jpeg")(images).shape == (2, 192)
+found = sorted({name.partition(".")[0] for name in sys.modules} & set(sys.argv[1:]))
+assert not found, found
+sys.exit(main([]))
+"""
+
+COMMANDS = """
+import importlib, sys
+for line in sys.argv[1:]:
+    name, *arguments = line.split()
+    print(line, importlib.import_module(f"rotnet_fast.{name}").main(arguments), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return light_environment.make(tmp_path_factory.mktemp("light"))
+
+
+def test_the_op_a_backbone_and_the_doctor_need_no_other_library(folder: Path) -> None:
+    done = light_environment.run(folder, "-c", CORE, *set(LIBRARIES) - {"typing_extensions"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "libraries     without pillow, joblib, kymatio" in done.stdout
+    assert "All is well" in done.stdout
+
+
+def test_a_command_that_needs_a_library_names_it_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+    lines = [
+        "pretrain --preset quickstart",
+        "evaluate --checkpoint nin4-cifar10-jpeg --dataset digits",
+        f"embed --checkpoint nin4-cifar10-jpeg --data-dir {tmp_path} --output {tmp_path}/features.npz",
+        f"orient --checkpoint nin4-cifar10-jpeg --data-dir {tmp_path} --output {tmp_path}/table.csv",
+        f"visualize nin4-cifar10-jpeg --output {tmp_path}",
+        "reproduce --dataset digits --preset quickstart --dry-run",
+    ]
+    done = light_environment.run(folder, "-c", COMMANDS, *lines)
+    assert done.returncode == 0, done.stderr
+    answers = done.stderr.splitlines()
+    assert len(answers) == 2 * len(lines), done.stderr
+    for line, error, code in zip(lines, answers[::2], answers[1::2], strict=True):
+        assert re.fullmatch(
+            r"error: this command needs ([\w-]+), which is not installed: pip install \1 .*", error
+        )
+        assert code == f"{line} 1"
+
+
+def test_the_libraries_are_those_that_the_package_requires() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        required = tomllib.load(file)["project"]["dependencies"]
+    names = {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in required}
+    light = {"torch", "numpy", "safetensors", "nvidia-dali-cuda130"}
+    assert names - light == set(LIBRARIES.values())
