@@ -57,7 +57,7 @@ def cuda_toolkit() -> tuple[Path, str] | None:
     return Path(here.group(1).strip()).parent, version.group(1)
 
 
-def choose_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
+def choose_cuda(torch_cuda: str | None, rocm: str | None) -> tuple[Path | None, str]:
     """Toolkit root to build with (None: CPU only) and the reason in one line."""
     wish = os.environ.get("ROTNET_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
@@ -65,7 +65,9 @@ def choose_cuda(torch_cuda: str | None) -> tuple[Path | None, str]:
     toolkit = cuda_toolkit()
     if wish == "0":
         return None, "not built: ROTNET_CUDA=0"
-    if torch_cuda is None:
+    if rocm is not None:
+        reason = f"not built: torch is a build for ROCm {rocm}, whose GPUs run the plain-torch fallback"
+    elif torch_cuda is None:
         reason = "not built: the installed torch is a CPU build; install a CUDA build of torch first"
     elif toolkit is None:
         reason = f"not built: nvcc was not found; install the CUDA {torch_cuda} toolkit or set CUDA_HOME"
@@ -123,7 +125,7 @@ class BuildKernels(build_ext):
             return
         import torch
 
-        root, reason = choose_cuda(torch.version.cuda)
+        root, reason = choose_cuda(torch.version.cuda, torch.version.hip)
         say(f"CUDA kernels {reason}")
         if root is not None:
             os.environ["CUDA_HOME"] = str(root)  # read when cpp_extension is imported

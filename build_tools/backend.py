@@ -3,7 +3,7 @@
 Build isolation hides the target environment, so that a plain ``requires = ["torch"]`` would download
 a second copy of several gigabytes for a build of seconds. This backend looks for torch in the target
 environment and puts it on the build's path; only where there is none does it ask for torch. Any
-torch in the supported range will do: the kernels use the stable ABI.
+torch from 2.10 on will do: the kernels use the stable ABI.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
 
 # As in pyproject.toml. pip upgrades a torch that is too old only after the build.
-_OLDEST, _TOO_NEW = (2, 10), (2, 15)
-_TORCH = "torch>=2.10,<2.15"
+_OLDEST = (2, 10)
+_TORCH = "torch>=2.10"
 
 
 def _use_target_torch() -> bool:
-    """Make the target environment's torch importable; say whether there is one in the supported range."""
+    """Make the target environment's torch importable; say whether there is one that is new enough."""
     for name in ("purelib", "platlib"):
         folder = sysconfig.get_path(name)
         for found in importlib.metadata.distributions(name="torch", path=[folder]):
             release = tuple(int(part) for part in re.findall(r"\d+", found.version)[:2])
-            if _OLDEST <= release < _TOO_NEW:
+            if release >= _OLDEST:
                 # Last on the path: the build's own setuptools, ninja and pybind11 come first.
                 if folder not in sys.path:
                     sys.path.append(folder)

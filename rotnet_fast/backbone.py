@@ -400,7 +400,8 @@ def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.devi
             -m rotnet_fast.pretrain`` (its newest intact checkpoint is used), or a checkpoint or snapshot in
             it; or the name of a model that ships with the package, see `rotnet_fast.pretrained.SHIPPED`. A
             name takes precedence over a path.
-        device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or
+            ``mps``.
 
     Raises:
         ArgumentError: the device does not exist, or the path is empty.

@@ -51,7 +51,7 @@ class BenchmarkConfig(Settings):
     """JSON file to write; the roofline is saved next to it as .png and .svg. None: only print tables."""
 
     device: str = "auto"
-    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda, cuda:N or mps."""
 
     what: tuple[Part | Literal["all"], ...] = ("all",)
     """op: the fused op from images to views. stages: the stages of a NIN-4 step, separately.

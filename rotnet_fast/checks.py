@@ -154,10 +154,10 @@ def check_device(name: str) -> None:
     """Check the form of a device's name; only torch knows whether the device exists.
 
     Raises:
-        ArgumentError: the name is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ArgumentError: the name is not ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ArgumentError(f"device is {name}; it must be auto, cpu, cuda or cuda:N")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ArgumentError(f"device is {name}; it must be auto, cpu, cuda, cuda:N or mps")
 
 
 def check_precision(precision: str, device: str) -> None:
@@ -165,11 +165,14 @@ def check_precision(precision: str, device: str) -> None:
 
     Args:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. What ``auto`` means is known once torch is loaded.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. What ``auto`` means is known once torch is
+            loaded.
 
     Raises:
-        ArgumentError: the precision is fp16 on the CPU.
+        ArgumentError: the precision is fp16 on the CPU, or another one than fp32 on mps.
     """
+    if device == "mps" and precision not in ("auto", "fp32"):
+        raise ArgumentError(f"precision is {precision}, and device is mps, where only fp32 is supported")
     if precision == "fp16" and device == "cpu":
         raise ArgumentError(
             "precision is fp16, which needs a CUDA device: on a CPU, BatchNorm's backward pass overflows in "
@@ -183,7 +186,7 @@ def check_needs_gpu(argument: str, value: str, needs_gpu: bool, device: str) -> 
     Args:
         argument, value: name and value of the setting, for the message.
         needs_gpu: whether this value needs a GPU.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; only torch knows what ``auto`` means.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; only torch knows what ``auto`` means.
 
     Raises:
         ArgumentError: the setting needs a GPU, but the device is the CPU.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,12 +13,18 @@ from pathlib import Path
 
 import rotnet_fast
 from rotnet_fast.command import run_command
+from rotnet_fast.dependencies import missing_libraries
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.flags import Parser
 from rotnet_fast.next_steps import PRETRAIN, as_argument, print_next, shell
 from rotnet_fast.plain import counted
 
 PROGRAM = "python -m rotnet_fast.doctor"
+
+TESTED_TORCH = ((2, 10), (2, 14), (2, 15))
+"""Versions of torch that all tests have passed with; what lies between them is expected to work."""
+
+TESTED = f"tested: {', '.join(f'{major}.{minor}' for major, minor in TESTED_TORCH)}"
 
 
 def _report() -> tuple[list[str], list[str], list[str]]:
@@ -36,10 +43,12 @@ def _report() -> tuple[list[str], list[str], list[str]]:
     except ImportError as error:
         facts.append(f"torch         does not import: {error}")
         return facts, ["install torch (2.10 or later), then rotnet_fast again"], ["pip install 'torch>=2.10'"]
-    from rotnet_fast.ops.library import LIBRARIES
+    from rotnet_fast.ops.library import LIBRARIES, torch_build
+
+    is_tested = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) in TESTED_TORCH
 
     facts += [
-        f"torch         {torch.__version__}, CUDA {torch.version.cuda or 'none (CPU build)'}",
+        f"torch         {torch.__version__}, {torch_build()}{'' if is_tested else '; ' + TESTED}",
         f"threads       {torch.get_num_threads()} of {counted(os.cpu_count() or 1, 'core')}",
     ]
     if torch.cuda.is_available():
@@ -50,6 +59,8 @@ def _report() -> tuple[list[str], list[str], list[str]]:
                 f"GPU {number}         {properties.name}, compute capability "
                 f"{properties.major}.{properties.minor}, {memory:.0f} GiB"
             )
+    elif torch.backends.mps.is_available():
+        facts.append("GPU           of Apple, with --device mps: the CPU makes the views")
     else:
         facts.append("GPU           none usable by torch")
     facts.append(f"nvcc          {shutil.which('nvcc') or 'not found'}")
@@ -64,11 +75,20 @@ def _report() -> tuple[list[str], list[str], list[str]]:
         state = "in use" if library.loaded else "not in use"
         facts.append(f"{library.device.upper():4} library  {state}: {library.detail}")
 
-    facts.append(f"DALI          {_dali()}")
+    missing = missing_libraries()
+    if missing:
+        facts.append(
+            f"libraries     without {', '.join(missing)}: the op and load_backbone need none of them; for "
+            f"whatever else needs one: pip install {' '.join(missing)}"
+        )
+    if "pillow" not in missing:
+        facts.append(f"DALI          {_dali()}")
     if not LIBRARIES["cpu"].loaded:
         advice.append(f"install a C++ compiler (g++ or clang++), then run: {install}")
         commands.append(install)
-    if torch.cuda.is_available() and not LIBRARIES["cuda"].loaded:
+    if torch.version.hip is not None:
+        facts.append("ROCm          the plain-torch fallback makes the views: no kernels for AMD GPUs")
+    elif torch.cuda.is_available() and not LIBRARIES["cuda"].loaded:
         advice.append(
             f"install the CUDA {torch.version.cuda} toolkit (nvcc), then run: ROTNET_CUDA=1 {install}"
         )

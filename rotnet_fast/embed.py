@@ -79,7 +79,7 @@ class EmbedConfig(Settings):
     """Images per forward pass."""
 
     device: str = "auto"
-    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda, cuda:N or mps."""
 
     loader: Literal["auto", "resident", "dali"] = "auto"
     """What decodes the images, to the same pixels and a few batches at a time. resident: Pillow.

@@ -98,7 +98,7 @@ class OrientConfig(Settings):
     """Photos per forward pass, in one or four positions each."""
 
     device: str = "auto"
-    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda, cuda:N or mps."""
 
     def validate(self) -> None:
         """Check the values of the settings, beyond their types.

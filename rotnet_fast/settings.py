@@ -167,7 +167,7 @@ class DeviceSettings(Settings):
     """Settings of the device and the precision of a command."""
 
     device: str = "auto"
-    """Device: auto (a CUDA device if there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a CUDA device if there is one), cpu, cuda, cuda:N or mps."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format. auto: bf16 if the device computes in it, else fp32. fp16 needs a CUDA device."""

@@ -27,7 +27,7 @@ class RotNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         model: a model that `rotnet_fast.load_backbone` takes, or a `Backbone`.
         layer: feature map whose means over place are the vectors. None: the network's default.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a `Backbone` is moved there, too.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; a `Backbone` is moved there, too.
         batch_size: images per forward pass.
         image_shape: (H, W, C) of the images in the rows of a table, with C = 3, or 1 for grey ones; one of
             the three may be -1, as for ``numpy.reshape``. The table holds numbers in 0..255 of any type,

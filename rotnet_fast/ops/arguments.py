@@ -69,8 +69,8 @@ def check_layout(images: torch.Tensor, degrees: list[int]) -> None:
         raise ValueError(
             "images must be contiguous [N,H,W,C]; call images.contiguous() once, before the loop"
         )
-    if images.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"images must be on the CPU or a CUDA device, got {images.device}")
+    if images.device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"images must be on the CPU, a CUDA device or mps, got {images.device}")
 
 
 def checked_pad(pad: int) -> int:

@@ -181,8 +181,30 @@ def _check_memory(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor
             )
 
 
+def _run_on_cpu(
+    fallback: Callable[..., None],
+    views: torch.Tensor,
+    labels: torch.Tensor,
+    images: torch.Tensor,
+    indices: torch.Tensor | None,
+    sample_ids: torch.Tensor | None,
+    key: torch.Tensor | None,
+    *numbers: object,
+) -> None:
+    """Make the views on the CPU and copy them, for a device that has no float64."""
+    made, made_labels = torch.empty_like(views, device="cpu"), torch.empty_like(labels, device="cpu")
+    read = (None if tensor is None else tensor.cpu() for tensor in (images, indices, sample_ids, key))
+    fallback(made, made_labels, *read, *numbers)
+    with torch.inference_mode():
+        views.copy_(made)
+        labels.copy_(made_labels)
+
+
 FALLBACKS: dict[str, Callable[..., None]] = {
     "rotate_batch_out": partial(_run, rotate_batch_reference),
     "warp_batch_out": partial(_run, warp_batch_reference),
 }
 """Implementations by name of the op; the arguments are those of its schema."""
+
+ON_CPU = {name: partial(_run_on_cpu, fallback) for name, fallback in FALLBACKS.items()}
+"""Implementations that compute on the CPU, whatever the device."""

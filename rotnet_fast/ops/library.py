@@ -3,7 +3,8 @@
 The two ops of the data path, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
 ``rotnet_fast::warp_batch_out`` for any angle, have up to three implementations: CPU, CUDA (a separate
 library, because one linked to CUDA does not load with a CPU-only torch) and, for a device whose library is
-missing, the plain-torch reference. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` exist
+missing (an AMD GPU, too, which torch calls cuda), the plain-torch reference. Apple's GPUs (mps) get views
+that were made on the CPU. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` exist
 only in the CPU library.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from rotnet_fast.ops.fallback import FALLBACKS
+from rotnet_fast.ops.fallback import FALLBACKS, ON_CPU
 
 SCHEMAS = {  # SymInt lets one compiled graph take any seed, epoch and pad
     "rotate_batch_out": (
@@ -60,12 +61,19 @@ def _load(device: str) -> KernelLibrary:
     if path is None:
         return KernelLibrary(device, None, False, "not built: see what the installation printed")
     if device == "cuda" and torch.version.cuda is None:
-        return KernelLibrary(device, path, False, "the installed torch is a CPU build")
+        return KernelLibrary(device, path, False, f"the installed torch is {torch_build()}")
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return KernelLibrary(device, path, False, f"does not load with torch {torch.__version__}: {error}")
     return KernelLibrary(device, path, True, _selected_kernel(path) if device == "cpu" else "fused kernel")
+
+
+def torch_build() -> str:
+    """Return what devices the installed torch was built for."""
+    if torch.version.hip is not None:
+        return f"a build for ROCm {torch.version.hip}"
+    return "a CPU build" if torch.version.cuda is None else f"a build for CUDA {torch.version.cuda}"
 
 
 def _selected_kernel(path: Path) -> str:
@@ -90,6 +98,8 @@ def _register() -> dict[str, KernelLibrary]:
         libraries["cuda"] = KernelLibrary("cuda", None, False, "needs the CPU library")
         for schema in SCHEMAS.values():
             _definitions.define(schema)
+    for name, on_cpu in ON_CPU.items():
+        _definitions.impl(name, on_cpu, "MPS")
     missing = [library for library in libraries.values() if not library.loaded]
     for library in missing:
         for name, fallback in FALLBACKS.items():

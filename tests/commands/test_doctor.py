@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from rotnet_fast import doctor
+from rotnet_fast.ops import library
 from rotnet_fast.ops.library import LIBRARIES
 
 needs_kernels = pytest.mark.skipif(not LIBRARIES["cpu"].loaded, reason="the CPU library was not built")
@@ -41,3 +43,29 @@ def test_a_kernel_that_differs_is_a_failure(
     monkeypatch.setattr(reference, "rotate_batch_reference", wrong)
     assert doctor.main([]) == 1
     assert "- the cpu kernel differs from the plain-torch definition" in capsys.readouterr().out
+
+
+def test_a_torch_that_was_not_tested_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tested = "; tested: 2.10, 2.14, 2.15"
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cpu")
+    doctor.main([])
+    assert tested not in capsys.readouterr().out
+    monkeypatch.setattr(torch, "__version__", "2.16.0a0+git123")
+    doctor.main([])
+    assert f"2.16.0a0+git123, {library.torch_build()}{tested}\n" in capsys.readouterr().out
+
+
+def test_a_torch_for_amd_gpus_is_no_cpu_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    assert library._load("cuda").loaded is False
+    doctor.main([])
+    printed = capsys.readouterr().out
+    assert f"{torch.__version__}, a build for ROCm 7.1\n" in printed
+    assert "ROCm          the plain-torch fallback makes the views" in printed
+    assert "CPU build" not in printed
+    assert "CUDA None" not in printed

@@ -48,7 +48,7 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "not square",
         lambda: rotate_batch(torch.zeros(1, 8, 9, 3, dtype=torch.uint8)),
     ),
-    "meta images": (ValueError, "CPU or a CUDA device", lambda: rotate_batch(IMAGES.to("meta"))),
+    "meta images": (ValueError, "CPU, a CUDA device or mps", lambda: rotate_batch(IMAGES.to("meta"))),
     "images an array": (
         TypeError,
         "got ndarray: use torch.from_numpy",

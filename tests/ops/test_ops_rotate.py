@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import rotnet_fast
 from rotnet_fast.ops import rotate_batch
+from rotnet_fast.ops.fallback import ON_CPU
 from rotnet_fast.ops.library import LIBRARIES, SCHEMAS
 from rotnet_fast.ops.reference import rotate_batch_reference
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
@@ -345,3 +346,19 @@ def test_an_unknown_cpu_kernel_is_refused_by_name(tmp_path: Path) -> None:
     result = run_hash_script(tmp_path, ROTNET_CPU_KERNEL="turbo")
     assert result.returncode != 0
     assert "ROTNET_CPU_KERNEL is 'turbo'" in result.stderr
+
+
+@pytest.mark.parametrize("rotations", [(0, 90, 180, 270), (0, 45)])
+def test_views_made_on_the_cpu_for_another_device_equal_the_definition(rotations: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, (5, 9, 9, 3), dtype=torch.uint8)
+    indices = torch.tensor([3, 0, 0])
+    expected = rotate_batch(images, indices, rotations=rotations, seed=7, epoch=2)
+    views, labels = torch.empty_like(expected[0].permute(0, 2, 3, 1)), torch.empty_like(expected[1])
+    is_warp = rotations != (0, 90, 180, 270)
+    turns = list(rotations) if is_warp else [0, 1, 2, 3]
+    name = "warp_batch_out" if is_warp else "rotate_batch_out"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rotnet_fast::{name}", "MPS")
+    numbers = (7, 2, turns, 4, 0.5, list(CIFAR10_MEAN), list(CIFAR10_STD))
+    ON_CPU[name](views, labels, images, indices, None, None, *numbers)
+    assert torch.equal(views.permute(0, 3, 1, 2), expected[0])
+    assert torch.equal(labels, expected[1])
