@@ -2,10 +2,16 @@
 
 ROTNET_CUDA=0|1|auto: without, with (or fail), or with CUDA kernels where nvcc fits torch (default).
 TORCH_CUDA_ARCH_LIST: GPU architectures as numbers, such as "8.0;9.0"; PTX of the newest is always added.
+ROTNET_PYTHONS: interpreters, separated as in PATH, to build the pybind11 module for besides this one.
+
+The libraries use torch's stable ABI and no Python, and the package works without the pybind11 module, so
+that one wheel serves every Python: its tag is py3-none. Without a compiler it holds no kernels, and is tagged
+"any".
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # Without contraction, what is written as two roundings is two, whichever instructions a kernel may use.
-CXX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+LINK_FLAGS = ["-Wl,-s"] if sys.platform == "linux" else []  # strip what only a debugger reads
 NVCC_FLAGS = ["-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fvisibility=hidden"]
 # Code of one major version runs on its later minors (8.0 on 8.6 and 8.9); PTX of the newest serves the
 # GPUs of the future. Those that nvcc does not know are left out.
@@ -105,6 +113,21 @@ def define(name: str, text: str) -> tuple[str, str]:
     return name, '"' + text.replace('"', "'") + '"'
 
 
+def other_pythons() -> list[tuple[str, str]]:
+    """Folder of the headers, and suffix of extension modules, of each interpreter in ROTNET_PYTHONS."""
+    ask = (
+        "import json, sysconfig as s; "
+        "print(json.dumps([s.get_path('include'), s.get_config_var('EXT_SUFFIX')]))"
+    )
+    found = []
+    for interpreter in filter(None, os.environ.get("ROTNET_PYTHONS", "").split(os.pathsep)):
+        include, suffix = json.loads(subprocess.check_output([interpreter, "-c", ask], text=True))
+        if not (Path(include) / "Python.h").is_file():
+            sys.exit(f"rotnet_fast: ROTNET_PYTHONS names {interpreter}, whose headers are not in {include}")
+        found.append((include, suffix))
+    return found
+
+
 def compiler_version() -> str:
     compiler = find_compiler()
     assert compiler is not None
@@ -116,9 +139,12 @@ class BuildKernels(build_ext):
     """Decides what to build when a build is asked for: metadata needs neither torch nor a compiler."""
 
     def run(self) -> None:
-        # What an earlier build left behind would be loaded, although this one may not make it again.
-        for stale in (ROOT / "rotnet_fast").glob("_C_*.so"):
-            stale.unlink()
+        # What an earlier build left behind would be loaded, although this one may not make it again. A wheel
+        # leaves the checkout alone, whose kernels may be in use.
+        place = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
+        for pattern in ("_C_*.so", "_core.*.so"):
+            for stale in (place / "rotnet_fast").glob(pattern):
+                stale.unlink()
         if find_compiler() is None:
             say("no C++ compiler was found; the plain-torch fallback will run, which is slow")
             self.extensions = []
@@ -132,8 +158,16 @@ class BuildKernels(build_ext):
         from torch.utils import cpp_extension
 
         self.extensions = self.distribution.ext_modules = extensions(torch, cpp_extension, root, reason)
-        # torch's builder runs ninja and knows nvcc; it takes over this command's settings.
-        builder = cpp_extension.BuildExtension(self.distribution)
+
+        class Builder(cpp_extension.BuildExtension):  # torch's, which runs ninja and knows nvcc
+            def get_ext_filename(self, name: str) -> str:
+                package, _, module = name.rpartition(".")  # setuptools asks for "_core", too
+                suffix = {one.name.rpartition(".")[2]: one.suffix for one in self.extensions}[module]
+                if suffix is None:
+                    return super().get_ext_filename(name)
+                return os.path.join(*package.split("."), f"_core{suffix}")
+
+        builder = Builder(self.distribution)  # takes over this command's settings
         builder.ensure_finalized()
         for name in ("build_lib", "build_temp", "inplace", "editable_mode", "force", "debug"):
             setattr(builder, name, getattr(self, name))
@@ -151,16 +185,70 @@ class BuildKernels(build_ext):
         return [source for extension in self.extensions for source in extension.sources]
 
 
-def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reason: str) -> list[Extension]:
-    import pybind11
+class OneWheel(bdist_wheel):
+    """A wheel for every Python; without a compiler, for every platform, too, as it holds no kernels."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = find_compiler() is None
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
+
+
+class CoreModule(Extension):
+    """The pybind11 module; ``suffix`` is that of another Python, whose headers come first."""
+
+    def __init__(self, include: str | None = None, suffix: str | None = None) -> None:
+        import pybind11
+
+        self.suffix = suffix
+        number = "" if suffix is None else "_" + "".join(filter(str.isalnum, suffix))
+        super().__init__(
+            f"rotnet_fast._core{number}",
+            ["csrc/core_module.cpp"],
+            include_dirs=[*([] if include is None else [include]), pybind11.get_include()],
+            extra_compile_args={"cxx": CXX_FLAGS},
+            extra_link_args=LINK_FLAGS,
+            depends=HEADERS,
+            language="c++",
+        )
+
+
+class KernelLibrary(Extension):
+    """A library of kernels, which uses torch's stable ABI and no Python."""
+
+    suffix = None
+
+    def __init__(self, name: str, sources: list[str], flags: dict[str, list[str]], **others: Any) -> None:
+        flags = {**flags, "cxx": [*CXX_FLAGS, STABLE_ABI, *flags["cxx"]]}
+        super().__init__(
+            name,
+            sources,
+            extra_compile_args=flags,
+            extra_link_args=LINK_FLAGS,
+            depends=HEADERS,
+            py_limited_api=True,
+            language="c++",
+            **others,
+        )
+
+
+def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reason: str) -> list[Extension]:
     includes = [path for path in cpp_extension.include_paths() if "torch" in path]
     libraries = cpp_extension.library_paths()
-    cuda_info = cuda_reason
-    found = [
-        Extension(
+    architectures: list[str] = []
+    cuda_info, cuda_major = cuda_reason, ""
+    if cuda_root is not None:
+        architectures, names = architecture_flags(cuda_root)
+        cuda_major = torch.version.cuda.partition(".")[0]
+        cuda_info = f"{cuda_reason}, architectures {names}"
+    build = {"COMPILER": compiler_version(), "TORCH_VERSION": str(torch.__version__), "CUDA_INFO": cuda_info}
+    found: list[Extension] = [
+        KernelLibrary(
             "rotnet_fast._C_cpu",
             [
+                "csrc/build_info.cpp",
                 "csrc/op_cpu.cpp",
                 "csrc/batch_norm_op.cpp",
                 "csrc/cpu/rotate_cpu.cpp",
@@ -175,55 +263,30 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
                 "csrc/cpu/batch_norm_avx2.cpp",
                 "csrc/cpu/batch_norm_avx512.cpp",
             ],
+            {"cxx": []},
             include_dirs=includes,
             library_dirs=libraries,
             libraries=["torch", "torch_cpu", "c10"],
-            extra_compile_args={"cxx": [*CXX_FLAGS, STABLE_ABI]},
-            depends=HEADERS,
-            py_limited_api=True,
-            language="c++",
+            define_macros=[define(f"ROTNET_{name}", value) for name, value in build.items()],
         )
     ]
     if cuda_root is not None:
-        architectures, names = architecture_flags(cuda_root)
-        cuda_info = f"{cuda_reason}, architectures {names}"
         found.append(
-            Extension(
-                "rotnet_fast._C_cuda",
+            KernelLibrary(
+                f"rotnet_fast._C_cuda{cuda_major}",
                 ["csrc/op_cuda.cpp", "csrc/cuda/rotate_cuda.cu", "csrc/cuda/warp_cuda.cu"],
+                {"cxx": ["-DUSE_CUDA"], "nvcc": [*NVCC_FLAGS, *architectures]},
                 include_dirs=[*includes, str(cuda_root / "include")],
                 library_dirs=[*libraries, *(str(cuda_root / name) for name in ("lib64", "lib"))],
                 # The static runtime: no second libcudart to find at run time.
                 libraries=["torch", "torch_cpu", "torch_cuda", "c10", "cudart_static", "dl", "rt", "pthread"],
-                extra_compile_args={
-                    "cxx": [*CXX_FLAGS, STABLE_ABI, "-DUSE_CUDA"],
-                    "nvcc": [*NVCC_FLAGS, *architectures],
-                },
-                depends=HEADERS,
-                py_limited_api=True,
-                language="c++",
             )
         )
-    found.append(
-        Extension(
-            "rotnet_fast._core",
-            ["csrc/core_module.cpp"],
-            include_dirs=[pybind11.get_include()],
-            define_macros=[
-                define("ROTNET_COMPILER", compiler_version()),
-                define("ROTNET_TORCH_VERSION", str(torch.__version__)),
-                define("ROTNET_CUDA_INFO", cuda_info),
-            ],
-            extra_compile_args={"cxx": CXX_FLAGS},
-            depends=HEADERS,
-            language="c++",
-        )
-    )
-    return found
+    return [*found, CoreModule(), *(CoreModule(*python) for python in other_pythons())]
 
 
 # setuptools asks for extensions to know that the wheel is not pure; BuildKernels replaces this list.
 setup(
     ext_modules=[Extension("rotnet_fast._core", ["csrc/core_module.cpp"])],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": OneWheel},
 )

@@ -1,4 +1,4 @@
-// Exposes the header core to Python without torch: known answers, the index maps, build information.
+// Exposes the header core to Python without torch, for tests and benchmarks: known answers, the index maps.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -58,7 +58,4 @@ PYBIND11_MODULE(_core, module) {
              "float32 of one uint8 value.");
   module.def("streaming_store_rate", &streaming_store_rate, py::arg("buffer"), py::arg("threads"),
              py::arg("repeats"), "Bytes per second of streaming stores into a buffer: a benchmark's ceiling.");
-  module.attr("compiler") = ROTNET_COMPILER;
-  module.attr("built_with_torch") = ROTNET_TORCH_VERSION;
-  module.attr("cuda") = ROTNET_CUDA_INFO;
 }

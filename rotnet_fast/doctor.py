@@ -43,7 +43,7 @@ def _report() -> tuple[list[str], list[str], list[str]]:
     except ImportError as error:
         facts.append(f"torch         does not import: {error}")
         return facts, ["install torch (2.10 or later), then rotnet_fast again"], ["pip install 'torch>=2.10'"]
-    from rotnet_fast.ops.library import LIBRARIES, torch_build
+    from rotnet_fast.ops.library import LIBRARIES, build_information, torch_build
 
     is_tested = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) in TESTED_TORCH
 
@@ -64,13 +64,11 @@ def _report() -> tuple[list[str], list[str], list[str]]:
     else:
         facts.append("GPU           none usable by torch")
     facts.append(f"nvcc          {shutil.which('nvcc') or 'not found'}")
-    try:
-        from rotnet_fast import _core
-
-        facts.append(f"built with    {_core.compiler}, torch {_core.built_with_torch}")
-        facts.append(f"CUDA kernels  {_core.cuda}")
-    except ImportError:
-        facts.append("built with    no compiled code is installed")
+    if (built := build_information()) is None:
+        facts.append("built with    no compiled code is in use")
+    else:
+        facts.append(f"built with    {built[0]}, torch {built[1]}")
+        facts.append(f"CUDA kernels  {built[2]}")
     for library in LIBRARIES.values():
         state = "in use" if library.loaded else "not in use"
         facts.append(f"{library.device.upper():4} library  {state}: {library.detail}")

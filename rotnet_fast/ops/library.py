@@ -1,11 +1,11 @@
 """Load the compiled kernels and register what torch needs to know about the ops.
 
 The two ops of the data path, ``rotnet_fast::rotate_batch_out`` for multiples of 90 degrees and
-``rotnet_fast::warp_batch_out`` for any angle, have up to three implementations: CPU, CUDA (a separate
-library, because one linked to CUDA does not load with a CPU-only torch) and, for a device whose library is
-missing (an AMD GPU, too, which torch calls cuda), the plain-torch reference. Apple's GPUs (mps) get views
-that were made on the CPU. The ops behind :func:`rotnet_fast.ops.batch_norm.batch_norm_relu` exist
-only in the CPU library.
+``rotnet_fast::warp_batch_out`` for any angle, have up to three implementations: CPU, CUDA (a separate library
+for each major version of CUDA, because one that is linked to CUDA does not load with another torch) and, for
+a device whose library is missing (an AMD GPU, too, which torch calls cuda), the plain-torch reference.
+Apple's GPUs (mps) get views that were made on the CPU. The ops behind
+:func:`rotnet_fast.ops.batch_norm.batch_norm_relu` exist only in the CPU library.
 """
 
 from __future__ import annotations
@@ -56,17 +56,28 @@ class KernelLibrary:
     detail: str
 
 
-def _load(device: str) -> KernelLibrary:
-    path = next(iter(sorted(_PACKAGE.glob(f"_C_{device}*.so"))), None)
+def _load(device: str, package: Path = _PACKAGE) -> KernelLibrary:
+    """Load the library for a device; there may be one for each major version of CUDA."""
+    built = sorted(package.glob(f"_C_{device}*.so"))
+    name = f"_C_cuda{(torch.version.cuda or '').partition('.')[0]}." if device == "cuda" else "_C_cpu."
+    path = next((path for path in built if path.name.startswith(name)), None)
+    if path is None and built:
+        said = (
+            f"the installed torch is {torch_build()}, and this was built: {', '.join(map(_cuda_of, built))}"
+        )
+        return KernelLibrary(device, built[0], False, said)
     if path is None:
         return KernelLibrary(device, None, False, "not built: see what the installation printed")
-    if device == "cuda" and torch.version.cuda is None:
-        return KernelLibrary(device, path, False, f"the installed torch is {torch_build()}")
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return KernelLibrary(device, path, False, f"does not load with torch {torch.__version__}: {error}")
-    return KernelLibrary(device, path, True, _selected_kernel(path) if device == "cpu" else "fused kernel")
+    detail = _said(path, "rotnet_fast_cpu_kernel") if device == "cpu" else "fused kernel"
+    return KernelLibrary(device, path, True, detail)
+
+
+def _cuda_of(path: Path) -> str:
+    return f"CUDA {path.name.removeprefix('_C_cuda').partition('.')[0]}"
 
 
 def torch_build() -> str:
@@ -76,10 +87,18 @@ def torch_build() -> str:
     return "a CPU build" if torch.version.cuda is None else f"a build for CUDA {torch.version.cuda}"
 
 
-def _selected_kernel(path: Path) -> str:
-    name = ctypes.CDLL(str(path)).rotnet_fast_cpu_kernel
-    name.restype = ctypes.c_char_p
-    return str(name().decode())
+def build_information() -> tuple[str, str, str] | None:
+    """Return the compiler, the version of torch and what was said of CUDA; None without compiled code."""
+    if (path := LIBRARIES["cpu"].path) is None or not LIBRARIES["cpu"].loaded:
+        return None
+    compiler, with_torch, cuda = _said(path, "rotnet_fast_build").splitlines()
+    return compiler, with_torch, cuda
+
+
+def _said(path: Path, name: str) -> str:
+    function = getattr(ctypes.CDLL(str(path)), name)
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
 
 
 def _shape_only(*arguments: object) -> None:

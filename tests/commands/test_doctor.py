@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,3 +70,24 @@ def test_a_torch_for_amd_gpus_is_no_cpu_build(
     assert "ROCm          the plain-torch fallback makes the views" in printed
     assert "CPU build" not in printed
     assert "CUDA None" not in printed
+
+
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        ("12.9", "does not load with torch"),  # a file of nothing, which is tried
+        ("13.0", "does not load with torch"),
+        ("14.1", "the installed torch is a build for CUDA 14.1, and this was built: CUDA 12, CUDA 13"),
+        (None, "the installed torch is a CPU build, and this was built: CUDA 12, CUDA 13"),
+    ],
+)
+def test_the_cuda_library_is_the_one_for_torchs_major_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, said: str
+) -> None:
+    for major in (12, 13):
+        (tmp_path / f"_C_cuda{major}.abi3.so").touch()
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    found = library._load("cuda", tmp_path)
+    assert not found.loaded
+    assert said in found.detail
+    assert found.path == tmp_path / f"_C_cuda{13 if cuda == '13.0' else 12}.abi3.so"

@@ -1,0 +1,109 @@
+"""What setup.py builds, where, and what a wheel says of itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import setuptools
+from pages import ROOT
+from setuptools.dist import Distribution
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """setup.py, which takes another folder for its checkout and builds nothing by itself."""
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return module
+
+
+@pytest.mark.parametrize(("place", "is_inplace"), [("", True), ("build/lib", False)])
+def test_a_build_deletes_earlier_libraries_in_its_own_folder_alone(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, is_inplace: bool
+) -> None:
+    monkeypatch.setattr(script, "find_compiler", lambda: None)
+    for folder in ("", "build/lib"):
+        for name in ("_C_cpu.abi3.so", "_C_cuda13.abi3.so", "_core.cpython-311.so", "other.so"):
+            path = tmp_path / folder / "rotnet_fast" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    command = script.BuildKernels(Distribution())
+    command.ensure_finalized()
+    command.inplace, command.build_lib = is_inplace, str(tmp_path / "build" / "lib")
+    command.run()
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("_C_*.so")}
+    assert len(left) == 2
+    assert all(path.startswith("build" if is_inplace else "rotnet_fast") for path in left)
+    assert len(list(tmp_path.rglob("other.so"))) == 2
+    assert command.extensions == []
+
+
+@pytest.mark.parametrize("compiler", ["/usr/bin/c++", None])
+def test_a_wheel_is_for_every_python_and_says_whether_it_holds_kernels(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, compiler: str | None
+) -> None:
+    monkeypatch.setattr(script, "find_compiler", lambda: compiler)
+    command = script.OneWheel(Distribution({"name": "rotnet_fast", "ext_modules": [script.CoreModule()]}))
+    command.ensure_finalized()
+    python, abi, platform = command.get_tag()
+    assert (python, abi) == ("py3", "none")
+    assert (platform == "any") == (compiler is None)
+
+
+def test_a_torch_for_amd_gpus_is_no_reason_to_install_a_cuda_toolkit(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROTNET_CUDA", raising=False)
+    root, reason = script.choose_cuda(None, "7.1")
+    assert root is None
+    assert "ROCm 7.1" in reason
+    assert "CUDA" not in reason
+
+
+def test_the_core_module_can_be_built_for_other_pythons(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROTNET_PYTHONS", sys.executable)
+    ((include, suffix),) = script.other_pythons()
+    module = script.CoreModule(include, suffix)
+    assert module.include_dirs[0] == include
+    assert module.name != "rotnet_fast._core"
+    assert module.suffix == suffix
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        (
+            "setuptools",
+            "rotnet_fast: setuptools is 59.6.0; building needs 77 or later: pip install -U setuptools",
+        ),
+        ("pybind11", "rotnet_fast: building needs pybind11: pip install pybind11"),
+        ("torch", "rotnet_fast: torch is not installed, and building needs it: pip install 'torch>=2.10'"),
+    ],
+)
+def test_what_a_build_without_isolation_lacks_is_named(package: str, said: str) -> None:
+    lines = {
+        "setuptools": "import setuptools; setuptools.__version__ = '59.6.0'",
+        "pybind11": "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name: None if name == 'pybind11' else find(name)",
+        "torch": "importlib.util.find_spec = lambda name: None\n"
+        "importlib.metadata.distributions = lambda **arguments: []",
+    }
+    code = (
+        f"import importlib.metadata, importlib.util, sys\nsys.path.insert(0, {str(ROOT / 'build_tools')!r})\n"
+        f"{lines[package]}\nimport backend\nbackend.build_wheel('.')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"rotnet_fast: {said}"
