@@ -86,10 +86,10 @@ def test_the_core_module_can_be_built_for_other_pythons(
     [
         (
             "setuptools",
-            "rotnet_fast: setuptools is 59.6.0; building needs 77 or later: pip install -U setuptools",
+            "setuptools is 59.6.0; building needs 77 or later: pip install -U setuptools",
         ),
-        ("pybind11", "rotnet_fast: building needs pybind11: pip install pybind11"),
-        ("torch", "rotnet_fast: torch is not installed, and building needs it: pip install 'torch>=2.10'"),
+        ("pybind11", "building needs pybind11: pip install pybind11"),
+        ("torch", "torch is not installed, and building needs it: pip install 'torch>=2.10'"),
     ],
 )
 def test_what_a_build_without_isolation_lacks_is_named(package: str, said: str) -> None:
