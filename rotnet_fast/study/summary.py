@@ -37,7 +37,8 @@ class Number:
     Attributes:
         entry: entry of the plan.
         by_seed: seed -> value in percent, for the seeds that have been run.
-        correct: seed -> whether a classifier was right about each test image, bool [N], where that is known.
+        correct: seed -> whether a classifier was right about each test image, bool [N]; empty for
+            what is no accuracy of one.
     """
 
     entry: Entry
@@ -216,12 +217,12 @@ class Study:
         return tuple(dict.fromkeys(cell for entry in self.entries for cell in entry.cells))
 
     def _correct(self, entry: Entry) -> dict[int, NDArray[np.bool_]]:
-        """Unpack what the classifiers of an entry were right about, where their results tell."""
+        """Unpack what the classifiers of an entry were right about; it is empty for other entries."""
         images = self.settings.data.test_images
         return {
             seed: np.unpackbits(decode_array(result["correct"]), count=images).astype(bool)
             for seed, result in self.results(entry).items()
-            if entry.value == "accuracy" and "correct" in result
+            if entry.value == "accuracy"
         }
 
     def _values(self, entry: Entry) -> dict[int, float]:

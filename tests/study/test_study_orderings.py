@@ -97,15 +97,13 @@ def test_an_empty_study_has_no_verdicts() -> None:
 
 
 def test_ties_are_noise_even_at_100_percent_where_the_standard_error_is_0() -> None:
-    step = compare(study_of({}), number(100.0), number(100.0))
+    step = compare(number(100.0), number(100.0))
     assert (step.difference, step.standard_error, step.p_value, step.verdict) == (0.0, 0.0, 1.0, NOISE)
 
 
 def test_the_same_images_are_compared() -> None:
-    alike = compare(
-        study_of({}), number(80.5), number(80.0)
-    )  # the same draw: right about the same images, and 50 more
-    apart = compare(study_of({}), number(80.5), number(80.0, draw=1))
+    alike = compare(number(80.5), number(80.0))  # the same draw: right about the same images, and 50 more
+    apart = compare(number(80.5), number(80.0, draw=1))
     assert alike.difference == apart.difference == 0.5
     assert (alike.verdict, apart.verdict) == (HOLDS, NOISE)
     assert alike.standard_error < apart.standard_error / 3
@@ -113,15 +111,15 @@ def test_the_same_images_are_compared() -> None:
 
 
 def test_seeds_that_scatter_widen_the_standard_error() -> None:
-    steady = compare(study_of({}), number(82.0, 82.0), number(80.0, 80.0, draw=1))
-    scattered = compare(study_of({}), number(85.0, 79.0), number(80.0, 80.0, draw=1))
+    steady = compare(number(82.0, 82.0), number(80.0, 80.0, draw=1))
+    scattered = compare(number(85.0, 79.0), number(80.0, 80.0, draw=1))
     assert steady.difference == pytest.approx(2.0)
     assert scattered.difference == pytest.approx(2.0)
     assert (steady.verdict, scattered.verdict) == (HOLDS, NOISE)
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
-    step = compare(study_of({}), number(90.0, 70.0), number(80.0))
+    step = compare(number(90.0, 70.0), number(80.0))
     assert step.by_seed == {0: 10.0}
     assert step.means == (90.0, 80.0)
 
@@ -235,21 +233,9 @@ def test_attention_has_to_resemble_more_than_by_chance_at_every_layer() -> None:
     assert [step.verdict for step in resemblances(study)] == [NOISE, HOLDS, FAILS]
 
 
-def test_where_images_are_not_known_the_accuracies_are_compared_as_if_of_two_test_sets() -> None:
-    study = study_of({"table3/rotnet-conv": [90.0], "table3/supervised": [91.0]})
-    for file in study.files.values():
-        file["result"].pop("correct", None)
-    step = compare(study, study.number("table3", "supervised"), study.number("table3", "rotnet-conv"))
-    assert step.standard_error == pytest.approx((0.09 + 0.0819) ** 0.5)
-    assert step.p_value == pytest.approx(0.0159, abs=1e-3)
-    assert step.verdict == HOLDS
-
-
 def test_the_worst_step_decides() -> None:
     low, high = number(50.0), number(90.0)
-    steps = [
-        compare(study_of({}), *pair) for pair in ((high, low), (low, low), (high, number()), (low, high))
-    ]
+    steps = [compare(*pair) for pair in ((high, low), (low, low), (high, number()), (low, high))]
     assert [Ordering("", tuple(steps[:count])).verdict for count in (1, 2, 3, 4)] == [
         HOLDS,
         NOISE,

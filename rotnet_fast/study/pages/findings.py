@@ -80,7 +80,7 @@ def few_labels(study: Study) -> str:
     for count in study.settings.labels_per_class:
         ours, supervised = (study.number("figure5b", f"{name}-{count}") for name in ("rotnet", "supervised"))
         if mean_difference(ours, supervised) is not None:
-            verdicts[count] = compare(study, ours, supervised).verdict
+            verdicts[count] = compare(ours, supervised).verdict
     if not verdicts:
         return "RotNet and the supervised network with few labels"
     ahead = [count for count, verdict in verdicts.items() if verdict == HOLDS]
@@ -159,7 +159,7 @@ def _above(study: Study, number: Number, other: Number, name: str) -> str:
     difference = mean_difference(number, other)
     assert difference is not None
     how = "above" if difference >= 0 else "below"
-    noise = " (within noise)" if compare(study, number, other).verdict == NOISE else ""
+    noise = " (within noise)" if compare(number, other).verdict == NOISE else ""
     return f"{abs(difference):.1f} points {how} {name}{noise}"
 
 

@@ -100,7 +100,7 @@ def find_orderings(study: Study) -> list[Ordering]:
     four = layers[4]
     chain = [four["conv2"], four["conv3"], four["conv1"], four["conv4"]]
     collapses = [
-        compare(study, of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
+        compare(of_network[f"conv{blocks - 1}"], of_network[f"conv{blocks}"])
         for blocks, of_network in layers.items()
     ]
     quarters, eight = study.number("table2", "0-90-180-270"), study.number("table2", "eight")
@@ -114,7 +114,6 @@ def find_orderings(study: Study) -> list[Ordering]:
     }
     few_labels = {
         count: compare(
-            study,
             study.number("figure5b", f"rotnet-{count}"),
             study.number("figure5b", f"supervised-{count}"),
         )
@@ -123,23 +122,23 @@ def find_orderings(study: Study) -> list[Ordering]:
     *few, most = few_labels
     lying = study.number("ablations", "turned-images")
     return [
-        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(study, chain)),
+        Ordering("4 blocks: conv2 > conv3 > conv1 > conv4", _steps(chain)),
         Ordering("The last block collapses, of 3, 4 and 5 blocks", tuple(collapses)),
         *(
-            Ordering(f"The deeper the network, the better {layer}: 5 > 4 > 3 blocks", _steps(study, deeper))
+            Ordering(f"The deeper the network, the better {layer}: 5 > 4 > 3 blocks", _steps(deeper))
             for layer in ("conv1", "conv2")
             for deeper in [[layers[blocks][layer] for blocks in (5, 4, 3)]]
         ),
         Ordering(
             "Four rotations > {0°, 180°} > {90°, 270°}",
-            (*_steps(study, [quarters, half, sideways]), compare(study, quarters, sideways)),
+            (*_steps([quarters, half, sideways]), compare(quarters, sideways)),
         ),
-        Ordering("Four rotations > eight", (compare(study, quarters, eight),)),
+        Ordering("Four rotations > eight", (compare(quarters, eight),)),
         Ordering(
             "Supervised > conv head > non-linear head > untrained network (better BatchNorm mode)",
-            _steps(study, [supervised, conv, nonlinear, untrained]),
+            _steps([supervised, conv, nonlinear, untrained]),
         ),
-        Ordering("Conv head: pretrained > untrained network", (compare(study, conv, untrained),)),
+        Ordering("Conv head: pretrained > untrained network", (compare(conv, untrained),)),
         Ordering(
             f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and "
             f"{counted(few[-1], 'label per class', 'labels per class')}",
@@ -151,11 +150,11 @@ def find_orderings(study: Study) -> list[Ordering]:
         ),
         Ordering(
             "Fine-tuning (better learning rate) improves both heads",
-            (compare(study, tuned["conv"], conv), compare(study, tuned["nonlinear"], nonlinear)),
+            (compare(tuned["conv"], conv), compare(tuned["nonlinear"], nonlinear)),
         ),
         Ordering(
             "Upright images matter: pretraining on them > on images turned at random",
-            (compare(study, conv, lying),),
+            (compare(conv, lying),),
         ),
         Ordering("Object accuracy saturates before rotation accuracy", (saturation(study),)),
         Ordering(
@@ -270,11 +269,10 @@ def better(numbers: Iterable[Number]) -> Number:
     return missing[0] if missing else max(candidates, key=lambda number: number.mean or 0.0)
 
 
-def compare(study: Study, higher: Number, lower: Number) -> Step:
+def compare(higher: Number, lower: Number) -> Step:
     """Compare two numbers, by the seeds that both have.
 
-    Classifiers are compared image by image, see `paired`. Where it is not known which images they were right
-    about, the standard error adds those of both accuracies, as if their test images were different ones.
+    Classifiers are compared image by image, see `paired`.
     """
     seeds = sorted(set(higher.by_seed) & set(lower.by_seed))
     names = higher.entry.title, lower.entry.title
@@ -285,10 +283,7 @@ def compare(study: Study, higher: Number, lower: Number) -> Step:
         return Step(*names, None, {}, math.nan, None, NOT_RUN, published)
     by_seed = {seed: higher.by_seed[seed] - lower.by_seed[seed] for seed in seeds}
     means = tuple(statistics.fmean(number.by_seed[seed] for seed in seeds) for number in (higher, lower))
-    if all(seed in number.correct for seed in seeds for number in (higher, lower)):
-        found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
-    else:
-        found = over_seeds(by_seed.values(), *map(study.standard_error, means))
+    found = paired(*([number.correct[seed] for seed in seeds] for number in (higher, lower)))
     return _step_of(names, (means[0], means[1]), by_seed, found, published)
 
 
@@ -434,8 +429,8 @@ def orderings_section(study: Study, orderings: Sequence[Ordering], correlation: 
     )
 
 
-def _steps(study: Study, chain: Sequence[Number]) -> tuple[Step, ...]:
-    return tuple(compare(study, higher, lower) for higher, lower in itertools.pairwise(chain))
+def _steps(chain: Sequence[Number]) -> tuple[Step, ...]:
+    return tuple(compare(higher, lower) for higher, lower in itertools.pairwise(chain))
 
 
 def _step(step: Step, has_reference: bool) -> tuple[str, ...]:
