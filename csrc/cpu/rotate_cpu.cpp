@@ -1,6 +1,10 @@
 // Selection and launch of the CPU kernel.
 #include "rotate_cpu.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -16,12 +20,20 @@ struct Kernels {
   int count = 0;
 };
 
+#if defined(__x86_64__)
+// Older versions of clang do not know the name for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 Kernels find_kernels() {
   Kernels kernels;
   kernels.list[kernels.count++] = {"scalar", rotate_range_scalar, warp_range_scalar, &kBatchNormScalar};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     kernels.list[kernels.count++] = {"avx2", rotate_range_avx2, warp_range_avx2, &kBatchNormAvx2};
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
