@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
@@ -88,8 +89,6 @@ def data_loader(paths: list[str], batch: int, side: int | None, views: bool) -> 
         side: of random resized crops; None keeps images whole.
         views: make four normalised views of each image.
     """
-    from torchvision import transforms
-
     steps: list[Any] = [] if side is None else [transforms.RandomResizedCrop(side)]
     steps.append(FourViews() if views else transforms.PILToTensor())
     loader = torch.utils.data.DataLoader(

@@ -248,24 +248,14 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _compared(differences: Sequence[float], name: str) -> dict[str, Any]:
     """Judge a difference to the first recipe; the lower loss is the better one."""
-    result = over_seeds(differences)
+    found = asdict(over_seeds(differences))
     if len(differences) < 2:
-        return {
-            "difference": result.difference,
-            "standard_error": None,
-            "p_value": None,
-            "verdict": "one seed",
-        }
-    is_better = result.difference < 0 if name == ROTATION_LOSS else result.difference > 0
+        return {**found, "standard_error": None, "p_value": None, "verdict": "one seed"}
+    is_better = found["difference"] < 0 if name == ROTATION_LOSS else found["difference"] > 0
     verdict = "no difference seen"
-    if result.p_value < SIGNIFICANCE:
+    if found["p_value"] < SIGNIFICANCE:
         verdict = "better" if is_better else "worse"
-    return {
-        "difference": result.difference,
-        "standard_error": result.standard_error,
-        "p_value": result.p_value,
-        "verdict": verdict,
-    }
+    return {**found, "verdict": verdict}
 
 
 def loss_of(measured: Mapping[str, Any], seeds: int) -> str:

@@ -5,6 +5,7 @@ Windows are two seconds long and begin after a warm-up, as short ones count what
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import statistics
 import time
@@ -66,6 +67,16 @@ class Workload:
         source = self.split.source
         images = torch.from_numpy(decode_images(source, self.side, progress=False))
         return ResidentLoader(Split(images, self.split.labels), device, self.batch, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def all_workers_end() -> Iterator[None]:
+    """Workers that wait for a garbage collection take time from the next measurement, or die in it."""
+    gc.disable()
+    yield
+    left = multiprocessing.active_children()
+    gc.enable()
+    assert not left
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -18,14 +20,15 @@ from rotnet_fast.backbone_inputs import check_images, checked_count, checked_num
 from rotnet_fast.checks import check_device
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.precision import resolve_device
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CheckpointError
+from rotnet_fast.files import ensure_folder, named, write_atomically
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import as_real, as_whole, counted
-from rotnet_fast.pretrained import Pretrained, read_pretrained, undescribed
+from rotnet_fast.pretrained import MODEL_FILE, Pretrained, read_pretrained, undescribed
 
 if TYPE_CHECKING:
     from rotnet_fast.backbone_images import Images, Layout
@@ -34,10 +37,11 @@ DEFAULT_BATCH_SIZE = 256
 
 
 class Backbone(nn.Module):
-    """Extract features with a pretrained network that is frozen and always in eval mode.
+    """Extract features with a pretrained network, which is frozen until it is thawed.
 
-    ``train()`` leaves it in eval mode, so that BatchNorm keeps its running statistics even inside a larger
-    module. To fine-tune, use its ``network``: ``network = backbone.network.requires_grad_(True).train()``.
+    ``train()`` leaves a frozen network in eval mode, so that BatchNorm keeps its running statistics even
+    inside a larger module. To fine-tune, thaw it with ``backbone.network.requires_grad_(True)``; from then
+    on, ``train()`` and ``eval()`` change its mode as usual.
 
     Args:
         network: the network to extract features from; its gradients are disabled.
@@ -87,11 +91,59 @@ class Backbone(nn.Module):
         self.image_size = checked_count("image_size", image_size)
         self.is_cropped = bool(is_cropped)
         self.metadata = dict(metadata or {})
+        self._origin: Pretrained | None = None  # how to build the network again, where that is known
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode, whatever ``mode`` is."""
-        return super().train(False)
+        """Change the mode of a thawed network; leave a frozen one in eval mode."""
+        is_thawed = any(parameter.requires_grad for parameter in self.network.parameters())
+        return super().train(mode and is_thawed)
+
+    @plain_torch()
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the network as it is now, fine-tuned or not, to a folder.
+
+        :func:`rotnet_fast.load_backbone` and every command read it, like an export. Of weights that have
+        changed since the pretraining, no test metrics are kept.
+
+        Args:
+            folder: created if it is missing; a model in it is replaced.
+
+        Returns:
+            The file that was written, ``model.safetensors`` in the folder.
+
+        Raises:
+            ArgumentError: nothing says how to build the network: it was made by hand, or has other layers
+                than the one that was loaded.
+            CannotWriteError: the file cannot be written.
+        """
+        from rotnet_fast.engine.checkpoint import pack_weights
+
+        remedy = "save network.state_dict() with torch.save instead"
+        if self._origin is None:
+            raise ArgumentError(
+                f"this backbone was not loaded by load_backbone, so that nothing says how to build its "
+                f"network again; {remedy}"
+            )
+        state = {
+            name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()
+            for name, tensor in self.network.state_dict().items()
+        }
+        found = replace(self._origin, state=state)
+        try:
+            found.network()
+        except CheckpointError:
+            raise ArgumentError(
+                f"network has other layers than the {self.metadata['model']} that was loaded, so that it "
+                f"could not be built again; {remedy}"
+            ) from None
+        if found.state_hash() != self.metadata["state_hash"]:
+            found = replace(found, metrics={})
+        place = named(folder, "folder")
+        ensure_folder(place)
+        content = pack_weights(state, found.metadata(self.metadata["dataset"]))
+        write_atomically(place / MODEL_FILE, content)
+        return place / MODEL_FILE
 
     @overload
     def features(
@@ -230,7 +282,8 @@ class Backbone(nn.Module):
 
         Raises:
             TypeError: images is not uint8.
-            ArgumentError: images has the wrong shape or number of channels.
+            ArgumentError: images has the wrong shape or number of channels, or the network's last layer was
+                replaced.
             ValueError: the images cannot be rotated.
         """
         batch_size = self._check(images, batch_size)
@@ -241,6 +294,11 @@ class Backbone(nn.Module):
             turned = len(self.rotations)
             with self._as_converted():
                 found = self.network(self._views(batch, self.rotations))
+            if found.shape[1:] != (turned,):
+                raise ArgumentError(
+                    f"network returns {list(found.shape[1:])} numbers per view, and there are {turned} "
+                    "rotations: its last layer was replaced, so that it no longer tells rotations apart"
+                )
             return {"logits": found.view(-1, turned, turned)}
 
         return self._in_batches(images, batch_size, logits)["logits"]
@@ -361,7 +419,7 @@ def backbone_of(pretrained: Pretrained) -> Backbone:
     """
     config = pretrained.config
     try:
-        return Backbone(
+        backbone = Backbone(
             pretrained.network(),
             rotations=config.rotations,
             mean=pretrained.mean,
@@ -378,3 +436,5 @@ def backbone_of(pretrained: Pretrained) -> Backbone:
         )
     except ValueError as error:
         raise undescribed(pretrained.path, error) from error
+    backbone._origin = replace(pretrained, state={})
+    return backbone

@@ -48,6 +48,7 @@ _NOT_PART_OF_THE_RECIPE = (
     "monitor",
     "monitor_every",
     "monitor_data",
+    "init_from",
 )
 """Settings that a resumed run may change: where and how fast it runs, and what it reports. The images that
 ``bad_images`` skips change the data's fingerprint, which must be the same in a resumed run unless
@@ -66,7 +67,7 @@ class PretrainConfig(ImageSettings, Optimisation):
         "--dataset folder --data-dir PHOTOS --image-size 224 --model resnet18",
         "--resume runs/quickstart-digits-seed0",
     )
-    paths_as_text = ("resume",)
+    paths_as_text = ("resume", "init_from")
 
     preset: PresetName = "paper"
     """Defaults that the other flags override.
@@ -132,6 +133,11 @@ class PretrainConfig(ImageSettings, Optimisation):
 
     milestones: tuple[int, ...] = (30, 60, 80)
     """Epochs after which the step schedule multiplies the learning rate."""
+
+    init_from: str | None = None
+    """Start from the weights of this model instead of random ones: a run folder, a checkpoint, an exported
+    folder, or the name of a model that ships with the package, of the same network. With other rotations, the
+    last layer starts from random weights. None: random weights."""
 
     sync_batchnorm: bool = False
     """With several processes, normalise with the statistics over all of their images.

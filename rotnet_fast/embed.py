@@ -251,7 +251,7 @@ def _compute(
     """Compute the parts that are missing, and return the number of all parts."""
     import torch
 
-    from rotnet_fast.data.decode import UndecodableError
+    from rotnet_fast.data.decode import FIND_ALL, UndecodableError
     from rotnet_fast.data.every_image import decoded_batches
 
     batch_size, side = config.batch_size, backbone.image_size
@@ -279,7 +279,7 @@ def _compute(
                         line.count(len(batch))
                 parts.write(number, torch.cat(rows).numpy())
     except UndecodableError as error:
-        raise DataError(f"{error}. Pass --check-images decode to find all such images in advance") from error
+        raise DataError(f"{error}. {FIND_ALL}") from error
     return count
 
 

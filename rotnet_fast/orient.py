@@ -340,7 +340,7 @@ def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) 
     """
     from rotnet_fast.analysis.orientation import orientation_probabilities
     from rotnet_fast.backbone import backbone_of
-    from rotnet_fast.data.decode import UndecodableError
+    from rotnet_fast.data.decode import FIND_ALL, UndecodableError
     from rotnet_fast.data.every_image import pillow_batches
     from rotnet_fast.engine.precision import resolve_device
 
@@ -360,7 +360,7 @@ def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) 
                 yield from orientation_probabilities(backbone, copies, config.average)
                 line.count(len(batch))
     except UndecodableError as error:
-        raise DataError(f"{error}. Pass --check-images decode to find all such images in advance") from error
+        raise DataError(f"{error}. {FIND_ALL}") from error
 
 
 def _write_copy(source: ImageSource, index: int, turned: int, folder: Path, unchanged: Counter[str]) -> str:

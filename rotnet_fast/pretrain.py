@@ -38,6 +38,7 @@ from rotnet_fast.models.names import check_model_name
 from rotnet_fast.next_steps import as_argument, curves, evaluation, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
+from rotnet_fast.pretrained import Pretrained, find_model, read_pretrained
 from rotnet_fast.verdict import of_pretraining
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def parse(arguments: Sequence[str]) -> PretrainConfig:
     base = base_settings(given) if not is_help else PRESETS[given.get("preset", "paper")]()
     config = parse_flags(PretrainConfig, PROGRAM, arguments, base)
     config.validate()
+    if config.init_from is not None and config.resume is None:
+        find_model(config.init_from, "init-from")
     check_model_name(config.model)
     return config
 
@@ -271,7 +274,18 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     monitor = processes.local_main_first(
         lambda: make_monitor(config, dataset, device, precision, processes.local_rank == 0)
     )
-    trainer = pretraining(config, dataset, device, precision, run, processes=processes, monitor=monitor)
+    init, init_hash = processes.everywhere(lambda: beginning_of(config, None if found is None else found[1]))
+    trainer = pretraining(
+        config,
+        dataset,
+        device,
+        precision,
+        run,
+        processes=processes,
+        monitor=monitor,
+        init=init,
+        init_hash=init_hash,
+    )
 
     if processes.is_main:
         print(how(trainer), flush=True)
@@ -360,6 +374,30 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
             f"{PROGRAM}, or a file in its checkpoints/"
         )
     return found, state
+
+
+def beginning_of(
+    config: PretrainConfig, saved: Mapping[str, Any] | None
+) -> tuple[Pretrained | None, str | None]:
+    """Return the network to start from and the hash of its weights; None for random weights.
+
+    Args:
+        config: the settings.
+        saved: the state in the checkpoint that the run is resumed from, which goes on without the network if
+            that is gone.
+
+    Raises:
+        CheckpointError: the network cannot be read.
+    """
+    if config.init_from is None:
+        return None, None
+    try:
+        init = read_pretrained(config.init_from, "init-from")
+    except CheckpointError:
+        if saved is None:
+            raise
+        return None, saved["config"].get("init")
+    return init, init.state_hash()
 
 
 def check_same_recipe(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
 from rotnet_fast.data.crop import Boxes, Decoder, RandomResizedCrop, centre_boxes, resize_into
-from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
+from rotnet_fast.data.decode import FIND_ALL, decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import EncodedSplit
@@ -285,7 +285,7 @@ class DaliLoader:
             try:
                 decode_rgb(self.split.source.read(index), name)
             except DataError as found:
-                return DataError(f"{found}. Pass --check-images decode to find all such images in advance")
+                return DataError(f"{found}. {FIND_ALL}")
         what = f"one of {counted(len(names), 'image')}, {names[0]} to {names[-1]}"
         for position, name in enumerate(names, part.start):
             if (alone := self._failure(feed, slice(position, position + 1))) is not None:

@@ -115,6 +115,10 @@ def decode_rgb(file: str | bytes, name: str | None = None) -> npt.NDArray[np.uin
         return np.array(image)
 
 
+FIND_ALL = "Pass --check-images decode to find all such images in advance"
+"""Remedy of commands for an image that turns out to be undecodable while they run."""
+
+
 class UndecodableError(DataError):
     """Report that images of a set cannot be decoded.
 

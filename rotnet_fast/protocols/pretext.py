@@ -27,6 +27,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.plain import counted
+from rotnet_fast.pretrained import SHIPPED, Pretrained
 
 if TYPE_CHECKING:
     from rotnet_fast.protocols.monitor import Monitor
@@ -58,6 +59,8 @@ def pretraining(
     progress: bool = True,
     processes: Processes = ALONE,
     monitor: Monitor | None = None,
+    init: Pretrained | None = None,
+    init_hash: str | None = None,
 ) -> Trainer:
     """Set up a pretraining, ready to load a checkpoint or to start.
 
@@ -71,6 +74,8 @@ def pretraining(
         snapshot_epochs, progress: see `TrainerSettings`.
         processes: the processes that train together.
         monitor: evaluates the features between epochs.
+        init: network to start from; None for random weights.
+        init_hash: hash of its weights, by which a resumed run knows its beginning.
 
     Raises:
         ArgumentError, ElsewhereError: the network is unknown or does not accept these images, there are more
@@ -119,6 +124,8 @@ def pretraining(
                 uniform_gamma=config.uniform_gamma,
             )
         network.check_image_size(*dataset.train.image_shape[:2])
+        if init is not None:
+            start_from(network, init, config)
         return loader, test_loader, network.to(device)
 
     loader, test_loader, network = processes.everywhere(build)
@@ -172,9 +179,45 @@ def pretraining(
         "in_channels": channels,
         **dataset.identity(),
     }
+    if init_hash is not None:
+        identity["init"] = init_hash
     if task_type is not RotationTask:
         identity["ablation"] = task_type.__name__
     return Trainer(task, loader, settings, run, identity, processes, monitor=monitor)
+
+
+@torch.no_grad()
+def start_from(network: FeatureNetwork, init: Pretrained, config: PretrainConfig) -> None:
+    """Copy the weights and buffers of a pretrained network.
+
+    With other rotations, what comes after the last feature map keeps the weights that it has, because its
+    outputs mean something else.
+
+    Args:
+        network: network to change, on the CPU.
+        init: network to copy.
+        config: settings of ``network``.
+
+    Raises:
+        ArgumentError: it is another network.
+    """
+    asked, found = config.architecture(), init.config.architecture()
+    asked["channels"], found["channels"] = network.in_channels, init.in_channels
+    if asked != found:
+        differing = [name for name in asked | found if asked.get(name) != found.get(name)]
+        said = [f"{name} is {found.get(name)} there and {asked.get(name)} here" for name in differing]
+        raise ArgumentError(
+            f"init-from is {config.init_from}, which is another network: {', '.join(said)}; use the same one"
+        )
+    source = init.network()
+    if init.config.rotations == config.rotations:
+        network.load_state_dict(source.state_dict())
+        return
+    last = network.layers[-1]
+    for mine, its in zip(network.feature_parameters(last), source.feature_parameters(last), strict=True):
+        mine.copy_(its)
+    for buffer, its_buffer in zip(network.buffers(), source.buffers(), strict=True):
+        buffer.copy_(its_buffer)
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
@@ -183,6 +226,13 @@ def place_of_images(config: PretrainConfig) -> str | None:
     if place is None and config.dataset == "cifar10":
         place = DEFAULT_DATA_DIR
     return None if place is None else os.path.abspath(place)
+
+
+def place_of_init(config: PretrainConfig) -> str | None:
+    """Absolute path, or name of a shipped model, of the network to start from; None for random weights."""
+    if config.init_from is None or config.init_from in SHIPPED:
+        return config.init_from
+    return os.path.abspath(config.init_from)
 
 
 def pretrain_with(
@@ -211,7 +261,7 @@ def pretrain_with(
         load(trainer)
     # Only now, because a refused checkpoint must leave the folder's settings unchanged.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
-    settings = {**asdict(config), "data_dir": place_of_images(config)}
+    settings = {**asdict(config), "data_dir": place_of_images(config), "init_from": place_of_init(config)}
     written = {"settings": settings, "environment": where, "loader": loader, "job": job()}
     trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()

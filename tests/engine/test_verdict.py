@@ -87,7 +87,13 @@ def test_a_run_that_came_to_nothing_does_not_recommend_its_evaluation(
 
 
 def test_a_run_that_learned_recommends_its_evaluation() -> None:
-    speed = {"dataset": "digits", "classes": 10, "images_per_second": 1.0, "train_seconds": 1.0}
+    speed = {
+        "dataset": "digits",
+        "classes": 10,
+        "images_per_second": 1.0,
+        "train_seconds": 1.0,
+        "features": {},
+    }
     config = tiny_config(Path("run"))
     evaluation = "python -m rotnet_fast.evaluate run --images-per-class 1 --epochs 10 --pad 2"
     after = [evaluation, "python -m rotnet_fast.visualize run", "python -m rotnet_fast.export run"]

@@ -314,3 +314,79 @@ def test_images_may_lie_on_another_device(run: Path, images: torch.Tensor) -> No
     assert found.device.type == "cuda"
     torch.testing.assert_close(found.cpu(), on_cpu.features(images), rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(on_cpu.features(images.cuda()), on_cpu.features(images))
+
+
+def test_a_thawed_network_follows_train_and_eval(backbone: Backbone, images: torch.Tensor) -> None:
+    backbone.network.requires_grad_(True)
+    larger = nn.Sequential(backbone, nn.Linear(16, 2)).train()
+    assert all(part.training for part in backbone.network.modules())
+    larger(normalised(images)).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.network.feature_parameters("conv2"))
+    larger.eval()
+    assert not any(part.training for part in backbone.modules())
+    backbone.network.requires_grad_(False)
+    larger.train()
+    assert not any(part.training for part in backbone.network.modules())
+
+
+def test_a_replaced_last_layer_no_longer_tells_rotations_apart(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
+    before = backbone(images)
+    backbone.network.classifier = nn.Linear(16, 10)  # type: ignore[assignment]
+    assert torch.equal(backbone(images), before)  # features are what they were
+    with pytest.raises(
+        ArgumentError, match=r"network returns \[10\] numbers per view, and there are 4 rotations"
+    ):
+        backbone.rotation_logits(images)
+
+
+def test_a_saved_backbone_is_the_same_when_it_is_loaded(
+    run: Path, images: torch.Tensor, tmp_path: Path
+) -> None:
+    backbone = load_backbone(run, device="cpu")
+    assert backbone.save(tmp_path / "new" / "folder") == tmp_path / "new" / "folder" / "model.safetensors"
+    again = load_backbone(tmp_path / "new" / "folder", device="cpu")
+    assert torch.equal(again(images), backbone(images))
+    assert again.metadata == backbone.metadata
+    exported = export(ExportConfig(str(run), output=tmp_path / "exported"))
+    (ours,) = (pretrained.read_pretrained(tmp_path / "new" / "folder"),)
+    theirs = pretrained.read_pretrained(exported)
+    assert ours.metadata("x") == theirs.metadata("x")
+    assert torch.equal(
+        load_backbone(again.save(tmp_path / "third").parent, device="cpu")(images), backbone(images)
+    )
+
+
+def test_a_fine_tuned_backbone_keeps_its_weights_and_no_metrics(
+    run: Path, images: torch.Tensor, tmp_path: Path
+) -> None:
+    backbone = load_backbone(run, device="cpu")
+    before = backbone(images)
+    sgd = torch.optim.SGD(backbone.network.requires_grad_(True).parameters(), lr=0.1)
+    backbone.train()
+    backbone.network(normalised(images)).square().mean().backward()
+    sgd.step()
+    backbone.eval()
+    found = load_backbone(backbone.save(tmp_path / "tuned"), device="cpu")
+    assert torch.equal(found(images), backbone(images).detach())
+    assert not torch.equal(found(images), before)
+    read = pretrained.read_pretrained(tmp_path / "tuned")
+    assert (read.metrics, read.epoch) == ({}, pretrained.read_pretrained(run).epoch)
+    halved = backbone.to(torch.bfloat16)
+    again = load_backbone(halved.save(tmp_path / "halved"), device="cpu")
+    assert torch.equal(again.to(torch.bfloat16)(images), halved(images).detach())
+
+
+def test_what_could_not_be_built_again_is_not_saved(backbone: Backbone, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"not loaded by load_backbone.* save network\.state_dict"):
+        backbone.save(tmp_path / "made")
+    loaded = load_backbone(run, device="cpu")
+    loaded.network.classifier = nn.Linear(loaded.network.feature_channels(loaded.layers[-1]), 10)  # type: ignore[assignment]
+    with pytest.raises(
+        ArgumentError, match=r"has other layers than the nin that was loaded.*network\.state_dict"
+    ):
+        loaded.save(tmp_path / "changed")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ArgumentError, match="folder is empty"):
+        load_backbone(run, device="cpu").save("")

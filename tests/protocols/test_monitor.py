@@ -181,44 +181,28 @@ def labelled_folder(folder: Path, classes: int, images: int = 6) -> Path:
 
 
 def test_labels_may_come_from_another_folder(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
+    photos, run = tmp_path / "photos", tmp_path / "run"
     for number in range(24):
         save(photos / f"{number}.png", pixels(number))
     labelled = labelled_folder(tmp_path / "labelled", classes=2)
-    config = folder_config(tmp_path / "run", photos, "fp32 resident sgd", monitor=("knn", "linear"))
+
+    def watch(data: Path | None) -> None:
+        both = ("knn", "linear")
+        pretrain(folder_config(run, photos, "fp32 resident sgd", monitor=both, monitor_data=data))
+
     with pytest.raises(
         DataError,
         match=r"monitor is knn linear, which .* has no class labels .* or give .* with --monitor-data",
     ):
-        pretrain(config)
-    pretrain(
-        folder_config(
-            tmp_path / "run", photos, "fp32 resident sgd", monitor=("knn", "linear"), monitor_data=labelled
-        )
-    )
-    *_, (_, *accuracies) = found(tmp_path / "run")
-    assert accuracies == evaluated(tmp_path / "run", "last.pt", dataset="folder", data_dir=labelled)
+        watch(None)
+    watch(labelled)
+    *_, (_, *accuracies) = found(run)
+    assert accuracies == evaluated(run, "last.pt", dataset="folder", data_dir=labelled)
     with pytest.raises(DataError, match=r"^monitor-data is .*/none, which does not exist; pass"):
-        pretrain(
-            folder_config(
-                tmp_path / "run",
-                photos,
-                "fp32 resident sgd",
-                monitor=("knn",),
-                monitor_data=tmp_path / "none",
-            )
-        )
+        watch(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty") as refused:
-        pretrain(
-            folder_config(
-                tmp_path / "run",
-                photos,
-                "fp32 resident sgd",
-                monitor=("knn",),
-                monitor_data=tmp_path / "empty",
-            )
-        )
+        watch(tmp_path / "empty")
     assert "--data-dir" not in str(refused.value)
 
 
@@ -255,7 +239,7 @@ def test_unusable_settings_are_refused_by_name(flags: str, message: str) -> None
     assert message in str(refused.value)
 
 
-def test_a_network_on_the_monitors_device_is_left_alone(watched: tuple[Path, dict[str, Any]]) -> None:
+def test_the_callers_random_state_is_left_alone(watched: tuple[Path, dict[str, Any]]) -> None:
     before = torch.get_rng_state()
     pretrain(tiny_config(watched[0].parent / "again", **BOTH))
     assert torch.equal(torch.get_rng_state(), before)
