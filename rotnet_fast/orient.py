@@ -262,7 +262,7 @@ def _evaluate(config: OrientConfig) -> Measured:
 
     model = _read_model(config)
     images = _open_images(config, model)
-    found = torch.stack([one.clone() for one in _probabilities(config, model, images)])  # [N*4,4]
+    found = torch.stack(list(_probabilities(config, model, images)))  # [N*4,4]
     confidences, quarters = found.max(dim=1)
     is_right = quarters == torch.arange(4).repeat(len(images))
     thresholds = sorted({*THRESHOLDS, config.min_confidence})
@@ -349,7 +349,7 @@ def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) 
     batches = pillow_batches(
         images.files.source,
         model.config.image_size,
-        config.batch_size,
+        max(1, config.batch_size // 4) if config.evaluate else config.batch_size,
         is_cropped=is_cropped,
         are_turned=config.evaluate,
     )
