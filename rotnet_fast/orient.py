@@ -84,8 +84,9 @@ class OrientConfig(Settings):
     takes four times as long."""
 
     evaluate: bool = False
-    """Take all photos for upright, turn each in all four ways, and say for several values of --min-confidence
-    which share is decided on, and how many of the decisions are wrong."""
+    """Take all photos for upright, turn each in all four ways (and compress turned JPEGs again, as those that
+    lie on their side were), and say for several values of --min-confidence which share is decided on, and how
+    many of the decisions are wrong."""
 
     bad_images: Literal["fail", "skip"] = "fail"
     """How to treat damaged images.
@@ -205,7 +206,7 @@ def _orient(config: OrientConfig) -> Found:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for index, probabilities in enumerate(_probabilities(config, model, images)):
-        confidence, quarters = probabilities[0].max(dim=0)
+        confidence, quarters = probabilities.max(dim=0)
         turned = FOUR_ROTATIONS[int(quarters)]
         decision = TURNED if turned else UPRIGHT
         if not confidence >= config.min_confidence:  # or not a number
@@ -261,11 +262,11 @@ def _evaluate(config: OrientConfig) -> Measured:
 
     model = _read_model(config)
     images = _open_images(config, model)
-    found = torch.stack([one.clone() for one in _probabilities(config, model, images)])  # [N,T,4]
-    confidences, quarters = found.max(dim=2)
-    is_right = quarters == torch.arange(found.shape[1])
+    found = torch.stack(list(_probabilities(config, model, images)))  # [N*4,4]
+    confidences, quarters = found.max(dim=1)
+    is_right = quarters == torch.arange(4).repeat(len(images))
     thresholds = sorted({*THRESHOLDS, config.min_confidence})
-    points = coverage_points(confidences.flatten(), is_right.flatten(), thresholds)
+    points = coverage_points(confidences, is_right, thresholds)
     print(f"{counted(len(images), 'image')}, each turned in all four ways:\n\n{as_text(points)}\n")
     best = advised(points)
     print("no threshold brings the error to 1 % or less" if best is None else f"advised: {in_words(best)}")
@@ -276,10 +277,11 @@ def _evaluate(config: OrientConfig) -> Measured:
     ]
     picture = coverage(drawn, None if best is None else best.min_confidence)
     figure = save(picture, output.with_suffix(""))[0]
-    print(
-        "The photos were turned after they were decoded; those compressed as they lie are harder to "
-        "judge: see docs/upright.md"
+    wrong = [100 * (1 - right.double().mean().item()) for right in is_right.view(-1, 4).T]
+    by_turn = ", ".join(
+        f"{share:.1f} % at {angle}" for share, angle in zip(wrong, FOUR_ROTATIONS, strict=True)
     )
+    print(f"wrong of all, by the angle that they were turned by: {by_turn} degrees")
     print(f"table: {output}\npicture: {figure}")
     return Measured(points, figure)
 
@@ -332,24 +334,30 @@ def _open_images(config: OrientConfig, model: Pretrained) -> EveryImage:
 
 
 def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) -> Iterator[torch.Tensor]:
-    """Yield [T,4] for each image, see `rotnet_fast.analysis.orientation`.
+    """Yield [4] for each image, or for each of its four turned copies in an evaluation.
 
-    T is 4 where the turned copies of an image have to be judged one by one. It is 1 if they need not be, or
-    if the positions are averaged, so that all four of them would get the same judgement.
+    See `rotnet_fast.analysis.orientation.orientation_probabilities`.
     """
     from rotnet_fast.analysis.orientation import orientation_probabilities
     from rotnet_fast.backbone import backbone_of
     from rotnet_fast.data.decode import FIND_ALL, UndecodableError
-    from rotnet_fast.data.every_image import decoded_batches
+    from rotnet_fast.data.every_image import pillow_batches
     from rotnet_fast.engine.precision import resolve_device
 
     backbone = backbone_of(model).to(resolve_device(config.device))
     is_cropped = model.config.is_cropped
-    turns = 4 if config.evaluate and not config.average else 1
+    batches = pillow_batches(
+        images.files.source,
+        model.config.image_size,
+        max(1, config.batch_size // 4) if config.evaluate else config.batch_size,
+        is_cropped=is_cropped,
+        are_turned=config.evaluate,
+    )
     try:
         with CountingLine("orienting", len(images), "images", True) as line:
-            for batch in decoded_batches(images.files, config.batch_size, is_cropped=is_cropped):
-                yield from orientation_probabilities(backbone, batch, config.average, turns)
+            for batch in batches:
+                copies = batch.flatten(0, 1) if config.evaluate else batch
+                yield from orientation_probabilities(backbone, copies, config.average)
                 line.count(len(batch))
     except UndecodableError as error:
         raise DataError(f"{error}. {FIND_ALL}") from error

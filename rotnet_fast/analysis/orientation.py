@@ -19,26 +19,23 @@ TOLERATED = 0.01
 """Largest share of wrong decisions at a threshold that is advised."""
 
 
-def orientation_probabilities(
-    backbone: Backbone, images: torch.Tensor, is_averaged: bool, turns: int = 1
-) -> torch.Tensor:
-    """Return the probability that a copy of an image is turned by q quarter turns counter-clockwise.
+def orientation_probabilities(backbone: Backbone, images: torch.Tensor, is_averaged: bool) -> torch.Tensor:
+    """Return the probability that an image is turned by q quarter turns counter-clockwise.
 
-    A network sees a copy in one position, or in all four: then the probabilities are the means of what the
-    four positions say of the same copy. Turning an image then permutes its probabilities and does not change
-    them, which is not so with one position, and takes four forward passes per image instead of one.
+    The network sees the image as it is, or in all four positions: then the probabilities are the means of
+    what it says of them. Turning an image then permutes its probabilities and does not change them, which is
+    not so with one position, and takes four forward passes instead of one.
 
     Args:
         backbone: a network for the four multiples of 90 degrees, in any order.
         images: uint8 [B,H,W,3], H = W.
         is_averaged: use all four positions.
-        turns: number T of copies of each image, 1 or 4: copy k is turned by k quarter turns.
 
     Returns:
-        float64 [B,T,4] on the CPU.
+        float64 [B,4] on the CPU.
     """
     order = [[angle % 360 for angle in backbone.rotations].index(angle) for angle in FOUR_ROTATIONS]
-    positions = 4 if is_averaged else turns
+    positions = 4 if is_averaged else 1
     with torch.inference_mode():
         views, _ = rotate_batch(  # [B*positions,3,H,W]
             images.to(next(backbone.parameters()).device),
@@ -50,12 +47,10 @@ def orientation_probabilities(
         )
         logits: torch.Tensor = backbone.network(views)[:, order].double().cpu()
     found = logits.softmax(dim=1).view(len(images), positions, 4)
-    if not is_averaged:
-        return found
     # Position k of an image turned by q quarter turns is turned by q + k.
-    of_image = torch.stack([found[:, k].roll(-k, dims=1) for k in range(4)], dim=1)  # [B,positions,4]
-    mean = of_image.sort(dim=1).values.mean(dim=1)  # sorted, so that rounding does not depend on the position
-    return torch.stack([mean.roll(k, dims=1) for k in range(turns)], dim=1)
+    of_image = torch.stack([found[:, k].roll(-k, dims=1) for k in range(positions)], dim=1)
+    # Sorted, so that rounding does not depend on the position.
+    return of_image.sort(dim=1).values.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Point:
     Attributes:
         min_confidence: the threshold.
         decided, wrong: number of images whose confidence reaches it, and of wrong decisions among them.
-        judged: number of all images; turned copies that are judged one by one count each.
+        judged: number of all images, of which turned copies count each.
     """
 
     min_confidence: float

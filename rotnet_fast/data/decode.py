@@ -12,7 +12,7 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
 from rotnet_fast.data.kinds import IMAGES
 from rotnet_fast.data.source import ImageSource
@@ -39,6 +39,42 @@ def decode_image(
     """
     with _rgb(file, name) as image:
         return fit_image(image, image_size, is_cropped)
+
+
+def decode_turned(
+    file: str | bytes, image_size: int, name: str | None = None, is_cropped: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Decode one image as if it had been stored turned by 0, 90, 180 and 270 degrees counter-clockwise.
+
+    A photo that lies in a JPEG file on its side was compressed as it lies. So turned copies of a JPEG are
+    compressed once more, with the tables and subsampling of the file; others are turned without loss.
+
+    Args:
+        file, image_size, name, is_cropped: see :func:`decode_image`.
+
+    Returns:
+        uint8 [4, image_size, image_size, 3], of which the first is that of :func:`decode_image`.
+
+    Raises:
+        DataError: the image cannot be decoded, see :func:`decode_rgb`.
+    """
+    with _rgb(file, name) as image:
+        copies = [image, *map(image.transpose, _QUARTER_TURNS)]
+        with Image.open(file if isinstance(file, str) else BytesIO(file), formats=IMAGES) as stored:
+            if isinstance(stored, JpegImagePlugin.JpegImageFile):
+                copies[1:] = [_compressed_like(stored, copy) for copy in copies[1:]]
+        return np.stack([fit_image(copy, image_size, is_cropped) for copy in copies])
+
+
+_QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+
+def _compressed_like(stored: JpegImagePlugin.JpegImageFile, image: Image.Image) -> Image.Image:
+    stream, sampling = BytesIO(), JpegImagePlugin.get_sampling(stored)
+    known = {"subsampling": sampling} if sampling >= 0 else {}  # which a grey file has none of
+    image.save(stream, "JPEG", qtables=stored.quantization, **known)
+    stream.seek(0)
+    return Image.open(stream).convert("RGB")
 
 
 def fit_image(image: Image.Image, image_size: int, is_cropped: bool = False) -> npt.NDArray[np.uint8]:
@@ -136,23 +172,26 @@ def decode_images(source: ImageSource, image_size: int, progress: bool) -> npt.N
 
 
 def decode_chunk(
-    source: ImageSource, image_size: int, is_cropped: bool = False
+    source: ImageSource, image_size: int, is_cropped: bool = False, are_turned: bool = False
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
     """Decode all images of a source in this process.
 
     Returns:
-        uint8 [len(source), image_size, image_size, 3], and the position and the error of each image that
-        cannot be decoded, whose pixels are 0.
+        uint8 [len(source), image_size, image_size, 3], or [len(source), 4, image_size, image_size, 3] for
+        ``are_turned``, see :func:`decode_turned`; and the position and the error of each image that cannot be
+        decoded, whose pixels are 0.
 
     Raises:
         DataError: an image can no longer be read.
     """
-    images = np.zeros((len(source), image_size, image_size, 3), dtype=np.uint8)
+    copies = (4,) if are_turned else ()
+    images = np.zeros((len(source), *copies, image_size, image_size, 3), dtype=np.uint8)
+    decode = decode_turned if are_turned else decode_image
     failed = []
     for number in range(len(source)):
         content = source.read(number)
         try:
-            images[number] = decode_image(content, image_size, source.names[number], is_cropped)
+            images[number] = decode(content, image_size, source.names[number], is_cropped)
         except DataError as error:
             failed.append((number, str(error)))
     return images, failed

@@ -136,14 +136,23 @@ def decoded_batches(
 
 
 def pillow_batches(
-    source: ImageSource, image_size: int, batch_size: int, *, is_cropped: bool = False, start_batch: int = 0
+    source: ImageSource,
+    image_size: int,
+    batch_size: int,
+    *,
+    is_cropped: bool = False,
+    start_batch: int = 0,
+    are_turned: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Decode images in their order with Pillow, on all cores, a few batches ahead of their use.
 
-    Arguments, results and errors are those of :func:`decoded_batches`.
+    Arguments, results and errors are those of :func:`decoded_batches`, except that batches are uint8
+    [B,4,S,S,3] for ``are_turned``, see `rotnet_fast.data.decode.decode_turned`.
     """
     rest = source.take(np.arange(start_batch * batch_size, len(source)))
-    work = functools.partial(decode_chunk, image_size=image_size, is_cropped=is_cropped)
+    work = functools.partial(
+        decode_chunk, image_size=image_size, is_cropped=is_cropped, are_turned=are_turned
+    )
     for place, (images, failed) in in_chunks(work, rest, "decoding", False, batch_size):
         if failed:
             start = start_batch * batch_size + place.start

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from image_files import Pixels, chunk, deep_png, encoded, exif, pixels, png_head
 from PIL import Image
 
 from rotnet_fast.data import workers
-from rotnet_fast.data.decode import decode_image, decode_images, decode_rgb, encode_ppm
+from rotnet_fast.data.decode import decode_image, decode_images, decode_rgb, decode_turned, encode_ppm
 from rotnet_fast.data.kinds import IMAGE_SUFFIXES, IMAGES, image_kind
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
@@ -260,3 +261,39 @@ def test_a_turned_tiff_is_upright() -> None:
 def test_transparency_is_laid_on_black_in_every_kind(name: str) -> None:
     as_png = encoded(np.concatenate([pixels(2), pixels(3)[:, :, :1]], axis=2))
     assert np.array_equal(decode_rgb(rare_images()[name][0]), decode_rgb(as_png))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF"])
+def test_turned_copies_of_lossless_files_are_exact(kind: str) -> None:
+    content = encoded(pixels(1, 20, 30), kind)
+    whole = decode_rgb(content)
+    for turns, copy in enumerate(decode_turned(content, 20)):
+        expected = encoded(np.ascontiguousarray(np.rot90(whole, turns)))
+        assert np.array_equal(copy, decode_image(expected, 20))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 30}, {"quality": 95, "subsampling": 0}, {"progressive": True}]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_turned_copies_of_a_jpeg_are_compressed_as_they_lie(
+    options: dict[str, Any], orientation: int
+) -> None:
+    content = encoded(pixels(2, 24, 40), "JPEG", exif=exif(orientation), **options)
+    upright = decode_rgb(content)
+    copies = decode_turned(content, 16)
+    assert np.array_equal(copies[0], decode_image(content, 16))
+    for turns in (1, 2, 3):
+        options.pop("progressive", None)  # which changes no pixel
+        stored = encoded(np.ascontiguousarray(np.rot90(upright, turns)), "JPEG", **options)
+        assert np.array_equal(copies[turns], decode_image(stored, 16))
+        assert not np.array_equal(copies[turns], np.rot90(copies[0], turns))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_turned_copies_of_other_jpegs_look_like_them(mode: str) -> None:
+    smooth = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 3
+    content = encoded(Image.fromarray(np.stack([smooth] * 3, axis=2)).convert(mode), "JPEG", quality=95)
+    copies = decode_turned(content, 32).astype(int)
+    for turns in (1, 2, 3):
+        assert np.abs(copies[turns] - np.rot90(copies[0], turns)).max() < 12
