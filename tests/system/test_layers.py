@@ -17,6 +17,7 @@ LAYERS = {
     "rotnet_fast.files": 0,
     "rotnet_fast.json_files": 0,
     "rotnet_fast.arrays": 0,
+    "rotnet_fast.image_layout": 0,
     "rotnet_fast.plain": 0,
     "rotnet_fast.rotations": 0,
     "rotnet_fast.philox": 0,
