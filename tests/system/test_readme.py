@@ -271,7 +271,7 @@ def test_the_examples_of_the_own_loop_run(tmp_path: Path, monkeypatch: pytest.Mo
         exec(code, names)
 
     narrow = ("epochs=8", "epochs=4, width=0.05")
-    smaller(code_block("docs/own-loop.md", 'runs/mine")\nvectors'), ("(500", "(60"), narrow)
+    smaller(code_block("docs/own-loop.md", "metrics is the content"), ("(500", "(60"), narrow)
     assert names["vectors"].shape[0] == 60
     assert 0 <= names["accuracy"] <= 100
     smaller(code_block("docs/own-loop.md", "FakeData"), ("(200", "(40"), ("size=64", "size=32"))
