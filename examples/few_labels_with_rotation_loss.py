@@ -1,6 +1,6 @@
 """Few labels: a classifier of digits trained with and without the rotation loss on images without labels.
 
-Both take the same steps on the same labels: of the digits, or of a `--folder` with class folders. Objects are
+Both take the same steps on the same images: digits, or those of a `--folder` with class folders. Objects are
 classified by conv2 and rotations by conv3, because the last features are about rotations alone.
 """
 
@@ -45,13 +45,12 @@ def test_accuracy(seed: int, weight: float) -> float:
         rows = chosen[torch.randperm(len(chosen))[:labelled_batch]]
         images, _ = rotate_batch(train.images, rows, rotations=(0,), seed=seed, epoch=step, **augmentation)
         views, turns = rotation.rotate(train.images[torch.randint(len(train), (other_batch,))])
-        # Together, because BatchNorm will normalise the test images by all that it has seen.
-        together = torch.cat([images, views]) if weight else images
-        maps = network.train().features(together, ["conv2", "conv3"])
+        # In one batch, because BatchNorm will normalise the test images by all that it has seen. Without weight,
+        # too, so that the loss is the only difference.
+        maps = network.train().features(torch.cat([images, views]), ["conv2", "conv3"])
         scores = classifier(maps["conv2"][: len(rows)].mean(dim=(2, 3)))
-        loss = torch.nn.functional.cross_entropy(scores, train.labels[rows])
-        if weight:
-            loss = loss + weight * rotation.of_features(maps["conv3"][len(rows) :], turns).loss
+        supervised = torch.nn.functional.cross_entropy(scores, train.labels[rows])
+        loss = supervised + weight * rotation.of_features(maps["conv3"][len(rows) :], turns).loss
         sgd.zero_grad()
         loss.backward()
         sgd.step()

@@ -130,7 +130,7 @@ def test_few_labels_may_be_those_of_a_folder(
 ) -> None:
     for number in range(40):
         save(
-            tmp_path / ("test" if number % 4 == 0 else "train") / "ab"[number % 2] / f"{number}.png",
+            tmp_path / ("test" if number % 3 == 0 else "train") / "ab"[number % 2] / f"{number}.png",
             pixels(number),
         )
     flags = ["--folder", str(tmp_path), "--steps", "2", "--labels-per-class", "3", "--seeds", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_a_run_is_resumed_to_the_same_bits_by_both_names(
 def test_the_command_resumes_a_run_on_the_images_of_a_program(of_folder: Path, tmp_path: Path) -> None:
     train_rotnet(IMAGES, output=tmp_path / "run", **NIN)
     resume = ["--resume", str(tmp_path / "run"), "--epochs", "2"]
+    shutil.copytree(of_folder / "run", tmp_path / "copy")
+    train_rotnet(IMAGES, resume=tmp_path / "copy")  # and the other way round
+    assert_same(tmp_path / "copy", of_folder / "run")
     assert main(resume) == 2  # which asks for the folder
     assert main([*resume, "--data-dir", str(of_folder / "images")]) == 0
     assert_same(tmp_path / "run", of_folder / "run")
@@ -308,6 +312,16 @@ def test_a_run_of_ones_own_network_is_resumed_with_it_alone(
         train_rotnet(IMAGES, Own(8), resume=run)
     train_rotnet(IMAGES, Own(), resume=run)  # its first weights do not count
     assert_same(run, whole.folder)
+
+
+def test_frozen_parts_of_a_network_stay_as_they_are(tmp_path: Path) -> None:
+    module = made(Own)
+    assert isinstance(module, Own)
+    module.stem.requires_grad_(False)
+    trained = train_rotnet(IMAGES, module, output=tmp_path / "run", **SMALL)
+    found, before = weights(trained.folder), module.state_dict()
+    assert torch.equal(found["stem.0.weight"], before["stem.0.weight"])
+    assert not torch.equal(found["stage.0.weight"], before["stage.0.weight"])
 
 
 def test_features_of_ones_own_network_are_watched_while_it_trains(tmp_path: Path) -> None:
