@@ -45,8 +45,8 @@ def test_accuracy(seed: int, weight: float) -> float:
         rows = chosen[torch.randperm(len(chosen))[:labelled_batch]]
         images, _ = rotate_batch(train.images, rows, rotations=(0,), seed=seed, epoch=step, **augmentation)
         views, turns = rotation.rotate(train.images[torch.randint(len(train), (other_batch,))])
-        # In one batch, because BatchNorm will normalise the test images by all that it has seen. Without weight,
-        # too, so that the loss is the only difference.
+        # In one batch, because BatchNorm will normalise the test images by all that it has seen. So it is
+        # without weight, too: the loss is the only difference.
         maps = network.train().features(torch.cat([images, views]), ["conv2", "conv3"])
         scores = classifier(maps["conv2"][: len(rows)].mean(dim=(2, 3)))
         supervised = torch.nn.functional.cross_entropy(scores, train.labels[rows])

@@ -320,6 +320,7 @@ def train_rotnet(
         raise TypeError(
             f"model is {shown(model)}; it must be a name or a module" + (", made by calling it" * is_class)
         )
+    checked = PretrainConfig(**settings)  # before the data set is looked at
     given, network = dict(settings), model if isinstance(model, nn.Module) else None
     images = None
     if "data_dir" in settings and not (isinstance(dataset, str) and dataset == "cifar10"):
@@ -336,13 +337,13 @@ def train_rotnet(
                 raise DataError(f"dataset is {dataset}, which is neither cifar10 nor digits nor a folder")
             given |= {"dataset": "folder", "data_dir": dataset}
     else:
-        images = own.own_images(dataset, test, settings.get("image_size"), layout)
+        image_size = checked.image_size if "image_size" in settings else None
+        images = own.own_images(dataset, test, image_size, layout)
         given |= {"dataset": own.NAME, "data_dir": None, "image_size": images.image_size}
-        if settings.get("crop", "auto") == "auto":
+        if checked.crop == "auto":
             given["crop"] = "pad"
     if model is not None:
         given["model"] = model if network is None else own_name(network)
-    PretrainConfig(**given)  # before a preset is looked up by its name
     config = replace(base_settings(given), **given)
     if network is None:
         check_model_name(config.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ NAME = "folder"
 """Name under which a run on such images is recorded: it is one like those on a folder of the same images."""
 
 _ACCEPTED = "uint8 images [N,H,W,3] or [N,3,H,W], a map-style data set of torch, or a list of images"
-
 
 _REMEDY_OF_SIZES = "pass image_size, the height and width that all images are resized and cropped to"
 
@@ -73,25 +72,16 @@ class OwnImages:
             train, test = ((images[rows], labels[rows]) for rows in (~is_test, is_test))
         else:
             train, test = (images, labels), self._pixels(self.test, "test", progress)
-        whole = np.concatenate([train[1], test[1]])
-        names: tuple[str, ...] = ()
-        if whole.min() >= 0:
-            given = getattr(self.train, "classes", None)
-            count = int(whole.max()) + 1
-            names = tuple(map(str, given if isinstance(given, (list, tuple)) else range(count)))
-        if len(names) <= whole.max() or not names:
-            names, train, test = (), (train[0], 0 * train[1]), (test[0], 0 * test[1])
-        halves = [Split(torch.from_numpy(one), torch.from_numpy(of)) for one, of in (train, test)]
-        raw = RawDataset("own images", names, halves[0], halves[1], held_out=self.test is None)
+        classes, of_all = _classes(np.concatenate([train[1], test[1]]), getattr(self.train, "classes", None))
+        of_train, of_test = torch.from_numpy(of_all).split([len(train[1]), len(test[1])])
+        halves = Split(torch.from_numpy(train[0]), of_train), Split(torch.from_numpy(test[0]), of_test)
+        raw = RawDataset("own images", classes, *halves, held_out=self.test is None)
         if validation is not None:
             raw = with_validation(raw, validation)
-        limited = RawDataset(
-            raw.display_name,
-            raw.classes,
-            limit_split(raw.train, limit_train, "limit_train"),
-            limit_split(raw.test, limit_test, "limit_test"),
-            held_out=raw.held_out,
-            is_validation=raw.is_validation,
+        limited = replace(
+            raw,
+            train=limit_split(raw.train, limit_train, "limit_train"),
+            test=limit_split(raw.test, limit_test, "limit_test"),
         )
         return make_dataset(NAME, limited, progress, display_name)
 
@@ -112,6 +102,21 @@ class OwnImages:
                 labels[number] = -1 if label is None else label
                 line.count(1)
         return pixels, labels
+
+
+def _classes(labels: NDArray[np.int64], names: Any) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return class names and labels from 0; none, and zeros, unless every image has a label.
+
+    Args:
+        labels: int64 [N], -1 where there are none.
+        names: class names by label, as data sets of torchvision have them; anything else is ignored.
+    """
+    if labels.min() < 0:
+        return (), np.zeros_like(labels)
+    if isinstance(names, (list, tuple)) and labels.max() < len(names):
+        return tuple(map(str, names)), labels
+    values, numbers = np.unique(labels, return_inverse=True)
+    return tuple(map(str, values.tolist())), numbers.astype(np.int64)
 
 
 def own_images(

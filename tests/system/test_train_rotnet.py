@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import rotnet_fast
 from rotnet_fast import load_backbone, train_rotnet
+from rotnet_fast.data.own import own_images
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.errors import ArgumentError, CheckpointError, DataError
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
@@ -161,6 +162,29 @@ def test_labels_serve_the_monitor_and_change_nothing_else(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="monitor is knn, which compares features by labels"):
         train_rotnet(IMAGES, output=tmp_path / "none", monitor=("knn",), **NIN)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "classes", "numbers"),
+    [
+        ([0, 1, 2], None, ("0", "1", "2"), [0, 1, 2]),
+        ([10**12, 7, 7], None, ("7", "1000000000000"), [1, 0, 0]),
+        ([0, 1, 1], ["cat", "dog", "frog"], ("cat", "dog", "frog"), [0, 1, 1]),
+        ([0, 1, 5], ["cat", "dog"], ("0", "1", "5"), [0, 1, 2]),
+        ([0, 1, -1], None, (), [0, 0, 0]),
+        (["cat", "dog", "cat"], None, (), [0, 0, 0]),
+    ],
+)
+def test_labels_are_classes_if_every_image_has_one(
+    labels: list[Any], names: list[str] | None, classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    given = Pictures(list(IMAGES[:21]), 7 * labels)
+    if names is not None:
+        given.classes = names  # type: ignore[attr-defined]
+    dataset = own_images(given).read(None, None, None, None, False)
+    assert dataset.classes == classes
+    assert dataset.train.labels.tolist() == (7 * numbers)[1:20]
+    assert dataset.test.labels.tolist() == [numbers[0], numbers[20 % 3]]
 
 
 def test_nothing_is_printed_unless_it_is_asked_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -455,6 +479,8 @@ SQUARE = Image.new("RGB", (16, 16))
         ),
         (IMAGES, {"loader": "dali"}, ArgumentError, "loader is dali, which needs image files"),
         (IMAGES, {"epoch": 3}, TypeError, r"unknown setting epoch \(did you mean epochs\?\)"),
+        (IMAGES, {"image_size": "16"}, ArgumentError, "image-size is '16'; it must be an integer"),
+        (IMAGES, {"image_size": 0}, ArgumentError, r"image-size is 0; it must lie in \[1, 4096\]"),
         (IMAGES, {"epochs": 0}, ArgumentError, "epochs is 0; it must be at least 1"),
         (IMAGES, {"preset": "fast"}, ArgumentError, "preset is 'fast'; choose from"),
         (IMAGES, {"limit_train": 100}, ArgumentError, r"limit_train is 100; it must lie in \[1, 38\]"),
