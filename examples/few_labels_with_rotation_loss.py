@@ -17,7 +17,7 @@ from rotnet_fast.models.nin import NetworkInNetwork
 parser = argparse.ArgumentParser()
 parser.add_argument("--folder", type=Path, help="a folder of labelled images instead of the digits")
 parser.add_argument("--labels-per-class", type=int, default=2)
-parser.add_argument("--steps", type=int, default=200)
+parser.add_argument("--steps", type=int, default=400)
 parser.add_argument("--seeds", type=int, default=1)
 settings = parser.parse_args()
 is_digits = settings.folder is None
@@ -26,7 +26,7 @@ dataset = load_dataset(
 )
 train, test, classes = dataset.train, dataset.test, len(dataset.classes)
 augmentation: dict[str, Any] = {"pad": 1, "flip_prob": 0.0} if is_digits else {"pad": 4, "flip_prob": 0.5}
-labelled_batch, other_batch = 20, 16
+labelled_batch, other_batch = 20, 32
 
 
 def test_accuracy(seed: int, weight: float) -> float:
@@ -67,7 +67,7 @@ def test_accuracy(seed: int, weight: float) -> float:
 
 found = []
 for seed in range(settings.seeds):
-    found.append([test_accuracy(seed, weight) for weight in (0.0, 0.5)])
+    found.append([test_accuracy(seed, weight) for weight in (0.0, 1.0)])
     print(
         f"seed {seed}: {found[-1][0]:.1f} % without, {found[-1][1]:.1f} % with the rotation loss", flush=True
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.plain import shown
+from rotnet_fast.plain import counted, shown
 
 Layout = Literal["NHWC", "NCHW"]
 """Order of the dimensions of images; of a single image, the N does not count."""
@@ -58,7 +58,7 @@ def channels_last(
         fitting.append("NCHW")
     if not fitting:
         raise ArgumentError(
-            f"{name} has the shape {shape}, without {channels} channels last or "
+            f"{name} has the shape {shape}, without {counted(channels, 'channel')} last or "
             f"{'first' if is_single else 'second'}; {remedy}"
         )
     if layout is None and len(fitting) == 2:

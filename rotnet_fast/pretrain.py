@@ -253,7 +253,7 @@ def pretrain(config: PretrainConfig, own: OwnParts = NOTHING) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedRotNet:
-    """What :func:`train_rotnet` returns.
+    """What :func:`rotnet_fast.train_rotnet` returns.
 
     Attributes:
         backbone: the trained network, frozen, which makes features of images.
@@ -304,7 +304,7 @@ def train_rotnet(
 
     Raises:
         TypeError: an argument is of the wrong kind, or there is no such setting.
-        RotnetError: see :func:`pretrain`.
+        RotnetError: see :func:`rotnet_fast.pretrain.pretrain`.
         Interrupted: a signal stopped the run, which has been saved: resume it with ``resume=folder``.
     """
     from torch import nn

@@ -12,6 +12,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.library import PROBE, ModuleNetwork
 from rotnet_fast.models.names import own_name
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.plain import counted
 
 
 def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_size: int) -> FeatureNetwork:
@@ -34,8 +35,9 @@ def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_siz
         return OwnNetwork(own, num_classes, in_channels, image_size)
     if (own.num_classes, own.in_channels) != (num_classes, in_channels):
         raise ArgumentError(
-            f"model {own.name} has {own.num_classes} outputs for images of {own.in_channels} channels; there "
-            f"are {num_classes} rotations and {in_channels} channels"
+            f"model {own.name} takes images of {counted(own.in_channels, 'channel')} and has "
+            f"{counted(own.num_classes, 'output')}; there are {counted(num_classes, 'rotation')} and "
+            f"{counted(in_channels, 'channel')}"
         )
     return own
 
