@@ -35,8 +35,8 @@ def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_siz
         return OwnNetwork(own, num_classes, in_channels, image_size)
     if (own.num_classes, own.in_channels) != (num_classes, in_channels):
         raise ArgumentError(
-            f"model {own.name} takes images of {counted(own.in_channels, 'channel')} and has "
-            f"{counted(own.num_classes, 'output')}; there are {counted(num_classes, 'rotation')} and "
+            f"model {own.name} has {counted(own.num_classes, 'output')} and takes images of "
+            f"{counted(own.in_channels, 'channel')}; there are {counted(num_classes, 'rotation')} and "
             f"{counted(in_channels, 'channel')}"
         )
     return own

@@ -119,7 +119,7 @@ def test_fine_tuning_learns_and_changes_the_pretrained_blocks() -> None:
 
 
 def test_with_few_labels_the_rotation_loss_helps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["example", "--seeds", "1"])
+    monkeypatch.setattr(sys, "argv", ["example", "--steps", "150"])
     names = run("few_labels_with_rotation_loss.py")
     without, with_loss = names["found"][0]
     assert with_loss > without > 50

@@ -507,7 +507,7 @@ SQUARE = Image.new("RGB", (16, 16))
             IMAGES,
             {"model": make_network(10)},
             ArgumentError,
-            "model nin takes images of 3 channels and has 10 outputs; there are 4 rot",
+            "model nin has 10 outputs and takes images of 3 channels; there are 4 rot",
         ),
         (
             IMAGES,
