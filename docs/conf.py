@@ -33,7 +33,7 @@ include_patterns = [
 exclude_patterns = [".*", "build", "data", "runs", "studies", "docs/runs", "docs/my-rotnet"]
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"torch\..*"),  # no index of another project is fetched
+    ("py:.*", r"torch\..*|Path"),  # no index of another project is fetched
     ("py:class", r"rotnet_fast\.data\.(crop\.RandomResizedCrop|split\.EncodedSplit)"),  # not public
 ]
 suppress_warnings = ["toc.not_included"]  # a report and a model card have a link in a page alone

@@ -31,7 +31,8 @@ from rotnet_fast.plain import as_real, as_whole, counted
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, read_pretrained, undescribed
 
 if TYPE_CHECKING:
-    from rotnet_fast.backbone_images import Images, Layout
+    from rotnet_fast.backbone_images import Images
+    from rotnet_fast.image_layout import Layout
 
 DEFAULT_BATCH_SIZE = 256
 
@@ -392,7 +393,11 @@ def _pooled(maps: torch.Tensor) -> torch.Tensor:
 
 
 @plain_torch()
-def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.device = "auto") -> Backbone:
+def load_backbone(
+    path_or_name: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    model: nn.Module | None = None,
+) -> Backbone:
     """Load a pretrained network, frozen and ready to extract features.
 
     Args:
@@ -402,14 +407,17 @@ def load_backbone(path_or_name: str | os.PathLike[str], device: str | torch.devi
             name takes precedence over a path.
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or
             ``mps``.
+        model: the network that was trained, with any weights, where a program gave it to
+            :func:`rotnet_fast.train_rotnet`; it is copied. None for networks that have a name.
 
     Raises:
-        ArgumentError: the device does not exist, or the path is empty.
-        CheckpointError: the path does not exist, is damaged or was not written by this package.
+        ArgumentError: the device does not exist, the path is empty, or model is unsuitable.
+        CheckpointError: the path does not exist, is damaged or was not written by this package; model is
+            missing, not needed, or another network than the one that was trained.
     """
     check_device(str(device))
     where = resolve_device(str(device))
-    return backbone_of(read_pretrained(path_or_name, "path_or_name")).to(where)
+    return backbone_of(read_pretrained(path_or_name, "path_or_name", model)).to(where)
 
 
 def backbone_of(pretrained: Pretrained) -> Backbone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,8 @@ from rotnet_fast.data.every_image import decoded_batches, open_every_image, pill
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.files import named
+from rotnet_fast.image_layout import Layout, channels_last, check_layout
 from rotnet_fast.plain import shown
-
-Layout = Literal["NHWC", "NCHW"]
 
 Images = (
     str
@@ -57,8 +56,7 @@ def image_batches(
         ArgumentError: what is empty, of the wrong shape or ambiguous (raised by this call).
         DataError: a file or folder is missing, or an image cannot be decoded.
     """
-    if layout not in (None, "NHWC", "NCHW"):
-        raise ArgumentError(f"layout is {shown(layout)}; it must be NHWC, NCHW, or None to tell it")
+    check_layout(layout)
     if isinstance(what, np.ndarray) and what.ndim == 1 and what.dtype.kind in "UO":
         what = what.tolist()  # paths, for example
     if isinstance(what, (torch.Tensor, np.ndarray)):
@@ -132,27 +130,11 @@ def _checked_array(what: torch.Tensor | NDArray[Any], layout: Layout | None) -> 
             f"what is {shown(what)}; pass uint8 images with values 0..255, or convert values in 0..1 by "
             f"(255 * what).round().{convert}"
         )
-    shape = list(what.shape)
-    if len(shape) != 4:
-        remedy = "pass [N,H,W,3] or [N,3,H,W]"
-        if len(shape) == 3 and 3 in (shape[0], shape[2]):
-            remedy = "add the first dimension with what[None]"
-        elif len(shape) == 3:
-            remedy = "repeat grey images [N,H,W] with np.stack([what] * 3, axis=3)"
-        raise ArgumentError(f"what has the shape {shape}; {remedy}")
-    fitting = [name for name, place in (("NHWC", 3), ("NCHW", 1)) if shape[place] == 3]
-    if not fitting or layout not in (None, *fitting):
-        if layout and fitting:
-            raise ArgumentError(f"layout is {layout}, but what has the shape {shape}; pass {fitting[0]}")
-        raise ArgumentError(f"what has the shape {shape}, without 3 channels last or second; pass RGB images")
-    if layout is None and len(fitting) == 2:
-        raise ArgumentError(
-            f"what has the shape {shape}, which may be NHWC or NCHW; pass layout='NHWC' or layout='NCHW'"
-        )
-    if 0 in shape:
-        raise ArgumentError(f"what has the shape {shape}, which is empty; pass at least one image")
-    images: NDArray[np.uint8] = what.detach().cpu().numpy() if isinstance(what, torch.Tensor) else what
-    return images if (layout or fitting[0]) == "NHWC" else images.transpose(0, 2, 3, 1)
+    images = channels_last(what, layout, "what")
+    if 0 in what.shape:
+        raise ArgumentError(f"what has the shape {list(what.shape)}, which is empty; pass at least one image")
+    found: NDArray[np.uint8] = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images
+    return found
 
 
 def _upright(images: Sequence[Any], positions: Iterable[int]) -> Iterator[Image.Image]:

@@ -7,20 +7,19 @@ loss, accuracy = rotnet_fast.RotationLoss(network, 192)(images)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.image_layout import Layout, channels_last, check_layout
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import counted, shown
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
-
-Layout = Literal["NHWC", "NCHW"]
 
 
 class RotateBatch(nn.Module):
@@ -63,8 +62,7 @@ class RotateBatch(nn.Module):
             self.rotations = tuple(check_rotations(rotations))
         except (TypeError, ValueError) as error:
             raise ArgumentError(str(error)) from None
-        if layout not in (None, "NHWC", "NCHW"):
-            raise ArgumentError(f"layout is {shown(layout)}; it must be NHWC, NCHW, or None to tell it")
+        check_layout(layout)
         if dtype not in VIEW_TYPES:
             raise ArgumentError(f"dtype is {dtype}; it must be one of {', '.join(map(str, VIEW_TYPES))}")
         if not 0 <= seed < 2**63:
@@ -120,8 +118,6 @@ class RotateBatch(nn.Module):
         Raises:
             ArgumentError: see :meth:`forward`.
         """
-        channels = len(self.mean)
-        shape = list(images.shape)
         if images.dtype != torch.uint8:
             remedy = "pass them as they are stored, before they are scaled and normalised"
             raise ArgumentError(
@@ -132,23 +128,8 @@ class RotateBatch(nn.Module):
                 f"images are on {images.device}, and this module is on {self.key.device}; move it with "
                 f".to({str(images.device)!r})"
             )
-        fitting = [
-            name
-            for name, place in (("NHWC", 3), ("NCHW", 1))
-            if len(shape) == 4 and shape[place] == channels and self.layout in (None, name)
-        ]
-        if not fitting:
-            wanted = "[B,H,W,C] or [B,C,H,W]" if self.layout is None else f"[{','.join(self.layout)}]"
-            raise ArgumentError(
-                f"images have the shape {shape}; they must be {wanted} with C = {channels}, one channel per "
-                "value of mean"
-            )
-        if len(fitting) == 2:
-            raise ArgumentError(
-                f"images have the shape {shape}, which may be NHWC or NCHW; say which with layout='NHWC' or "
-                "layout='NCHW'"
-            )
-        return (images if fitting == ["NHWC"] else images.permute(0, 2, 3, 1)).contiguous()
+        remedy = "give mean and std one value per channel"
+        return channels_last(images, self.layout, "images", len(self.mean), remedy).contiguous()
 
     def extra_repr(self) -> str:
         """Show the settings in the module's repr."""

@@ -1,4 +1,4 @@
-"""Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``.
+"""Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``, or `train_rotnet` in Python.
 
 With several processes, each of which trains on its share of every batch:
 ``torchrun --nproc-per-node N -m rotnet_fast.pretrain ...``.
@@ -8,14 +8,18 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rotnet_fast.checks import check_streaming
 from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
 from rotnet_fast.engine.ambient import plain_torch
@@ -31,23 +35,28 @@ from rotnet_fast.engine.run_folder import (
     was_begun_by_this_job,
 )
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError, CheckpointError, printable
-from rotnet_fast.files import write_atomically
+from rotnet_fast.errors import ArgumentError, CheckpointError, DataError, printable
+from rotnet_fast.files import named, write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
-from rotnet_fast.models.names import check_model_name
+from rotnet_fast.models.names import check_model_name, own_name
 from rotnet_fast.next_steps import as_argument, curves, evaluation, print_next, shell
-from rotnet_fast.plain import counted
+from rotnet_fast.plain import counted, shown
 from rotnet_fast.presets import PRESETS
-from rotnet_fast.pretrained import Pretrained, find_model, read_pretrained
+from rotnet_fast.pretrained import Pretrained, check_weights, find_model, read_pretrained
+from rotnet_fast.settings import require
 from rotnet_fast.verdict import of_pretraining
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from rotnet_fast.backbone import Backbone
     from rotnet_fast.data.datasets import Dataset
+    from rotnet_fast.data.own import OwnImages
     from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import Precision
     from rotnet_fast.engine.trainer import Trainer
+    from rotnet_fast.image_layout import Layout
 
 PROGRAM = "python -m rotnet_fast.pretrain"
 
@@ -178,8 +187,45 @@ def settings_in_checkpoint(path: Path) -> PretrainConfig:
     return read_pretrained(path, "resume").config
 
 
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class OwnParts:
+    """What a program gives beside the settings.
+
+    Attributes:
+        images: take the place of the settings' data set; None reads that.
+        network: takes the place of the settings' model; None builds that.
+        progress: whether to print how far the run is.
+    """
+
+    images: OwnImages | None = None
+    network: nn.Module | None = None
+    progress: bool = True
+
+    def validate(self, config: PretrainConfig) -> None:
+        """Check settings, of which some do not apply to what the program gave.
+
+        Raises:
+            ArgumentError, DataError, CheckpointError: see `PretrainConfig.validate`.
+        """
+        if self.images is None:
+            config.validate()
+        else:
+            check_streaming(type(self.images.train).__name__, config.loader, config.crop == "resized")
+            replace(config, data_dir=Path(os.curdir)).validate()  # because a folder's is required
+        if self.network is not None:
+            rule = "only applies to a model by name: load the weights into the network instead"
+            require(config, "init_from", config.init_from is None, rule)
+
+
+NOTHING = OwnParts()
+
+
+def pretrain(config: PretrainConfig, own: OwnParts = NOTHING) -> dict[str, Any]:
     """Run or resume a pretraining, from the data set to results.json, with the processes of this job.
+
+    Args:
+        config: the settings.
+        own: what a program gives beside them.
 
     Returns:
         The content of results.json.
@@ -188,7 +234,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         RotnetError: an error of `rotnet_fast.errors`.
         Interrupted: a signal stopped the run, which has been saved.
     """
-    config.validate()
+    own.validate(config)
     with join() as processes:
         if config.resume is not None:  # only rank 0 needs to have the run folder
             config = processes.from_main(lambda: config)
@@ -202,7 +248,110 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if processes.is_main:
             warn_of_late_milestones(config)
         with claimed(folder, is_restarted or config.resume is not None, processes) as run:
-            return _pretrain(config, run, processes)
+            return _pretrain(config, run, processes, own)
+
+
+@dataclass(frozen=True)
+class TrainedRotNet:
+    """What :func:`rotnet_fast.train_rotnet` returns.
+
+    Attributes:
+        backbone: the trained network, frozen, which makes features of images.
+        metrics: the content of results.json; accuracies in percent.
+        folder: the run folder, which every command takes.
+    """
+
+    backbone: Backbone
+    metrics: dict[str, Any]
+    folder: Path
+
+
+def train_rotnet(
+    dataset: Any,
+    model: str | nn.Module | None = None,
+    *,
+    test: Any = None,
+    layout: Layout | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> TrainedRotNet:
+    """Pretrain on images of a program's own, or on a data set by name: the command as a function.
+
+    Images in memory are read once, before the first step, and kept as uint8; augmentation belongs to the
+    training, not into ``dataset``. They give the same weights, to the bit, as a folder of the same images in
+    the same order would.
+
+    Args:
+        dataset: ``digits``, ``cifar10``, or the path of a folder, see ``--dataset``; a uint8 array or tensor
+            [N,H,W,3] or [N,3,H,W]; a map-style data set of torch, or a list, of PIL images or of uint8
+            images [H,W,3] or [3,H,W], each alone or in a tuple with its label. Labels only count for
+            ``monitor``.
+        model: a name as in ``--model``, ``nin`` by default; or a module that maps normalised images [B,3,H,W]
+            to logits [B,K] of the K rotations, or to features [B,F] or [B,F,h,w], which get a linear head.
+            A module is copied, and starts from the weights that it has. Its layers are its direct children
+            that return maps; its own forward has to be traceable by torch.fx.
+        test: images to test on, of the same kinds as ``dataset``. None: a folder's or data set's own, or
+            else every 20th image, which is then not trained on.
+        layout: ``NHWC`` or ``NCHW``, for images of which either could be true.
+        progress: print what the command prints.
+        settings: fields of `PretrainConfig`, such as ``preset="speedrun"``, ``epochs``, ``batch_size``,
+            ``image_size``, ``output`` and ``resume``. The preset, or the run to resume, supplies the rest,
+            but without ``image_size`` images in memory must be squares of one size.
+
+    Returns:
+        The backbone, the results and the run folder. A module's network is loaded again by
+        ``load_backbone(folder, model=module)``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind, or there is no such setting.
+        RotnetError: see :func:`rotnet_fast.pretrain.pretrain`.
+        Interrupted: a signal stopped the run, which has been saved: resume it with ``resume=folder``.
+    """
+    from torch import nn
+
+    from rotnet_fast.backbone import load_backbone
+    from rotnet_fast.data import own
+
+    for name in settings.keys() - PretrainConfig.__dataclass_fields__.keys():
+        near = difflib.get_close_matches(name, PretrainConfig.__dataclass_fields__, n=1)
+        raise TypeError(f"unknown setting {name}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if not isinstance(model, (str, nn.Module, type(None))):
+        is_class = isinstance(model, type)
+        raise TypeError(
+            f"model is {shown(model)}; it must be a name or a module" + (", made by calling it" * is_class)
+        )
+    checked = PretrainConfig(**settings)  # before the data set is looked at
+    given, network = dict(settings), model if isinstance(model, nn.Module) else None
+    images = None
+    if "data_dir" in settings and not (isinstance(dataset, str) and dataset == "cifar10"):
+        raise ArgumentError("data_dir only applies to dataset cifar10: omit it")
+    if isinstance(dataset, (str, os.PathLike)):
+        for name, value in (("test", test), ("layout", layout)):
+            if value is not None:
+                raise ArgumentError(
+                    f"{name} only applies to images in memory, and dataset is {dataset}: omit it"
+                )
+        given["dataset"] = dataset
+        if dataset not in ("cifar10", "digits"):
+            if not named(dataset, "dataset").is_dir():
+                raise DataError(f"dataset is {dataset}, which is neither cifar10 nor digits nor a folder")
+            given |= {"dataset": "folder", "data_dir": dataset}
+    else:
+        image_size = checked.image_size if "image_size" in settings else None
+        images = own.own_images(dataset, test, image_size, layout)
+        given |= {"dataset": own.NAME, "data_dir": None, "image_size": images.image_size}
+        if checked.crop == "auto":
+            given["crop"] = "pad"
+    if model is not None:
+        given["model"] = model if network is None else own_name(network)
+    config = replace(base_settings(given), **given)
+    if network is None:
+        check_model_name(config.model)
+    results = pretrain(config, OwnParts(images, network, progress))
+    if (wrong := of_pretraining(results)) is not None and is_main():
+        warnings.warn(wrong.sentence, stacklevel=2)
+    folder = config.output_folder()
+    return TrainedRotNet(load_backbone(folder, config.device, network), results, folder)
 
 
 def check_folder(folder: Path) -> None:
@@ -221,7 +370,7 @@ def check_folder(folder: Path) -> None:
 
 
 @plain_torch()
-def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> dict[str, Any]:
+def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own: OwnParts) -> dict[str, Any]:
     """Do the work of :func:`pretrain` in an open run folder."""
     import torch
 
@@ -237,7 +386,14 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         device = processes.device(config.device)
         config.check_needs_gpu(device.type)
         with torch.random.fork_rng(devices=[]):
-            make_network(len(config.rotations), model=config.model, blocks=config.blocks, width=config.width)
+            make_network(
+                len(config.rotations),
+                model=config.model,
+                blocks=config.blocks,
+                width=config.width,
+                module=own.network,
+                image_size=config.image_size,
+            )
         return device
 
     def begun() -> str | None:
@@ -245,8 +401,14 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             return None
         return loader_of(run.path if config.resume == "auto" else run_of(Path(config.resume)))
 
+    def say(text: str) -> None:
+        if own.progress and processes.is_main:
+            print(text, flush=True)
+
     device = processes.everywhere(check)
     found = processes.from_main(lambda: checkpoint_to_resume(config, run.path))
+    if config.resume is not None and found is None:
+        say(f"{run.path} has no checkpoint yet: starting from the beginning")
     is_open = config.precision == "auto" and found is not None
     chosen = found[1]["config"]["precision"] if found is not None and is_open else config.precision
     precision = processes.everywhere(lambda: resolve_precision(chosen, device))
@@ -255,7 +417,13 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
     least = -processes.maximum(-free_memory(device))[0]
     streaming = streaming_of(config, device, processes.from_main(begun), least)
 
+    is_shown = own.progress and processes.local_rank == 0
+
     def read() -> Dataset[AnySplit]:
+        if own.images is not None:
+            return own.images.read(
+                config.limit_train, config.limit_test, config.validation, config.dataset_name, is_shown
+            )
         return open_dataset(
             config.dataset,
             config.data_dir,
@@ -263,7 +431,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             config.limit_train,
             config.limit_test,
             streaming,
-            progress=processes.local_rank == 0,
+            progress=is_shown,
             bad_images=config.bad_images,
             display_name=config.dataset_name,
             check_images=config.check_images,
@@ -272,7 +440,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
 
     dataset = processes.local_main_first(read)
     monitor = processes.local_main_first(
-        lambda: make_monitor(config, dataset, device, precision, processes.local_rank == 0)
+        lambda: make_monitor(config, dataset, device, precision, is_shown, own.network)
     )
     init, init_hash = processes.everywhere(lambda: beginning_of(config, None if found is None else found[1]))
     trainer = pretraining(
@@ -281,16 +449,17 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
         device,
         precision,
         run,
+        progress=own.progress,
         processes=processes,
         monitor=monitor,
         init=init,
         init_hash=init_hash,
+        module=own.network,
     )
 
-    if processes.is_main:
-        print(how(trainer), flush=True)
-        if config.tensorboard:
-            print(f"curves: {curves(run.path)}")
+    say(how(trainer))
+    if config.tensorboard:
+        say(f"curves: {curves(run.path)}")
 
     def load(trainer: Trainer) -> None:
         nonlocal found
@@ -299,16 +468,15 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes) -> d
             settings = processes.from_main(lambda: on_these_images(config, state, dataset, path, run))
             # If images were removed, the shorter epoch may be over already.
             step = min(state["step"], len(trainer.loader))
+            if own.network is not None:
+                processes.everywhere(lambda: check_weights(trainer.task.module, state["module"], path))
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # frees a copy of weights and momentum
-            if processes.is_main:
-                print(
-                    f"resuming from {path}: {counted(state['epoch'], 'epoch')} and {counted(step, 'step')} "
-                    "done"
-                )
+            say(f"resuming from {path}: {counted(state['epoch'], 'epoch')} and {counted(step, 'step')} done")
         processes.on_main(lambda: keep_image_list(run.path, dataset))
-        if (said := forecast(trainer, config, len(dataset.test))) is not None:
-            print(said, flush=True)
+        is_known = own.progress and own.network is None
+        if is_known and (said := forecast(trainer, config, len(dataset.test))) is not None:
+            say(said)
 
     return pretrain_with(trainer, config, dataset, load)
 
@@ -365,7 +533,6 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
         return None
     path = run if config.resume == "auto" else Path(config.resume)
     if path.is_dir() and path.resolve() == run.resolve() and not candidates(path):
-        print(f"{path} has no checkpoint yet: starting from the beginning")
         return None
     found, state = checkpoint.load_newest(path)
     if state.get("config", {}).get("task") != "pretrain" or "optimizer" not in state:

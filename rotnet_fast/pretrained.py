@@ -23,9 +23,11 @@ from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.run_folder import candidates, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, open_plain
+from rotnet_fast.models.names import OWN, own_name
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from rotnet_fast.models.network import FeatureNetwork
 
@@ -119,6 +121,7 @@ class Pretrained:
         images_per_epoch: number of training images; None if unknown.
         mean, std: normalisation, per channel.
         dataset_name: name of the images in results; None if not recorded here.
+        module: the network, with any weights, where a program gave it and its name builds none.
     """
 
     path: Path
@@ -134,6 +137,7 @@ class Pretrained:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dataset_name: str | None
+    module: nn.Module | None = None
 
     @property
     def in_channels(self) -> int:
@@ -152,8 +156,16 @@ class Pretrained:
 
         config = self.config
         network = make_network(
-            len(config.rotations), self.in_channels, config.model, blocks=config.blocks, width=config.width
+            len(config.rotations),
+            self.in_channels,
+            config.model,
+            blocks=config.blocks,
+            width=config.width,
+            module=self.module,
+            image_size=config.image_size,
         )
+        if self.module is not None:
+            check_weights(network, self.state, self.path)
         try:
             network.load_state_dict(self.state)
         except RuntimeError as error:
@@ -187,22 +199,25 @@ class Pretrained:
 
 
 @plain_torch()
-def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint") -> Pretrained:
+def read_pretrained(
+    model: str | os.PathLike[str], argument: str = "checkpoint", module: nn.Module | None = None
+) -> Pretrained:
     """Read a pretrained network; for a run folder, its newest intact checkpoint.
 
     Args:
         model, argument: see :func:`find_model`.
+        module: see `Pretrained`.
 
     Raises:
         ArgumentError: the path is empty.
-        CheckpointError: the path does not exist, is damaged, was not written by this package, or belongs to
-            another kind of training.
+        CheckpointError: the path does not exist, is damaged, was not written by this package, belongs to
+            another kind of training, or a module is given for a network that its name builds.
     """
     from rotnet_fast.engine import checkpoint
 
     found = find_model(model, argument)
     if found.shipped_as or (not found.path.is_dir() and _is_safetensors(found.path)):
-        return _read_exported(found)
+        return _read_exported(found, module)
     path, state = checkpoint.load_newest(found.path)
     identity = state.get("config", {})
     if identity.get("task") != "pretrain":
@@ -214,13 +229,15 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
     images = state["log"]["images"] if "log" in state and state["epoch"] and not step else None
     from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 
+    config = _config_in(identity, path)
+    _check_module(module, config, path)
     return Pretrained(
         path=path,
         home=found.home,
         run=run_of(found.path),
         state=state["module"],
         identity=identity,
-        config=_config_in(identity, path),
+        config=config,
         epoch=state["epoch"],
         step=step,
         metrics={} if step else state["metrics"].get("test", {}),
@@ -228,10 +245,38 @@ def read_pretrained(model: str | os.PathLike[str], argument: str = "checkpoint")
         mean=CIFAR10_MEAN,  # used for all data sets
         std=CIFAR10_STD,
         dataset_name=None,
+        module=module,
     )
 
 
-def _read_exported(found: ModelPath) -> Pretrained:
+def _check_module(module: nn.Module | None, config: PretrainConfig, origin: Path) -> None:
+    """Refuse a module for a network that its name builds; its absence is reported when it is needed."""
+    if module is not None and not config.model.startswith(OWN):
+        raise CheckpointError(
+            f"model is {own_name(module)}, but {origin} holds {config.model}, which needs none: omit model"
+        )
+
+
+def check_weights(network: nn.Module, state: Mapping[str, torch.Tensor], origin: Path) -> None:
+    """Refuse weights of another network, by the first of them that differs.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    here, there = (
+        {name: list(tensor.shape) for name, tensor in weights.items()}
+        for weights in (network.state_dict(), state)
+    )
+    for name in there | here:
+        if here.get(name) != there.get(name):
+            raise CheckpointError(
+                f"{origin} holds the weights of another network than model: {name} has the shape "
+                f"{there.get(name, 'of nothing')} there and {here.get(name, 'of nothing')} here; pass the "
+                f"network that was trained"
+            )
+
+
+def _read_exported(found: ModelPath, module: nn.Module | None) -> Pretrained:
     from rotnet_fast.engine import checkpoint
 
     try:
@@ -261,7 +306,9 @@ def _read_exported(found: ModelPath) -> Pretrained:
             mean=tuple(known["mean"]),
             std=tuple(known["std"]),
             dataset_name=metadata["dataset_name"],
+            module=module,
         )
+        _check_module(module, pretrained.config, found.path)
         if known["layers"] != list(pretrained.network().layers):
             raise ValueError(f"layers {known['layers']}")
     except (KeyError, TypeError, ValueError) as error:

@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rotnet_fast.backbone import DEFAULT_BATCH_SIZE, Backbone, load_backbone
-from rotnet_fast.backbone_images import Layout
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.image_layout import Layout
 from rotnet_fast.plain import as_sequence, as_whole, counted, shown
 
 

@@ -1,4 +1,5 @@
-"""Classification networks of torchvision and timm, with feature maps named after their modules.
+"""Classification networks of torchvision and timm, and modules of others like them, with feature maps named
+after their modules.
 
 State-dict keys (stable; checkpoints rely on them) are those of the library's own model, without a prefix: the
 weights of ``LibraryNetwork("resnet18", 4)`` are those of ``torchvision.models.resnet18(num_classes=4)``.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,8 +35,8 @@ _ONE_OUTPUT: dict[str, dict[str, Any]] = {
 initialisation is given because torchvision warns without it."""
 
 
-class LibraryNetwork(FeatureNetwork):
-    """An untrained network of torchvision or timm.
+class ModuleNetwork(FeatureNetwork):
+    """An ordinary module as a `FeatureNetwork`, with its own state-dict keys.
 
     ``layers`` are the network's direct children whose output is one map [B,C,H,W] with H > 1. A Sequential in
     which maps have three sizes or more holds several stages: its parts take its place, under names such as
@@ -43,34 +44,37 @@ class LibraryNetwork(FeatureNetwork):
     well; if it runs several times, its first output counts.
 
     Args:
-        name: name of a classification network of torchvision, or ``timm/`` and the name of one of timm.
+        model: the module, on the CPU.
+        name: its name, as in ``--model``.
         num_classes: number of outputs.
-        in_channels: number of channels of the images; must be 3 unless the network is timm's.
+        in_channels: number of channels of the images.
+        probe: height and width of the image that finds the feature maps.
 
     Raises:
-        ArgumentError: the network is unknown, its library is missing, or it is unsuitable, because it takes
-            images of one size only, has no feature maps, or cannot be traced.
+        ArgumentError: the module is unsuitable, because it takes images of other sizes only, has no feature
+            maps, or cannot be traced.
     """
 
     uses_rng = True
+    another: ClassVar[str] = "choose a convolutional network, such as resnet18"
+    """What to do about a module without feature maps, or that cannot be traced."""
 
-    def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, num_classes: int, in_channels: int = 3, probe: int = PROBE
+    ) -> None:
         super().__init__()
         self.name = name
         self.num_classes = num_classes
         self.in_channels = in_channels
-        self.model = _create(name, num_classes, in_channels).to(memory_format=torch.channels_last)
-        self._maps = self._find_maps()
+        self.model = model.to(memory_format=torch.channels_last)
+        self._maps = self._find_maps(probe)
         self.layers = _stages(self.model, self._maps)
         if not self.layers:
-            raise ArgumentError(
-                f"model {name} has no feature maps [B,C,H,W]; choose a convolutional network, such as "
-                f"resnet18"
-            )
+            raise ArgumentError(f"model {name} has no feature maps [B,C,H,W]; {self.another}")
         sides = [self._maps[layer][1] for layer in self.layers]
         larger = [layer for layer, side in zip(self.layers, sides, strict=True) if side > sides[-1]]
         self.default_layer = larger[-1] if larger else self.layers[max(0, len(self.layers) - 2)]
-        self.stride = 2 ** int(math.log2(PROBE / sides[-1]))
+        self.stride = 2 ** int(math.log2(probe / sides[-1]))
         self._extractors: dict[tuple[str, ...], Any] = {}
         self._extractor([self.default_layer])  # refuse what cannot be traced now, not after training
         self.register_load_state_dict_pre_hook(_add_prefix)  # type: ignore[no-untyped-call]
@@ -117,7 +121,7 @@ class LibraryNetwork(FeatureNetwork):
         """Raise an ArgumentError unless the network accepts images of this size."""
         self._run(height, width)
 
-    def train(self, mode: bool = True) -> LibraryNetwork:
+    def train(self, mode: bool = True) -> ModuleNetwork:
         """Set the mode, also of the traced graphs."""
         super().train(mode)
         for extractor in self._extractors.values():
@@ -125,14 +129,14 @@ class LibraryNetwork(FeatureNetwork):
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights and buffers under the keys of the library's model."""
+        """Weights and buffers under the keys of the module itself."""
         return self.model.state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, without traced graphs, which refer to this network's modules."""
         return {**self.__dict__, "_extractors": {}}
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LibraryNetwork:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ModuleNetwork:
         """Move or convert, and drop traced graphs, which may hold a buffer that this replaces."""
         self._extractors.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -153,14 +157,18 @@ class LibraryNetwork(FeatureNetwork):
             ) from error
         finally:
             _restore(modes)
-        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        self._check_output(logits)
+
+    def _check_output(self, output: Any) -> None:
+        """Raise an ArgumentError unless this is what the model has to return for one image."""
+        shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         if shape != [1, self.num_classes]:
             raise ArgumentError(
                 f"model {self.name} returns {shape} for one image, not logits [1, {self.num_classes}]; "
                 f"choose a classification network, such as resnet18"
             )
 
-    def _find_maps(self) -> dict[str, tuple[int, int]]:
+    def _find_maps(self, probe: int) -> dict[str, tuple[int, int]]:
         """Module -> channels and side of its square map for the probe, in order of execution."""
         maps: dict[str, tuple[int, int]] = {}
 
@@ -179,7 +187,7 @@ class LibraryNetwork(FeatureNetwork):
             if name
         ]
         try:
-            self._run(PROBE, PROBE)
+            self._run(probe, probe)
         finally:
             for handle in handles:
                 handle.remove()
@@ -206,13 +214,30 @@ class LibraryNetwork(FeatureNetwork):
                 reason = str(error).strip().partition("\n")[0]
                 raise ArgumentError(
                     f"model {self.name} cannot be traced for its feature maps {', '.join(wanted)} "
-                    f"({reason}); choose another network, such as resnet18"
+                    f"({reason}); {self.another}"
                 ) from error
             finally:
                 _restore(modes)
             _protect_maps(extractor)
             self._extractors[wanted] = extractor
         return self._extractors[wanted]
+
+
+class LibraryNetwork(ModuleNetwork):
+    """An untrained network of torchvision or timm.
+
+    Args:
+        name: name of a classification network of torchvision, or ``timm/`` and the name of one of timm.
+        num_classes: number of outputs.
+        in_channels: number of channels of the images; must be 3 unless the network is timm's.
+
+    Raises:
+        ArgumentError: the network is unknown, its library is missing, or it is unsuitable, see
+            `ModuleNetwork`.
+    """
+
+    def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__(_create(name, num_classes, in_channels), name, num_classes, in_channels)
 
 
 def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -313,6 +338,7 @@ def _restore(modes: dict[nn.Module, bool]) -> None:
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the library's keys to those of the module that holds its model, when a state is loaded."""
-    for key in [key for key in state if key.startswith(prefix)]:
+    """Rename the model's keys to those of the module that holds it, when a state is loaded."""
+    others = tuple(f"{prefix}{name}." for name in module._modules if name != "model")
+    for key in [key for key in state if key.startswith(prefix) and not key.startswith(others)]:
         state[f"{prefix}model.{key.removeprefix(prefix)}"] = state.pop(key)

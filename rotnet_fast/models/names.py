@@ -11,10 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rotnet_fast.config import NIN
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, CheckpointError
 
 TIMM = "timm/"
 """Prefix of the names of timm's networks."""
+
+OWN = "own/"
+"""Prefix of the names of modules that a program gave."""
 
 
 def check_model_name(model: str) -> None:
@@ -24,9 +27,12 @@ def check_model_name(model: str) -> None:
 
     Raises:
         ArgumentError: there cannot be such a network.
+        CheckpointError: it is that of a module that a program gave.
     """
     if model == NIN:
         return
+    if model.startswith(OWN):
+        raise module_needed(model)
     library, prefix = ("timm", TIMM) if model.startswith(TIMM) else ("torchvision", "")
     found = find_spec(library)  # of the package itself, which is not imported by this
     if found is None or found.origin is None:
@@ -39,6 +45,19 @@ def check_model_name(model: str) -> None:
         builders = r"^@register_model\b.*\n(?:@.*\n)*def (\w+)"
         names = [prefix + name for text in texts for name in re.findall(builders, text, re.MULTILINE)]
         raise unknown_model(model, names)
+
+
+def own_name(module: object) -> str:
+    """Return the name under which a module that a program gives is recorded."""
+    return f"{OWN}{type(module).__name__}"
+
+
+def module_needed(model: str) -> CheckpointError:
+    """Make the error for a network that a program gave, where only its name is known."""
+    return CheckpointError(
+        f"model {model} is a module that a program gave, which its name alone cannot build again: in Python, "
+        f"pass it to rotnet_fast.load_backbone or rotnet_fast.train_rotnet as model"
+    )
 
 
 def unknown_model(model: str, names: list[str]) -> ArgumentError:

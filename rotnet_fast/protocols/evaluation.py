@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, SplitT, take
@@ -87,6 +88,7 @@ class EvaluationSetup:
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
         progress: whether trainings report on the terminal.
+        module: the pretrained network where a program gave it, see `rotnet_fast.models.build.make_network`.
     """
 
     pretrained: Mapping[str, Any]
@@ -105,6 +107,7 @@ class EvaluationSetup:
     graph: str = "auto"
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
+    module: nn.Module | None = None
 
     def backbone(self, subject: Subject) -> FeatureNetwork:
         """Return a fresh copy of the network that the classifiers of a subject sit on, on the device."""
@@ -137,6 +140,8 @@ class EvaluationSetup:
             blocks=blocks,
             width=self.config.width,
             uniform_gamma=self.config.uniform_gamma,
+            module=self.module,
+            image_size=self.config.image_size,
         )
 
     def with_heads(

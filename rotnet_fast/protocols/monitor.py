@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, check_has_classes
@@ -35,12 +36,14 @@ class Monitor:
         config: settings of the pretraining.
         dataset: labelled images.
         device, precision: those of the pretraining.
+        module: its network where a program gave it.
     """
 
     config: PretrainConfig
     dataset: Dataset[AnySplit]
     device: torch.device
     precision: Precision
+    module: nn.Module | None = None
 
     def __call__(self, state: Mapping[str, Any]) -> dict[str, float]:
         """Evaluate the network with these weights and buffers.
@@ -63,6 +66,7 @@ class Monitor:
                 precision=self.precision,
                 folder=Path(),  # nothing is trained
                 progress=False,
+                module=self.module,
             )
             found, layer = {}, setup.pretrained_network().default_layer
             for kind in self.config.monitor or ():
@@ -77,6 +81,7 @@ def make_monitor(
     device: torch.device,
     precision: Precision,
     progress: bool,
+    module: nn.Module | None = None,
 ) -> Monitor | None:
     """Make the monitor that the settings ask for; None where they ask for none.
 
@@ -85,6 +90,7 @@ def make_monitor(
         dataset: its images, which are used unless the settings name a folder of others.
         device, precision: those of the pretraining.
         progress: whether to show how far the reading of another folder is.
+        module: see `Monitor`.
 
     Raises:
         ArgumentError, DataError: the images have no labels, or cannot be read.
@@ -119,4 +125,4 @@ def make_monitor(
             f"monitor is {' '.join(config.monitor)}, which compares features by labels, but {error}; or give "
             f"a folder of labelled images with --monitor-data"
         ) from None
-    return Monitor(config, labelled, device, precision)
+    return Monitor(config, labelled, device, precision, module)

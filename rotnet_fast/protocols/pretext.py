@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.cifar10 import DEFAULT_DATA_DIR
@@ -61,6 +62,7 @@ def pretraining(
     monitor: Monitor | None = None,
     init: Pretrained | None = None,
     init_hash: str | None = None,
+    module: nn.Module | None = None,
 ) -> Trainer:
     """Set up a pretraining, ready to load a checkpoint or to start.
 
@@ -76,6 +78,7 @@ def pretraining(
         monitor: evaluates the features between epochs.
         init: network to start from; None for random weights.
         init_hash: hash of its weights, by which a resumed run knows its beginning.
+        module: the network that a program gave; it is copied.
 
     Raises:
         ArgumentError, ElsewhereError: the network is unknown or does not accept these images, there are more
@@ -122,6 +125,8 @@ def pretraining(
                 blocks=config.blocks,
                 width=config.width,
                 uniform_gamma=config.uniform_gamma,
+                module=module,
+                image_size=config.image_size,
             )
         network.check_image_size(*dataset.train.image_shape[:2])
         if init is not None:

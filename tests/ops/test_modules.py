@@ -197,10 +197,10 @@ def test_unusable_settings_are_refused_at_once(settings: dict[str, Any], message
         (torch.rand(2, 3, 8, 8), "images are torch.float32, and they must be uint8 .* as they are stored"),
         (
             images()[0],
-            r"images have the shape \[8, 8, 3\]; they must be \[B,H,W,C\] or \[B,C,H,W\] with C = 3",
+            r"images has the shape \[8, 8, 3\]; add the first dimension with images\[None\]",
         ),
-        (images(channels=1), r"shape \[5, 8, 8, 1\].* C = 3, one channel per value of mean"),
-        (images(side=3), "may be NHWC or NCHW; say which with layout='NHWC' or layout='NCHW'"),
+        (images(channels=1), r"shape \[5, 8, 8, 1\], without 3 channels .*; give mean and std one"),
+        (images(side=3), "may be NHWC or NCHW; pass layout='NHWC' or layout='NCHW'"),
     ],
 )
 def test_unusable_images_are_refused_by_name(given: torch.Tensor, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from image_files import pixels, save
 
 from rotnet_fast import load_backbone
 from rotnet_fast.presets import quickstart
@@ -114,6 +116,35 @@ def test_fine_tuning_learns_and_changes_the_pretrained_blocks() -> None:
     is_equal = {name: torch.equal(p, before[name]) for name, p in names["network"].named_parameters()}
     used = {name for name in before if name.startswith(("conv1", "conv2", "conv3"))}
     assert {name for name, equal in is_equal.items() if not equal} == used
+
+
+def test_with_few_labels_the_rotation_loss_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["example", "--steps", "150"])
+    names = run("few_labels_with_rotation_loss.py")
+    without, with_loss = names["found"][0]
+    assert with_loss > without > 50
+
+
+def test_few_labels_may_be_those_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(40):
+        save(
+            tmp_path / ("test" if number % 3 == 0 else "train") / "ab"[number % 2] / f"{number}.png",
+            pixels(number),
+        )
+    flags = ["--folder", str(tmp_path), "--steps", "2", "--labels-per-class", "3", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["example", *flags])
+    run("few_labels_with_rotation_loss.py")
+    assert re.search(r"mean gain [+-]\d+\.\d points, positive for \d of 2 seeds", capsys.readouterr().out)
+
+
+def test_a_lightning_module_learns_from_views_made_on_the_device() -> None:
+    pytest.importorskip("lightning", reason="lightning is no dependency; needs pip install lightning")
+    names = run("rotnet_in_lightning.py")
+    steps = 3 * len(names["train"])
+    assert names["rotnet"].rotate.key.tolist() == [0, steps]  # nothing is drawn while validating
+    assert names["trainer"].callback_metrics["rotation_accuracy"].item() > 0.7
 
 
 @pytest.fixture(scope="module")

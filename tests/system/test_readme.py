@@ -10,6 +10,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,9 +25,11 @@ import rotnet_fast
 from rotnet_fast.benchmark import BenchmarkConfig
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.embed import EmbedConfig
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.evaluate import EvaluateConfig
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.flags import given_flags
+from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.orient import OrientConfig
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.reproduce import ReproduceConfig
@@ -255,6 +258,54 @@ def test_the_example_of_the_auxiliary_loss_runs() -> None:
     exec(code_block("docs/op.md", "RotationLoss"), names)
     assert 0 < names["loss"].item() < 10
     assert 0 <= names["accuracy"].item() <= 1
+
+
+def test_the_examples_of_the_own_loop_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+
+    def smaller(code: str, *changes: tuple[str, str]) -> None:
+        for written, shorter in changes:
+            assert code.count(written) == 1, written
+            code = code.replace(written, shorter)
+        exec(code, names)
+
+    narrow = ("epochs=8", "epochs=4, width=0.05")
+    smaller(code_block("docs/own-loop.md", "metrics is the content"), ("(500", "(60"), narrow)
+    assert names["vectors"].shape[0] == 60
+    assert 0 <= names["accuracy"] <= 100
+    smaller(code_block("docs/own-loop.md", "FakeData"), ("(200", "(40"), ("size=64", "size=32"))
+    assert names["trained"].metrics["settings"]["model"] == "resnet18"
+    smaller(code_block("docs/own-loop.md", "class Encoder"))
+    assert names["maps"].shape == (60, 32, 16, 16)
+    assert torch.equal(names["backbone"](names["images"]), names["trained"].backbone(names["images"]))
+    smaller(code_block("docs/own-loop.md", "init_from"), ("epochs=4", "epochs=4, width=0.05"))
+    assert rotnet_fast.load_backbone("my-model").metadata["epochs"] == "4"
+    smaller(code_block("docs/own-loop.md", "normalise ="))
+    assert names["scores"].shape == (32, 10)
+    with pytest.raises(ArgumentError, match="its last layer was replaced"):
+        names["more"].backbone.rotation_logits(names["images"])
+    smaller(code_block("docs/own-loop.md", "images.split"))
+    assert names["rotate"].key.tolist() == [0, 1]
+    smaller(code_block("docs/own-loop.md", "of_features"))
+    names["loss"].backward()
+    assert 0 < names["loss"].item() < 10
+
+
+def test_the_lightning_module_of_the_page_is_that_of_the_example_and_uses_the_op() -> None:
+    code = code_block("docs/own-loop.md", "on_after_batch_transfer")
+    lines = iter((ROOT / "examples" / "rotnet_in_lightning.py").read_text(encoding="utf-8").splitlines())
+    for line in code.splitlines():
+        assert any(other.startswith(line) for other in lines), f"the example lacks, in this order: {line}"
+    # Without Lightning, its base class is torch's module with hooks that it would call.
+    names = {"lightning": SimpleNamespace(LightningModule=torch.nn.Module), "torch": torch, "Any": Any}
+    exec(code, names)
+    module = names["RotNet"]()  # type: ignore[operator]
+    module.rotate, module.network = rotnet_fast.RotateBatch(), NetworkInNetwork(4, 3, 0.05)
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    views, labels = module.on_after_batch_transfer([images], 0)
+    assert torch.equal(views, rotnet_fast.RotateBatch()(images)[0])
+    assert module.training_step((views, labels), 0).requires_grad
 
 
 def test_the_op_equals_the_plain_torch_code_behind_it() -> None:
