@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("abi3audit", "auditwheel", "build", "torch-abi-audit", "twine", "wheel")
-QUICK_TESTS = ("tests/ops/test_modules.py", "tests/system/test_readme.py", "tests/system/test_house.py")
+QUICK_TESTS = ("tests/ops/test_modules.py", "tests/system/test_house.py")
 LARGEST = 1 << 20
 """Bytes of a library of CPU kernels, and of a pybind11 module: more means that it was not stripped."""
 
