@@ -22,7 +22,7 @@ from rotnet_fast.plain import counted
 PROGRAM = "python -m rotnet_fast.doctor"
 
 TESTED_TORCH = ((2, 10), (2, 14), (2, 15))
-"""Versions of torch that all tests have passed with; what lies between them is expected to work."""
+"""Versions of torch that tests have been run beside, see docs/install.md."""
 
 TESTED = f"tested: {', '.join(f'{major}.{minor}' for major, minor in TESTED_TORCH)}"
 
