@@ -47,16 +47,18 @@ def test_a_run_is_refused_a_folder_in_use_and_resumes_after_a_kill_to_the_same_w
 ) -> None:
     run = tmp_path / "run"
     first = started(system, "rotnet_fast.pretrain", *RUN, "--output", run)
-    while not any((run / "checkpoints").glob("*.pt")):
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)
-    second = started(system, "rotnet_fast.pretrain", *RUN, "--output", run)
-    said, _ = second.communicate(timeout=300)
-    assert second.returncode == 2
-    assert f"is in use by another run (process {first.pid})" in said
-    first.kill()
-    first.communicate()
+    try:
+        while not any((run / "checkpoints").glob("*.pt")):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        second = started(system, "rotnet_fast.pretrain", *RUN, "--output", run)
+        said, _ = second.communicate(timeout=300)
+        assert second.returncode == 2
+        assert f"is in use by another run (process {first.pid})" in said
+    finally:
+        first.kill()
+        first.communicate()
     assert not (run / "results.json").exists(), "it was stopped too late to show anything"
     ended(system, "rotnet_fast.pretrain", "--resume", run)
     assert load_backbone(run).metadata["state_hash"] == undisturbed
