@@ -109,6 +109,20 @@ def test_a_grid_search_finds_a_layer_in_the_middle() -> None:
     assert names["test_accuracy"] > 0.75
 
 
+def test_features_are_seen_while_they_are_learned() -> None:
+    names = run("features_while_training.py")
+    assert list(names["features"]) == [1, 3, 5]
+    assert set(names["features"]) < set(names["rotations"])
+    assert names["rotations"][5] > names["rotations"][1] + 5
+    labels = names["features"].values()
+    assert min(labels) > 85
+    last = max(names["features"], key=names["features"].get) == 5
+    is_last = (
+        load_backbone(names["folder"], "cpu").metadata["state_hash"] == names["best"].metadata["state_hash"]
+    )
+    assert last == is_last
+
+
 def test_fine_tuning_learns_and_changes_the_pretrained_blocks() -> None:
     names = run("fine_tune_with_a_new_head.py")
     assert names["test_accuracy"]() > 0.7
