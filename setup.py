@@ -41,6 +41,8 @@ def say(text: str) -> None:
 
 
 def find_compiler() -> str | None:
+    if sys.platform == "win32":  # whose compiler knows neither these flags nor the kernels' attributes
+        return None
     return shutil.which(os.environ.get("CXX", "c++").split()[0]) or shutil.which("g++")
 
 
@@ -146,7 +148,7 @@ class BuildKernels(build_ext):
             for stale in (place / "rotnet_fast").glob(pattern):
                 stale.unlink()
         if find_compiler() is None:
-            say("no C++ compiler was found; the plain-torch fallback will run, which is slow")
+            say("no C++ compiler was found that fits; the plain-torch fallback will run, which is slow")
             self.extensions = []
             return
         import torch

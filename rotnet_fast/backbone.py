@@ -23,6 +23,7 @@ from rotnet_fast.engine.precision import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import ensure_folder, named, write_atomically
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.own import check_module
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
@@ -115,7 +116,7 @@ class Backbone(nn.Module):
 
         Raises:
             ArgumentError: nothing says how to build the network: it was made by hand, or has other layers
-                than the one that was loaded.
+                than the one that was loaded; or the folder is that of a run, or has the name of a file.
             CannotWriteError: the file cannot be written.
         """
         from rotnet_fast.engine.checkpoint import pack_weights
@@ -141,6 +142,12 @@ class Backbone(nn.Module):
         if found.state_hash() != self.metadata["state_hash"]:
             found = replace(found, metrics={})
         place = named(folder, "folder")
+        if place.suffix == Path(MODEL_FILE).suffix or place.is_file():
+            raise ArgumentError(f"folder is {place}, a file; pass the folder that {MODEL_FILE} is to be in")
+        if (place / "checkpoints").is_dir():
+            raise ArgumentError(
+                f"folder is {place}, a run, whose checkpoint would be loaded instead; choose another folder"
+            )
         ensure_folder(place)
         content = pack_weights(state, found.metadata(self.metadata["dataset"]))
         write_atomically(place / MODEL_FILE, content)
@@ -415,8 +422,12 @@ def load_backbone(
         CheckpointError: the path does not exist, is damaged or was not written by this package; model is
             missing, not needed, or another network than the one that was trained.
     """
+    if isinstance(device, nn.Module):
+        raise ArgumentError("device is a module; pass it as model=...")
     check_device(str(device))
     where = resolve_device(str(device))
+    if model is not None:
+        check_module(model)
     return backbone_of(read_pretrained(path_or_name, "path_or_name", model)).to(where)
 
 
@@ -444,6 +455,8 @@ def backbone_of(pretrained: Pretrained) -> Backbone:
             },
         )
     except ValueError as error:
+        if pretrained.module is not None:
+            raise  # it is the module that is unsuitable
         raise undescribed(pretrained.path, error) from error
     backbone._origin = replace(pretrained, state={})
     return backbone

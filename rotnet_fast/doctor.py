@@ -21,7 +21,7 @@ from rotnet_fast.plain import counted
 
 PROGRAM = "python -m rotnet_fast.doctor"
 
-TESTED_TORCH = ((2, 10), (2, 14), (2, 15))
+TESTED_TORCH = ((2, 14), (2, 15))
 """Versions of torch that tests have been run beside, see docs/install.md."""
 
 TESTED = f"tested: {', '.join(f'{major}.{minor}' for major, minor in TESTED_TORCH)}"
@@ -36,7 +36,12 @@ def _report() -> tuple[list[str], list[str], list[str]]:
     advice: list[str] = []
     commands: list[str] = []
     source = Path(rotnet_fast.__file__).parents[1]
-    place = Path(os.path.relpath(source)) if (source / "pyproject.toml").exists() else Path()
+    place = Path()
+    if (source / "pyproject.toml").exists():
+        try:
+            place = Path(os.path.relpath(source))
+        except ValueError:  # it is on another drive of Windows
+            place = source
     install = f"pip install -e {as_argument(place)}"
     try:
         import torch

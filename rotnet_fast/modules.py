@@ -6,7 +6,7 @@ loss, accuracy = rotnet_fast.RotationLoss(network, 192)(images)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,11 @@ from rotnet_fast.image_layout import Layout, channels_last, check_layout
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
-from rotnet_fast.plain import counted, shown
+from rotnet_fast.plain import as_whole, counted, shown
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
+
+_IDS_PER_PROCESS = 1 << 40
+"""More images than a batch has: the sample ids of each process begin at a multiple of it."""
 
 
 class RotateBatch(nn.Module):
@@ -27,8 +30,8 @@ class RotateBatch(nn.Module):
 
     In training mode, images are cropped and flipped at random, anew at every call; in eval mode, not at all.
     The draws are a function of the seed, the number of calls in training mode so far and, unless
-    ``sample_ids`` are given, the place in the batch. Seed and calls are in the ``state_dict``, so that a
-    resumed training goes on with the draws that it would have had.
+    ``sample_ids`` are given, the place in the batch and the process of a distributed training. Seed and calls
+    are in the ``state_dict``, so that a resumed training goes on with the draws that it would have had.
 
     Args:
         rotations: K whole degrees, counter-clockwise; label k stands for ``rotations[k]``.
@@ -36,7 +39,7 @@ class RotateBatch(nn.Module):
         flip_prob: probability of a left-right flip before the rotations.
         mean, std: one value per channel, for pixel values scaled to [0, 1], to normalise with.
         dtype: torch.float32, torch.bfloat16 or torch.float16, of the views.
-        seed: of the draws, in [0, 2**63). In a distributed training, give each process its own.
+        seed: of the draws, in [0, 2**63).
         layout: order of the dimensions of images. None: told from which one has as many channels as ``mean``.
 
     Raises:
@@ -65,12 +68,18 @@ class RotateBatch(nn.Module):
         check_layout(layout)
         if dtype not in VIEW_TYPES:
             raise ArgumentError(f"dtype is {dtype}; it must be one of {', '.join(map(str, VIEW_TYPES))}")
-        if not 0 <= seed < 2**63:
-            raise ArgumentError(f"seed is {seed}; it must lie in [0, 2**63)")
+        number = as_whole(seed)
+        if number is None or not 0 <= number < 2**63:
+            raise ArgumentError(f"seed is {shown(seed)}; it must be an integer in [0, 2**63)")
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, Iterable):
+                raise ArgumentError(
+                    f"{name} is {shown(values)}; it must be a sequence, one value per channel"
+                )
         self.pad, self.flip_prob = pad, flip_prob
         self.mean, self.std = tuple(mean), tuple(std)
         self.dtype, self.layout = dtype, layout
-        self.register_buffer("key", torch.tensor([seed, 0]))  # (seed, calls in training mode)
+        self.register_buffer("key", torch.tensor([number, 0]))  # (seed, calls in training mode)
         with torch.no_grad():  # the op knows best what it accepts
             self._views(torch.zeros(1, 1, 1, len(self.mean), dtype=torch.uint8), None)
 
@@ -100,6 +109,9 @@ class RotateBatch(nn.Module):
     def _views(
         self, images: torch.Tensor, sample_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not by the seed: DistributedDataParallel gives all processes the first one's buffers.
+        if sample_ids is None and (rank := _rank()) > 0:
+            sample_ids = torch.arange(len(images), device=images.device) + rank * _IDS_PER_PROCESS
         return rotate_batch(
             images,
             sample_ids=sample_ids,
@@ -118,6 +130,8 @@ class RotateBatch(nn.Module):
         Raises:
             ArgumentError: see :meth:`forward`.
         """
+        if not isinstance(images, torch.Tensor):
+            raise ArgumentError(f"images is {shown(images)}; it must be a uint8 tensor")
         if images.dtype != torch.uint8:
             remedy = "pass them as they are stored, before they are scaled and normalised"
             raise ArgumentError(
@@ -134,6 +148,11 @@ class RotateBatch(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the module's repr."""
         return f"rotations={self.rotations}, pad={self.pad}, flip_prob={self.flip_prob}, dtype={self.dtype}"
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 class Rotation(NamedTuple):
@@ -173,10 +192,13 @@ class RotationLoss(nn.Module):
 
     def __init__(self, network: Callable[[torch.Tensor], torch.Tensor], features: int, **others: Any) -> None:
         super().__init__()
-        if not isinstance(features, int) or isinstance(features, bool) or features < 1:
+        count = as_whole(features)
+        if count is None or count < 1:
             raise ArgumentError(f"features is {shown(features)}; it must be an integer of at least 1")
+        if not callable(network):
+            raise ArgumentError(f"network is {shown(network)}; it must be a module or a function")
         self.rotate = RotateBatch(**others)
-        self.head = nn.Linear(features, len(self.rotate.rotations))
+        self.head = nn.Linear(count, len(self.rotate.rotations))
         self._network = (network,)  # in a tuple, so that its parameters are not this module's
 
     def forward(self, images: torch.Tensor, sample_ids: torch.Tensor | None = None) -> Rotation:
@@ -205,6 +227,8 @@ class RotationLoss(nn.Module):
         Raises:
             ArgumentError: the features have another shape.
         """
+        if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+            raise ArgumentError(f"labels is {shown(labels)}; pass those that rotate returned, int64 [V]")
         count, wanted = len(labels), self.head.in_features
         is_tensor = isinstance(features, torch.Tensor) and features.dim() in (2, 4)
         if not is_tensor or tuple(features.shape[:2]) != (count, wanted):

@@ -40,7 +40,7 @@ from rotnet_fast.files import named, write_atomically
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.models.names import check_model_name, own_name
 from rotnet_fast.next_steps import as_argument, curves, evaluation, print_next, shell
-from rotnet_fast.plain import counted, shown
+from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretrained import Pretrained, check_weights, find_model, read_pretrained
 from rotnet_fast.settings import require
@@ -311,15 +311,18 @@ def train_rotnet(
 
     from rotnet_fast.backbone import load_backbone
     from rotnet_fast.data import own
+    from rotnet_fast.models.own import check_module
 
     for name in settings.keys() - PretrainConfig.__dataclass_fields__.keys():
         near = difflib.get_close_matches(name, PretrainConfig.__dataclass_fields__, n=1)
         raise TypeError(f"unknown setting {name}" + (f" (did you mean {near[0]}?)" if near else ""))
-    if not isinstance(model, (str, nn.Module, type(None))):
-        is_class = isinstance(model, type)
-        raise TypeError(
-            f"model is {shown(model)}; it must be a name or a module" + (", made by calling it" * is_class)
-        )
+    if model is not None and not isinstance(model, str):
+        check_module(model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ArgumentError(
+                f"model {own_name(model)} has no parameters to train; pass a network whose parameters "
+                f"require gradients"
+            )
     checked = PretrainConfig(**settings)  # before the data set is looked at
     given, network = dict(settings), model if isinstance(model, nn.Module) else None
     images = None

@@ -152,18 +152,21 @@ class Pretrained:
             CheckpointError: the weights do not match the described network.
             ArgumentError: the network's library is not installed.
         """
+        import torch
+
         from rotnet_fast.models.build import make_network
 
         config = self.config
-        network = make_network(
-            len(config.rotations),
-            self.in_channels,
-            config.model,
-            blocks=config.blocks,
-            width=config.width,
-            module=self.module,
-            image_size=config.image_size,
-        )
+        with torch.random.fork_rng(devices=[]):  # the first weights, which are overwritten
+            network = make_network(
+                len(config.rotations),
+                self.in_channels,
+                config.model,
+                blocks=config.blocks,
+                width=config.width,
+                module=self.module,
+                image_size=config.image_size,
+            )
         if self.module is not None:
             check_weights(network, self.state, self.path)
         try:

@@ -45,7 +45,7 @@ def orientation_probabilities(backbone: Backbone, images: torch.Tensor, is_avera
             mean=backbone.mean,
             std=backbone.std,
         )
-        logits: torch.Tensor = backbone.network(views)[:, order].double().cpu()
+        logits: torch.Tensor = backbone.network(views)[:, order].cpu().double()
     found = logits.softmax(dim=1).view(len(images), positions, 4)
     # Position k of an image turned by q quarter turns is turned by q + k.
     of_image = torch.stack([found[:, k].roll(-k, dims=1) for k in range(positions)], dim=1)

@@ -72,7 +72,8 @@ _QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.T
 def _compressed_like(stored: JpegImagePlugin.JpegImageFile, image: Image.Image) -> Image.Image:
     stream, sampling = BytesIO(), JpegImagePlugin.get_sampling(stored)
     known = {"subsampling": sampling} if sampling >= 0 else {}  # which a grey file has none of
-    image.save(stream, "JPEG", qtables=stored.quantization, **known)
+    tables = stored.quantization  # by number, which need not begin at 0
+    image.save(stream, "JPEG", qtables=[tables[number] for number in sorted(tables)], **known)
     stream.seek(0)
     return Image.open(stream).convert("RGB")
 

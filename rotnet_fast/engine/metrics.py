@@ -36,7 +36,7 @@ class MetricSums:
         """
         for name, value in sums.items():
             if name not in self._sums:
-                self._sums[name] = torch.zeros((), dtype=torch.float64, device=value.device)
+                self._sums[name] = torch.zeros((), dtype=sum_type(value.device), device=value.device)
             self._sums[name].add_(torch.where(skipped.bool(), 0, value.detach()))
 
     def reset(self) -> None:
@@ -66,10 +66,17 @@ class MetricSums:
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]], device: torch.device) -> None:
         """Load a saved state. It holds the sums over all processes, which rank 0 keeps."""
         self._sums = {
-            name: torch.tensor(value if self._processes.is_main else 0.0, dtype=torch.float64, device=device)
+            name: torch.tensor(
+                value if self._processes.is_main else 0.0, dtype=sum_type(device), device=device
+            )
             for name, value in state["sums"].items()
         }
         self._marked = dict(state["marked"])
+
+
+def sum_type(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums, in which counts are exact: float64, which Apple's GPUs lack."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:

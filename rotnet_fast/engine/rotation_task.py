@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.engine.metrics import sum_type
 from rotnet_fast.engine.predictions import draw_predictions
 from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import ParameterGroup, StepOutput, parameter_groups
@@ -193,7 +194,8 @@ class RotationTask:
         self.module.eval()
         number, rotations = self.test_loader.epoch_size, len(self.rotations)
         # The loss first, then how many views of each rotation are right; float64 keeps counts exact.
-        sums = torch.zeros(1 + rotations, dtype=torch.float64, device=self.test_loader.device)
+        device = self.test_loader.device
+        sums = torch.zeros(1 + rotations, dtype=sum_type(device), device=device)
         self._examples = []
         for place, batch in enumerate(self.test_loader.epoch(0)):
             views, labels = self.plain_views(batch)

@@ -130,7 +130,10 @@ class Trainer:
         progress, settings = self.progress, self.settings
         if progress.images == 0:
             self.run.truncate_metrics(0)  # reports of a run that was killed before its first checkpoint
-        with shown(), self._log() as log, StopSignals() as stop:
+        device = self.loader.device
+        # Networks with dropout seed torch's generators at every step; the program's own draws go on after it.
+        forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with shown(), self._log() as log, forked, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
                     self._train_epoch(log, stop)

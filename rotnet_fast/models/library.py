@@ -38,9 +38,10 @@ initialisation is given because torchvision warns without it."""
 class ModuleNetwork(FeatureNetwork):
     """An ordinary module as a `FeatureNetwork`, with its own state-dict keys.
 
-    ``layers`` are the network's direct children whose output is one map [B,C,H,W] with H > 1. A Sequential in
-    which maps have three sizes or more holds several stages: its parts take its place, under names such as
-    ``features.3``. Any other module with such an output, such as ``layer1.0.conv1``, may be requested as
+    ``layers`` are the network's direct children (and, with ``descends``, those in a list or in a wrapper)
+    whose output is one map [B,C,H,W] with H > 1. A Sequential in which maps have three sizes or more holds
+    several stages: its parts take its place, under names such as ``features.3``. Any other module with such
+    an output, such as ``layer1.0.conv1``, may be requested as
     well; if it runs several times, its first output counts.
 
     Args:
@@ -59,6 +60,9 @@ class ModuleNetwork(FeatureNetwork):
     another: ClassVar[str] = "choose a convolutional network, such as resnet18"
     """What to do about a module without feature maps, or that cannot be traced."""
 
+    descends: ClassVar[bool] = False
+    """Whether children are looked into that are lists of modules, or where no child itself returns a map."""
+
     def __init__(
         self, model: nn.Module, name: str, num_classes: int, in_channels: int = 3, probe: int = PROBE
     ) -> None:
@@ -68,7 +72,7 @@ class ModuleNetwork(FeatureNetwork):
         self.in_channels = in_channels
         self.model = model.to(memory_format=torch.channels_last)
         self._maps = self._find_maps(probe)
-        self.layers = _stages(self.model, self._maps)
+        self.layers = _stages(self.model, self._maps, self.descends)
         if not self.layers:
             raise ArgumentError(f"model {name} has no feature maps [B,C,H,W]; {self.another}")
         sides = [self._maps[layer][1] for layer in self.layers]
@@ -278,7 +282,7 @@ def _import(module: str, package: str, model: str) -> Any:
         ) from error
 
 
-def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ...]:
+def _stages(model: nn.Module, maps: dict[str, tuple[int, int]], descends: bool) -> tuple[str, ...]:
     """Names of the layers in order of execution; see `LibraryNetwork`."""
 
     def below(parent: nn.Module, prefix: str) -> list[str]:
@@ -288,11 +292,18 @@ def _stages(model: nn.Module, maps: dict[str, tuple[int, int]]) -> tuple[str, ..
             parts = [
                 maps[f"{name}.{part}"][1] for part, _ in child.named_children() if f"{name}.{part}" in maps
             ]
-            if isinstance(child, nn.Sequential) and len(set(parts)) > 2:
+            is_container = descends and isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            if is_container or (isinstance(child, nn.Sequential) and len(set(parts)) > 2):
                 names += below(child, f"{name}.")
             # A pool to a fixed size belongs to the classifier: it may even enlarge the last map.
             elif name in maps and maps[name][1] > 1 and not isinstance(child, nn.AdaptiveAvgPool2d):
                 names.append(name)
+        if not names and descends:
+            names = [
+                layer
+                for child_name, child in parent.named_children()
+                for layer in below(child, f"{prefix}{child_name}.")
+            ]
         return names
 
     found = set(below(model, ""))

@@ -7,12 +7,40 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.library import PROBE, ModuleNetwork
 from rotnet_fast.models.names import own_name
 from rotnet_fast.models.network import FeatureNetwork
-from rotnet_fast.plain import counted
+from rotnet_fast.plain import counted, shown
+
+_WRAPPERS = {
+    "OptimizedModule": "the module in it: model._orig_mod",
+    "DataParallel": "the module in it: model.module",
+    "DistributedDataParallel": "the module in it: model.module",
+    "RecursiveScriptModule": "the module that it was made from",
+}
+"""Class of modules that wrap another -> what to pass instead."""
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module that can be copied and looked into.
+
+    Raises:
+        TypeError: it is no module.
+        ArgumentError: it wraps another module, or has parameters without a shape.
+    """
+    if not isinstance(model, nn.Module):
+        made = ", made by calling it" if isinstance(model, type) else ""
+        raise TypeError(f"model is {shown(model)}; it must be a module{made}")
+    kind = type(model).__name__
+    if kind in _WRAPPERS:
+        raise ArgumentError(f"model is a {kind}; pass {_WRAPPERS[kind]}")
+    if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+        raise ArgumentError(
+            f"model {own_name(model)} has parameters without a shape; call it once on an image"
+        )
 
 
 def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_size: int) -> FeatureNetwork:
@@ -25,11 +53,6 @@ def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_siz
     Raises:
         ArgumentError: the module is unsuitable.
     """
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ArgumentError(
-            f"model {own_name(module)} has no parameters to train; pass a network whose parameters require "
-            f"gradients"
-        )
     own = copy.deepcopy(module).cpu().float()
     if not isinstance(own, FeatureNetwork):
         return OwnNetwork(own, num_classes, in_channels, image_size)
@@ -48,7 +71,8 @@ class OwnNetwork(ModuleNetwork):
     Args:
         model: maps normalised images [B,C,H,W] to logits [B,num_classes]; or to features [B,F] or maps
             [B,F,h,w] with another F, on whose mean over places a linear head, ``rotation_head``, then sits.
-            Its layers are its direct children that return maps, see `ModuleNetwork`.
+            Its layers are its direct children that return maps, or those of a ModuleList or of a child that
+            wraps the network, see `ModuleNetwork`.
         num_classes: number of outputs.
         in_channels: number of channels of the images.
         image_size: height and width of images that it accepts.
@@ -58,9 +82,10 @@ class OwnNetwork(ModuleNetwork):
     """
 
     another: ClassVar[str] = (
-        "its layers are those of its direct children that return one map each, and its own forward has to be "
+        "its layers are those of its children that return one map each, and its own forward has to be "
         "traceable by torch.fx, without branches on values or shapes"
     )
+    descends = True
     rotation_head: nn.Linear | None
 
     def __init__(self, model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:

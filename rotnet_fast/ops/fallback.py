@@ -182,7 +182,7 @@ def _check_memory(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor
 
 
 def _run_on_cpu(
-    fallback: Callable[..., None],
+    name: str,
     views: torch.Tensor,
     labels: torch.Tensor,
     images: torch.Tensor,
@@ -191,10 +191,10 @@ def _run_on_cpu(
     key: torch.Tensor | None,
     *numbers: object,
 ) -> None:
-    """Make the views on the CPU and copy them, for a device that has no float64."""
+    """Make the views on the CPU, by its kernels, and copy them: for a device that has no float64."""
     made, made_labels = torch.empty_like(views, device="cpu"), torch.empty_like(labels, device="cpu")
     read = (None if tensor is None else tensor.cpu() for tensor in (images, indices, sample_ids, key))
-    fallback(made, made_labels, *read, *numbers)
+    getattr(torch.ops.rotnet_fast, name)(made, made_labels, *read, *numbers)
     with torch.inference_mode():
         views.copy_(made)
         labels.copy_(made_labels)
@@ -206,5 +206,5 @@ FALLBACKS: dict[str, Callable[..., None]] = {
 }
 """Implementations by name of the op; the arguments are those of its schema."""
 
-ON_CPU = {name: partial(_run_on_cpu, fallback) for name, fallback in FALLBACKS.items()}
+ON_CPU = {name: partial(_run_on_cpu, name) for name in FALLBACKS}
 """Implementations that compute on the CPU, whatever the device."""

@@ -290,6 +290,15 @@ def test_turned_copies_of_a_jpeg_are_compressed_as_they_lie(
         assert not np.array_equal(copies[turns], np.rot90(copies[0], turns))
 
 
+def test_turned_copies_keep_quantisation_tables_whatever_their_numbers() -> None:
+    content = bytearray(encoded(Image.fromarray(np.full((16, 16), 90, np.uint8)), "JPEG", quality=95))
+    content[content.index(b"\xff\xdb") + 4] = 1  # the number of the only table
+    content[content.index(b"\xff\xc0") + 12] = 1  # of which the only component is
+    assert Image.open(io.BytesIO(content)).quantization.keys() == {1}
+    copies = decode_turned(bytes(content), 16).astype(int)
+    assert np.abs(copies - 90).max() <= 1
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_turned_copies_of_other_jpegs_look_like_them(mode: str) -> None:
     smooth = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8) * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -180,7 +181,7 @@ def test_a_rotation_loss_is_learned() -> None:
         ({"rotations": (0.5,)}, "rotations"),
         ({"layout": "HWC"}, "layout is 'HWC'; it must be NHWC, NCHW, or None to tell it"),
         ({"dtype": torch.float64}, "dtype is torch.float64; it must be one of"),
-        ({"seed": -1}, "seed is -1; it must lie in"),
+        ({"seed": -1}, "seed is -1; it must be an integer in"),
         ({"mean": (0.5,)}, "std"),
         ({"pad": -1}, "pad"),
         ({"flip_prob": 2.0}, "flip_prob"),
@@ -226,3 +227,42 @@ def test_features_of_another_shape_are_refused() -> None:
 def test_the_modules_are_imported_on_first_use() -> None:
     assert rotnet_fast.RotateBatch is RotateBatch
     assert "RotationLoss" in dir(rotnet_fast)
+
+
+def test_processes_draw_differently_from_the_same_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel gives all processes the buffers of the first one, the seed among them."""
+    alone = RotateBatch(seed=3)(images())[0]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    of_rank = []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        of_rank.append(RotateBatch(seed=3)(images())[0])
+    assert torch.equal(of_rank[0], alone)
+    assert not torch.equal(of_rank[1], alone)
+    assert not torch.equal(of_rank[2], of_rank[1])
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: RotateBatch()(images().numpy()), "images is ndarray .*; it must be a uint8 tensor"),
+        (lambda: RotateBatch()([1]), r"images is \[1\]; it must be a uint8 tensor"),
+        (lambda: RotateBatch(mean=0.5), "mean is 0.5; it must be a sequence, one value per channel"),
+        (lambda: RotateBatch(std=None), "std is None; it must be a sequence"),
+        (lambda: RotateBatch(seed=None), "seed is None; it must be an integer in"),
+        (lambda: RotateBatch(seed=1.5), "seed is 1.5; it must be an integer in"),
+        (lambda: RotationLoss("resnet18", 8), "network is 'resnet18'; it must be a module or a function"),
+        (
+            lambda: RotationLoss(nn.Identity(), 8).of_features(torch.zeros(4, 8), [0, 1, 2, 3]),
+            r"labels is \[0, 1, 2, 3\]; pass those that rotate returned",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named(call: Any, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert RotationLoss(nn.Identity(), np.int64(8)).head.in_features == 8
+    assert RotateBatch(seed=np.int64(5)).key.tolist() == [5, 0]

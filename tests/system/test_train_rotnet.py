@@ -338,6 +338,100 @@ def test_a_run_of_ones_own_network_is_resumed_with_it_alone(
     assert_same(run, whole.folder)
 
 
+class Wrapped(nn.Module):
+    """A network in another one, which returns features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Own(6)
+        self.projection = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.projection(self.backbone(x))
+        return features
+
+
+class Listed(nn.Module):
+    """A stem, and blocks in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("network", "layers"),
+    [
+        (Wrapped, ("backbone.stem", "backbone.stage")),
+        (Listed, ("stem", "blocks.0", "blocks.1")),
+    ],
+)
+def test_layers_lie_in_wrappers_and_lists_too(
+    network: type[nn.Module], layers: tuple[str, ...], tmp_path: Path
+) -> None:
+    trained = train_rotnet(IMAGES, made(network), output=tmp_path / "run", **{**SMALL, "epochs": 1})
+    assert trained.backbone.network.layers == layers
+    assert trained.backbone.features(torch.from_numpy(IMAGES[:2]), layers[-1]).dim() == 4
+
+
+@pytest.mark.parametrize("model", [None, Own, "resnet18"])
+def test_a_program_draws_its_own_numbers_after_a_training_as_if_there_had_been_none(
+    model: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    network = made(model) if isinstance(model, type) else model
+    train_rotnet(IMAGES, network, output=tmp_path / "run", **{**SMALL, "epochs": 1})
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (nn.DataParallel, "model is a DataParallel; pass the module in it: model.module"),
+        (torch.compile, "model is a OptimizedModule; pass the module in it: model._orig_mod"),
+        (torch.jit.script, "model is a RecursiveScriptModule; pass the module that it was made from"),
+        (
+            lambda network: nn.Sequential(nn.LazyConv2d(4, 3), network),
+            "own/Sequential has parameters without a shape; call it once on an image",
+        ),
+    ],
+)
+def test_what_is_passed_instead_of_a_wrapper_is_said(wrap: Any, said: str) -> None:
+    for use in (
+        lambda model: train_rotnet(IMAGES, model),
+        lambda model: load_backbone("nowhere", model=model),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            use(wrap(Own()))
+
+
+def test_a_network_is_loaded_into_a_frozen_module_and_saved_apart_from_its_run(tmp_path: Path) -> None:
+    network = made(Own)
+    trained = train_rotnet(IMAGES, network, output=tmp_path / "run", **{**SMALL, "epochs": 1})
+    again = load_backbone(tmp_path / "run", model=network.requires_grad_(False))
+    assert again.metadata["state_hash"] == trained.backbone.metadata["state_hash"]
+    with pytest.raises(TypeError, match=r"model is 'resnet18'; it must be a module$"):
+        load_backbone(tmp_path / "run", model="resnet18")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"device is a module; pass it as model=\.\.\."):
+        load_backbone(tmp_path / "run", network)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="own/Linear"):
+        load_backbone(tmp_path / "run", model=nn.Linear(3, 3))
+    with pytest.raises(ArgumentError, match="run, a run, whose checkpoint would be loaded instead"):
+        trained.backbone.save(tmp_path / "run")
+    with pytest.raises(ArgumentError, match=r"x\.safetensors, a file; pass the folder"):
+        trained.backbone.save(tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_frozen_parts_of_a_network_stay_as_they_are(tmp_path: Path) -> None:
     module = made(Own)
     assert isinstance(module, Own)
@@ -487,8 +581,8 @@ SQUARE = Image.new("RGB", (16, 16))
         (IMAGES, {"resume": "nowhere"}, CheckpointError, "resume is nowhere, which does not exist"),
         (IMAGES, {"model": "resnet81"}, ArgumentError, "unknown model 'resnet81'; did you mean"),
         (IMAGES, {"model": "own/Own"}, CheckpointError, "model own/Own is a module that a program gave"),
-        (IMAGES, {"model": Own}, TypeError, "it must be a name or a module, made by calling it"),
-        (IMAGES, {"model": 3}, TypeError, "model is 3; it must be a name or a module$"),
+        (IMAGES, {"model": Own}, TypeError, "it must be a module, made by calling it"),
+        (IMAGES, {"model": 3}, TypeError, "model is 3; it must be a module$"),
         (IMAGES, {"model": nn.Identity()}, ArgumentError, "model own/Identity has no parameters to train"),
         (
             IMAGES,
