@@ -305,7 +305,8 @@ def train_rotnet(
     Raises:
         TypeError: an argument is of the wrong kind, or there is no such setting.
         RotnetError: see :func:`rotnet_fast.pretrain.pretrain`.
-        Interrupted: a signal stopped the run, which has been saved: resume it with ``resume=folder``.
+        Interrupted: a signal, of which Ctrl-C is one, stopped the run. This is a KeyboardInterrupt that says
+            how to resume.
     """
     from torch import nn
 
@@ -350,7 +351,12 @@ def train_rotnet(
     config = replace(base_settings(given), **given)
     if network is None:
         check_model_name(config.model)
-    results = pretrain(config, OwnParts(images, network, progress))
+    try:
+        results = pretrain(config, OwnParts(images, network, progress))
+    except Interrupted as interruption:
+        again = f"train_rotnet(..., resume={str(config.output_folder())!r})"
+        interruption.args = (f"{interruption}; the run is saved: resume it with {again}",)
+        raise
     if (wrong := of_pretraining(results)) is not None and is_main():
         warnings.warn(wrong.sentence, stacklevel=2)
     folder = config.output_folder()

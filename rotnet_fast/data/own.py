@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from rotnet_fast.data.loaders import RESIDENT_SHARE, free_memory
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.image_layout import Layout, channels_last, check_layout
-from rotnet_fast.plain import as_whole, shown
+from rotnet_fast.plain import as_whole, counted, shown
 from rotnet_fast.progress import CountingLine
 
 NAME = "folder"
@@ -165,6 +165,11 @@ def _checked(given: Any, name: str, layout: Layout | None) -> Any:
     if isinstance(given, (np.ndarray, torch.Tensor)):
         _check_is_uint8(given, name)
         given = channels_last(given, layout, name)
+    elif isinstance(given, tuple) and all(isinstance(one, (np.ndarray, torch.Tensor)) for one in given):
+        raise TypeError(
+            f"{name} is a tuple of {counted(len(given), 'array')}; of images and labels, make a data set: "
+            f"torch.utils.data.TensorDataset(images, labels)"
+        )
     elif isinstance(given, (dict, str, bytes)) or not (
         hasattr(given, "__getitem__") and hasattr(given, "__len__")
     ):
@@ -194,6 +199,12 @@ def _image(given: Any, number: int, name: str, layout: Layout | None) -> tuple[I
         item = item[0]
     if isinstance(item, Image.Image):
         return upright_rgb(item, called), label
+    if isinstance(item, Mapping):
+        keys = ", ".join(map(repr, item))
+        raise TypeError(
+            f"{called} is a dictionary of {keys}; pass the images alone, such as {name}['image'], or "
+            f"[(row['image'], row['label']) for row in {name}]"
+        )
     if not isinstance(item, (np.ndarray, torch.Tensor)):
         raise TypeError(
             f"{called} is {shown(item)}; an item must be a PIL image or a uint8 image [H,W,3] or [3,H,W], or "

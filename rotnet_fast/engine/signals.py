@@ -29,8 +29,8 @@ _LONGEST_IMPORT = 10.0
 """Seconds after which a signal interrupts even an import."""
 
 
-class Interrupted(BaseException):
-    """A signal asks to stop. Like KeyboardInterrupt, this is no Exception: nothing catches it by accident."""
+class Interrupted(KeyboardInterrupt):
+    """A signal asks to stop, Ctrl-C or another. This is no Exception: nothing catches it by accident."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,19 @@ class Listed(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_one_that_says_how_to_resume(number: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, 2, lambda: signal.raise_signal(number))
+        with pytest.raises(
+            KeyboardInterrupt, match=r"stopped by SIG\w+; the run is saved: resume it with"
+        ) as info:
+            train_rotnet(IMAGES, output=run, **NIN)
+    assert str(info.value).endswith(f"train_rotnet(..., resume={str(run)!r})")
+    assert train_rotnet(IMAGES, resume=run).folder == run
+
+
 @pytest.mark.parametrize(
     ("network", "layers"),
     [
@@ -548,12 +562,6 @@ SQUARE = Image.new("RGB", (16, 16))
             TypeError,
             r"dataset is a DataLoader; pass its data set: dataset\.dataset",
         ),
-        (
-            Pictures([{"image": SQUARE}] * 2),
-            {},
-            TypeError,
-            r"dataset\[0\] is \{'image': .*; an item must be a PIL image",
-        ),
         ({"a": 1}, {}, TypeError, r"dataset is \{'a': 1\}; it must be uint8 images"),
         (3, {}, TypeError, "dataset is 3; it must be uint8 images"),
         ([Image.new("I;16", (16, 16))] * 2, {}, DataError, r"dataset\[0\] is a grey image of 16 bits"),
@@ -572,6 +580,18 @@ SQUARE = Image.new("RGB", (16, 16))
             "crop is resized, which needs image files, but data set ndarray",
         ),
         (IMAGES, {"loader": "dali"}, ArgumentError, "loader is dali, which needs image files"),
+        (
+            [{"image": Image.new("RGB", (16, 16)), "label": 1}] * 2,
+            {},
+            TypeError,
+            r"dataset\[0\] is a dictionary of 'image', 'label'; pass the images alone, such as",
+        ),
+        (
+            (torch.from_numpy(IMAGES), torch.arange(len(IMAGES))),
+            {},
+            TypeError,
+            "dataset is a tuple of 2 arrays; of images and labels, make a data set",
+        ),
         (IMAGES, {"epoch": 3}, TypeError, r"unknown setting epoch \(did you mean epochs\?\)"),
         (IMAGES, {"image_size": "16"}, ArgumentError, "image-size is '16'; it must be an integer"),
         (IMAGES, {"image_size": 0}, ArgumentError, r"image-size is 0; it must lie in \[1, 4096\]"),
