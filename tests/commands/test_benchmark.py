@@ -147,7 +147,7 @@ def test_without_a_file_the_tables_are_printed_and_nothing_is_written(
         ("--output a.json --quick --full", 2, "quick and full are mutually exclusive; choose one of them"),
         ("--output a.json --batch-size 0", 2, "batch-size is 0; it must be at least 1"),
         ("--output a.json --width 0", 2, "width is 0; it must lie in (0, 16]"),
-        ("--output a.json --device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
+        ("--output a.json --device gpu", 2, "device is gpu; it must be auto, cpu, cuda, cuda:N or mps"),
         ("--output a.json --device cuda:99", 2, "device is cuda:99"),
         ("--output {file}/a.json --quick --device cpu", 7, "cannot write"),
     ],

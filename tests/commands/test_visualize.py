@@ -153,7 +153,7 @@ def test_damaged_checkpoint_is_passed_over_for_an_older_one(
         ("--limit-test -1", 2, "limit-test is -1; it must be at least 1"),
         ("--limit-test 100000", 2, "limit-test is 100000"),
         ("--seed -1", 2, "seed is -1; it must lie in [0, 2**63)"),
-        ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda or cuda:N"),
+        ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda, cuda:N or mps"),
         ("--device cuda:99", 2, "device is cuda:99"),
         ("--supervised nowhere", 4, "supervised nowhere does not exist"),
         ("--supervised {run}", 4, "is not one of a supervised training; give the folder"),

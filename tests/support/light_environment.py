@@ -42,6 +42,7 @@ def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run Python with the packages of the folder and this checkout alone."""
     return subprocess.run(
         [sys.executable, "-S", *map(str, words)],
+        cwd=folder,  # not the checkout, where runs may lie
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,13 +20,20 @@ SCRIPT = ROOT / "tests" / "support" / "other_system.py"
 RUN = [*TINY, "--epochs", "30"]
 
 
-def started(system: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    words = [sys.executable, SCRIPT, system, *map(str, arguments)]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def started(*words: str | Path) -> subprocess.Popen[str]:
+    """Python, on one thread, so that all runs add in one order."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
-def ended(system: str, *arguments: str | Path) -> str:
-    process = started(system, *arguments)
+def ended(*words: str | Path) -> str:
+    process = started(*words)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return said
@@ -34,10 +42,8 @@ def ended(system: str, *arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hash of the weights of a run on this system as it is."""
-    from rotnet_fast import pretrain
-
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert pretrain.main([*RUN, "--output", str(folder)]) == 0
+    ended("-m", "rotnet_fast.pretrain", *RUN, "--output", folder)
     return str(load_backbone(folder).metadata["state_hash"])
 
 
@@ -46,13 +52,13 @@ def test_a_run_is_refused_a_folder_in_use_and_resumes_after_a_kill_to_the_same_w
     system: str, tmp_path: Path, undisturbed: str
 ) -> None:
     run = tmp_path / "run"
-    first = started(system, "rotnet_fast.pretrain", *RUN, "--output", run)
+    first = started(SCRIPT, system, "rotnet_fast.pretrain", *RUN, "--output", run)
     try:
         while not any((run / "checkpoints").glob("*.pt")):
             assert first.poll() is None, first.communicate()
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
-        second = started(system, "rotnet_fast.pretrain", *RUN, "--output", run)
+        second = started(SCRIPT, system, "rotnet_fast.pretrain", *RUN, "--output", run)
         said, _ = second.communicate(timeout=300)
         assert second.returncode == 2
         assert f"is in use by another run (process {first.pid})" in said
@@ -60,9 +66,9 @@ def test_a_run_is_refused_a_folder_in_use_and_resumes_after_a_kill_to_the_same_w
         first.kill()
         first.communicate()
     assert not (run / "results.json").exists(), "it was stopped too late to show anything"
-    ended(system, "rotnet_fast.pretrain", "--resume", run)
+    ended(SCRIPT, system, "rotnet_fast.pretrain", "--resume", run)
     assert load_backbone(run).metadata["state_hash"] == undisturbed
 
 
 def test_the_checks_of_the_installation_pass() -> None:
-    assert "All is well" in ended("windows", "rotnet_fast.doctor")
+    assert "All is well" in ended(SCRIPT, "windows", "rotnet_fast.doctor")
