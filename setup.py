@@ -173,6 +173,8 @@ class BuildKernels(build_ext):
         builder.ensure_finalized()
         for name in ("build_lib", "build_temp", "inplace", "editable_mode", "force", "debug"):
             setattr(builder, name, getattr(self, name))
+        if self.inplace or self.editable_mode:  # so that ninja finds what it has compiled before
+            builder.build_temp = str(ROOT / "build" / "editable")
         builder.extensions = self.extensions
         builder.run()
         self._outputs = builder.get_outputs()
