@@ -155,6 +155,7 @@ def figure5a(build: Builder) -> list[Entry]:
 def figure5b(build: Builder) -> list[Entry]:
     """Plan Figure 5b: few labels, with the pretext task on all images and without it."""
     pretext = build.pretext()
+    with_all = (build.head(pretext), build.supervised())  # of Table 3, which repeats them
     entries = []
     for position, count in enumerate(build.study.labels_per_class):
         for series, title, cell in (
@@ -173,7 +174,7 @@ def figure5b(build: Builder) -> list[Entry]:
                     published=accuracy,
                     x=count,
                     series=series,
-                    headline=position < FEW_LABELS,
+                    headline=position < FEW_LABELS or cell in with_all,
                 )
             )
     return entries

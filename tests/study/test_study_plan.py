@@ -157,6 +157,7 @@ def test_the_headline_gets_more_seeds_than_the_rest() -> None:
         "table3/random-conv-batch",
         "table3/rotnet-nonlinear",
         "table3/rotnet-conv",
+        *("figure5b/rotnet-5000", "figure5b/supervised-5000"),  # which are those of Table 3
         *(f"table1/4-conv{number}" for number in (1, 2, 3, 4)),
         *(f"figure5b/{series}-{count}" for series in ("rotnet", "supervised") for count in (20, 100, 400)),
         "extras/rotation-accuracy-0-90-180-270",
