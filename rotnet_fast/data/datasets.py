@@ -157,14 +157,21 @@ def load_dataset(
             f"{', '.join(FILE_DATASETS)} can stay encoded"
         )
     in_memory = DATASETS[name](data_dir, image_size, progress, bad_images)
+    chosen = choose_in_memory(in_memory, limit_train, limit_test, validation)
+    return make_dataset(name, chosen, progress, display_name)
+
+
+def choose_in_memory(
+    raw: RawDataset[Split], limit_train: int | None, limit_test: int | None, validation: int | None
+) -> RawDataset[Split]:
+    """Hold out and limit the images of a data set in memory, see :func:`load_dataset`."""
     if validation is not None:
-        in_memory = with_validation(in_memory, validation)
-    limited = replace(
-        in_memory,
-        train=limit_split(in_memory.train, limit_train, "limit_train"),
-        test=limit_split(in_memory.test, limit_test, "limit_test"),
+        raw = with_validation(raw, validation)
+    return replace(
+        raw,
+        train=limit_split(raw.train, limit_train, "limit_train"),
+        test=limit_split(raw.test, limit_test, "limit_test"),
     )
-    return make_dataset(name, limited, progress, display_name)
 
 
 def with_validation(raw: RawDataset[Split], count: int) -> RawDataset[Split]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from rotnet_fast.data.datasets import Dataset, limit_split, make_dataset, with_validation
+from rotnet_fast.data.datasets import Dataset, choose_in_memory, make_dataset
 from rotnet_fast.data.decode import fit_image, upright_rgb
 from rotnet_fast.data.layout import HOLD_OUT_EVERY
 from rotnet_fast.data.loaders import RESIDENT_SHARE, free_memory
@@ -76,14 +76,8 @@ class OwnImages:
         of_train, of_test = torch.from_numpy(of_all).split([len(train[1]), len(test[1])])
         halves = Split(torch.from_numpy(train[0]), of_train), Split(torch.from_numpy(test[0]), of_test)
         raw = RawDataset("own images", classes, *halves, held_out=self.test is None)
-        if validation is not None:
-            raw = with_validation(raw, validation)
-        limited = replace(
-            raw,
-            train=limit_split(raw.train, limit_train, "limit_train"),
-            test=limit_split(raw.test, limit_test, "limit_test"),
-        )
-        return make_dataset(NAME, limited, progress, display_name)
+        chosen = choose_in_memory(raw, limit_train, limit_test, validation)
+        return make_dataset(NAME, chosen, progress, display_name)
 
     def _pixels(self, given: Any, name: str, progress: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Return uint8 [N,image_size,image_size,3], and labels int64 [N], -1 where there are none."""
