@@ -127,6 +127,13 @@ class Backbone(nn.Module):
                 f"this backbone was not loaded by load_backbone, so that nothing says how to build its "
                 f"network again; {remedy}"
             )
+        place = named(folder, "folder")
+        if place.suffix == Path(MODEL_FILE).suffix or place.is_file():
+            raise ArgumentError(f"folder is {place}, a file; pass the folder that {MODEL_FILE} is to be in")
+        if (place / "checkpoints").is_dir():
+            raise ArgumentError(
+                f"folder is {place}, a run, whose checkpoint would be loaded instead; choose another folder"
+            )
         state = {
             name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()
             for name, tensor in self.network.state_dict().items()
@@ -141,13 +148,6 @@ class Backbone(nn.Module):
             ) from None
         if found.state_hash() != self.metadata["state_hash"]:
             found = replace(found, metrics={})
-        place = named(folder, "folder")
-        if place.suffix == Path(MODEL_FILE).suffix or place.is_file():
-            raise ArgumentError(f"folder is {place}, a file; pass the folder that {MODEL_FILE} is to be in")
-        if (place / "checkpoints").is_dir():
-            raise ArgumentError(
-                f"folder is {place}, a run, whose checkpoint would be loaded instead; choose another folder"
-            )
         ensure_folder(place)
         content = pack_weights(state, found.metadata(self.metadata["dataset"]))
         write_atomically(place / MODEL_FILE, content)
