@@ -64,6 +64,10 @@ class FailedError(Exception):
     """A part that did not work; what was said."""
 
 
+class HopelessError(Exception):
+    """What did not work, without which the time on the GPU would be wasted."""
+
+
 class NoGpuError(Exception):
     """Nothing can be done on this machine."""
 
@@ -242,10 +246,64 @@ def load(run: Run) -> str:
     return f"built; {try_it()}"
 
 
-def check(run: Run) -> str:
-    """300 random calls of the kernels, bit for bit against the CPU; graphs; a second stream."""
+def correct(run: Run) -> str:
+    """Whether it works: 300 calls bit for bit, graphs, a second stream; tests; a trial of every level."""
+    # All at once, as nothing is timed; what Triton and the compiler make is kept for the levels.
     flags = ["--device", run.device, *run.tiny("--calls", 20)]
-    return run.finish(run.python("-m", "benchmarks.gpu_check", run.json("check"), *flags))
+    processes = {
+        "check": run.python("-m", "benchmarks.gpu_check", run.json("check"), *flags, name="check"),
+        **{name: trial(run, name, flags) for name, flags in trials(run).items()},
+    }
+    if run.device == "cuda":
+        names = ("ops/test_ops_cuda", "ops/test_ops_rotate", "ops/test_ops_warp", "engine/test_engine_replay")
+        processes["tests"] = tests(run, *(f"tests/{name}.py" for name in names), name="tests")
+        processes["peers-once"] = run.python(*PEERS, "--benchmark-disable", name="peers-once")
+    said, wrong = {}, {}
+    try:
+        for name, process in processes.items():
+            try:
+                said[name] = run.finish(process, name)
+            except FailedError as error:
+                wrong[name] = str(error)
+        if "trial-0" in said:
+            for name, kind in (("trial-conv", CONV), ("trial-supervised", SUPERVISED)):
+                try:
+                    process = evaluate(run, name, *kind, "--epochs", 1, checkpoint="trial-0")
+                    said[name] = run.finish(process, name)
+                except FailedError as error:
+                    wrong[name] = str(error)
+    finally:
+        for process in processes.values():
+            stop(process)
+        if "passed" not in said.get("tests", "passed"):
+            wrong["tests"] = f"no test was run: {said['tests']}"
+        run.json("correct").write_text(json.dumps({"said": said, "wrong": wrong}))
+    for name, error in wrong.items():
+        run.say(f"{name}: {error}")
+    if needed := wrong.keys() & {"check", "trial-0", "trial-conv"}:
+        raise HopelessError("; ".join(f"{name}: {wrong[name]}" for name in sorted(needed)))
+    if wrong:
+        raise FailedError("; ".join(f"{name}: {error}" for name, error in wrong.items()))
+    return f"{said['check']}; tests: {said.get('tests', 'need a GPU')}; {len(trials(run))} levels were tried"
+
+
+def trials(run: Run) -> dict[str, list[str]]:
+    """Trainings to try, the default first: name -> flags."""
+    if run.data is None:
+        return {}
+    levels = list(CHOICES.values()) if run.device == "cuda" else [[]]
+    return {f"trial-{number}": flags for number, flags in enumerate(levels)}
+
+
+def trial(run: Run, name: str, flags: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a few epochs on a few images; the last batch of each has as many as in the whole data set."""
+    epochs = ("--epochs", 5, "--limit-train", 8 * 128 + 80, "--limit-test", 500)
+    return run.python(
+        *("-m", "rotnet_fast.pretrain", "--preset", "paper", *run.require_data(), "--device", run.device),
+        *(*flags, "--no-tensorboard", "--resume", "auto", "--output", run.work / name),
+        *(TINY_TRAINING if run.is_rehearsal else epochs),
+        name=name,
+    )
 
 
 def benchmark(run: Run, *flags: object) -> str:
@@ -320,19 +378,9 @@ def is_same(loss: float, right: float | None) -> bool:
     return right is None or abs(loss - right) <= 0.05 * right
 
 
-def tests(run: Run) -> str:
-    """Tests of the op and of captured steps that need a GPU."""
-    names = ("ops/test_ops_cuda", "ops/test_ops_rotate", "ops/test_ops_warp", "engine/test_engine_replay")
-    return pytest(run, *(f"tests/{name}.py" for name in names))
-
-
-def pytest(run: Run, *arguments: object) -> str:
-    """Run tests that need a GPU; they count where at least one was run."""
-    said = run.finish(run.python("-m", "pytest", "-q", "--only-cuda", "-p", "no:cacheprovider", *arguments))
-    if "passed" not in said:
-        run.require_gpu()
-        raise FailedError(f"no test was run: {said}")
-    return said
+def tests(run: Run, *arguments: object, name: str) -> subprocess.Popen[bytes]:
+    """Start tests that need a GPU."""
+    return run.python("-m", "pytest", "-q", "--only-cuda", "-p", "no:cacheprovider", *arguments, name=name)
 
 
 def train(run: Run) -> str:
@@ -450,9 +498,14 @@ def require_pretraining(run: Run) -> None:
 def peers(run: Run) -> str:
     """The op beside other ways to make the same views, and kernels in graphs."""
     run.require_gpu()
-    files = ("benchmarks/test_rotate_batch_cuda.py", "benchmarks/test_rotate_batch.py")
-    flags = ("-m", "pytest", "-q", *files, "-k", "cuda", "--benchmark-only", "-p", "no:cacheprovider")
-    return run.finish(run.python(*flags, f"--benchmark-json={run.work / 'peers.json'}"))
+    flags = ("--benchmark-only", "--benchmark-max-time=0.4", f"--benchmark-json={run.work / 'peers.json'}")
+    return run.finish(run.python(*PEERS, *flags))
+
+
+PEERS = (
+    *("-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/test_rotate_batch.py"),
+    *("-k", "(cuda or graph) and bf16 and crop and (128x32 or 64x224)"),
+)
 
 
 def memcheck(run: Run) -> str:
@@ -579,7 +632,10 @@ def study(run: Run) -> str:
 def all_tests(run: Run) -> str:
     """All other tests that need a GPU."""
     run.require_gpu()
-    return pytest(run, "tests")
+    said = run.finish(tests(run, "tests", name="all-tests"), "all-tests")
+    if "passed" not in said:
+        raise FailedError(f"no test was run: {said}")
+    return said
 
 
 def loaders(run: Run) -> str:
@@ -591,13 +647,12 @@ def loaders(run: Run) -> str:
 
 PARTS: dict[Callable[[Run], str], float] = {
     load: 180,
-    check: 60,
+    correct: 150,
     op: 60,
     levels: 180,
-    tests: 60,
     train: math.inf,
+    peers: 180,
     head: math.inf,
-    peers: 240,
     memcheck: 120,
     racecheck: 240,
     profile: 60,
@@ -630,9 +685,11 @@ def run_parts(run: Run, parts: dict[Callable[[Run], str], float], only: Sequence
         begun``), ``seconds`` over all calls and what it ``said``.
     """
     states = read_states(run.work)
+    for part in parts:
+        states.setdefault(name_of(part), {"state": "not begun", "seconds": 0.0, "said": ""})
     for part, seconds in parts.items():
         name = name_of(part)
-        before = states.setdefault(name, {"state": "not begun", "seconds": 0.0, "said": ""})
+        before = states[name]
         if name not in only if only else before["state"] in ("finished", "skipped"):
             continue
         if before["state"] == "failed" and not only:
@@ -642,15 +699,16 @@ def run_parts(run: Run, parts: dict[Callable[[Run], str], float], only: Sequence
         if run.left < 1:
             continue
         run.part_deadline = time.monotonic() + seconds
-        start = time.monotonic()
+        start, is_over = time.monotonic(), False
         try:
             state, said = "finished", part(run)
         except SkippedError as reason:
             state, said = "skipped", str(reason)
         except UnfinishedError as reason:
             state, said = "unfinished", str(reason)
-        except FailedError as reason:
+        except (FailedError, HopelessError) as reason:
             state, said = "failed", str(reason)
+            is_over = isinstance(reason, HopelessError)
         except NoGpuError:
             raise
         except Exception as error:
@@ -660,6 +718,9 @@ def run_parts(run: Run, parts: dict[Callable[[Run], str], float], only: Sequence
         run.say(f"{name}: {state} after {took:.0f} s: {said}")
         write(run.work / "state.json", json.dumps(states))
         hand_over(run, states)
+        if is_over:
+            run.say("ending here: the rest would measure what is wrong")
+            break
     hand_over(run, states)
     return {name_of(part): states[name_of(part)] for part in parts}
 

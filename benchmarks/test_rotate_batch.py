@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from benchmarks.peers import CUDA_ONLY, EIGHT_ROTATION_PEERS, PEERS, PER_IMAGE
+from rotnet_fast.benchmarking.op import CALLS_IN_A_GRAPH
+from rotnet_fast.benchmarking.timing import in_a_graph
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
@@ -48,6 +50,57 @@ def _images(side: int, device: torch.device) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
+Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def way(name: str, workload: str, images: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype) -> Call:
+    """One way to turn indices like ``indices`` into views and labels."""
+    augment, rotations = WORKLOADS[workload]
+    if name != OURS:
+        peer = {**PEERS, **EIGHT_ROTATION_PEERS}[name](augment, dtype, images.device)
+        return lambda indices: peer(images, indices)
+    plain: dict[str, Any] = {} if augment else {"pad": 0, "flip_prob": 0.0}
+    out, _ = rotate_batch(images, indices, rotations=rotations, dtype=dtype, **plain)
+    return lambda indices: rotate_batch(images, indices, rotations=rotations, dtype=dtype, out=out, **plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize(
+    ("name", "workload", "batch", "side", "dtype"),
+    [case for case in cases() if case.values[0] not in (*PER_IMAGE, "kornia") and case.values[2] != 1024],
+)
+def test_rotate_batch_in_a_graph(
+    benchmark: Any, record: Any, name: str, workload: str, batch: int, side: int, dtype: str
+) -> None:
+    """On a GPU without the host's cost of launching, which hides what the kernels of small batches cost."""
+    device = torch.device("cuda")
+    images = _images(side, device)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(device)
+    batches = itertools.cycle([part.clone() for part in order.split(batch) if len(part) == batch])
+    call = way(name, workload, images, next(batches), DTYPES[dtype])
+    with torch.no_grad():
+        for _ in range(3):
+            call(next(batches))  # compilers compile before the capture
+        graph = in_a_graph(lambda: call(next(batches)), device, CALLS_IN_A_GRAPH)
+
+    def replay() -> None:
+        graph()
+        torch.cuda.synchronize()
+
+    benchmark.group = f"cuda {batch} x {side}x{side} {dtype}, {workload}, {CALLS_IN_A_GRAPH} calls in a graph"
+    benchmark(replay)
+    record(
+        what="rotate_batch in a graph",
+        way=name,
+        device=device.type,
+        workload=workload,
+        batch=batch,
+        side=side,
+        dtype=dtype,
+        calls=CALLS_IN_A_GRAPH,
+    )
+
+
 @pytest.mark.parametrize(("name", "workload", "batch", "side", "dtype"), cases())
 def test_rotate_batch(
     benchmark: Any,
@@ -63,7 +116,7 @@ def test_rotate_batch(
         pytest.skip("numpy works on the CPU alone")
     if name == "kornia" and importlib.util.find_spec("kornia") is None:
         pytest.skip("kornia is not installed")
-    if benchmark.disabled and side == 224:
+    if benchmark.disabled and side == 224 and device.type == "cpu":
         batch = 4  # once, to see that it works
     if name in CUDA_ONLY:
         pytest.importorskip("triton", reason="Triton is not installed on this machine")
@@ -77,19 +130,7 @@ def test_rotate_batch(
     indices = batches[0]
     plain: dict[str, Any] = {"pad": 0, "flip_prob": 0.0, "rotations": rotations}
     peers = {**PEERS, **EIGHT_ROTATION_PEERS}
-    call: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    if name == OURS:
-        settings = {"rotations": rotations} if augment else plain
-        out, _ = rotate_batch(images, indices, dtype=DTYPES[dtype], **settings)
-
-        def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return rotate_batch(images, indices, dtype=DTYPES[dtype], out=out, **settings)
-    else:
-        peer = peers[name](augment, DTYPES[dtype], device)
-
-        def call(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return peer(images, indices)
-
+    call = way(name, workload, images, indices, DTYPES[dtype])
     with torch.no_grad():
         views, labels = call(indices)
         assert views.shape == (len(rotations) * batch, 3, side, side)

@@ -24,6 +24,7 @@ from benchmarks.gpu_run import (
     GRAPH,
     PARTS,
     FailedError,
+    HopelessError,
     Run,
     SkippedError,
     choose,
@@ -205,15 +206,45 @@ def test_a_pretraining_that_fails_at_its_level_is_continued_at_the_plainest(
     assert begun == [["--kernels", "triton"], ["--graph", "off"]]
 
 
-def test_tests_that_are_all_skipped_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SKIPPED = "71 skipped, 94 deselected in 1.51s"
+
+
+@pytest.mark.parametrize(
+    ("printed", "error", "sentence"),
+    [
+        ({"tests": f"print('{SKIPPED}')"}, FailedError, f"tests: no test was run: {SKIPPED}"),
+        ({"tests": "raise SystemExit('3 failed')"}, FailedError, "tests: exit code 1: 3 failed"),
+        ({"trial-3": "raise SystemExit('no Triton')"}, FailedError, "trial-3: exit code 1: no Triton"),
+        ({"check": "raise SystemExit('2 differ')"}, HopelessError, "check: exit code 1: 2 differ"),
+        ({"trial-0": "raise SystemExit('boom')"}, HopelessError, "trial-0: exit code 1: boom"),
+        ({"trial-conv": "raise SystemExit('boom')"}, HopelessError, "trial-conv: exit code 1: boom"),
+    ],
+)
+def test_what_is_wrong_is_told_and_ends_the_call_only_where_the_rest_would_be_worthless(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    printed: dict[str, str],
+    error: type[Exception],
+    sentence: str,
+) -> None:
     run = make_run(tmp_path)
-    run.part, run.part_deadline = "tests", float("inf")
-    monkeypatch.setattr(Run, "finish", lambda *arguments: "71 skipped, 94 deselected in 1.51s")
-    with pytest.raises(SkippedError, match="needs a GPU; this run uses cpu"):
-        gpu_run.tests(run)
-    run.device = "cuda"
-    with pytest.raises(FailedError, match="no test was run: 71 skipped"):
-        gpu_run.tests(run)
+    run.device, run.data, run.part, run.part_deadline = "cuda", [], "correct", float("inf")
+    start = Run.start
+
+    def python(run: Run, *arguments: object, name: str | None = None) -> Any:
+        return start(run, sys.executable, "-c", printed.get(str(name), "print('1 passed')"), name=name)
+
+    monkeypatch.setattr(Run, "python", python)
+    with pytest.raises(error) as raised:
+        gpu_run.correct(run)
+    assert str(raised.value) == sentence
+    found = json.loads(run.json("correct").read_text())
+    assert list(found["wrong"]) == list(printed)
+    states = run_parts(run, {gpu_run.correct: 60.0, good: 60.0})
+    ends = error is HopelessError
+    assert states["correct"] == {**states["correct"], "state": "failed", "said": sentence}
+    assert states["good"]["state"] == ("not begun" if ends else "finished")
+    assert ("ending here" in run.log[-1]) == ends
 
 
 @pytest.fixture(scope="module")
@@ -257,11 +288,13 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((output / "results.json").read_text())
     states = {name: part["state"] for name, part in found["parts"].items()}
-    of_gpus = {"tests", "peers", "memcheck", "racecheck", "initcheck", "synccheck"}
+    of_gpus = {"peers", "memcheck", "racecheck", "initcheck", "synccheck"}
     of_gpus |= {"profile", "loaders", "all-tests"}
     expected = {name_of(part): "finished" for part in PARTS}
     assert states == {**expected, **dict.fromkeys(of_gpus, "skipped")}
     assert {found["parts"][name]["said"] for name in of_gpus} == {"needs a GPU; this run uses cpu"}
+    assert found["correct"]["wrong"] == {}
+    assert list(found["correct"]["said"]) == ["check", "trial-0", "trial-conv", "trial-supervised"]
     assert (found["check"]["calls"], found["check"]["differing_calls"]) == (20, 0)
     assert found["environment"]["torch"]
     assert found["commit"] == "abcdef0"
@@ -302,7 +335,7 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     ("flags", "sentence"),
     [
         (("--device", "cpu"), "--device cpu is for --rehearsal alone"),
-        (("--only", "nothing"), "--only names nothing; choose from load check op levels"),
+        (("--only", "nothing"), "--only names nothing; choose from load correct op levels"),
         (("--data-dir", "/nowhere/at/all"), "--data-dir is /nowhere/at/all, which does not exist"),
     ],
 )
