@@ -505,11 +505,7 @@ def how(trainer: Trainer) -> str:
     )
     graph = "on" if trainer.training_step.is_replayed else "off"
     precision = trainer.settings.precision.name
-    kernels = getattr(task.module, "kernels", "torch")
-    return (
-        f"training on {device} ({name}): precision {precision}, compile {task.compile}, graph {graph}, "
-        f"kernels {kernels}"
-    )
+    return f"training on {device} ({name}): precision {precision}, compile {task.compile}, graph {graph}"
 
 
 def warn_of_late_milestones(config: PretrainConfig) -> None:

@@ -119,8 +119,6 @@ LEVELS = (
     Level("bf16, compiled", BOTH, _COMPILED),
     Level("bf16, compiled, graph", ("cuda",), {**_GRAPH, "compile": "default"}),
     Level("bf16, max-autotune, graph", ("cuda",), {**_GRAPH, "compile": "max"}),
-    Level("bf16, triton-bn, graph", ("cuda",), {**_GRAPH, "kernels": "triton-bn"}),
-    Level("bf16, triton, graph", ("cuda",), {**_GRAPH, "kernels": "triton"}),
     Level(DEFAULT, BOTH),  # whatever the package chooses by default
 )
 """All levels, starting with plain torch."""

@@ -306,7 +306,6 @@ def _row(name: str, step: Step, conditions: Conditions, timing: Timing) -> Row:
         "batch": config.batch_size,
         "precision": precision,
         "compile": step.task.compile,
-        "kernels": getattr(step.trainer.task.module, "kernels", "torch"),
         "graph": step.trainer.training_step.is_replayed,
         "warmup_loss": step.warmup_loss,
         "seconds": timing.seconds,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from rotnet_fast.data.loader import Batch, Loader
+from rotnet_fast.engine.compiled import compile_forward
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import sum_type
 from rotnet_fast.engine.predictions import draw_predictions
@@ -22,10 +23,6 @@ from rotnet_fast.ops import rotate_batch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# Without the compiler's own CUDA graphs: whole steps are captured, see `rotnet_fast.engine.replay`.
-_COMPILE_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
-
 
 EXAMPLES = 6
 """Number of test images whose views and predictions a picture shows."""
@@ -66,8 +63,8 @@ class RotationTask:
         pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
         mean, std: normalisation per channel.
         dtype: dtype of the views.
-        compile: ``auto``, ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are
-            compiled.
+        compile: ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are compiled.
+        is_compile_optional: whether training continues where compiling fails.
         processes: the processes that share the batches of training and testing.
         group: process group of their devices; every training step averages the gradients over it.
         muon: learning rate of the filters of convolutions, which then follow Muon; None trains everything
@@ -93,6 +90,7 @@ class RotationTask:
         std: Sequence[float],
         dtype: torch.dtype,
         compile: str = "none",
+        is_compile_optional: bool = False,
         processes: Processes = ALONE,
         group: ProcessGroup | None = None,
         muon: Schedule | None = None,
@@ -112,12 +110,9 @@ class RotationTask:
             "dtype": dtype,
         }
         self._train_forward: Any = module
-        # On the CPU, compiled NIN steps were slower (docs/performance.md). On a GPU, it has not been measured
-        # yet whether the gain makes up for the compilation.
-        self.compile = compile = "none" if compile == "auto" else compile
+        self.compile = compile
         if compile != "none":
-            # dynamic=False: the smaller last batch gets a graph of its own and slows no other down.
-            self._train_forward = torch.compile(module, mode=_COMPILE_MODES[compile], dynamic=False)
+            self._train_forward = compile_forward(module, compile, is_compile_optional)
         if group is not None:
             forward = module if compile == "none" else UnlessEmpty(module, self._train_forward)
             parallel = DistributedDataParallel(forward, process_group=group)

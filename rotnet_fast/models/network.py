@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rotnet_fast.errors import ArgumentError
-
 
 class FeatureNetwork(nn.Module, ABC):
     """An image classifier whose feature maps can be accessed by the names of its layers.
@@ -80,18 +78,6 @@ class FeatureNetwork(nn.Module, ABC):
     @abstractmethod
     def check_image_size(self, height: int, width: int) -> None:
         """Raise an ArgumentError unless the network accepts images of this size."""
-
-    def use_kernels(self, kernels: str) -> None:
-        """Choose what computes the network in training mode.
-
-        Args:
-            kernels: ``torch``; the paper's network supports others.
-
-        Raises:
-            ArgumentError: this network does not support them.
-        """
-        if kernels != "torch":
-            raise ArgumentError(f"kernels is {kernels!r}, which {self.name} does not support; use torch")
 
 
 def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:

@@ -26,7 +26,6 @@ from rotnet_fast.ops.batch_norm import batch_norm_relu
 from rotnet_fast.plain import as_whole, counted, shown
 
 BLOCK_COUNTS = (3, 4, 5)
-KERNELS = ("torch", "triton-bn", "triton")
 
 
 def scaled_channels(channels: int, width: float) -> int:
@@ -119,7 +118,6 @@ class NetworkInNetwork(FeatureNetwork):
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             if as_whole(count) is None or count < 1:
                 raise ArgumentError(f"{name} is {shown(count)}; it must be a whole number and at least 1")
-        self.kernels = "torch"
         self.num_classes = num_classes = int(num_classes)
         self.in_channels = in_channels = int(in_channels)
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
@@ -150,7 +148,7 @@ class NetworkInNetwork(FeatureNetwork):
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
         check_input(x, self.classifier.weight)
         for layer in self.layers:
-            x = self._block(layer, x)
+            x = self.get_submodule(layer)(x)
         logits: torch.Tensor = self.classifier(x.mean(dim=(2, 3)))
         return logits
 
@@ -171,57 +169,10 @@ class NetworkInNetwork(FeatureNetwork):
         check_input(x, self.classifier.weight)
         maps = {}
         for layer in self.layers[: max(map(self.layers.index, layers)) + 1]:
-            x = self._block(layer, x)
+            x = self.get_submodule(layer)(x)
             if layer in layers:
                 maps[layer] = x
         return maps
-
-    def use_kernels(self, kernels: str) -> None:
-        """Choose what computes the blocks in training mode; parameters and their names stay.
-
-        Args:
-            kernels: ``torch``; ``triton-bn``, which fuses BatchNorm and ReLU; or ``triton``, which fuses
-                them into the 1x1 convolutions, too (`rotnet_fast.experimental.nin_block`). Both Triton ways
-                work on CUDA devices; elsewhere, and in eval mode, torch computes.
-
-        Raises:
-            ArgumentError: the name is unknown, the kernels cannot compute the layers, or Triton is missing.
-        """
-        if kernels not in KERNELS:
-            raise ArgumentError(f"kernels is {kernels!r}; choose from {', '.join(KERNELS)}")
-        if kernels != "torch":
-            from rotnet_fast.experimental.nin_block import check_layers, check_triton
-
-            check_triton()
-            for layer in self.layers:
-                parts = self._parts(layer)
-                check_layers([part.bn for part in parts], [part.conv for part in parts[1:]])
-        self.kernels = kernels
-
-    def _parts(self, layer: str) -> list[ConvBnRelu]:
-        return [part for part in self.get_submodule(layer).children() if isinstance(part, ConvBnRelu)]
-
-    def _block(self, layer: str, x: torch.Tensor) -> torch.Tensor:
-        """Run one block by the chosen kernels."""
-        block = self.get_submodule(layer)
-        if self.kernels == "torch" or not block.training or isinstance(x, torch.fx.Proxy):
-            y: torch.Tensor = block(x)
-            return y
-        from rotnet_fast.experimental.nin_block import fused_batchnorm_relu, fused_tail, runs_on
-
-        if not runs_on(x.device):
-            y = block(x)
-            return y
-        first, *later = parts = self._parts(layer)
-        if self.kernels == "triton":
-            y = fused_tail(first.conv(x), [part.bn for part in parts], [part.conv for part in later])
-        else:
-            y = x
-            for part in parts:
-                y = fused_batchnorm_relu(part.conv(y), part.bn)
-        for pool in list(block.children())[len(parts) :]:
-            y = pool(y)
-        return y
 
     def feature_channels(self, layer: str) -> int:
         """Number of channels of a layer's feature map."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import Streaming, make_loader
 from rotnet_fast.data.sampling import BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.engine.compiled import choose_compile
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.rotation_task import RotationTask
@@ -141,11 +143,11 @@ def pretraining(
             from rotnet_fast.models.sync_batchnorm import synchronise_batchnorm
 
             synchronise_batchnorm(network, group)
-        network.use_kernels(config.kernels)
 
     processes.everywhere(prepare)
 
     schedule, muon = config.schedules()
+    steps = config.epochs * math.ceil(len(dataset.train) / config.batch_size)
     task = task_type(
         network,
         schedule,
@@ -157,7 +159,8 @@ def pretraining(
         mean=dataset.mean,
         std=dataset.std,
         dtype=precision.dtype,
-        compile=config.compile,
+        compile=choose_compile(config.compile, device, precision, network, processes, steps),
+        is_compile_optional=config.compile == "auto",
         processes=processes,
         group=group,
         muon=muon,

@@ -56,7 +56,7 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         "--flip-prob 0.25 --epochs 9 --batch-size 10 "
         "--lr 0.3 --schedule linear --milestones 2 4 --lr-factor 0.1 --warmup 1.5 --optimizer muon "
         "--muon-lr 0.02 --no-nesterov --weight-decay 0 --seed 8 "
-        "--device cuda:1 --precision fp16 --compile max --graph off --kernels triton "
+        "--device cuda:1 --precision fp16 --compile max --graph off "
         "--output o --resume auto --eval-every 2 --log-every 3 --checkpoint-every-steps 4 "
         "--checkpoint-every-seconds None --no-tensorboard"
     )
@@ -66,7 +66,7 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="linear", milestones=(2, 4),
         lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, nesterov=False,
         weight_decay=0.0, seed=8, device="cuda:1", precision="fp16", compile="max", graph="off",
-        kernels="triton", output=Path("o"), resume="auto", eval_every=2, log_every=3,
+        output=Path("o"), resume="auto", eval_every=2, log_every=3,
         checkpoint_every_steps=4, checkpoint_every_seconds=None, tensorboard=False,
     )  # fmt: skip
 

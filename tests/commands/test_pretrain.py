@@ -150,8 +150,8 @@ def test_a_run_that_failed_before_training_does_not_occupy_its_folder(output: Pa
     assert main([*TINY, "--output", str(output)]) == 0
 
 
-def test_kernels_for_a_gpu_are_refused_on_a_cpu(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fail([*TINY, "--output", str(output), "--kernels", "triton"], 2, "needs a GPU", capsys)
+def test_a_graph_is_refused_on_a_cpu(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fail([*TINY, "--output", str(output), "--graph", "on"], 2, "needs a GPU", capsys)
 
 
 @pytest.mark.faults("all checkpoints damaged")

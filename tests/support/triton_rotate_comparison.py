@@ -1,13 +1,37 @@
-"""The benchmarks' Triton peer does the fused op's work; run as nin_block_comparison.py is."""
+"""The benchmarks' Triton peer does the fused op's work; for a process of its own.
+
+Started by test_triton_peer.py: with TRITON_INTERPRET=1, which Triton reads when it is imported, or on a GPU.
+"""
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import pytest
 import torch
-from triton_interpreter import DEVICE
 
 from benchmarks.triton_rotate import triton_kernel
 from rotnet_fast import rotate_batch
+
+DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
+
+
+def _repair_sizes() -> None:
+    """Triton 3.6 takes numbers from arrays of one element in a way that numpy refuses from 2.4 on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_again(tensor: Any, *rest: Any) -> None:
+        patch(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patch_again
+
+
+if DEVICE.type == "cpu":
+    _repair_sizes()
 
 
 def images(number: int, side: int = 32) -> torch.Tensor:

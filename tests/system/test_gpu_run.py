@@ -20,6 +20,7 @@ from benchmarks import gpu_run
 from benchmarks.gpu_run import (
     BASELINE,
     CHOICES,
+    COMPILED,
     EAGER,
     GRAPH,
     PARTS,
@@ -172,12 +173,12 @@ def row(level: str, seconds: float, loss: float) -> dict[str, Any]:
     [
         ([], GRAPH),
         ([row(GRAPH, 300, 1.0), row(EAGER, 340, 1.0), row(BASELINE, 900, 1.0)], GRAPH),
-        ([row(GRAPH, 300, 1.0), row("bf16, triton, graph", 250, 1.0), row(BASELINE, 900, 1.0)],
-         "bf16, triton, graph"),
+        ([row(GRAPH, 300, 1.0), row(COMPILED, 250, 1.0), row(BASELINE, 900, 1.0)],
+         COMPILED),
         # a gain that compiling takes away; another loss; graphs that cannot be captured
-        ([row(GRAPH, 300, 1.0), row("bf16, triton, graph", 290, 1.0)], GRAPH),
-        ([row(GRAPH, 300, 1.0), row("bf16, triton, graph", 100, 1.2), row(BASELINE, 900, 1.0)], GRAPH),
-        ([row("bf16, triton, graph", 100, float("nan")), row(EAGER, 340, 1.0)], EAGER),
+        ([row(GRAPH, 300, 1.0), row(COMPILED, 290, 1.0)], GRAPH),
+        ([row(GRAPH, 300, 1.0), row(COMPILED, 100, 1.2), row(BASELINE, 900, 1.0)], GRAPH),
+        ([row(COMPILED, 100, float("nan")), row(EAGER, 340, 1.0)], EAGER),
         ([{"level": GRAPH, "skipped": "cannot be captured"}, row(EAGER, 340, 1.0)], EAGER),
     ],
 )  # fmt: skip
@@ -189,13 +190,13 @@ def test_a_pretraining_that_fails_at_its_level_is_continued_at_the_plainest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path)
-    run.json("choice").write_text(json.dumps({"flags": ["--kernels", "triton"], "seconds": 1e9}))
+    run.json("choice").write_text(json.dumps({"flags": ["--compile", "default"], "seconds": 1e9}))
     begun: list[list[str]] = []
 
     def pretrain(run: Run, flags: list[str]) -> Any:
         begun.append(flags)
         done = f"import json; open({str(run.work / 'pretrain' / 'results.json')!r}, 'w').write('{{}}')"
-        return run.python("-c", "raise SystemExit(1)" if "--kernels" in flags else done, name="pretrain")
+        return run.python("-c", "raise SystemExit(1)" if "default" in flags else done, name="pretrain")
 
     (run.work / "pretrain").mkdir()
     monkeypatch.setattr(gpu_run, "pretrain", pretrain)
@@ -203,7 +204,7 @@ def test_a_pretraining_that_fails_at_its_level_is_continued_at_the_plainest(
     run.part, run.part_deadline = "train", float("inf")
     with pytest.raises(KeyError, match="rotation_accuracy"):  # of the results that are none
         gpu_run.train(run)
-    assert begun == [["--kernels", "triton"], ["--graph", "off"]]
+    assert begun == [["--compile", "default"], ["--compile", "none", "--graph", "off"]]
 
 
 SKIPPED = "71 skipped, 94 deselected in 1.51s"
@@ -214,7 +215,7 @@ SKIPPED = "71 skipped, 94 deselected in 1.51s"
     [
         ({"tests": f"print('{SKIPPED}')"}, FailedError, f"tests: no test was run: {SKIPPED}"),
         ({"tests": "raise SystemExit('3 failed')"}, FailedError, "tests: exit code 1: 3 failed"),
-        ({"trial-3": "raise SystemExit('no Triton')"}, FailedError, "trial-3: exit code 1: no Triton"),
+        ({"trial-1": "raise SystemExit('no gcc')"}, FailedError, "trial-1: exit code 1: no gcc"),
         ({"check": "raise SystemExit('2 differ')"}, HopelessError, "check: exit code 1: 2 differ"),
         ({"trial-0": "raise SystemExit('boom')"}, HopelessError, "trial-0: exit code 1: boom"),
         ({"trial-conv": "raise SystemExit('boom')"}, HopelessError, "trial-conv: exit code 1: boom"),

@@ -33,7 +33,6 @@ LAYERS = {
     "rotnet_fast.verdict": 0,
     "rotnet_fast._core": 0,
     "rotnet_fast.ops": 1,
-    "rotnet_fast.experimental": 1,
     "rotnet_fast.data": 1,
     "rotnet_fast.models": 1,
     "rotnet_fast.engine": 1,
