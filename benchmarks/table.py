@@ -6,6 +6,7 @@ python -m benchmarks.table FILE                      # print
 python -m benchmarks.table FILE --chart docs/images/speed.png          # draw the README's chart
 python -m benchmarks.table FILE --readme docs/performance-tables.md    # replace the table there
 python -m benchmarks.table FILE --readme docs/performance-tables.md --section loaders      # or that one
+python -m benchmarks.table FILE --readme docs/results.md --section gpu-accuracies   # of benchmarks.gpu_run
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from rotnet_fast.benchmarking.levels import BASELINE
 from rotnet_fast.files import named
+from rotnet_fast.paper import EPOCHS, FROZEN, ROTATION_ACCURACY, SUPERVISED
 from rotnet_fast.plots.bars import Bar, bars
 from rotnet_fast.plots.style import style
 
@@ -90,6 +92,40 @@ def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
             f"| {info['batch'] / seconds:,.0f} | {share:.0f} % |"
         )
     return [*lines, ""]
+
+
+def op_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The op by ``python -m rotnet_fast.benchmark``: time per call and share of the copy bandwidth."""
+    lines = [
+        "| one call of the op | rotations | dtype | us | images/s | of copy bandwidth |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        what = f"{row['batch']:,} x {row['side']}x{row['side']}"
+        what += ", a whole epoch" if row["mode"] == "epoch" else ""
+        lines.append(
+            f"| {what} | {row['rotations']} | {row['dtype']} | {1e6 * row['seconds']:.1f} "
+            f"| {row['images_per_second']:,.0f} | {100 * row['share_of_copy']:.0f} % |"
+        )
+    return [*lines, ""]
+
+
+def graph_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The op beside its peers on a GPU, captured in graphs: what the kernels take, without launching them."""
+    cases: dict[tuple[str, int, int, str], dict[str, float]] = {}
+    for row in rows:
+        info = row["extra_info"]
+        if info.get("what") == "rotate_batch in a graph":
+            key = (info["workload"], info["batch"], info["side"], info["dtype"])
+            cases.setdefault(key, {})[info["way"]] = row["stats"]["median"] / info["calls"]
+    lines = ["| in a graph | batch | dtype | way | us | of ours |", "|---|---|---|---|---:|---:|"]
+    for (workload, batch, side, dtype), ways in cases.items():
+        for way, seconds in sorted(ways.items(), key=lambda pair: pair[1]):
+            lines.append(
+                f"| {workload} | {batch} x {side}x{side} | {dtype} | {way} | {1e6 * seconds:.1f} "
+                f"| {seconds / ways[OURS]:.1f} |"
+            )
+    return [*lines, ""] if cases else []
 
 
 def level_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,6 +221,8 @@ def loader_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def render(results: dict[str, Any], source: str) -> str:
     """All tables above a line that says where they come from."""
+    if "parts" in results:
+        return render_gpu_run(results, source)
     if "machine_info" not in results:
         return render_command(results, source)
     machine = results["machine_info"]
@@ -195,6 +233,7 @@ def render(results: dict[str, Any], source: str) -> str:
     )
     rows = results["benchmarks"]
     tables = (
+        graph_table(rows),
         rotate_batch_table(rows),
         kernel_table(rows),
         level_table(level_rows(rows)),
@@ -217,6 +256,46 @@ def render_command(results: dict[str, Any], source: str) -> str:
         f"{results['data']}; medians; from `{source}`."
     )
     return "\n".join([*level_table([{"device": kind, **row} for row in results["steps"]]), where])
+
+
+def render_gpu_run(results: dict[str, Any], source: str) -> str:
+    """The tables of the op and of the levels from the JSON of ``python -m benchmarks.gpu_run``."""
+    levels = results["levels"] | {"environment": results["environment"] | {"commit": results["commit"]}}
+    return "\n".join([*op_table(results["op"]["op"]), render_command(levels, source)])
+
+
+ACCURACIES: tuple[tuple[str, str, float], ...] = (
+    ("supervised", "Supervised NIN", SUPERVISED),
+    ("conv", "RotNet, conv head on conv2", FROZEN["conv"]),
+    ("nonlinear", "RotNet, non-linear head on conv2", FROZEN["nonlinear"]),
+)
+"""Evaluation of ``benchmarks.gpu_run``, what the table calls it, the published accuracy."""
+
+
+def render_accuracies(results: dict[str, Any], source: str) -> str:
+    """The accuracies that ``python -m benchmarks.gpu_run`` found, and their distances to the supervised one."""
+    accuracies = {name: results[name]["cells"][0]["accuracy"] for name, _, _ in ACCURACIES}
+    pretraining = results["pretrain"]
+    lines = [
+        "| result | here, % | distance to supervised | published, on CIFAR-10 | its distance |",
+        "|---|---:|---:|---:|---:|",
+        f"| Rotation accuracy | {pretraining['rotation_accuracy']:.2f} | - "
+        f"| about {ROTATION_ACCURACY[EPOCHS]:.1f} | - |",
+    ]
+    for name, label, published in ACCURACIES:
+        distances = "- | {0:.2f} | -" if name == "supervised" else "{1:.2f} | {0:.2f} | {2:.2f}"
+        ours = accuracies[name] - accuracies["supervised"]
+        shown = distances.format(published, ours, published - SUPERVISED)
+        lines.append(f"| {label} | {accuracies[name]:.2f} | {shown} |")
+    facts = results["environment"]
+    where = (
+        f"{pretraining['dataset']}: {pretraining['train_images']:,} training and "
+        f"{pretraining['test_images']:,} test images. Preset `paper`, {EPOCHS} epochs each, full width, "
+        f"{pretraining['precision']}, seed {pretraining['settings']['seed']}: one training of each. Measured on "
+        f"{facts['device']}; torch {facts['torch']}, Python {facts['python']}, commit {results['commit']}; from "
+        f"`{source}`."
+    )
+    return "\n".join([*lines, "", where])
 
 
 def chart_bars(rows: list[dict[str, Any]]) -> list[Bar]:
@@ -270,7 +349,8 @@ def main() -> None:
     if arguments.chart is not None:
         draw_chart(results, arguments.chart)
         return
-    text = render(results, arguments.file.as_posix())
+    make = render_accuracies if arguments.section == "gpu-accuracies" else render
+    text = make(results, arguments.file.as_posix())
     begin, end = (f"<!-- {arguments.section}: {edge} -->" for edge in ("begin", "end"))
     if arguments.readme is None:
         print(text)

@@ -36,6 +36,7 @@ MODEL_FILE = "model.safetensors"
 
 SHIPPED: dict[str, str] = {
     "nin4-cifar10-jpeg": "f15aef7212906cf862dee1c331656e33df4e21f605c70335783ed74421eed601",
+    "nin4-cifar10-jpeg-paper": "b1ea412587cb5b17e2e89da8cc2a0b7373a11005554be14bc71ee12658201906",
 }
 """Map the name of a model that ships with the package to the SHA-256 (hexadecimal) of its file, which is
 ``rotnet_fast/weights/NAME.safetensors``."""

@@ -92,14 +92,21 @@ def test_the_recorded_results_can_be_rendered(name: str) -> None:
     assert text.count("|---") > 3
 
 
-TABLES = [("cpu", "benchmarks"), ("cpu-steps", "steps"), ("cpu-loaders", "loaders")]
+TABLES = [
+    ("cpu", "benchmarks", "performance-tables"),
+    ("cpu-steps", "steps", "performance-tables"),
+    ("cpu-loaders", "loaders", "performance-tables"),
+    ("h200/peers", "gpu-peers", "performance-tables"),
+    ("h200/results", "gpu", "performance-tables"),
+    ("h200/results", "gpu-accuracies", "results"),
+]
 
 
-@pytest.mark.parametrize(("name", "section"), TABLES)
-def test_the_page_of_tables_is_what_the_generator_writes(
-    name: str, section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "section", "document"), TABLES)
+def test_the_tables_of_the_documentation_are_what_the_generator_writes(
+    name: str, section: str, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (ROOT / "docs" / "performance-tables.md").read_text()
+    page = (ROOT / "docs" / f"{document}.md").read_text()
     (tmp_path / "page.md").write_text(page)
     monkeypatch.chdir(ROOT)
     flags = [f"benchmarks/results/{name}.json", "--readme", str(tmp_path / "page.md"), "--section", section]

@@ -135,7 +135,7 @@ def test_what_is_made_of_a_shipped_model_goes_where_runs_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (name,) = SHIPPED
+    name = next(iter(SHIPPED))
     assert evaluate.EvaluateConfig(name).output_folder() == Path("runs") / name / "evaluate-001"
     assert visualize.main([name, "--what", "filters", "--device", "cpu"]) == 0  # needs no images
     assert (tmp_path / "runs" / name / "figures" / "filters.png").exists()
@@ -159,9 +159,10 @@ def test_commands_say_the_same_of_what_is_no_model(
     command: Callable[[str], int], forms: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = forms["run folder"].parent
-    (name,) = SHIPPED
+    name = next(iter(SHIPPED))
+    names = ", ".join(SHIPPED)
     for model, said in (
-        ("nowhere", f"checkpoint nowhere does not exist; pass a run folder .* the package: {name}"),
+        ("nowhere", f"checkpoint nowhere does not exist; pass a run folder .* the package: {names}"),
         (name.replace("jpeg", "jpg"), f"does not exist; did you mean {name}\\? Otherwise pass a run folder"),
         (str(folder), f"is not a run folder, but contains 1: pass {folder / 'run'}"),
         (
