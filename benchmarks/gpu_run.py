@@ -324,7 +324,7 @@ def op(run: Run) -> str:
         for name, wanted in cases.items()
     }
     return ", ".join(
-        f"{name} of {row['batch']}: {1e6 * row['seconds']:.1f} us, {row['share_of_copy']:.0%} of the copy rate"
+        f"{name} of {row['batch']}: {1e6 * row['seconds']:.1f} us, {row['share_of_copy']:.0%} of copying"
         for name, row in rows.items()
     )
 

@@ -273,7 +273,7 @@ ACCURACIES: tuple[tuple[str, str, float], ...] = (
 
 
 def render_accuracies(results: dict[str, Any], source: str) -> str:
-    """The accuracies that ``python -m benchmarks.gpu_run`` found, and their distances to the supervised one."""
+    """The accuracies that ``python -m benchmarks.gpu_run`` found, and distances to the supervised one."""
     accuracies = {name: results[name]["cells"][0]["accuracy"] for name, _, _ in ACCURACIES}
     pretraining = results["pretrain"]
     lines = [
@@ -291,9 +291,9 @@ def render_accuracies(results: dict[str, Any], source: str) -> str:
     where = (
         f"{pretraining['dataset']}: {pretraining['train_images']:,} training and "
         f"{pretraining['test_images']:,} test images. Preset `paper`, {EPOCHS} epochs each, full width, "
-        f"{pretraining['precision']}, seed {pretraining['settings']['seed']}: one training of each. Measured on "
-        f"{facts['device']}; torch {facts['torch']}, Python {facts['python']}, commit {results['commit']}; from "
-        f"`{source}`."
+        f"{pretraining['precision']}, seed {pretraining['settings']['seed']}: one training of each. Measured "
+        f"on {facts['device']}; torch {facts['torch']}, Python {facts['python']}, commit "
+        f"{results['commit']}; from `{source}`."
     )
     return "\n".join([*lines, "", where])
 
