@@ -67,7 +67,8 @@ class ReproduceConfig(ImageSettings):
 
     preset: StudyPreset = "paper"
     """Recipe of every training: slides, paper and official are the published ones; demo (of the digits, with
-    few labels), quickstart and cpu are for two cores."""
+    few labels), quickstart and cpu take minutes on two cores, and two-cores, the paper's network on all
+    images by a faster recipe, takes hours."""
 
     scale: float = 1.0
     """Fraction of the epochs and of the training images (after --limit-train) to use, for a trial; at least

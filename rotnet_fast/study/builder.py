@@ -82,8 +82,15 @@ class Builder:
         return StudyCell("head", settings, {"layer": layer, "head": head}, (pretext,) if pretext else ())
 
     def fine_tune(self, pretext: StudyCell, head: str, lr: float) -> StudyCell:
-        """Request a head on conv2 that is trained together with the blocks below it."""
-        recipe = replace(self.study.head, lr=lr)
+        """Request a head on conv2 that is trained together with the blocks below it.
+
+        Args:
+            pretext, head: what is trained.
+            lr: learning rate; Muon's is lowered in proportion.
+        """
+        recipe = self.study.head
+        muon_lr = recipe.muon_lr * (lr / recipe.lr) if recipe.optimizer == "muon" else recipe.muon_lr
+        recipe = replace(recipe, lr=lr, muon_lr=muon_lr)
         settings = {**self._training(recipe), "layer": "conv2", "head": head} | self._limit()
         return StudyCell("fine-tune", settings, needs=(pretext,))
 

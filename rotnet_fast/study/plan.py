@@ -255,7 +255,8 @@ def ablations(build: Builder) -> list[Entry]:
         "turned-images": "Images each turned at random, once and for all",
         "resized-class": "One rotation's views resized",
     }
-    if build.study.head.lr_factor == 0.5:  # then it is the recipe of the faithful run
+    head = build.study.head
+    if head.schedule != "step" or head.lr_factor == 0.5:  # then it is the recipe of the faithful run
         del titles["lr-halved"]
     if is_demo:  # five minutes leave time for the one pretraining that an ordering asks for
         titles = {name: title for name, title in titles.items() if name in ("lr-halved", "turned-images")}

@@ -222,7 +222,7 @@ def test_presets_have_their_lengths(
 
 
 def test_studies_are_of_the_presets_that_are_recipes_of_all_that_they_train() -> None:
-    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"} | {"demo"}
+    assert set(TRAININGS) == set(get_args(StudyPreset)) == set(PRESETS) - {"speedrun"} | {"demo", "two-cores"}
 
 
 DIGITS = replace(
@@ -282,7 +282,22 @@ def test_a_study_of_too_few_steps_to_learn_is_a_smoke_test() -> None:
     assert not study_settings("cpu", 1.0, replace(cifar10_data(), train_images=10_000), "fp32").is_smoke_test
 
 
-@pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"slides"}))
+def test_two_cores_train_everything_by_muon_and_a_linear_decay() -> None:
+    settings = study_settings("two-cores", 1.0, cifar10_data(), "bf16")
+    trainings = (settings.pretext, settings.supervised, settings.head)
+    assert {(training.optimizer, training.schedule) for training in trainings} == {("muon", "linear")}
+    assert (settings.pretext.width, settings.pretext.preset) == (1.0, "speedrun")
+    assert not [entry for entry in entries("ablations", settings=settings) if "halved" in entry.name]
+    rates = {
+        entry.name: (entry.cells[0].settings["lr"], entry.cells[0].settings["muon_lr"])
+        for entry in entries("table3", settings=settings)
+        if entry.cells[0].kind == "fine-tune"
+    }
+    assert rates["finetuned-conv-lr0.1"] == (0.1, settings.head.muon_lr)
+    assert rates["finetuned-conv-lr0.01"] == (0.01, pytest.approx(settings.head.muon_lr / 10))
+
+
+@pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"slides", "two-cores"}))
 def test_halved_rates_are_the_one_thing_that_their_ablation_changes(preset: StudyPreset) -> None:
     settings = study_settings(preset, 1.0, cifar10_data(), "bf16")
     (ablated,), (faithful,) = (
