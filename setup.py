@@ -2,6 +2,7 @@
 
 ROTNET_CUDA=0|1|auto: without, with (or fail), or with CUDA kernels where nvcc fits torch (default).
 TORCH_CUDA_ARCH_LIST: GPU architectures as numbers, such as "8.0;9.0"; PTX of the newest is always added.
+ROTNET_URL: address of the repository, for the links on the package's page; without it they become text.
 ROTNET_PYTHONS: interpreters, separated as in PATH, to build the pybind11 module for besides this one.
 
 The libraries use torch's stable ABI and no Python, and the package works without the pybind11 module, so
@@ -289,8 +290,22 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
     return [*found, CoreModule(), *(CoreModule(*python) for python in other_pythons())]
 
 
+def description() -> str:
+    """Return README.md for the package's page elsewhere: its relative links lead to ROTNET_URL, or are text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    address = os.environ.get("ROTNET_URL", "").rstrip("/")
+    relative = r"\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)"
+    if not address:
+        text = re.sub(rf"!{relative}\n*", "", text)
+        return re.sub(relative, r"\1", text)
+    text = re.sub(rf"!{relative}", rf"![\1]({address}/raw/main/\2)", text)
+    return re.sub(rf"(?<!!){relative}", rf"[\1]({address}/blob/main/\2)", text)
+
+
 # setuptools asks for extensions to know that the wheel is not pure; BuildKernels replaces this list.
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension("rotnet_fast._core", ["csrc/core_module.cpp"])],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": OneWheel},
 )

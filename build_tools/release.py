@@ -6,6 +6,7 @@
 What is committed is archived, built to a source distribution, that to a wheel for every Python (with the
 pybind11 module for those given), and the wheel installed into a clean environment of each, beside the newest
 torch.
+Set ROTNET_URL to the address of the repository, so that the links of the package's page lead there.
 ``--merge`` adds the CUDA library of another wheel, built on a machine with another toolkit.
 
 The environment that runs this has torch and what ``pip install -e '.[dev]'`` installs.

@@ -44,7 +44,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        from rotnet_fast.dependencies import named_if_missing
+
+        with named_if_missing(f"rotnet_fast.{name}"):
+            return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'rotnet_fast' has no attribute {name!r}")
 
 

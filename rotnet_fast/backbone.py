@@ -18,6 +18,7 @@ from torch import nn
 
 from rotnet_fast.backbone_inputs import check_images, checked_count, checked_numbers
 from rotnet_fast.checks import check_device
+from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.precision import resolve_device
 from rotnet_fast.errors import ArgumentError, CheckpointError
@@ -203,6 +204,7 @@ class Backbone(nn.Module):
         name = self.network.default_layer if layer is None else layer
         return self._features(images, [name], batch_size, _pooled)[name]
 
+    @named_if_missing("Backbone.embed")
     def embed(
         self,
         what: Images,

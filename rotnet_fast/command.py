@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-from rotnet_fast.dependencies import library_of, missing_libraries
+from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
@@ -95,22 +95,13 @@ def _reason(error: OSError) -> str:
 def _run(command: Callable[[], object]) -> int:
     """Exit code of a command, after a message where it is not 0."""
     try:
-        code = command()
+        with named_if_missing("this command"):
+            code = command()
         return code if isinstance(code, int) else 0
     except ElsewhereError as error:
         return error.exit_code
     except RotnetError as error:
         return _fail(error)
-    except ModuleNotFoundError as error:
-        if (library := library_of(error)) is None:
-            raise
-        others = [name for name in missing_libraries() if name != library]
-        return _fail(
-            RotnetError(
-                f"this command needs {library}, which is not installed: pip install "
-                f"{' '.join([library, *others])}"
-            )
-        )
     except Interrupted as interruption:
         if is_main():
             print(interruption, file=sys.stderr)

@@ -5,7 +5,11 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+
+from rotnet_fast.errors import MissingLibraryError
 
 LIBRARIES = {
     "PIL": "pillow",
@@ -29,6 +33,23 @@ def missing_libraries() -> list[str]:
     return [name for module, name in LIBRARIES.items() if find_spec(module) is None]
 
 
-def library_of(error: ModuleNotFoundError) -> str | None:
-    """Return the name of the library whose absence an error reports; None if it is about something else."""
-    return LIBRARIES.get((error.name or "").partition(".")[0])
+@contextmanager
+def named_if_missing(what: str) -> Iterator[None]:
+    """Name the library to install where one is missing.
+
+    Args:
+        what: who needs it, as the subject of the message.
+
+    Raises:
+        MissingLibraryError: instead of an import's own error.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = LIBRARIES.get((error.name or "").partition(".")[0])
+        if library is None or isinstance(error, MissingLibraryError):
+            raise
+        others = [name for name in missing_libraries() if name != library]
+        raise MissingLibraryError(
+            f"{what} needs {library}, which is not installed: pip install {' '.join([library, *others])}"
+        ) from error

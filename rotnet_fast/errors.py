@@ -27,6 +27,10 @@ class ArgumentError(RotnetError, ValueError):
     exit_code = 2
 
 
+class MissingLibraryError(RotnetError, ModuleNotFoundError):
+    """A library is needed that is not installed."""
+
+
 class DataError(RotnetError):
     """A data set is missing, incomplete or damaged."""
 

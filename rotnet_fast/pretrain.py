@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.checks import check_streaming
 from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
+from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.run_folder import (
@@ -266,6 +267,7 @@ class TrainedRotNet:
     folder: Path
 
 
+@named_if_missing("train_rotnet")
 def train_rotnet(
     dataset: Any,
     model: str | nn.Module | None = None,

@@ -93,12 +93,13 @@ def test_the_recorded_results_can_be_rendered(name: str) -> None:
 
 
 TABLES = [
-    ("cpu", "benchmarks", "performance-tables"),
-    ("cpu-steps", "steps", "performance-tables"),
-    ("cpu-loaders", "loaders", "performance-tables"),
-    ("h200/peers", "gpu-peers", "performance-tables"),
-    ("h200/results", "gpu", "performance-tables"),
-    ("h200/results", "gpu-accuracies", "results"),
+    ("cpu", "benchmarks", "docs/performance-tables"),
+    ("cpu-steps", "steps", "docs/performance-tables"),
+    ("cpu-loaders", "loaders", "docs/performance-tables"),
+    ("h200/peers", "gpu-peers", "docs/performance-tables"),
+    ("h200/results", "gpu", "docs/performance-tables"),
+    ("h200/results", "gpu-accuracies", "docs/results"),
+    ("h200/results", "gpu-accuracies", "README"),
 ]
 
 
@@ -106,7 +107,7 @@ TABLES = [
 def test_the_tables_of_the_documentation_are_what_the_generator_writes(
     name: str, section: str, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (ROOT / "docs" / f"{document}.md").read_text()
+    page = (ROOT / f"{document}.md").read_text()
     (tmp_path / "page.md").write_text(page)
     monkeypatch.chdir(ROOT)
     flags = [f"benchmarks/results/{name}.json", "--readme", str(tmp_path / "page.md"), "--section", section]

@@ -65,6 +65,33 @@ def test_a_command_that_needs_a_library_names_it_in_one_sentence(folder: Path, t
         assert code == f"{line} 1"
 
 
+FUNCTIONS = """
+import sys, torch, rotnet_fast
+
+images = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+backbone = rotnet_fast.load_backbone("nin4-cifar10-jpeg", "cpu")
+for function in (
+    lambda: rotnet_fast.RotNetFeatures,
+    lambda: rotnet_fast.train_rotnet(images),
+    lambda: backbone.embed(["picture.jpg"]),
+):
+    try:
+        function()
+    except ImportError as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_function_that_needs_a_library_names_it_in_one_sentence(folder: Path) -> None:
+    done = light_environment.run(folder, "-c", FUNCTIONS)
+    assert done.returncode == 0, done.stderr
+    answers = done.stdout.splitlines()
+    whats = [re.escape(what) for what in ("rotnet_fast.RotNetFeatures", "train_rotnet", "Backbone.embed")]
+    for what, answer in zip(whats, answers, strict=True):
+        said = rf"MissingLibraryError: {what} needs ([\w-]+), which is not installed: pip install \1 .*"
+        assert re.fullmatch(said, answer), answer
+
+
 def test_the_libraries_are_those_that_the_package_requires() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # not with tomllib, which Python 3.10 lacks
     required = text.partition("\ndependencies = [\n")[2].partition("\n]")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,24 @@ def test_what_a_build_without_isolation_lacks_is_named(package: str, said: str) 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == f"rotnet_fast: {said}"
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/rotnet_fast/"])
+def test_the_description_elsewhere_has_no_link_that_leads_nowhere(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(script, "ROOT", ROOT)
+    monkeypatch.setenv("ROTNET_URL", address)
+    text = script.description()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    here = [target for target in targets if not re.match(r"https?:|#", target)]
+    assert here == []
+    prefix = "https://example.org/rotnet_fast/"
+    places = [target.removeprefix(prefix) for target in targets if target.startswith(prefix)]
+    assert len(places) > 20 if address else not places
+    for place in places:
+        kind, _, path = place.partition("/main/")
+        assert kind == ("raw" if path.endswith(".png") else "blob")
+        assert (ROOT / path.partition("#")[0]).exists()
+    assert "tutorial" in text
+    assert ("![" in text) == bool(address)
