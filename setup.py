@@ -291,7 +291,7 @@ def extensions(torch: Any, cpp_extension: Any, cuda_root: Path | None, cuda_reas
 
 
 def description() -> str:
-    """Return README.md for the package's page elsewhere: its relative links lead to ROTNET_URL, or are text."""
+    """README.md for the page of the package: relative links lead to ROTNET_URL, or become text."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     address = os.environ.get("ROTNET_URL", "").rstrip("/")
     relative = r"\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)"

@@ -23,7 +23,7 @@ YAML = sorted([ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff", *ROOT.gl
 def installed_data(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of the files beside Python's own that an installation copies into the package."""
     monkeypatch.chdir(ROOT)
-    distribution = Distribution()
+    distribution = Distribution({"long_description": "set by setup.py"})
     distribution.parse_config_files(["pyproject.toml"])
     build = distribution.get_command_obj("build_py")
     build.ensure_finalized()
