@@ -343,21 +343,23 @@ CHOICES: dict[str, list[str]] = {
 
 def levels(run: Run) -> str:
     """Training steps of NIN-4: graph, eager, plain torch, compiled."""
-    return steps(run, 4, [GRAPH, EAGER, BASELINE, COMPILED])
-
-
-def steps(run: Run, blocks: int, names: Sequence[str]) -> str:
-    """Training steps of a network at some levels."""
-    if run.device == "cpu":
-        names = [BASELINE, "default"] if blocks == 4 else [BASELINE]
-    flags = ["--what", "steps", "--blocks", blocks, "--level-limit", 60, "--levels", *names]
     try:
-        said = benchmark(run, *flags)
+        return steps(run, [GRAPH, EAGER, BASELINE, COMPILED], 4)
     finally:
         rows = (run.read(run.part) or {}).get("steps", [])
-        if blocks == 4:
-            run.json("choice").write_text(json.dumps(choose(rows)))
-    measured = [f"{row['level']} {1e3 * row['seconds']:.2f} ms" for row in rows if "seconds" in row]
+        run.json("choice").write_text(json.dumps(choose(rows)))
+
+
+def steps(run: Run, names: Sequence[str], *blocks: int) -> str:
+    """Training steps of networks of so many blocks at some levels."""
+    names = [BASELINE, "default"] if run.device == "cpu" else names
+    flags = ["--what", "steps", "--blocks", *blocks, "--level-limit", 60, "--levels", *names]
+    said = benchmark(run, *flags)
+    measured = [
+        f"NIN-{row['blocks']}, {row['level']} {1e3 * row['seconds']:.2f} ms"
+        for row in run.read(run.part)["steps"]
+        if "seconds" in row
+    ]
     return "; ".join(measured) or said
 
 
@@ -594,14 +596,9 @@ def profile(run: Run) -> str:
     )
 
 
-def levels_3(run: Run) -> str:
-    """Training steps of NIN-3."""
-    return steps(run, 3, [GRAPH, BASELINE, COMPILED])
-
-
-def levels_5(run: Run) -> str:
-    """Training steps of NIN-5."""
-    return steps(run, 5, [GRAPH, BASELINE, COMPILED])
+def other_networks(run: Run) -> str:
+    """Training steps of NIN-3 and NIN-5."""
+    return steps(run, [GRAPH, BASELINE, COMPILED], 3, 5)
 
 
 def stages(run: Run) -> str:
@@ -666,8 +663,7 @@ PARTS: dict[Callable[[Run], str], float] = {
     memcheck: 120,
     racecheck: 240,
     profile: 60,
-    levels_3: 90,
-    levels_5: 90,
+    other_networks: 150,
     stages: 90,
     speedrun: math.inf,
     study: math.inf,
