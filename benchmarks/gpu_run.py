@@ -418,7 +418,12 @@ def train(run: Run) -> str:
         if supervised is not None:
             stop(supervised)
         keep(run, "pretrain", "supervised", "conv")
-    return ", ".join([f"rotation {run.read('pretrain')['rotation_accuracy']:.2f} %", *accuracies(run)])
+    return ", ".join(
+        [
+            f"rotation {run.read('pretrain')['rotation_accuracy']:.2f} %",
+            *accuracies(run, "conv", "supervised"),
+        ]
+    )
 
 
 CONV = ("--layers", "conv2", "--heads", "conv", "--no-random-init")
@@ -449,11 +454,18 @@ def beside(run: Run, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes
 
 def evaluate(run: Run, name: str, *flags: object, checkpoint: str = "pretrain") -> subprocess.Popen[bytes]:
     """Start an evaluation of a pretraining, or continue it."""
+    model: tuple[object, ...] = ("--checkpoint", run.work / checkpoint)
+    if checkpoint == "pretrain" and not (run.work / checkpoint).exists():  # when this part alone is asked for
+        model = ("--checkpoint", SHIPPED, *run.require_data()[:4])
     return run.python(
-        *("-m", "rotnet_fast.evaluate", "--checkpoint", run.work / checkpoint, "--device", run.device),
+        *("-m", "rotnet_fast.evaluate", *model, "--device", run.device),
         *(*flags, "--output", run.work / name, *run.tiny("--epochs", 1, "--batch-size", 16)),
         name=name,
     )
+
+
+SHIPPED = "nin4-cifar10-jpeg-paper"
+"""What part train came to in an earlier run."""
 
 
 def evaluated(run: Run, name: str, *flags: object, checkpoint: str = "pretrain") -> None:
@@ -479,12 +491,9 @@ def keep(run: Run, *names: str) -> None:
             shutil.copyfile(run.work / name / "results.json", run.json(name))
 
 
-EVALUATIONS = ("conv", "supervised", "nonlinear", "fine-tuned")
-
-
-def accuracies(run: Run) -> list[str]:
-    """What the evaluations of the pretraining have found so far."""
-    cells = [cell for name in EVALUATIONS for cell in (run.read(name) or {"cells": []})["cells"]]
+def accuracies(run: Run, *names: str) -> list[str]:
+    """What evaluations have found so far."""
+    cells = [cell for name in names for cell in (run.read(name) or {"cells": []})["cells"]]
     return [
         f"{' '.join(filter(None, (cell['method'], cell['layer'], cell['head'])))} {cell['accuracy']:.2f} %"
         for cell in cells
@@ -492,19 +501,26 @@ def accuracies(run: Run) -> list[str]:
 
 
 def head(run: Run) -> str:
-    """Fine-tuning of both heads, and the non-linear one."""
-    require_pretraining(run)
+    """Fine-tuning of both heads; the non-linear head on every block."""
+    names, layers = ("fine-tuned", "nonlinear"), ("conv1", "conv2", "conv3", "conv4")
     try:
         evaluated(run, "fine-tuned", "--layers", "conv2", "--no-frozen", "--fine-tune")
-        evaluated(run, "nonlinear", "--layers", "conv2", "--heads", "nonlinear", "--no-random-init")
+        evaluated(run, "nonlinear", "--layers", *layers, "--heads", "nonlinear", "--no-random-init")
     finally:
-        keep(run, "nonlinear", "fine-tuned")
-    return ", ".join(accuracies(run))
+        keep(run, *names)
+    return ", ".join(accuracies(run, *names))
 
 
-def require_pretraining(run: Run) -> None:
-    if not is_finished(run.work / "pretrain"):
-        raise SkippedError("needs the pretraining, which is not finished")
+def few_labels(run: Run) -> str:
+    """Figure 5b: the conv head and the supervised network with few labels per class."""
+    counts = (2,) if run.is_rehearsal else (20, 100, 400)
+    names = [f"labels-{count}" for count in counts]
+    try:
+        for name, count in zip(names, counts, strict=True):
+            evaluated(run, name, *CONV, "--supervised", "--images-per-class", count)
+    finally:
+        keep(run, *names)
+    return ", ".join(accuracies(run, *names))
 
 
 def peers(run: Run) -> str:
@@ -660,6 +676,7 @@ PARTS: dict[Callable[[Run], str], float] = {
     train: math.inf,
     peers: 180,
     head: math.inf,
+    few_labels: math.inf,
     memcheck: 120,
     racecheck: 240,
     profile: 60,

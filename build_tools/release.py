@@ -146,9 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="no CUDA kernels, and this Python alone")
     arguments = parser.parse_args()
-    check(
-        sys.version_info >= (3, 11), "torch-abi-audit needs Python 3.11 or later; run this with one"
-    )
+    check(sys.version_info >= (3, 11), "torch-abi-audit needs Python 3.11 or later; run this with one")
     check(not arguments.folder.exists(), f"{arguments.folder} exists; name another folder")
     ask = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"
     suffixes = {python: run(python, "-c", ask).strip() for python in (sys.executable, *arguments.pythons)}

@@ -32,6 +32,7 @@ from benchmarks.gpu_run import (
     name_of,
     run_parts,
 )
+from rotnet_fast.pretrained import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -248,6 +249,20 @@ def test_what_is_wrong_is_told_and_ends_the_call_only_where_the_rest_would_be_wo
     assert ("ending here" in run.log[-1]) == ends
 
 
+def test_heads_alone_are_trained_on_the_shipped_features(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.data = ["--dataset", "folder", "--data-dir", "jpeg", "--dataset-name", "photos"]
+    run.part, run.part_deadline = "head", float("inf")
+    gpu_run.stop(gpu_run.evaluate(run, "conv", *gpu_run.CONV))
+    assert (
+        f"--checkpoint {gpu_run.SHIPPED} --dataset folder --data-dir jpeg --device cpu --layers" in run.log[0]
+    )
+    assert gpu_run.SHIPPED in SHIPPED
+    (run.work / "pretrain").mkdir()
+    gpu_run.stop(gpu_run.evaluate(run, "conv", *gpu_run.CONV))
+    assert f"--checkpoint {run.work / 'pretrain'} --device cpu" in run.log[1]
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of class folders of JPEG images, as on a machine that gets everything in one file."""
@@ -307,12 +322,13 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     assert found["pretrain"]["dataset"] == "noise"
     methods = {
         name: [(cell["method"], cell["head"]) for cell in found[name]["cells"]]
-        for name in ("supervised", "conv", "nonlinear", "fine-tuned", "speedrun-conv")
+        for name in ("supervised", "conv", "nonlinear", "fine-tuned", "labels-2", "speedrun-conv")
     }
     assert methods == {
         "supervised": [("supervised", None)],
         "conv": [("frozen", "conv")],
-        "nonlinear": [("frozen", "nonlinear")],
+        "nonlinear": [("frozen", "nonlinear")] * 4,
+        "labels-2": [("frozen", "conv"), ("supervised", None)],
         "fine-tuned": [("fine-tune", "nonlinear"), ("fine-tune", "conv")],
         "speedrun-conv": [("frozen", "conv")],
     }
