@@ -36,7 +36,6 @@ nitpick_ignore_regex = [
     ("py:.*", r"torch\..*|Path"),  # no index of another project is fetched
     ("py:class", r"rotnet_fast\.data\.(crop\.RandomResizedCrop|split\.EncodedSplit)"),  # not public
 ]
-suppress_warnings = ["toc.not_included"]  # a report and a model card have a link in a page alone
 smartquotes_action = "D"  # dashes, and the quotation marks as they are
 
 myst_heading_anchors = 4
@@ -62,6 +61,7 @@ html_show_sphinx = False
 def setup(app: Sphinx) -> None:
     """Connect what makes the sidebar and the front page."""
     app.connect("source-read", add_sidebar)
+    app.connect("doctree-read", allow_outside_the_sidebar)
     app.connect("build-finished", copy_front_page)
 
 
@@ -76,6 +76,11 @@ def add_sidebar(_app: Sphinx, page: str, source: list[str]) -> None:
             for name, target in re.findall(r"\[([^]]+)\]\(([^)]+)\)", links)
         ]
         source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", *entries, "```", ""])
+
+
+def allow_outside_the_sidebar(app: Sphinx, _doctree: object) -> None:
+    """Accept pages with no place in the sidebar, such as model cards: Sphinx 8.1 cannot hide its warning."""
+    app.env.metadata[app.env.docname]["orphan"] = "true"
 
 
 def copy_front_page(app: Sphinx, error: Exception | None) -> None:

@@ -57,21 +57,32 @@ def executed(folder: Path, **variables: str) -> NotebookNode:
     return notebook
 
 
-def stored(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """The outputs of a cell: one text, without the epochs in the middle, and small pictures."""
+def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The outputs with consecutive texts of one stream in one, and without empty ones."""
     kept: list[NotebookNode] = []
     for output in outputs:
-        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+        is_text = output.output_type == "stream"
+        if is_text and kept and kept[-1].get("name") == output.name:
             kept[-1].text += output.text
-        else:
+        elif not is_text or output.text:
             kept.append(output)
+    return kept
+
+
+def stored(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """The outputs of a cell: one text, without the epochs in the middle, and small pictures."""
+    kept = merged(outputs)
     for output in kept:
         if output.output_type == "stream":
-            text = OF_THE_MACHINE.sub("", output.text)
-            output.text = re.sub(r"(?:^epoch (?!1/|2/|(\d+)/\1:).*\n)+", "...\n", text, flags=re.MULTILINE)
+            output.text = OF_THE_MACHINE.sub("", output.text)
+    kept = merged(kept)  # such a line may have parted others
+    for output in kept:
+        if output.output_type == "stream":
+            epochs = r"(?:^epoch (?!1/|2/|(\d+)/\1:).*\n)+"
+            output.text = re.sub(epochs, "...\n", output.text, flags=re.MULTILINE)
         elif "image/png" in output.data:
             output.data["image/png"] = smaller(output.data["image/png"])
-    return [output for output in kept if output.output_type != "stream" or output.text]
+    return kept
 
 
 def smaller(picture: str) -> str:

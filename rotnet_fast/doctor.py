@@ -21,7 +21,7 @@ from rotnet_fast.plain import counted
 
 PROGRAM = "python -m rotnet_fast.doctor"
 
-TESTED_TORCH = ((2, 14), (2, 15))
+TESTED_TORCH = ((2, 10), (2, 14), (2, 15))
 """Versions of torch that tests have been run beside, see docs/install.md."""
 
 TESTED = f"tested: {', '.join(f'{major}.{minor}' for major, minor in TESTED_TORCH)}"

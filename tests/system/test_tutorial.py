@@ -54,6 +54,18 @@ def test_the_features_beat_those_of_an_untrained_network(which: str, request: py
     assert float(re.findall(r"the same digit for ([\d.]+)%", text)[0]) >= 90
 
 
+def test_a_line_about_the_machine_parts_no_output() -> None:
+    def stream(name: str, text: str) -> NotebookNode:
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    notice = "WARNING: steps take 3 times as long as the processor works on them\n"
+    assert execute_tutorial.OF_THE_MACHINE.sub("", notice) == ""
+    parts = [stream("stdout", "epoch 1/9: a\nepoch 3/9: b\n"), stream("stderr", notice)]
+    parts += [stream("stdout", "epoch 4/9: c\nepoch 9/9: d\n")]
+    expected = [stream("stdout", "epoch 1/9: a\n...\nepoch 9/9: d\n")]
+    assert execute_tutorial.stored(parts) == expected
+
+
 def test_the_stored_notebook_is_small_and_of_no_machine() -> None:
     text = execute_tutorial.PAGE.read_text(encoding="utf-8")
     assert len(text) < 500_000
