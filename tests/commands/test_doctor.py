@@ -49,7 +49,7 @@ def test_a_kernel_that_differs_is_a_failure(
 def test_a_torch_that_was_not_tested_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tested = "; tested: 2.14, 2.15"
+    tested = "; tested: 2.10, 2.14, 2.15"
     monkeypatch.setattr(torch, "__version__", "2.14.1+cpu")
     doctor.main([])
     assert tested not in capsys.readouterr().out
