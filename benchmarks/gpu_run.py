@@ -259,24 +259,24 @@ def correct(run: Run) -> str:
         processes["tests"] = tests(run, *(f"tests/{name}.py" for name in names), name="tests")
         processes["peers-once"] = run.python(*PEERS, "--benchmark-disable", name="peers-once")
     said, wrong = {}, {}
+
+    def wait(name: str, process: subprocess.Popen[bytes]) -> None:
+        try:
+            said[name] = run.finish(process, name)
+            if name == "tests":
+                check_passed(said[name])
+        except FailedError as error:
+            wrong[name] = str(error)
+
     try:
         for name, process in processes.items():
-            try:
-                said[name] = run.finish(process, name)
-            except FailedError as error:
-                wrong[name] = str(error)
+            wait(name, process)
         if "trial-0" in said:
             for name, kind in (("trial-conv", CONV), ("trial-supervised", SUPERVISED)):
-                try:
-                    process = evaluate(run, name, *kind, "--epochs", 1, checkpoint="trial-0")
-                    said[name] = run.finish(process, name)
-                except FailedError as error:
-                    wrong[name] = str(error)
+                wait(name, evaluate(run, name, *kind, "--epochs", 1, checkpoint="trial-0"))
     finally:
         for process in processes.values():
             stop(process)
-        if "passed" not in said.get("tests", "passed"):
-            wrong["tests"] = f"no test was run: {said['tests']}"
         run.json("correct").write_text(json.dumps({"said": said, "wrong": wrong}))
     for name, error in wrong.items():
         run.say(f"{name}: {error}")
@@ -393,6 +393,16 @@ def is_same(loss: float, right: float | None) -> bool:
 def tests(run: Run, *arguments: object, name: str) -> subprocess.Popen[bytes]:
     """Start tests that need a GPU."""
     return run.python("-m", "pytest", "-q", "--only-cuda", "-p", "no:cacheprovider", *arguments, name=name)
+
+
+def check_passed(said: str) -> None:
+    """Refuse tests that were all skipped.
+
+    Raises:
+        FailedError: pytest's last line names none that passed.
+    """
+    if "passed" not in said:
+        raise FailedError(f"no test was run: {said}")
 
 
 def train(run: Run) -> str:
@@ -656,8 +666,7 @@ def all_tests(run: Run) -> str:
     """All other tests that need a GPU."""
     run.require_gpu()
     said = run.finish(tests(run, "tests", name="all-tests"), "all-tests")
-    if "passed" not in said:
-        raise FailedError(f"no test was run: {said}")
+    check_passed(said)
     return said
 
 

@@ -84,14 +84,18 @@ def kernel_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in kernels:
         info = row["extra_info"]
         seconds = row["stats"]["median"] / info["calls"]
-        share = 100 * info["bytes_per_call"] / seconds / ceiling
-        what = f"{info['batch']} x {info['side']}x{info['side']}"
-        what += ", a whole epoch" if info["mode"] == "epoch" else ""
-        lines.append(
-            f"| {what} | {info['rotations']} | {info['dtype']} | {1e6 * seconds:.1f} "
-            f"| {info['batch'] / seconds:,.0f} | {share:.0f} % |"
-        )
+        lines.append(op_row(info, seconds, info["bytes_per_call"] / seconds / ceiling))
     return [*lines, ""]
+
+
+def op_row(case: dict[str, Any], seconds: float, share: float) -> str:
+    """One call of the op: what it makes, its seconds and images per second, its share of a copy's rate."""
+    what = f"{case['batch']} x {case['side']}x{case['side']}"
+    what += ", a whole epoch" if case["mode"] == "epoch" else ""
+    return (
+        f"| {what} | {case['rotations']} | {case['dtype']} | {1e6 * seconds:.1f} "
+        f"| {case['batch'] / seconds:,.0f} | {100 * share:.0f} % |"
+    )
 
 
 def op_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -100,14 +104,7 @@ def op_table(rows: list[dict[str, Any]]) -> list[str]:
         "| one call of the op | rotations | dtype | us | images/s | of copy bandwidth |",
         "|---|---:|---|---:|---:|---:|",
     ]
-    for row in rows:
-        what = f"{row['batch']:,} x {row['side']}x{row['side']}"
-        what += ", a whole epoch" if row["mode"] == "epoch" else ""
-        lines.append(
-            f"| {what} | {row['rotations']} | {row['dtype']} | {1e6 * row['seconds']:.1f} "
-            f"| {row['images_per_second']:,.0f} | {100 * row['share_of_copy']:.0f} % |"
-        )
-    return [*lines, ""]
+    return [*lines, *(op_row(row, row["seconds"], row["share_of_copy"]) for row in rows), ""]
 
 
 def graph_table(rows: list[dict[str, Any]]) -> list[str]:

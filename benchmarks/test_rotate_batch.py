@@ -51,6 +51,12 @@ def _images(side: int, device: torch.device) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
 
 
+def _batches(images: torch.Tensor, batch: int) -> list[torch.Tensor]:
+    """All stored images in turn, as in an epoch: a batch is not in the cache from the call before."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(images.device)
+    return [part.clone() for part in order.split(batch) if len(part) == batch]
+
+
 Call = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -76,8 +82,7 @@ def test_rotate_batch_in_a_graph(
     """On a GPU without the host's cost of launching, which hides what the kernels of small batches cost."""
     device = torch.device("cuda")
     images = _images(side, device)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(device)
-    batches = itertools.cycle([part.clone() for part in order.split(batch) if len(part) == batch])
+    batches = itertools.cycle(_batches(images, batch))
     call = way(name, workload, images, next(batches), DTYPES[dtype])
     with torch.no_grad():
         for _ in range(3):
@@ -125,9 +130,7 @@ def test_rotate_batch(
             pytest.skip("Triton compiles for GPUs alone")
     augment, rotations = WORKLOADS[workload]
     images = _images(side, device)
-    # All stored images in turn, as in an epoch: a batch is not in the cache from the call before.
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1)).to(device)
-    batches = [part.clone() for part in order.split(batch) if len(part) == batch]
+    batches = _batches(images, batch)
     indices = batches[0]
     plain: dict[str, Any] = {"pad": 0, "flip_prob": 0.0, "rotations": rotations}
     peers = {**PEERS, **EIGHT_ROTATION_PEERS}

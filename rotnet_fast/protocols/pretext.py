@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -147,7 +146,7 @@ def pretraining(
     processes.everywhere(prepare)
 
     schedule, muon = config.schedules()
-    steps = config.epochs * math.ceil(len(dataset.train) / config.batch_size)
+    steps = config.epochs * len(loader)
     task = task_type(
         network,
         schedule,
