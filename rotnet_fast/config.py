@@ -128,7 +128,7 @@ class PretrainConfig(ImageSettings, Optimisation):
 
     pad: int = 4
     """Pixels of black border that a random crop may include; 0 disables the crop.
-    Not used with resized crops."""
+    Not used with resized crops, nor by jigsaw, to which a border would show which tile is an outer one."""
 
     flip_prob: float = 0.5
     """Probability of a left-right flip before the rotations."""

@@ -294,7 +294,7 @@ def _augmentation(facts: CardFacts) -> str:
             f"random crop of {least} to {most} % of the image's area, with a width of {low} to {high} times "
         )
         crop += f"its height, resized to {size} x {size} pixels"
-    elif config.pad:
+    elif config.pad and _task(facts).has_border:
         border = "mirrored" if is_warped else "black"
         crop = f"random crop within a {border} border of {counted(config.pad, 'pixel')}"
     else:

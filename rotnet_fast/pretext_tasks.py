@@ -32,6 +32,7 @@ class PretextFacts:
         outputs_name: what these classes are called, in the plural.
         views: views of each image in a step; None for one per rotation.
         shown: what is done to a training image after its crop and flip, for a model card.
+        has_border: whether ``pad`` applies: whether a crop may include a black border.
         side_multiple: the side of an image in pixels must be a multiple of it.
         has_decoder: whether the network in training has a submodule ``decoder`` that only the task needs.
             Decoders are made for RotNet's own network; others have none.
@@ -44,6 +45,7 @@ class PretextFacts:
     outputs_name: str
     views: int | None
     shown: str = ""
+    has_border: bool = True
     side_multiple: int = 1
     has_decoder: bool = False
 
@@ -80,6 +82,7 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         outputs_name="permutations",
         views=4,
         shown="its quarters in 4 of the 24 orders, each cropped to 7/8 of its side and normalised by itself",
+        has_border=False,
         side_multiple=2,
     ),
 }

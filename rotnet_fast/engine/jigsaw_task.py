@@ -35,9 +35,10 @@ SHOWN = PRETEXT_TASKS["jigsaw"].views or 0
 class JigsawTask(PretextTask):
     """Classifies views of unlabelled images by the order of their quarters.
 
-    Every image is cropped and flipped as RotNet's, and shown in 4 of the 24 orders, which are drawn at every
-    visit. Nothing but what tiles show tells the order:
+    Every image is flipped as RotNet's, and shown in 4 of the 24 orders, which are drawn at every visit.
+    Nothing but what tiles show tells the order:
 
+    - the image is not cropped within a black border, which would mark the outer edges of tiles;
     - each tile is cropped to 7/8 of its side at a position drawn for it, and put into an empty margin, so
       that lines do not go on from one tile to its true neighbour;
     - mean and standard deviation of each channel of a tile are removed, so that brightness and colours do
@@ -48,6 +49,7 @@ class JigsawTask(PretextTask):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self.pad = 0
         self.dtype: torch.dtype = self.view_settings["dtype"]
         self.view_settings["dtype"] = torch.float32  # rounded once, after the normalisation of the tiles
         self.orders = torch.tensor(ORDERS, device=self.test_loader.device)  # [24,4]
@@ -88,7 +90,7 @@ class JigsawTask(PretextTask):
         return top, left
 
     def plain_puzzles(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """:meth:`views` of test images: neither cropped nor flipped, with tiles cropped at their centres.
+        """:meth:`views` of test images: not flipped, with tiles cropped at their centres.
 
         The 4 orders of an image are drawn, too, but are the same at every test of every training.
         """

@@ -127,6 +127,12 @@ def test_neither_brightness_nor_contrast_nor_edges_tell_a_tile(is_training: bool
     assert (deviation - 1).abs().max() < 0.02
 
 
+def test_no_border_marks_the_outer_edges_of_tiles() -> None:
+    white = replace(BATCH, images=torch.full_like(IMAGES, 255))
+    views, _ = task(pad=4).views(white)
+    assert views.abs().max() < 1e-3  # black bars would remain after the normalisation of the tiles
+
+
 def test_an_even_tile_has_no_contrast_rather_than_noise() -> None:
     images = torch.full((2, 3, 16, 16), 0.3)
     zero = torch.zeros(2, 4, dtype=torch.int64)

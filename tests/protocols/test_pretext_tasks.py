@@ -255,7 +255,7 @@ def test_a_model_card_says_what_was_learned(
             "a linear classifier of 24 permutations; ",
             f"Permutation accuracy: **{metrics.get('permutation_accuracy', 0):.2f} %** (guessing: 4.17 %)",
             "batches of 16 images (64 views)",
-            "flip with probability 0.5; then its quarters in 4 of the 24 orders, each cropped to 7/8 of its",
+            "- augmentation: no crop, left-right flip with probability 0.5; then its quarters in 4 of the 24",
         ),
     }[task]:
         assert told in text
