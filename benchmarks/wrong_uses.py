@@ -67,6 +67,12 @@ CASES = [
     WrongUse(f"{QUICK} --blocks 5 --model resnet18", 2, ("blocks is 5", "only applies to --model nin")),
     WrongUse(f"{QUICK} --model resnet19", 2, ("unknown model 'resnet19'", "did you mean resnet18")),
     WrongUse(f"{QUICK} --rotations 0 90 90", 2, ("rotations is (0, 90, 90)", "such as 0 90 180 270")),
+    WrongUse(f"{QUICK} --pretext-task puzzle", 2, ("pretext-task is 'puzzle'", "choose from rotation, auto")),
+    WrongUse(
+        f"{QUICK} --pretext-task autoencoder --model resnet18", 2, ("only applies to --model nin", "choose")
+    ),
+    WrongUse(f"{QUICK} --pretext-task jigsaw --rotations 0 90", 2, ("rotations is 0 90", "remove one")),
+    WrongUse(f"{QUICK} --pretext-task jigsaw --image-size 15", 2, ("image-size is 15", "multiple of 2")),
     WrongUse(f"{QUICK} --device cuda:99", 2, ("device is cuda:99", "use --device cpu")),
     WrongUse(f"{QUICK} --device cpu --precision fp16", 2, ("precision is fp16", "use --precision bf16")),
     WrongUse(f"{QUICK} --device cpu --graph on", 2, ("graph is on", "omit --graph")),

@@ -30,6 +30,7 @@ from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.ops.reference import normalisation_coefficients
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import as_real, as_whole, counted
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import MODEL_FILE, Pretrained, read_pretrained, undescribed
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Backbone(nn.Module):
 
     Args:
         network: the network to extract features from; its gradients are disabled.
-        rotations: degrees counter-clockwise, one per output of the network.
+        rotations: degrees counter-clockwise, one per output of the network; empty for a network that was
+            pretrained by another task than RotNet's.
         mean, std: per channel, for pixel values in [0, 1], used to normalise images.
         image_size: H = W in pixels of the images that it was trained on; other sizes also work.
         is_cropped: whether it was trained on random resized crops, so that :meth:`embed` shows it the
@@ -86,9 +88,9 @@ class Backbone(nn.Module):
         channels = network.in_channels
         self.network = network.requires_grad_(False)
         self.layers = network.layers
-        self.rotations: tuple[int, ...] = checked_numbers(
-            "rotations", rotations, network.num_classes, as_whole
-        )
+        has_none = isinstance(rotations, (list, tuple)) and not rotations
+        count = 0 if has_none else network.num_classes
+        self.rotations: tuple[int, ...] = checked_numbers("rotations", rotations, count, as_whole)
         self.mean: tuple[float, ...] = tuple(map(float, checked_numbers("mean", mean, channels, as_real)))
         self.std: tuple[float, ...] = tuple(map(float, checked_numbers("std", std, channels, as_real)))
         self.image_size = checked_count("image_size", image_size)
@@ -253,7 +255,8 @@ class Backbone(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return pooled features, and the probability of each rotation of the images as they are.
 
-        Both come from one forward pass over all images.
+        Both come from one forward pass over all images. A network that has not learned rotations gives no
+        probabilities: K is 0.
 
         Args:
             images, layer: see :meth:`features`.
@@ -267,6 +270,9 @@ class Backbone(nn.Module):
         name = self.network.default_layer if layer is None else layer
         self._check(images, 1)
         self.network.check_layers([name])
+        if not self.rotations:
+            found = self(images, name)
+            return found, found.new_empty(len(found), 0)
         vectors: list[torch.Tensor] = []
         # Pooled at once, because what follows may work in place.
         handle = self.network.feature_module(name).register_forward_hook(
@@ -292,10 +298,16 @@ class Backbone(nn.Module):
 
         Raises:
             TypeError: images is not uint8.
-            ArgumentError: images has the wrong shape or number of channels, or the network's last layer was
-                replaced.
+            ArgumentError: the network has not learned rotations, or its last layer was replaced; or images
+                has the wrong shape or number of channels.
             ValueError: the images cannot be rotated.
         """
+        if not self.rotations:
+            task = self.metadata.get("pretext_task", "another")
+            raise ArgumentError(
+                f"this network was pretrained by the task {task}, not by rotations; load one of "
+                f"--pretext-task {ROTATION}"
+            )
         batch_size = self._check(images, batch_size)
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 [N,H,W,C] to be rotated, got {images.dtype}")
@@ -443,13 +455,14 @@ def backbone_of(pretrained: Pretrained) -> Backbone:
     try:
         backbone = Backbone(
             pretrained.network(),
-            rotations=config.rotations,
+            rotations=config.rotations if config.pretext_task == ROTATION else (),
             mean=pretrained.mean,
             std=pretrained.std,
             image_size=config.image_size,
             is_cropped=config.is_cropped,
             metadata={
                 "model": config.model,
+                "pretext_task": config.pretext_task,
                 "dataset": pretrained.dataset_name or config.dataset,
                 "epochs": str(pretrained.epoch),
                 "seed": str(config.seed),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rotnet_fast.checks import check_image_size, check_images, check_needs_gpu, check_seed, check_streaming
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, resolve_path
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION, PretextTaskName
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 from rotnet_fast.settings import ImageSettings, Optimisation, at_least_one, require
 
@@ -116,13 +117,18 @@ class PretrainConfig(ImageSettings, Optimisation):
     """Initialise the Network in Network's BatchNorm scales from U(0, 1), as the released code's framework
     did, instead of 1."""
 
+    pretext_task: PretextTaskName = ROTATION
+    """What the network has to find out about an image without a label.
+    rotation: by how much it was rotated, as in RotNet. jigsaw: in which of 24 orders its quarters were put
+    together. autoencoder: the pixels, by a decoder that is left out afterwards; a baseline, for nin alone."""
+
     rotations: tuple[int, ...] = FOUR_ROTATIONS
     """Rotations of every image, in integer degrees counter-clockwise.
     Unless all are multiples of 90, every view is the central square, rotated and enlarged."""
 
     pad: int = 4
     """Pixels of black border that a random crop may include; 0 disables the crop.
-    Not used with resized crops."""
+    Not used with resized crops, nor by jigsaw, to which a border would show which tile is an outer one."""
 
     flip_prob: float = 0.5
     """Probability of a left-right flip before the rotations."""
@@ -135,8 +141,8 @@ class PretrainConfig(ImageSettings, Optimisation):
 
     init_from: str | None = None
     """Start from the weights of this model instead of random ones: a run folder, a checkpoint, an exported
-    folder, or the name of a model that ships with the package, of the same network. With other rotations, the
-    last layer starts from random weights. None: random weights."""
+    folder, or the name of a model that ships with the package, of the same network. With other rotations or
+    another pretext task, the last layer starts from random weights. None: random weights."""
 
     sync_batchnorm: bool = False
     """With several processes, normalise with the statistics over all of their images.
@@ -155,7 +161,7 @@ class PretrainConfig(ImageSettings, Optimisation):
 
     output: Path | None = None
     """Run folder. None: the folder that --resume names, or runs/<preset>-<dataset>-seed<seed>, with the model
-    before the seed unless it is nin."""
+    before the seed unless it is nin, and the pretext task unless it is rotation."""
 
     resume: str | None = None
     """Resume a run from this checkpoint file, or from the newest intact one of this run folder. Its settings
@@ -216,6 +222,7 @@ class PretrainConfig(ImageSettings, Optimisation):
             check_images("folder", self.monitor_data, None, None, argument="monitor-data")
         seconds = self.checkpoint_every_seconds
         require(self, "checkpoint_every_seconds", seconds is None or seconds > 0, "must be above 0, or None")
+        self._check_pretext_task()
         if self.model != NIN:
             for name in _NIN_ONLY:
                 is_default = getattr(self, name) == self.__dataclass_fields__[name].default
@@ -235,6 +242,24 @@ class PretrainConfig(ImageSettings, Optimisation):
         if self.resume not in (None, "auto") and os.environ.get("RANK", "0") == "0":
             check_resume(self.resume, self.output)
 
+    def _check_pretext_task(self) -> None:
+        task, name = PRETEXT_TASKS[self.pretext_task], self.pretext_task
+        if task.has_decoder and self.model != NIN:
+            raise ArgumentError(
+                f"pretext-task {name} only applies to --model {NIN}, and model is {self.model}; choose "
+                f"another pretext task or network"
+            )
+        if name != ROTATION and self.rotations != FOUR_ROTATIONS:
+            raise ArgumentError(
+                f"rotations is {' '.join(map(str, self.rotations))}, but pretext-task is {name}, which "
+                f"rotates nothing: remove one of them"
+            )
+        if self.image_size % task.side_multiple:
+            raise ArgumentError(
+                f"image-size is {self.image_size}; with pretext-task {name} it must be a multiple of "
+                f"{task.side_multiple}"
+            )
+
     def check_needs_gpu(self, device: str) -> None:
         """Check the settings that need a GPU.
 
@@ -248,8 +273,13 @@ class PretrainConfig(ImageSettings, Optimisation):
         check_needs_gpu("graph", self.graph, self.graph == "on", device)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that determine the result, which a resumed run must not change."""
+        """Return the settings that determine the result, which a resumed run must not change.
+
+        The pretext task is only named where it is none of RotNet's.
+        """
         values = {**asdict(self), "crop": "resized" if self.is_cropped else "pad"}
+        if self.pretext_task == ROTATION:
+            del values["pretext_task"]
         return {name: value for name, value in values.items() if name not in _NOT_PART_OF_THE_RECIPE}
 
     @classmethod
@@ -264,8 +294,21 @@ class PretrainConfig(ImageSettings, Optimisation):
             KeyError: a setting is missing.
             ArgumentError: a setting has an invalid value.
         """
-        names = cls.__dataclass_fields__.keys() - set(_NOT_PART_OF_THE_RECIPE)
-        return cls(**{**{name: recipe[name] for name in names}, **others})
+        names = cls.__dataclass_fields__.keys() - {*_NOT_PART_OF_THE_RECIPE, "pretext_task"}
+        task = recipe.get("pretext_task", ROTATION)
+        return cls(**{"pretext_task": task, **{name: recipe[name] for name in names}, **others})
+
+    @property
+    def outputs(self) -> int:
+        """Number of the network's outputs: K rotations, or the classes of another pretext task."""
+        outputs = PRETEXT_TASKS[self.pretext_task].outputs
+        return len(self.rotations) if outputs is None else outputs
+
+    @property
+    def views_per_image(self) -> int:
+        """Number of views of each image in a step."""
+        views = PRETEXT_TASKS[self.pretext_task].views
+        return len(self.rotations) if views is None else views
 
     @property
     def is_cropped(self) -> bool:
@@ -294,7 +337,8 @@ class PretrainConfig(ImageSettings, Optimisation):
             path = Path(self.resume)
             return resolve_path(path.parent.parent if path.is_file() else path)
         model = "" if self.model == NIN else f"-{self.model.replace('/', '-')}"
-        return resolve_path(Path("runs") / f"{self.preset}-{self.dataset}{model}-seed{self.seed}")
+        task = "" if self.pretext_task == ROTATION else f"-{self.pretext_task}"
+        return resolve_path(Path("runs") / f"{self.preset}-{self.dataset}{model}{task}-seed{self.seed}")
 
 
 def check_resume(resume: str | os.PathLike[str], output: str | os.PathLike[str] | None) -> Path:

@@ -7,6 +7,8 @@ A .npz file holds the arrays ``names`` (N paths below the folder, with /, sorted
 folders, ``labels`` (int64 [N], -1 for none) and ``classes``. A .csv file has the columns name, label and
 class, LAYER_0, LAYER_1 ... and rotation_0, rotation_90 ...; its metadata is in FILE.csv.json.
 
+A network with another pretext task than RotNet's has neither probabilities nor rotations.
+
 An interrupted command resumes when it is given again; until the end, its parts lie in OUTPUT.parts.
 
 Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are known to be right.
@@ -198,6 +200,8 @@ def _embed(config: EmbedConfig, output: Path, stop: StopSignals) -> dict[str, An
             flush=True,
         )
         backbone = backbone_of(pretrained).to(device)
+        if not backbone.rotations:
+            print(f"without rotation probabilities: pretext task {recipe.pretext_task}", flush=True)
         layer = backbone.network.default_layer if config.layer is None else config.layer
         backbone.network.check_layers([layer])
         metadata: dict[str, Any] = {

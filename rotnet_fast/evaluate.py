@@ -39,6 +39,7 @@ from rotnet_fast.flags import parse_flags
 from rotnet_fast.next_steps import given_network, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.protocols.result import BATCHNORM_MODES, render
 from rotnet_fast.settings import Optimisation, PretrainedImageSettings, at_least_one
@@ -408,7 +409,9 @@ def place_of(checkpoint: str) -> str:
 
 def network_of(setup: EvaluationSetup) -> dict[str, Any]:
     """Return what results.json says of the network."""
-    return {**setup.config.architecture(), "rotations": setup.config.rotations}
+    config = setup.config
+    rotations = config.rotations if config.pretext_task == ROTATION else ()
+    return {**config.architecture(), "pretext_task": config.pretext_task, "rotations": rotations}
 
 
 def load_setup(

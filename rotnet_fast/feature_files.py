@@ -1,8 +1,9 @@
 """Files with the features of images, .npz or .csv, and the parts of one that is being computed.
 
-A table has a row per image: its vector [D], then the probability of each of the K rotations. Its parts lie in
-a folder beside the output until all are there, so that an interrupted run can be resumed, and neither writing
-nor resuming holds more than one part in memory.
+A table has a row per image: its vector [D], then the probability of each of the K rotations, of which a
+network with another pretext task has none. Its parts lie in a folder beside the output until all are there,
+so that an interrupted run can be resumed, and neither writing nor resuming holds more than one part in
+memory.
 """
 
 from __future__ import annotations
@@ -232,16 +233,20 @@ def _write_npz(file: BinaryIO, description: Description, parts: Parts, count: in
     with zipfile.ZipFile(file, "w") as archive:
         arrays = {
             "layer": np.array(description.metadata["layer"]),
-            "rotations": np.array(rotations, dtype=np.int64),
             "metadata": np.array(json.dumps(description.metadata)),
         }
+        if rotations:
+            arrays["rotations"] = np.array(rotations, dtype=np.int64)
         if description.classes:
             arrays |= {"labels": description.labels, "classes": np.array(description.classes)}
         for name, array in arrays.items():
             _write_member(archive, name, array.dtype, array.shape, [array])
         letters = np.dtype(f"<U{max(1, *map(len, description.names))}")
         _write_member(archive, "names", letters, (number,), _in_slices(description.names, letters))
-        for name, first, last in (("vectors", 0, start), ("rotation_probabilities", start, width)):
+        members = [("vectors", 0, start)]
+        if rotations:
+            members.append(("rotation_probabilities", start, width))
+        for name, first, last in members:
             found = (parts.read(part)[:, first:last] for part in range(count))
             _write_member(archive, name, np.dtype(np.float32), (number, last - first), found)
 

@@ -30,7 +30,8 @@ _COUNTS = {2: "two", 3: "three", 4: "four"}
 GROUPS = {
     "images": "dataset data_dir dataset_name image_size validation limit_train limit_test bad_images "
     "check_images accept_changed_data loader decoder",
-    "augmentation": "rotations crop crop_scale crop_ratio pad flip_prob",
+    "pretext task": "pretext_task rotations",
+    "augmentation": "crop crop_scale crop_ratio pad flip_prob",
     "network": "model blocks width uniform_gamma init_from sync_batchnorm",
     "training": "epochs batch_size lr schedule warmup milestones lr_factor optimizer muon_lr nesterov "
     "weight_decay seed eval_every monitor monitor_every monitor_data",

@@ -10,6 +10,7 @@ from typing import Any
 import rotnet_fast
 from rotnet_fast.config import NIN, PretrainConfig
 from rotnet_fast.plain import counted, plural_of
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION, PretextFacts
 from rotnet_fast.protocols.result import cells_of
 
 _METHODS = {
@@ -105,11 +106,20 @@ def render_card(facts: CardFacts) -> str:
 
 def _title(facts: CardFacts) -> str:
     model = f"NIN-{facts.config.blocks}" if _is_nin(facts) else facts.config.model
-    return f"RotNet, {model}, {_text(facts.dataset_name)}"
+    method = "RotNet" if _is_rotnet(facts) else facts.config.pretext_task.capitalize()
+    return f"{method}, {model}, {_text(facts.dataset_name)}"
 
 
 def _is_nin(facts: CardFacts) -> bool:
     return facts.config.model == NIN
+
+
+def _is_rotnet(facts: CardFacts) -> bool:
+    return facts.config.pretext_task == ROTATION
+
+
+def _task(facts: CardFacts) -> PretextFacts:
+    return PRETEXT_TASKS[facts.config.pretext_task]
 
 
 def _library_name(model: str) -> str:
@@ -123,7 +133,8 @@ def _front_matter(facts: CardFacts) -> str:
     name = facts.config.dataset
     lines = ["license: mit"] if name != "folder" else ["license: other", "license_name: see-licence-section"]
     lines += ["library_name: rotnet_fast", "pipeline_tag: image-feature-extraction", "tags:"]
-    lines += ["- self-supervised-learning", "- rotnet", "- rotation-prediction", "- pytorch", "- safetensors"]
+    tags = ["rotnet", "rotation-prediction"] if _is_rotnet(facts) else [facts.config.pretext_task]
+    lines += [f"- {tag}" for tag in ("self-supervised-learning", *tags, "pytorch", "safetensors")]
     if name in _HUB_NAMES:
         lines += ["datasets:", f"- {_HUB_NAMES[name]}"]
     lines += ["metrics:", "- accuracy"]
@@ -149,9 +160,10 @@ def _front_matter(facts: CardFacts) -> str:
 
 def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
     """Yield task, data set, metric and percent of each result of these weights."""
-    if "rotation_accuracy" in facts.metrics:
-        accuracy = facts.metrics["rotation_accuracy"]
-        yield "rotation prediction", facts.dataset_name, "rotation accuracy in %", accuracy
+    measure = _task(facts).measure
+    if _task(facts).is_classification and measure in facts.metrics:
+        accuracy, name = facts.metrics[measure], measure.replace("_", " ")
+        yield name.replace("accuracy", "prediction"), facts.dataset_name, f"{name} in %", accuracy
     for _, results in facts.evaluations:
         for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
@@ -166,11 +178,13 @@ def _summary(facts: CardFacts) -> str:
         network = f"a Network in Network with {counted(config.blocks, 'conv block')}"
     else:
         network = f"the network {_library_name(config.model)}, trained from scratch,"
+    authors = "RotNet (Gidaris, Singh and Komodakis, ICLR 2018)"
+    how = f". This is not {authors}, but another pretext task to compare it with"
+    if _is_rotnet(facts):
+        how = f" ({', '.join(map(str, config.rotations))} degrees counter-clockwise), after {authors}"
     return (
-        f"Image features learned without labels: {network} "
-        f"that learned to tell by how much an image had been turned "
-        f"({', '.join(map(str, config.rotations))} degrees counter-clockwise), after RotNet (Gidaris, "
-        f"Singh and Komodakis, ICLR 2018). Made with rotnet_fast {rotnet_fast.__version__}."
+        f"Image features learned without labels: {network} that {_task(facts).learned}{how}. Made with "
+        f"rotnet_fast {rotnet_fast.__version__}."
     )
 
 
@@ -197,17 +211,19 @@ def _architecture(facts: CardFacts) -> str:
     config = facts.config
     rows = [f"| {layer} | {c} | {h} x {w} |" for layer, (c, h, w) in facts.feature_shapes.items()]
     size = config.image_size
+    told = f"classifier of {config.outputs} {_task(facts).outputs_name}" if config.outputs else ""
     if _is_nin(facts):
+        end = f"global average pooling and a linear {told}" if told else "no classifier"
         network = (
             f"{counted(config.blocks, 'block')} of one spatial and two 1x1 convolutions, each with "
             "BatchNorm and "
-            f"ReLU; width multiplier {config.width:g}; global average pooling and a linear classifier of"
+            f"ReLU; width multiplier {config.width:g}; {end}"
         )
     else:
-        network = f"{_library_name(config.model)}, with a classifier of"
+        network = f"{_library_name(config.model)}, with a {told}"
     return "\n".join(
         [
-            f"{network} {len(config.rotations)} rotations; {facts.parameters:,} parameters.",
+            f"{network}; {facts.parameters:,} parameters.",
             "",
             f"Feature maps of an image of {size} x {size} pixels:",
             "",
@@ -228,7 +244,7 @@ def _training(facts: CardFacts) -> str:
         warmup = config.warmup
         risen = f" after a warm-up of {warmup:g} epochs" if warmup else ""
         rate += f"{risen}, falling to 0 ({config.schedule})"
-    views = config.batch_size * (1 if _shows_one_rotation(facts) else len(config.rotations))
+    views = config.batch_size * (1 if _shows_one_rotation(facts) else config.views_per_image)
     done = f"{facts.epochs} of {config.epochs}"
     if facts.steps:
         done += f", and {counted(facts.steps, 'step')} of the next"
@@ -278,12 +294,16 @@ def _augmentation(facts: CardFacts) -> str:
             f"random crop of {least} to {most} % of the image's area, with a width of {low} to {high} times "
         )
         crop += f"its height, resized to {size} x {size} pixels"
-    elif config.pad:
+    elif config.pad and _task(facts).has_border:
         border = "mirrored" if is_warped else "black"
         crop = f"random crop within a {border} border of {counted(config.pad, 'pixel')}"
     else:
         crop = "no crop"
     probability = config.flip_prob
+    flip = f"left-right flip with probability {probability:g}" if probability else "no flip"
+    if not _is_rotnet(facts):
+        shown = _task(facts).shown
+        return f"{crop}, {flip}; then {shown}" if shown else f"{crop}, {flip}"
     number = "one random rotation" if _shows_one_rotation(facts) else "every rotation"
     turned = f"{number} of each image"
     if is_warped:
@@ -291,13 +311,14 @@ def _augmentation(facts: CardFacts) -> str:
     if facts.ablation == "FlipAfterRotation":
         flip = f"left-right flip of each view with probability {probability or 0.5:g}"
         return f"{crop}; then {turned}; then {flip}"
-    flip = f"left-right flip with probability {probability:g}" if probability else "no flip"
     return f"{crop}, {flip}; then {turned}"
 
 
 def _results(facts: CardFacts) -> str:
     tested = _count(facts.test_images, "test image")
-    if "rotation_accuracy" in facts.metrics:
+    if not _is_rotnet(facts):
+        parts = [f"{_solved(facts)} {tested} of {_text(facts.dataset_name)}."]
+    elif "rotation_accuracy" in facts.metrics:
         by_degrees = ", ".join(
             f"{degrees}°: {facts.metrics[key]:.2f} %"
             for degrees in facts.config.rotations
@@ -326,6 +347,18 @@ def _results(facts: CardFacts) -> str:
     return "\n\n".join(parts)
 
 
+def _solved(facts: CardFacts) -> str:
+    """Say how well another pretext task than RotNet's is solved, up to the number of images."""
+    task = _task(facts)
+    name = task.measure.replace("_", " ").capitalize()
+    if task.is_classification and task.measure in facts.metrics:
+        guessing = 100 / facts.config.outputs
+        return f"{name}: **{facts.metrics[task.measure]:.2f} %** (guessing: {guessing:.2f} %) on"
+    if not task.is_classification and "loss" in facts.metrics:
+        return f"{name}: **{facts.metrics['loss']:.4g}**, mean squared, of normalised pixels, on"
+    return f"{name}: not measured for these weights, on"
+
+
 _TABLE_HEAD = ("| features | layer | classifier | variant | accuracy |", "|---|---|---|---|---:|")
 
 
@@ -340,15 +373,18 @@ def _limitations(facts: CardFacts) -> str:
     best = f"{facts.default_layer} is usually the best layer for objects"
     if not _is_nin(facts):
         best = "Which layer is best for objects has to be tried"
-    items = [
-        f"Learned from {size} x {size} images of one data set: expect less on other sizes or subjects.",
-        "The features come from telling which way up an image is: they suit images with a natural "
-        "orientation, and less so those without one, such as microscopy or aerial images.",
-        f"{best}; later layers turn towards the rotation task.",
+    items = [f"Learned from {size} x {size} images of one data set: expect less on other sizes or subjects."]
+    if _is_rotnet(facts):
+        items.append(
+            "The features come from telling which way up an image is: they suit images with a natural "
+            "orientation, and less so those without one, such as microscopy or aerial images."
+        )
+    items += [
+        f"{best}; later layers turn towards the {facts.config.pretext_task} task.",
         "The data set's biases are in the features. Nothing here was tested for decisions about people.",
         "One training with one seed; nothing is said here of the spread over seeds.",
     ]
-    if facts.config.dataset == "folder":
+    if facts.config.dataset == "folder" and _is_rotnet(facts):
         items.append(
             f"{JPEG_TRACE}: `python -m rotnet_fast.visualize --what compression` measures by how much."
         )

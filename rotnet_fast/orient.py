@@ -28,6 +28,7 @@ from rotnet_fast.files import cannot_write, make_folder, replacing, resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.next_steps import look_at, print_next, shell
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import Pretrained, find_model, read_pretrained
 from rotnet_fast.progress import CountingLine
 from rotnet_fast.rotations import FOUR_ROTATIONS
@@ -311,7 +312,12 @@ def _read_model(config: OrientConfig) -> Pretrained:
         CheckpointError: it is no network for the four multiples of 90 degrees, or see `read_pretrained`.
     """
     model = read_pretrained(config.checkpoint)
-    rotations = model.config.rotations
+    rotations, task = model.config.rotations, model.config.pretext_task
+    if task != ROTATION:
+        raise CheckpointError(
+            f"checkpoint {config.checkpoint} was pretrained by the task {task}, not by rotations; pass a "
+            f"model of the rotations {' '.join(map(str, FOUR_ROTATIONS))}"
+        )
     if sorted(angle % 360 for angle in rotations) != list(FOUR_ROTATIONS):
         raise CheckpointError(
             f"checkpoint {config.checkpoint} was trained on the rotations {' '.join(map(str, rotations))}; "

@@ -24,6 +24,7 @@ from rotnet_fast.engine.run_folder import candidates, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, open_plain
 from rotnet_fast.models.names import OWN, own_name
+from rotnet_fast.pretext_tasks import backbone_state
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,7 @@ class Pretrained:
         path: file that the weights were read from.
         home: see `ModelPath`.
         run: run folder of the pretraining; None for an exported network.
-        state: weights and buffers by name, on the CPU.
+        state: weights and buffers by name, on the CPU; without a decoder that only the pretext task needs.
         identity: everything that determined the pretraining, as plain values: the recipe, ``in_channels``,
             the fingerprint of the images, ...
         config: the recipe in ``identity``.
@@ -160,7 +161,7 @@ class Pretrained:
         config = self.config
         with torch.random.fork_rng(devices=[]):  # the first weights, which are overwritten
             network = make_network(
-                len(config.rotations),
+                config.outputs,
                 self.in_channels,
                 config.model,
                 blocks=config.blocks,
@@ -239,7 +240,7 @@ def read_pretrained(
         path=path,
         home=found.home,
         run=run_of(found.path),
-        state=state["module"],
+        state=backbone_state(state["module"], config.pretext_task),
         identity=identity,
         config=config,
         epoch=state["epoch"],

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS
+
 STANDARD_ERRORS = 3
 """An accuracy within this many standard errors above chance counts as chance."""
 
@@ -57,21 +59,30 @@ class Verdict:
 
 
 def of_pretraining(results: Mapping[str, Any]) -> Verdict | None:
-    """Return what went wrong in a pretraining run, based on its ``results.json``, or None."""
-    rotations = len(results["rotation_accuracy_by_degrees"])
-    chance, guessing = 100 / rotations, math.log(rotations)
+    """Return what went wrong in a pretraining run, based on its ``results.json``, or None.
+
+    A pretext task without classes cannot be solved by guessing, and nothing is found wrong with it.
+    """
+    task = PRETEXT_TASKS[results["pretext_task"]]
+    if not task.is_classification:
+        return None
+    classes = task.outputs or len(results["rotation_accuracy_by_degrees"])
+    views = task.views or classes
+    chance, guessing = 100 / classes, math.log(classes)
     train = results["train"]
-    loss, learned = train.get("loss", guessing), train.get("rotation_accuracy", chance)
+    loss, learned = train.get("loss", guessing), train.get(task.measure, chance)
     if loss > ABSURD * guessing:
         return Verdict(
             f"the training diverged: its final loss is {loss:.3g}, but that of guessing is {guessing:.2f}; "
             f"start again with a lower --lr and another --output",
             is_hopeless=True,
         )
-    if not is_at_chance(results["rotation_accuracy"], chance, results["test_images"] * rotations):
+    if not is_at_chance(results[task.measure], chance, results["test_images"] * views):
         return None
-    finding = f"the rotation accuracy is indistinguishable from that of guessing, {chance:.2f} %"
-    if is_at_chance(learned, chance, results["train_images"] * rotations):
+    finding = (
+        f"the {task.measure.replace('_', ' ')} is indistinguishable from that of guessing, {chance:.2f} %"
+    )
+    if is_at_chance(learned, chance, results["train_images"] * views):
         return Verdict(
             f"{finding}: the network has learned nothing; try another --lr, more --epochs, or more images",
             is_hopeless=True,

@@ -24,6 +24,7 @@ from rotnet_fast.files import resolve_path
 from rotnet_fast.flags import parse_flags
 from rotnet_fast.next_steps import evaluation, given_network, look_at, print_next, shell
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import ROTATION, PretextTaskName
 from rotnet_fast.pretrained import find_model, read_pretrained
 from rotnet_fast.settings import PretrainedImageSettings, at_least_one
 
@@ -49,6 +50,9 @@ Picture = Literal[
 
 IMAGES_WITH_ATTENTION = 4
 """Largest number of images with attention maps, limited by the width of a page."""
+
+NEEDS_ROTATIONS = ("overview", "rotations", "calibration", "hardest", "compression")
+"""Pictures of predicted rotations, which networks of other pretext tasks do not predict."""
 
 MOST_IMAGES = 100
 """Largest number of rows in a picture; drawing time and memory grow with it."""
@@ -76,7 +80,7 @@ class VisualizeConfig(PretrainedImageSettings):
     knn: nearest training images. confusion: of rotations, and of object classes by nearest neighbours.
     embedding: PCA and t-SNE. calibration: confidence against accuracy. hardest: images whose rotation is
     hardest to predict. compression: what traces of JPEG compression give away; it takes longest, and all does
-    not include it."""
+    not include it. A network with another pretext task than RotNet's has no pictures of rotations."""
 
     supervised: Path | None = None
     """Run folder or checkpoint of a supervised training, such as RUN/evaluate-001/supervised, which attention
@@ -153,19 +157,20 @@ class Analyses:
         resolve_precision(config.precision, device)  # before the network is read
         pretrained = read_pretrained(config.checkpoint)
         recipe = pretrained.config
+        self.pictures = drawable(config, recipe.pretext_task)
         print(f"features of {pretrained.path}, after {pretrained.epoch} of {counted(recipe.epochs, 'epoch')}")
         precision = resolve_precision(precision_of(config, recipe, device.type), device)
         batch_size = config.batch_size or recipe.batch_size
         self.network = pretrained.network().to(device)
         self.layer = self.network.default_layer if config.layer is None else config.layer
         self.network.check_layers([self.layer])  # before a data set is read
-        self.networks: dict[str, FeatureNetwork] = {"rotation network": self.network}
+        self.networks: dict[str, FeatureNetwork] = {f"{recipe.pretext_task} network": self.network}
         if config.supervised is not None:
             self.networks["supervised network"] = load_supervised(config.supervised).to(device)
         self.dataset = recipe.dataset
         self.classes: tuple[str, ...] = ()
         self.is_grey = recipe.dataset == "digits"
-        if config.pictures() == ["filters"]:  # which need no images
+        if self.pictures == ["filters"]:  # which need no images
             return
         dataset = open_images(
             pretrained,
@@ -179,7 +184,7 @@ class Analyses:
         )
         self.classes = dataset.classes
         self.seed = config.seed
-        self.rotations = recipe.rotations
+        self.rotations = recipe.rotations if recipe.pretext_task == ROTATION else ()
         self.bank = images_of(dataset, dataset.train, device, batch_size)
         self.test = images_of(dataset, dataset.test, device, batch_size)
         self.is_grey = is_grey(self.test.images)
@@ -237,6 +242,27 @@ class Analyses:
         return [(name, filters(network, self.is_grey)) for name, network in self.networks.items()]
 
 
+def drawable(config: VisualizeConfig, task: PretextTaskName) -> list[str]:
+    """Return the keys of ``PICTURES`` to draw of a network with this pretext task.
+
+    Raises:
+        ArgumentError: a picture of predicted rotations is asked for by name, and the network predicts none.
+    """
+    pictures = config.pictures()
+    if task == ROTATION:
+        return pictures
+    left_out = [name for name in pictures if name in NEEDS_ROTATIONS]
+    possible = [name for name in PICTURES if name not in NEEDS_ROTATIONS]
+    if named := [name for name in left_out if name in config.what]:
+        raise ArgumentError(
+            f"what holds {', '.join(named)}, but checkpoint {config.checkpoint} was pretrained by the task "
+            f"{task} and predicts no rotations; choose from {', '.join(possible)}"
+        )
+    if left_out:
+        print(f"without pictures of rotations ({', '.join(left_out)}): pretext task {task}")
+    return [name for name in pictures if name in possible]
+
+
 def precision_of(config: VisualizeConfig, recipe: PretrainConfig, device: str) -> str:
     """Return the requested number format, or by default the pretraining's if the device supports it."""
     wanted = recipe.precision if config.precision == "auto" else config.precision
@@ -279,13 +305,15 @@ def draw_knn(analyses: Analyses) -> dict[str, Figure]:
 
 
 def draw_confusion(analyses: Analyses) -> dict[str, Figure]:
-    """Draw the confusion of rotations and, if there are any, of object classes."""
+    """Draw the confusion of rotations, if they are predicted, and of object classes, if there are any."""
     from rotnet_fast.plots.confusion import confusion
 
-    rotation = analyses.rotation
-    angles = [f"{angle}°" for angle in rotation["rotations"]]
-    turned = f"Predicted rotations, {rotation['accuracy']:.1f} % correct"
-    figures = {"confusion-rotations": confusion(rotation["confusion"], angles, turned, what="rotation")}
+    figures = {}
+    if analyses.rotations:
+        rotation = analyses.rotation
+        angles = [f"{angle}°" for angle in rotation["rotations"]]
+        turned = f"Predicted rotations, {rotation['accuracy']:.1f} % correct"
+        figures["confusion-rotations"] = confusion(rotation["confusion"], angles, turned, what="rotation")
     if analyses.classes:
         neighbours = analyses.neighbours
         voted = f"Votes of {counted(neighbours['k'], 'neighbour')} by {neighbours['layer']} features"
@@ -399,7 +427,7 @@ def _visualize(config: VisualizeConfig, folder: Path) -> Drawn:
     analyses = Analyses(config)
     from rotnet_fast.plots.style import save
 
-    pictures = config.pictures()
+    pictures = analyses.pictures
     if not analyses.classes and "confusion" in pictures:
         print("WARNING: the images have no classes; skipping confusion-classes", file=sys.stderr)
     written = []

@@ -124,6 +124,7 @@ def find_stages(network: NetworkInNetwork, views: int) -> list[Stage]:
                 add(layer, stage)
                 side = -(-side // 2)
     labels = torch.zeros(views, dtype=torch.int64)
+    assert isinstance(network.classifier, nn.Linear)
     add("classifier", _loss(network.classifier, labels, (views, channels, side, side)))
     return list(found.values())
 

@@ -2,136 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
-from rotnet_fast.data.loader import Batch, Loader
-from rotnet_fast.engine.compiled import compile_forward
-from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.metrics import sum_type
 from rotnet_fast.engine.predictions import draw_predictions
-from rotnet_fast.engine.schedule import Schedule
-from rotnet_fast.engine.task import ParameterGroup, StepOutput, parameter_groups
-from rotnet_fast.ops import rotate_batch
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from rotnet_fast.engine.pretext_task import PretextTask
+from rotnet_fast.engine.task import StepOutput
 
 EXAMPLES = 6
 """Number of test images whose views and predictions a picture shows."""
 
 
-class UnlessEmpty(nn.Module):
-    """Runs a compiled network, except on empty batches, which compiled convolutions cannot take.
-
-    Args:
-        plain: the network.
-        compiled: the same network, compiled.
-    """
-
-    def __init__(self, plain: nn.Module, compiled: nn.Module) -> None:
-        super().__init__()
-        self.plain = plain
-        self.compiled = compiled
-
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
-        """[V,C,H,W] -> the network's output."""
-        network = self.compiled if len(views) > 0 else self.plain
-        logits: torch.Tensor = network(views)
-        return logits
-
-
-class RotationTask:
+class RotationTask(PretextTask):
     """Classifies rotated views of unlabelled images.
 
     All K views of the B images of a batch go through one forward pass. The loss is the mean cross-entropy
     over the B*K views.
 
     Args:
-        module: network with K outputs, on the device of the images.
-        schedule: learning rate of all parameters that ``muon`` does not cover.
-        test_loader: yields all test images once, on the device.
-        rotations: K whole degrees, counter-clockwise; output k stands for ``rotations[k]``.
-        seed: seed of the augmentation.
-        pad, flip_prob: augmentation of training images, see :func:`rotnet_fast.rotate_batch`.
-        mean, std: normalisation per channel.
-        dtype: dtype of the views.
-        compile: ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are compiled.
-        is_compile_optional: whether training continues where compiling fails.
-        processes: the processes that share the batches of training and testing.
-        group: process group of their devices; every training step averages the gradients over it.
-        muon: learning rate of the filters of convolutions, which then follow Muon; None trains everything
-            with SGD.
+        module: network with K outputs; output k stands for ``rotations[k]``.
+        rotations: K whole degrees, counter-clockwise.
+
+    Other arguments are those of `PretextTask`.
 
     Source: Gidaris et al., ICLR 2018, section 3.
     """
 
-    shows_views_apart: ClassVar[bool] = False
-    """Whether a visit to an image shows one of its views, so that an epoch visits it K times."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        schedule: Schedule,
-        test_loader: Loader,
-        *,
-        rotations: Sequence[int],
-        seed: int,
-        pad: int,
-        flip_prob: float,
-        mean: Sequence[float],
-        std: Sequence[float],
-        dtype: torch.dtype,
-        compile: str = "none",
-        is_compile_optional: bool = False,
-        processes: Processes = ALONE,
-        group: ProcessGroup | None = None,
-        muon: Schedule | None = None,
-    ) -> None:
-        self.module = module
-        self.schedule = schedule
-        self.muon = muon
-        self.test_loader = test_loader
-        self.rotations = tuple(rotations)
-        self.key = torch.tensor([seed, 0], device=test_loader.device)  # (seed, epoch), where steps read it
-        self.pad = pad
-        self.flip_prob = flip_prob
-        self.view_settings: dict[str, Any] = {
-            "rotations": self.rotations,
-            "mean": mean,
-            "std": std,
-            "dtype": dtype,
-        }
-        self._train_forward: Any = module
-        self.compile = compile
-        if compile != "none":
-            self._train_forward = compile_forward(module, compile, is_compile_optional)
-        if group is not None:
-            forward = module if compile == "none" else UnlessEmpty(module, self._train_forward)
-            parallel = DistributedDataParallel(forward, process_group=group)
-            # With local BatchNorm, rank 0's running averages are copied where they are used, not at every
-            # step. Set here, because the argument has another name in later versions of torch.
-            parallel.broadcast_buffers = False
-            self._train_forward = parallel
-        self.processes = processes
-        self._buffers: dict[int, torch.Tensor] = {}
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         self._examples: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters in one group, or the filters in one of their own."""
-        return parameter_groups("network", list(self.module.parameters()), self.schedule, self.muon)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Switch to train mode, where BatchNorm uses batch statistics, and to this epoch's draws."""
-        self.module.train()
-        self.key[1] = epoch
 
     def views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Make all K augmented views of each image with the fused op.
@@ -141,28 +46,6 @@ class RotationTask:
             image-major: view n*K + k is image n under rotation k.
         """
         return self.make_views(batch, self.flip_prob)
-
-    def make_views(self, batch: Batch, flip_prob: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """:meth:`views` with another probability of the flip before the rotations."""
-        views, labels = rotate_batch(
-            *batch.source,
-            sample_ids=batch.sample_ids,
-            seed=self.key,
-            pad=self.pad,
-            flip_prob=flip_prob,
-            out=self._buffers.get(len(batch)),
-            **self.view_settings,
-        )
-        self._buffers[len(batch)] = views
-        return views, labels
-
-    def plain_views(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """:meth:`views` of test images, which are neither cropped nor flipped."""
-        views, labels = rotate_batch(
-            *batch.source, pad=0, flip_prob=0.0, out=self._buffers.get(len(batch)), **self.view_settings
-        )
-        self._buffers[len(batch)] = views
-        return views, labels
 
     def forward(self, views: torch.Tensor) -> dict[str, torch.Tensor]:
         """[V,C,H,W] -> ``{"rotation": logits}``, fp32 [V,K]."""
@@ -205,6 +88,16 @@ class RotationTask:
         for degrees, value in zip(self.rotations, percent, strict=True):
             metrics[f"rotation_accuracy/{degrees}"] = value
         return metrics
+
+    def results(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Rotation accuracy in percent, over all views and by degrees, and the loss."""
+        return {
+            "rotation_accuracy": metrics["rotation_accuracy"],
+            "rotation_loss": metrics["loss"],
+            "rotation_accuracy_by_degrees": {
+                degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in self.rotations
+            },
+        }
 
     def _keep_examples(self, place: int, views: torch.Tensor, logits: torch.Tensor) -> None:
         """Keep the views and logits of a few images, spread over the test images, without a further pass.

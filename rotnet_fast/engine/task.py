@@ -102,8 +102,9 @@ class Task(Protocol):
         """Make the network's input from a batch of B images.
 
         Returns:
-            Normalised views [V,C,H,W] and labels int64 [V], where V is B times the views per image. The next
-            call may overwrite both.
+            Normalised views [V,C,H,W] and labels int64 [V], where V is B times the views per image; a task
+            without classes returns what :meth:`loss` compares with instead of labels. The next call may
+            overwrite both.
         """
         ...
 
@@ -111,7 +112,7 @@ class Task(Protocol):
         """Run the network on [V,C,H,W], under autocast.
 
         Returns:
-            name of each classifier -> its logits [V,classes].
+            name of each classifier -> its logits [V,classes], or name of another output -> it.
         """
         ...
 

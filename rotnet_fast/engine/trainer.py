@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ class Progress:
         seconds: time spent in training steps, without evaluation and checkpoints.
         waited: seconds of it in which the host waited for batches.
         metrics: ``train`` and ``test`` metrics of the last finished epoch.
-        best: highest mean of test accuracies so far, in percent; -1 before the first test.
+        best: highest :func:`score` of a test so far; -inf before the first one.
         monitored: accuracy of the features -> its ``last`` value, in percent, and its ``best`` one, with the
             number of epochs after which that was found, ``best_epoch``.
         skipped: number of non-finite steps that were skipped, up to the last report.
@@ -54,7 +55,7 @@ class Progress:
     seconds: float = 0.0
     waited: float = 0.0
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    best: float = -1.0
+    best: float = -math.inf
     skipped: int = 0
     monitored: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -241,8 +242,8 @@ class Trainer:
             snapshot = self.snapshot()
             self.processes.on_main(lambda: checkpoint.save(self.run.snapshot(done), snapshot))
         names = [f"epoch-{done:04d}.pt"]
-        if (score := mean_accuracy(metrics.get("test", {}))) > progress.best:
-            progress.best = score
+        if (tested := score(metrics.get("test", {}))) > progress.best:
+            progress.best = tested
             names.append("best.pt")
         for name, value in found.items():
             known = progress.monitored.setdefault(name, {"best": -1.0, "best_epoch": 0})
@@ -440,7 +441,10 @@ class Trainer:
         self.run.truncate_metrics(log["metrics_position"])
 
 
-def mean_accuracy(metrics: Mapping[str, float]) -> float:
-    """Mean of the accuracies among test metrics, which decides the best epoch; -1 if there are none."""
+def score(metrics: Mapping[str, float]) -> float:
+    """What decides which epoch is best: the mean of its test accuracies, or without any, the negative loss.
+
+    It is -inf without a test.
+    """
     accuracies = [value for name, value in metrics.items() if name.endswith("accuracy")]
-    return sum(accuracies) / len(accuracies) if accuracies else -1.0
+    return sum(accuracies) / len(accuracies) if accuracies else -metrics.get("loss", math.inf)

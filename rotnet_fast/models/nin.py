@@ -78,7 +78,8 @@ class NetworkInNetwork(FeatureNetwork):
     """Three to five conv blocks, global average pooling and a linear classifier.
 
     Args:
-        num_classes: number of outputs: of rotations, or of object classes.
+        num_classes: number of outputs: of rotations, or of object classes. 0 leaves the classifier out: the
+            output is the last feature map's means.
         blocks: 3, 4 or 5.
         width: multiplies the channels 192, 160 and 96 of every layer (rounded to a multiple of 8).
         in_channels: number of channels of the images.
@@ -115,9 +116,11 @@ class NetworkInNetwork(FeatureNetwork):
             raise ArgumentError(f"blocks is {blocks}; a NIN has 3, 4 or 5 conv blocks")
         if not 0 < width <= 16:
             raise ArgumentError(f"width is {width}; it must lie in (0, 16], 1 being the published network")
-        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if as_whole(count) is None or count < 1:
-                raise ArgumentError(f"{name} is {shown(count)}; it must be a whole number and at least 1")
+        for name, count, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
+            if as_whole(count) is None or count < least:
+                raise ArgumentError(
+                    f"{name} is {shown(count)}; it must be a whole number and at least {least}"
+                )
         self.num_classes = num_classes = int(num_classes)
         self.in_channels = in_channels = int(in_channels)
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
@@ -137,7 +140,7 @@ class NetworkInNetwork(FeatureNetwork):
                 modules.append(pools[layer])
             self.add_module(layer, nn.Sequential(*modules))
             channels = self._feature_channels[layer] = widths[-1]
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         if uniform_gamma:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -146,7 +149,7 @@ class NetworkInNetwork(FeatureNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
-        check_input(x, self.classifier.weight)
+        check_input(x, next(self.parameters()))
         for layer in self.layers:
             x = self.get_submodule(layer)(x)
         logits: torch.Tensor = self.classifier(x.mean(dim=(2, 3)))
@@ -166,7 +169,7 @@ class NetworkInNetwork(FeatureNetwork):
             ArgumentError: a layer is unknown, or none is given.
         """
         self.check_layers(layers)
-        check_input(x, self.classifier.weight)
+        check_input(x, next(self.parameters()))
         maps = {}
         for layer in self.layers[: max(map(self.layers.index, layers)) + 1]:
             x = self.get_submodule(layer)(x)

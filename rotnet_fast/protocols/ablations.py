@@ -128,7 +128,6 @@ class ResizedClass(_GivenAway):
 
 
 PRETEXT_ABLATIONS: dict[str, type[RotationTask]] = {
-    "": RotationTask,
     "flip-after-rotation": FlipAfterRotation,
     "one-rotation": OneRotation,
     "shuffled-views": ShuffledViews,

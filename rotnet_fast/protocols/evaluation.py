@@ -114,14 +114,14 @@ class EvaluationSetup:
         if subject.is_pretrained:
             network = self.pretrained_network()
         else:
-            network = self.random_network(len(self.config.rotations), self.config.blocks)
+            network = self.random_network(self.config.outputs, self.config.blocks)
         if subject.batchnorm == "batch":
             use_batch_statistics(network)
         return network
 
     def pretrained_network(self) -> FeatureNetwork:
         """Return a fresh copy of the pretrained network, on the device."""
-        network = self._network(len(self.config.rotations), self.config.blocks)
+        network = self._network(self.config.outputs, self.config.blocks)
         network.load_state_dict(self.pretrained)
         return network.to(self.device)
 

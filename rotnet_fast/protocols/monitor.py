@@ -17,6 +17,7 @@ from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import backbone_state
 from rotnet_fast.protocols.drivers import DRIVERS
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Subject
 from rotnet_fast.protocols.pretext import streaming_of
@@ -53,7 +54,7 @@ class Monitor:
         """
         with torch.random.fork_rng(devices=[]):  # the copy's first weights, which are overwritten
             setup = EvaluationSetup(
-                pretrained=state,
+                pretrained=backbone_state(state, self.config.pretext_task),
                 config=self.config,
                 in_channels=self.dataset.train.image_shape[-1],
                 pad=0,

@@ -21,14 +21,14 @@ from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.compiled import choose_compile
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
-from rotnet_fast.engine.rotation_task import RotationTask
+from rotnet_fast.engine.pretext_task import PretextTask, task_class
 from rotnet_fast.engine.run_folder import RunFolder, environment
 from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import SHIPPED, Pretrained
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def pretraining(
     precision: Precision,
     run: RunFolder,
     *,
-    task_type: type[RotationTask] = RotationTask,
+    task_type: type[PretextTask] | None = None,
     snapshot_epochs: tuple[int, ...] = (),
     progress: bool = True,
     processes: Processes = ALONE,
@@ -73,7 +73,8 @@ def pretraining(
         device: device of this process.
         precision: number format of the forward and backward pass.
         run: folder that the trainer writes to.
-        task_type: `RotationTask`, or an ablation, see `rotnet_fast.protocols.ablations`.
+        task_type: what to train instead of the settings' pretext task: an ablation, see
+            `rotnet_fast.protocols.ablations`.
         snapshot_epochs, progress: see `TrainerSettings`.
         processes: the processes that train together.
         monitor: evaluates the features between epochs.
@@ -95,6 +96,8 @@ def pretraining(
     processes.everywhere(lambda: config.check_needs_gpu(device.type))
     share = BatchShare(processes.rank, processes.world)
     channels = dataset.train.image_shape[-1]
+    named = task_class(config.pretext_task)
+    task_type = task_type or named
 
     def build() -> tuple[Loader, Loader, FeatureNetwork]:
         visits = len(config.rotations) if task_type.shows_views_apart else 1
@@ -119,16 +122,7 @@ def pretraining(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = make_network(
-                len(config.rotations),
-                channels,
-                config.model,
-                blocks=config.blocks,
-                width=config.width,
-                uniform_gamma=config.uniform_gamma,
-                module=module,
-                image_size=config.image_size,
-            )
+            network = task_type.make_network(config, channels, module)
         network.check_image_size(*dataset.train.image_shape[:2])
         if init is not None:
             start_from(network, init, config)
@@ -151,7 +145,7 @@ def pretraining(
         network,
         schedule,
         test_loader,
-        rotations=config.rotations,
+        rotations=config.rotations if config.pretext_task == ROTATION else (0,),
         seed=config.seed,
         pad=0 if dataset.crop else config.pad,
         flip_prob=config.flip_prob,
@@ -188,7 +182,7 @@ def pretraining(
     }
     if init_hash is not None:
         identity["init"] = init_hash
-    if task_type is not RotationTask:
+    if task_type is not named:
         identity["ablation"] = task_type.__name__
     return Trainer(task, loader, settings, run, identity, processes, monitor=monitor)
 
@@ -197,8 +191,8 @@ def pretraining(
 def start_from(network: FeatureNetwork, init: Pretrained, config: PretrainConfig) -> None:
     """Copy the weights and buffers of a pretrained network.
 
-    With other rotations, what comes after the last feature map keeps the weights that it has, because its
-    outputs mean something else.
+    With another pretext task or other rotations, what comes after the last feature map keeps the weights that
+    it has, because its outputs mean something else.
 
     Args:
         network: network to change, on the CPU.
@@ -217,14 +211,16 @@ def start_from(network: FeatureNetwork, init: Pretrained, config: PretrainConfig
             f"init-from is {config.init_from}, which is another network: {', '.join(said)}; use the same one"
         )
     source = init.network()
-    if init.config.rotations == config.rotations:
+    is_same_task = init.config.pretext_task == config.pretext_task
+    if is_same_task and init.config.rotations == config.rotations and config.outputs > 0:
         network.load_state_dict(source.state_dict())
         return
     last = network.layers[-1]
     for mine, its in zip(network.feature_parameters(last), source.feature_parameters(last), strict=True):
         mine.copy_(its)
-    for buffer, its_buffer in zip(network.buffers(), source.buffers(), strict=True):
-        buffer.copy_(its_buffer)
+    buffers = dict(network.named_buffers())  # those of a decoder, too, which no source has
+    for name, its_buffer in source.named_buffers():
+        buffers[name].copy_(its_buffer)
 
 
 def place_of_images(config: PretrainConfig) -> str | None:
@@ -272,12 +268,11 @@ def pretrain_with(
     written = {"settings": settings, "environment": where, "loader": loader, "job": job()}
     trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()
+    task = trainer.task
+    assert isinstance(task, PretextTask)
     results = {
-        "rotation_accuracy": metrics["rotation_accuracy"],
-        "rotation_loss": metrics["loss"],
-        "rotation_accuracy_by_degrees": {
-            degrees: metrics[f"rotation_accuracy/{degrees}"] for degrees in config.rotations
-        },
+        "pretext_task": config.pretext_task,
+        **task.results(metrics),
         "train": trainer.progress.metrics["train"],
         "images_per_second": trainer.progress.images_per_second,
         "train_seconds": trainer.progress.seconds,

@@ -16,6 +16,7 @@ from rotnet_fast.config import NIN
 from rotnet_fast.files import named
 from rotnet_fast.json_files import read_object
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.verdict import is_at_chance
 
 if TYPE_CHECKING:
@@ -283,6 +284,8 @@ def render(results: Mapping[str, Any]) -> str:
     size = network["model"]
     if network["model"] == NIN:
         size = f"{counted(network['blocks'], 'block')}, width {network['width']:g}"
+    if network["pretext_task"] != ROTATION:
+        size += f", pretext task {network['pretext_task']}"
     parts = [
         f"Test accuracy on {dataset['display_name']} ({counted(dataset['test_images'], 'image')}); "
         f"{size}; {labels}, {counted(results['settings']['epochs'], 'epoch')}\n",

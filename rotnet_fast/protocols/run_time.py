@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch.nn import functional
 
 from rotnet_fast.config import NIN, PresetName, PretrainConfig
 from rotnet_fast.engine.precision import Precision
+from rotnet_fast.engine.pretext_task import task_class
 from rotnet_fast.engine.trainer import Trainer
-from rotnet_fast.models.build import make_network
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.plain import duration
 from rotnet_fast.presets import PRESETS
@@ -61,11 +60,10 @@ def seconds_per_view(
         torch.manual_seed(0)
         network = make().to(device).train()
         views = torch.randn(shape).to(device, precision.dtype, memory_format=torch.channels_last)
-    labels = torch.zeros(len(views), dtype=torch.int64, device=device)  # of any number of rotations
 
     def step() -> None:
         with precision.autocast():
-            loss = functional.cross_entropy(network(views).float(), labels)
+            loss = network(views).float().square().mean()  # of logits and reconstructions alike
         network.zero_grad(set_to_none=True)
         loss.backward()
         if device.type == "cuda":
@@ -100,7 +98,7 @@ def expected(
     epochs = config.epochs - epochs_done
     tests = -(-epochs // config.eval_every)
     images = epochs * train_images + FORWARD * tests * test_images
-    return images * len(config.rotations) * per_view
+    return images * config.views_per_image * per_view
 
 
 def forecast(trainer: Trainer, config: PretrainConfig, test_images: int) -> str | None:
@@ -124,13 +122,7 @@ def forecast(trainer: Trainer, config: PretrainConfig, test_images: int) -> str 
 
     def measure(settings: PretrainConfig, enough: float) -> float:
         def make() -> FeatureNetwork:
-            return make_network(
-                len(settings.rotations),
-                channels,
-                settings.model,
-                blocks=settings.blocks,
-                width=settings.width,
-            )
+            return task_class(settings.pretext_task).make_network(settings, channels)
 
         side = settings.image_size
         shape = (VIEWS, channels, side, side)
@@ -158,5 +150,6 @@ def shorter(config: PretrainConfig) -> PretrainConfig | None:
         PRESETS[name](),
         dataset=config.dataset,
         data_dir=config.data_dir,
+        pretext_task=config.pretext_task,
         image_size=PRESETS[name]().image_size if config.dataset == "digits" else config.image_size,
     )

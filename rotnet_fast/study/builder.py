@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rotnet_fast.pretext_tasks import ROTATION, PretextTaskName
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
+
+AUTOENCODER_LR = 0.02
+"""Learning rate of an autoencoder. Those of the presets are made for a cross-entropy; with 0.1, a squared
+error hardly falls or becomes infinite, see docs/design.md."""
 
 
 class Builder:
@@ -22,15 +27,27 @@ class Builder:
         self.seed = seed
 
     def pretext(
-        self, blocks: int = 4, rotations: tuple[int, ...] = FOUR_ROTATIONS, ablation: str = ""
+        self,
+        blocks: int = 4,
+        rotations: tuple[int, ...] = FOUR_ROTATIONS,
+        ablation: str = "",
+        task: PretextTaskName = ROTATION,
     ) -> StudyCell:
         """Request a pretraining."""
-        config = replace(self.study.pretext, blocks=blocks, rotations=rotations, seed=self.seed)  # type: ignore[arg-type]
+        config = replace(
+            self.study.pretext,
+            blocks=blocks,  # type: ignore[arg-type]
+            rotations=rotations,
+            pretext_task=task,
+            seed=self.seed,
+        )
+        if task == "autoencoder":
+            config = replace(config, lr=AUTOENCODER_LR)
         if ablation == "lr-halved":
             if not self.halving_changes_the_pretext:
                 return self.pretext(blocks, rotations)
             config = replace(config, lr_factor=0.5)
-        is_main = blocks == 4 and rotations == FOUR_ROTATIONS and not ablation
+        is_main = blocks == 4 and rotations == FOUR_ROTATIONS and not ablation and task == ROTATION
         return StudyCell(
             "pretext",
             {

@@ -13,6 +13,7 @@ from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import CheckpointError
+from rotnet_fast.pretext_tasks import backbone_state
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
@@ -64,9 +65,10 @@ class Context:
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
         state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
+        config = PretrainConfig.from_recipe(pretext) if pretext else self.settings.pretext
         return EvaluationSetup(
-            pretrained=state,
-            config=PretrainConfig.from_recipe(pretext) if pretext else self.settings.pretext,
+            pretrained=backbone_state(state, config.pretext_task),
+            config=config,
             in_channels=self.settings.data.channels,
             pad=settings.get("pad", 0),
             flip_prob=settings.get("flip_prob", 0.0),

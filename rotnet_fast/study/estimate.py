@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
 
+from rotnet_fast.config import PretrainConfig
+from rotnet_fast.engine.pretext_task import task_class
 from rotnet_fast.models.flops import multiply_adds as count_multiply_adds
 from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.pretext_tasks import ROTATION, PretextTaskName
 from rotnet_fast.protocols.heads import HEADS, make_head
 from rotnet_fast.protocols.run_time import VIEWS, seconds_per_view
 from rotnet_fast.protocols.supervised import BLOCKS
@@ -30,7 +34,10 @@ EPYC (Zen 5)."""
 
 @cache
 def forward_multiply_adds(
-    settings: StudySettings, blocks: int, placements: tuple[tuple[str, str], ...] = ()
+    settings: StudySettings,
+    blocks: int,
+    placements: tuple[tuple[str, str], ...] = (),
+    task: PretextTaskName = ROTATION,
 ) -> tuple[int, int]:
     """Count the multiply-adds of one image's forward pass.
 
@@ -39,13 +46,15 @@ def forward_multiply_adds(
         blocks: conv blocks of the Network in Network.
         placements: (layer, head) of classifiers on its feature maps; the pass ends at the last layer. A head
             that is none of `rotnet_fast.protocols.heads.HEADS` is free. Empty for the whole network.
+        task: pretext task of the network.
 
     Returns:
         Multiply-adds of the network, and of all heads.
     """
     data, width = settings.data, settings.pretext.width
+    config = replace(settings.pretext, blocks=blocks, pretext_task=task)  # type: ignore[arg-type]
     with torch.device("meta"):  # nothing is computed, and no random number is drawn
-        network = NetworkInNetwork(4, blocks, width, data.channels).eval()
+        network = task_class(task).make_network(config, data.channels).eval()
         image = torch.zeros(1, data.channels, data.image_size, data.image_size)
         if not placements:
             return count_multiply_adds(lambda: network(image)), 0
@@ -68,9 +77,10 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
     if kind == "classical":
         return 0.0
     if kind == "pretext":
-        views = len(values["rotations"])
+        config = PretrainConfig.from_recipe(values)
+        views = config.views_per_image
         shown = 1 if values["ablation"] == "one-rotation" else views
-        forward, _ = forward_multiply_adds(settings, values["blocks"])
+        forward, _ = forward_multiply_adds(settings, config.blocks, task=config.pretext_task)
         epoch = TRAINING * data.train_images * shown + data.test_images * views
         return float(values["epochs"] * epoch * forward)
     placements = (

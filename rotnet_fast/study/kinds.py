@@ -14,6 +14,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.drivers import DRIVERS
@@ -48,12 +49,13 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
             context.device,
             context.precision,
             run,
-            task_type=PRETEXT_ABLATIONS[cell.settings["ablation"]],
+            task_type=PRETEXT_ABLATIONS[cell.settings["ablation"]] if cell.settings["ablation"] else None,
             snapshot_epochs=snapshots,
             progress=context.progress,
         )
         results = pretrain_with(trainer, config, context.dataset, Trainer.resume)
-        found = {name: results[name] for name in ("rotation_accuracy", "rotation_accuracy_by_degrees")}
+        measure = PRETEXT_TASKS[config.pretext_task].measure
+        found = {name: results[name] for name in (measure, f"{measure}_by_degrees") if name in results}
         for epoch in snapshots:
             state = checkpoint.load(run.snapshot(epoch))
             found[f"rotation_accuracy_after/{epoch}"] = state["metrics"]["test"]["rotation_accuracy"]

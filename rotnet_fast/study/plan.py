@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS, PretextTaskName
 from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.builder import Builder, rotation_set_name
@@ -19,6 +20,15 @@ from rotnet_fast.study.settings import Seeds, StudySettings
 
 CLASSICAL = {"pixels": "Raw pixels", "hog": "HOG", "scattering": "Scattering"}
 """Hand-made features, and their names in the report."""
+
+OTHER_PRETEXT_TASKS: dict[PretextTaskName, str] = {"autoencoder": "Autoencoder", "jigsaw": "Jigsaw"}
+"""Pretext tasks that RotNet's is compared with on its own network, and their names in the report."""
+
+OTHER_PRETEXT_TASK = "another pretext task, ours"
+"""Note that marks their rows."""
+
+HEADS = {"nonlinear": "non-linear", "conv": "conv"}
+"""Heads of Table 3, and their names in the report."""
 
 FINE_TUNING_RATES = (0.1, 0.01)
 
@@ -91,7 +101,7 @@ def table2(build: Builder) -> list[Entry]:
 
 
 def table3(build: Builder) -> list[Entry]:
-    """Plan Table 3: supervised, untrained, pretrained and fine-tuned networks, and classical features."""
+    """Plan Table 3: supervised, untrained, pretrained and fine-tuned networks, and other features."""
     pretext = build.pretext()
 
     def entry(name: str, title: str, cell: StudyCell, published: float | None, note: str = "") -> Entry:
@@ -111,11 +121,11 @@ def table3(build: Builder) -> list[Entry]:
         title = f"Random init + conv, BatchNorm with {mode} statistics"
         cell = build.head(None, batchnorm=mode)
         entries.append(entry(f"random-conv-{mode}", title, cell, paper.RANDOM_INIT["conv"]))
-    for head, title in (("nonlinear", "non-linear"), ("conv", "conv")):
+    for head, title in HEADS.items():
         cell = build.head(pretext, "conv2", head)
         published = beside_slides(head, paper.FROZEN[head])
         entries.append(entry(f"rotnet-{head}", f"RotNet + {title}", cell, *published))
-    for head, title in (("nonlinear", "non-linear"), ("conv", "conv")):
+    for head, title in HEADS.items():
         for lr in FINE_TUNING_RATES:
             entries.append(
                 entry(
@@ -125,9 +135,25 @@ def table3(build: Builder) -> list[Entry]:
                     paper.FINE_TUNED[head],
                 )
             )
+    if build.study.preset != "demo":  # whose minutes are for RotNet
+        entries += other_pretext_tasks(build)
     for features, name in CLASSICAL.items():
         title = f"{name} + logistic regression"
         entries.append(entry(features, title, build.classical(features), None, "classical row, ours"))
+    return entries
+
+
+def other_pretext_tasks(build: Builder) -> list[Entry]:
+    """Plan Table 3's rows of the same network, pretrained by another task for as many epochs."""
+    entries = []
+    for task, name in OTHER_PRETEXT_TASKS.items():
+        if build.study.data.image_size % PRETEXT_TASKS[task].side_multiple:
+            continue  # the task does not apply to such images
+        pretext = build.pretext(task=task)
+        for head in HEADS:
+            cell = build.head(pretext, "conv2", head)
+            title = f"{name} + {HEADS[head]}"
+            entries.append(Entry("table3", f"{task}-{head}", title, (cell,), note=OTHER_PRETEXT_TASK))
     return entries
 
 

@@ -202,9 +202,8 @@ def describe(group: Sequence[StudyCell]) -> str:
     what = [" ".join(map(str, cell.member.values())) for cell in group if cell.member]
     parts = []
     if first.kind == "pretext":
-        parts.append(
-            f"pretext, {counted(values['blocks'], 'block')}, {rotation_set_name(tuple(values['rotations']))}"
-        )
+        what_is_told = values.get("pretext_task") or rotation_set_name(tuple(values["rotations"]))
+        parts.append(f"pretext, {counted(values['blocks'], 'block')}, {what_is_told}")
     elif first.kind == "classical":
         parts.append(values["features"])
     elif first.kind == "fine-tune":

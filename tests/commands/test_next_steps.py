@@ -199,6 +199,7 @@ def test_the_steps_fit_folders_of_images(kind: str, capsys: pytest.CaptureFixtur
 
 GOOD: dict[str, Any] = {
     "rotation_accuracy": 90.0,
+    "pretext_task": "rotation",
     "rotation_accuracy_by_degrees": {"0": 90.0, "90": 90.0, "180": 90.0, "270": 90.0},
     "train": {"loss": 0.3, "rotation_accuracy": 90.0},
     "train_images": 50_000,

@@ -26,7 +26,8 @@ from rotnet_fast.data.sampling import BatchShare, epoch_order
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.distributed import join
 from rotnet_fast.engine.precision import Precision
-from rotnet_fast.engine.rotation_task import RotationTask, UnlessEmpty
+from rotnet_fast.engine.pretext_task import UnlessEmpty
+from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import open_run_folder
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer

@@ -28,6 +28,7 @@ def _digits() -> Iterator[None]:
 
 def results(accuracy: float, loss: float = 1.0, learned: float = 60.0, rotations: int = 4) -> dict[str, Any]:
     return {
+        "pretext_task": "rotation",
         "rotation_accuracy": accuracy,
         "rotation_accuracy_by_degrees": {str(number): accuracy for number in range(rotations)},
         "train": {"loss": loss, "rotation_accuracy": learned},

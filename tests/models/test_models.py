@@ -166,8 +166,8 @@ def test_wrong_width_is_named(width: float) -> None:
 
 
 def test_wrong_counts_are_named() -> None:
-    with pytest.raises(ArgumentError, match="num_classes is 0"):
-        NetworkInNetwork(num_classes=0)
+    with pytest.raises(ArgumentError, match="num_classes is -1"):
+        NetworkInNetwork(num_classes=-1)
     with pytest.raises(ArgumentError, match="in_channels is 0"):
         NetworkInNetwork(in_channels=0)
 

@@ -30,7 +30,13 @@ def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
             "train_images": 50000,
             "test_images": 10000,
         },
-        "network": {"model": "nin", "blocks": 4, "width": 1.0, "rotations": list(FOUR_ROTATIONS)},
+        "network": {
+            "model": "nin",
+            "blocks": 4,
+            "width": 1.0,
+            "pretext_task": "rotation",
+            "rotations": list(FOUR_ROTATIONS),
+        },
         "pretraining": {"epochs": 100, "is_limited": False, "has_same_images": True},
         "settings": {"images_per_class": None, "epochs": 100, "preset": "paper", **settings},
         "cells": [

@@ -58,6 +58,10 @@ def test_table_3_has_all_its_rows() -> None:
         "finetuned-nonlinear-lr0.01",
         "finetuned-conv-lr0.1",
         "finetuned-conv-lr0.01",
+        "autoencoder-nonlinear",
+        "autoencoder-conv",
+        "jigsaw-nonlinear",
+        "jigsaw-conv",
         "pixels",
         "hog",
         "scattering",
@@ -134,10 +138,45 @@ def test_layers_of_a_table_row_share_one_forward_pass() -> None:
 def test_a_pretraining_is_planned_once() -> None:
     cells = list(with_needs(cells_in_order(entries())))
     pretexts = [cell for cell in cells if cell.kind == "pretext"]
-    assert len(pretexts) == 13  # 3 sizes, 3 other rotation sets, 7 ablations
-    assert len(cells) == len({cell.key for cell in cells}) == 77
+    assert len(pretexts) == 15  # 3 sizes, 3 other rotation sets, 2 other tasks, 7 ablations
+    assert len(cells) == len({cell.key for cell in cells}) == 83
     positions = {cell: position for position, cell in enumerate(cells)}
     assert all(positions[need] < positions[cell] for cell in cells for need in cell.needs)
+
+
+@pytest.mark.parametrize("preset", sorted(set(TRAININGS) - {"demo"}))
+def test_another_pretext_task_is_the_one_thing_that_its_rows_change(preset: StudyPreset) -> None:
+    settings = study_settings(preset, 1.0, cifar10_data(), "bf16")
+    (rotnet,) = entries("table3/rotnet-conv", settings=settings)
+    expected = rotnet.cells[0]
+    for task in ("autoencoder", "jigsaw"):
+        for head in ("nonlinear", "conv"):
+            (entry,) = entries(f"table3/{task}-{head}", settings=settings)
+            (cell,) = entry.cells
+            assert (cell.settings, cell.member) == (expected.settings, {"layer": "conv2", "head": head})
+            assert (entry.published, entry.note) == (None, "another pretext task, ours")
+            (pretext,), (known,) = cell.needs, expected.needs
+            different = {
+                name: value for name, value in pretext.settings.items() if known.settings.get(name) != value
+            }
+            rate = {"lr": 0.02} if task == "autoencoder" else {}
+            assert different == {"pretext_task": task, "snapshots": [], **rate}
+
+
+def test_a_jigsaw_costs_what_rotnet_costs_and_an_autoencoder_a_third() -> None:
+    names = ("rotnet", "jigsaw", "autoencoder")
+    pretexts = [entries(f"table3/{name}-conv")[0].cells[0].needs for name in names]
+    rotnet, jigsaw, autoencoder = (multiply_adds(cells, PAPER) for cells in pretexts)
+    assert jigsaw == pytest.approx(rotnet, rel=1e-3)
+    assert 0.3 < autoencoder / rotnet < 0.4
+
+
+def test_tasks_that_do_not_apply_to_the_images_are_left_out() -> None:
+    for side, expected in ((18, {"jigsaw"}), (15, set())):
+        settings = study_settings("paper", 1.0, replace(cifar10_data(), image_size=side), "bf16")
+        names = {entry.name.split("-")[0] for entry in entries("table3", settings=settings)}
+        assert names & {"autoencoder", "jigsaw"} == expected
+    assert not [entry for entry in entries(settings=DEMO) if "jigsaw" in entry.name]
 
 
 def test_seeds_give_other_cells_but_where_nothing_is_random() -> None:

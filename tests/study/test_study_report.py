@@ -110,9 +110,11 @@ def test_counts_of_the_tables(complete: Path) -> None:
     table3 = section(text, "Table 3")
     for number in load_study(complete).of("table3"):
         assert rows(table3, number.entry.title), number.entry.title
-    assert len(load_study(complete).of("table3")) == 12
+    assert len(load_study(complete).of("table3")) == 16
     assert len([line for line in table3.splitlines() if "quoted from the paper" in line]) == 4
     assert len([line for line in table3.splitlines() if "classical row, ours" in line]) == 3
+    assert len([line for line in table3.splitlines() if "(another pretext task, ours)" in line]) == 4
+    assert "Rows marked as another pretext task, ours, are of RotNet's network" in table3
 
 
 def test_quoted_methods_have_the_papers_number_and_none_of_ours(complete: Path) -> None:

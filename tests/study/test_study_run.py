@@ -61,6 +61,21 @@ def test_a_cell_brings_what_it_needs_and_is_not_computed_again(context: Context)
     assert compute(context, "table3/rotnet-conv").computed == []
 
 
+def test_networks_of_other_pretext_tasks_are_cells_like_rotnets(context: Context) -> None:
+    wishes = ("table3/jigsaw-conv", "table3/autoencoder-conv")
+    progress = compute(context, *wishes)
+    assert [cell.kind for cell in progress.computed] == ["pretext", "head"] * 2
+    assert progress.failed == {}
+    assert [sum(map(sum, found["confusion"])) for found in results(context, *wishes)] == [12, 12]
+    for cell, measure in zip(
+        progress.computed[::2], ("reconstruction_error", "permutation_accuracy"), strict=True
+    ):
+        content = context.results.read(cell)
+        assert content is not None
+        assert set(content["result"]) == {measure, "images_per_second", "train_seconds", "state_hash"}
+    assert compute(context, *wishes).computed == []
+
+
 def test_every_kind_of_training_gives_a_confusion_of_all_test_images(context: Context) -> None:
     wishes = ("table1/3-conv1", "table3", "figure5b", "extras/knn-conv1", "extras/linear-random-conv2")
     compute(context, *wishes, "ablations/no-revisiting-1")

@@ -27,7 +27,7 @@ from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
 from rotnet_fast.study.pages.document import plain
 from rotnet_fast.study.pages.tables import NETWORKS
-from rotnet_fast.study.plan import Entry
+from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
 from rotnet_fast.verdict import wilson
@@ -341,6 +341,7 @@ def _group(entry: Entry) -> str:
         ("random", "untrained, frozen"),
         ("rotnet", "RotNet, frozen"),
         ("finetuned", "RotNet, fine-tuned"),
+        *((task, "other pretext tasks, ours") for task in OTHER_PRETEXT_TASKS),
     ):
         if entry.name.startswith(beginning):
             return group

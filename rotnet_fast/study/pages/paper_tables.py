@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from rotnet_fast.study.pages.document import Block, Section, figure
 from rotnet_fast.study.pages.tables import data_set, flat_table, gaps, grid, quoted_rows
+from rotnet_fast.study.plan import OTHER_PRETEXT_TASK
 from rotnet_fast.study.summary import Study
 
 
@@ -49,10 +50,16 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     """Show Table 3: supervised, untrained and other unsupervised features."""
     caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
     quoted = "Rows marked as quoted are other methods' numbers as the paper prints them. "
+    others = ""
+    if any(number.entry.note == OTHER_PRETEXT_TASK for number in study.of("table3")):
+        others = (
+            f"Rows marked as {OTHER_PRETEXT_TASK}, are of RotNet's network, pretrained on the same images "
+            "for as many epochs, and are not in the paper, either. "
+        )
     note = (
         f"{quoted if study.circumstances.has_reference else ''}Rows marked as classical "
-        "are our own measurements, involve no randomness, and are not in the paper. Two learning rates of "
-        "fine-tuning are shown because no recipe was published."
+        f"are our own measurements, involve no randomness, and are not in the paper. {others}Two learning "
+        "rates of fine-tuning are shown because no recipe was published."
     )
     ours = flat_table(study, study.of("table3"), "method", caption, note)
     blocks: list[Block] = [replace(ours, rows=(*ours.rows, *quoted_rows(study)))]
