@@ -7,9 +7,9 @@ python -m benchmarks.speedrun --data-dir DIR --dataset folder --validation 5000 
 
 A recipe is a preset and flags of rotnet_fast.pretrain and, after a slash, of rotnet_fast.evaluate, which
 trains the heads. All are trained with the same seeds on the same images, in one process, and each is compared
-with the first. Recipes that differ in their heads alone share a pretraining. After every seed, speedrun.json
-and speedrun.md in the output folder say what came out. The same command resumes after an interruption, with
-what is finished kept; so do more recipes and more seeds.
+with the first. Recipes that differ in their heads alone share a pretraining. After every recipe, speedrun.json and
+speedrun.md in the output folder say what came out. The same command resumes after an interruption, with what
+is finished kept; so do more recipes and more seeds.
 
 Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
@@ -200,7 +200,9 @@ def measure(config: SpeedrunConfig, recipe: str, seed: int) -> dict[str, Any]:
             ROTATION: pretext["rotation_accuracy"],
             ROTATION_LOSS: pretext["rotation_loss"],
             **{
-                " ".join(filter(None, (cell["layer"], cell["head"]))) + ", %": cell["accuracy"]
+                (" ".join(filter(None, (cell["layer"], cell["head"]))) or cell["method"]) + ", %": cell[
+                    "accuracy"
+                ]
                 for cell in found["cells"]
             },
         },
@@ -334,15 +336,16 @@ def run(config: SpeedrunConfig, command: str) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {}
     for seed in config.seeds:
-        runs += [measure(config, recipe, seed) for recipe in config.recipes]
-        content = {
-            "command": command,
-            "settings": asdict(config),
-            "summary": summarise(runs),
-            "runs": runs,
-        }
-        write_json(config.output / "speedrun.json", content)
-        (config.output / "speedrun.md").write_text(render(content), encoding="utf-8")
+        for recipe in config.recipes:
+            runs.append(measure(config, recipe, seed))
+            content = {
+                "command": command,
+                "settings": asdict(config),
+                "summary": summarise(runs),
+                "runs": runs,
+            }
+            write_json(config.output / "speedrun.json", content)
+            (config.output / "speedrun.md").write_text(render(content), encoding="utf-8")
     return content
 
 

@@ -156,6 +156,9 @@ class EvaluateConfig(PretrainedImageSettings):
     check_images: Literal["structure", "decode"] = "structure"
     """How closely images are looked at beforehand, see rotnet_fast.pretrain."""
 
+    compile: Literal["auto", "none", "default", "max"] = "auto"
+    """Whether to torch.compile networks that are trained as a whole, as in rotnet_fast.pretrain."""
+
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
 
@@ -473,6 +476,7 @@ def load_setup(
         seed=config.seed,
         device=device,
         precision=precision,
+        compile=config.compile,
         graph=config.graph,
         folder=folder,
         pretraining=described(pretrained, dataset, config.data_dir),

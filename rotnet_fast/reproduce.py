@@ -95,6 +95,9 @@ class ReproduceConfig(ImageSettings):
     output: Path | None = None
     """Results folder. None: studies/<preset>-<dataset>, with the scale unless it is 1."""
 
+    compile: Literal["auto", "none", "default", "max"] = "auto"
+    """Whether to torch.compile networks that are trained as a whole, as in rotnet_fast.pretrain."""
+
     graph: Literal["auto", "on", "off"] = "auto"
     """Replay training steps from a CUDA graph, as in rotnet_fast.pretrain."""
 
@@ -414,6 +417,7 @@ def make_context(config: ReproduceConfig, processes: Processes = ALONE) -> Conte
         precision,
         config.data_dir,
         config.dataset_name,
+        compile=config.compile,
         graph=config.graph,
         progress=processes.is_main,
     )

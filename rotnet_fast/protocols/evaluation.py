@@ -84,6 +84,7 @@ class EvaluationSetup:
         device, precision: device and number format of all computations.
         folder: holds a run folder for each training.
         revisit: False is an ablation: an epoch is one visit to each labelled image.
+        compile: ``auto``, ``none``, ``default`` or ``max``, see `rotnet_fast.engine.compiled.choose_compile`.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         pretraining: what results say of it: ``epochs`` done, whether its images were some of a larger set
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
@@ -104,6 +105,7 @@ class EvaluationSetup:
     precision: Precision
     folder: Path
     revisit: bool = True
+    compile: str = "auto"
     graph: str = "auto"
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True

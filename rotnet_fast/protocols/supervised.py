@@ -14,6 +14,8 @@ import torch
 
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.compiled import choose_compile, compile_forward
+from rotnet_fast.engine.distributed import ALONE
 from rotnet_fast.engine.task import parameter_groups
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.models.build import make_network
@@ -32,21 +34,41 @@ KIND = "supervised"
 def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
     """Train the network at the width of the pretrained one, and return its outcome."""
     network = setup.random_network(len(setup.dataset.classes), BLOCKS)
+
+    def make_task(views: ObjectViews) -> ObjectClassification:
+        steps = subject.recipe.epochs * len(views.loader)
+        mode = choose_compile(setup.compile, setup.device, setup.precision, network, ALONE, steps)
+        return supervised_task(
+            network, views, subject.recipe, mode, is_compile_optional=setup.compile == "auto"
+        )
+
     outcomes = setup.train(
         subject,
-        lambda views: supervised_task(network, views, subject.recipe),
+        make_task,
         identity={"kind": KIND, "blocks": BLOCKS},
     )
     return {WHOLE_NETWORK: outcomes["object"]}
 
 
 def supervised_task(
-    network: FeatureNetwork, views: ObjectViews, recipe: Optimisation
+    network: FeatureNetwork,
+    views: ObjectViews,
+    recipe: Optimisation,
+    compile: str = "none",
+    is_compile_optional: bool = False,
 ) -> ObjectClassification:
-    """Return the task of training a whole network, on the device of ``views``, to tell object classes."""
+    """Return the task of training a whole network to tell object classes.
+
+    Args:
+        network: on the device of ``views``.
+        views, recipe: what it is trained on, and how.
+        compile: ``none``, ``default`` or ``max``, see `PretrainConfig`; only training steps are compiled.
+        is_compile_optional: whether training continues where compiling fails.
+    """
+    train_forward = network if compile == "none" else compile_forward(network, compile, is_compile_optional)
 
     def classify(batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"object": network(batch)}
+        return {"object": train_forward(batch) if network.training else network(batch)}
 
     groups = parameter_groups("network", list(network.parameters()), *recipe.schedules())
     return ObjectClassification(network, classify, groups, views)

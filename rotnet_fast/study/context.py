@@ -31,6 +31,7 @@ class Context:
         settings, results, dataset, device, precision: those of the study.
         data_dir, dataset_name: what the user said of the data, for the run folders.
         command: the command line that results record as their origin.
+        compile: ``auto``, ``none``, ``default`` or ``max``, see `rotnet_fast.engine.compiled.choose_compile`.
         graph: ``auto``, ``on`` or ``off``, see `rotnet_fast.engine.replay.use_graph`.
         progress: whether trainings report on the terminal.
     """
@@ -43,6 +44,7 @@ class Context:
     data_dir: Path | None = None
     dataset_name: str | None = None
     command: str = ""
+    compile: str = "auto"
     graph: str = "auto"
     progress: bool = True
 
@@ -80,6 +82,7 @@ class Context:
             precision=self.precision,
             folder=folder,
             revisit=settings.get("revisit", True),
+            compile=self.compile,
             graph=self.graph,
             progress=self.progress,
         )

@@ -36,6 +36,7 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
         data_dir=context.data_dir,
         dataset_name=context.dataset_name,
         device=str(context.device),
+        compile=context.compile,  # type: ignore[arg-type]
         graph=context.graph,
         output=folder,
         resume="auto",

@@ -97,7 +97,7 @@ def test_a_time_budget_stops_cleanly_and_says_what_is_left(tmp_path: Path) -> No
     text = run(tmp_path / "budget", "--time-budget", "0.05")
     left = re.findall(r"time budget exhausted; (\d+) cells in (\d+) groups are left", text)
     assert left
-    assert 0 < int(left[0][0]) <= 76
+    assert int(left[0][0]) > 0
     assert "run the same command again" in text
 
 
