@@ -7,9 +7,9 @@ python -m benchmarks.speedrun --data-dir DIR --dataset folder --validation 5000 
 
 A recipe is a preset and flags of rotnet_fast.pretrain and, after a slash, of rotnet_fast.evaluate, which
 trains the heads. All are trained with the same seeds on the same images, in one process, and each is compared
-with the first. Recipes that differ in their heads alone share a pretraining. After every recipe, speedrun.json and
-speedrun.md in the output folder say what came out. The same command resumes after an interruption, with what
-is finished kept; so do more recipes and more seeds.
+with the first. Recipes that differ in their heads alone share a pretraining. After every recipe,
+speedrun.json and speedrun.md in the output folder say what came out. The same command resumes after an
+interruption, with what is finished kept; so do more recipes and more seeds.
 
 Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
