@@ -54,6 +54,9 @@ _NOT_PART_OF_THE_RECIPE = (
 ``bad_images`` skips change the data's fingerprint, which must be the same in a resumed run unless
 ``accept_changed_data`` is set."""
 
+_PARTICULAR: dict[str, Any] = {"pretext_task": ROTATION, "muon_weight_decay": None}
+"""Settings that only the recipes name in which they have another value."""
+
 _LARGEST_PADDED_SIZE = 64
 
 
@@ -275,12 +278,15 @@ class PretrainConfig(ImageSettings, Optimisation):
     def recipe(self) -> dict[str, Any]:
         """Return the settings that determine the result, which a resumed run must not change.
 
-        The pretext task is only named where it is none of RotNet's.
+        What is particular to other recipes than RotNet's own is only named in those.
         """
         values = {**asdict(self), "crop": "resized" if self.is_cropped else "pad"}
-        if self.pretext_task == ROTATION:
-            del values["pretext_task"]
-        return {name: value for name, value in values.items() if name not in _NOT_PART_OF_THE_RECIPE}
+        left_out = {name for name, usual in _PARTICULAR.items() if values[name] == usual}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in left_out and name not in _NOT_PART_OF_THE_RECIPE
+        }
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any], **others: Any) -> PretrainConfig:
@@ -294,9 +300,9 @@ class PretrainConfig(ImageSettings, Optimisation):
             KeyError: a setting is missing.
             ArgumentError: a setting has an invalid value.
         """
-        names = cls.__dataclass_fields__.keys() - {*_NOT_PART_OF_THE_RECIPE, "pretext_task"}
-        task = recipe.get("pretext_task", ROTATION)
-        return cls(**{"pretext_task": task, **{name: recipe[name] for name in names}, **others})
+        names = cls.__dataclass_fields__.keys() - _PARTICULAR.keys() - set(_NOT_PART_OF_THE_RECIPE)
+        particular = {name: recipe.get(name, usual) for name, usual in _PARTICULAR.items()}
+        return cls(**{**particular, **{name: recipe[name] for name in names}, **others})
 
     @property
     def outputs(self) -> int:

@@ -137,6 +137,9 @@ class EvaluateConfig(PretrainedImageSettings):
     weight_decay: float = 5e-4
     """Weight decay of heads and of fine-tuning, on all parameters."""
 
+    muon_weight_decay: float | None = None
+    """Weight decay of the filters that follow muon. None: weight-decay."""
+
     batch_size: int = 128
     """Images per step; 128 are the published recipe's, whatever the pretraining had."""
 
@@ -229,6 +232,7 @@ class EvaluateConfig(PretrainedImageSettings):
             "muon_lr",
             "nesterov",
             "weight_decay",
+            "muon_weight_decay",
         )
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         chosen = {name: value for name, value in given.items() if value is not None}

@@ -34,7 +34,7 @@ GROUPS = {
     "augmentation": "crop crop_scale crop_ratio pad flip_prob",
     "network": "model blocks width uniform_gamma init_from sync_batchnorm",
     "training": "epochs batch_size lr schedule warmup milestones lr_factor optimizer muon_lr nesterov "
-    "weight_decay seed eval_every monitor monitor_every monitor_data",
+    "weight_decay muon_weight_decay seed eval_every monitor monitor_every monitor_data",
     "speed": "device precision compile graph",
     "run folder": "output resume log_every checkpoint_every_steps checkpoint_every_seconds tensorboard",
 }

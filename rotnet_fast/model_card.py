@@ -257,9 +257,9 @@ def _training(facts: CardFacts) -> str:
     nesterov = "Nesterov momentum" if config.nesterov else "momentum"
     optimiser = f"SGD, {nesterov} 0.9"
     if config.optimizer == "muon":
-        optimiser = (
-            f"Muon for filters, with learning rate {config.muon_lr:g} on the same schedule; else {optimiser}"
-        )
+        decay = "" if config.muon_weight_decay is None else f" and weight decay {config.muon_weight_decay:g}"
+        filters = f"learning rate {config.muon_lr:g} on the same schedule{decay}"
+        optimiser = f"Muon for filters, with {filters}; else {optimiser}"
     items = {
         "data": data,
         "augmentation": _augmentation(facts),

@@ -61,6 +61,7 @@ def speedrun() -> PretrainConfig:
         milestones=(),
         optimizer="muon",
         muon_lr=0.05,
+        muon_weight_decay=0.02,
     )
 
 

@@ -297,6 +297,9 @@ class Optimisation(Settings):
     weight_decay: float = 5e-4
     """Weight decay, on all parameters."""
 
+    muon_weight_decay: float | None = None
+    """Weight decay of the filters that follow muon. None: weight-decay."""
+
     def validate(self) -> None:
         """Check the values of the settings, beyond their types.
 
@@ -317,13 +320,20 @@ class Optimisation(Settings):
         )
         require(self, "lr_factor", 0 < self.lr_factor < math.inf, "must be a number above 0")
         require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "must be at least 0")
+        if self.muon_weight_decay is not None:
+            require(self, "muon_weight_decay", 0 <= self.muon_weight_decay < math.inf, "must be at least 0")
+            is_muon = self.optimizer == "muon"
+            require(self, "muon_weight_decay", is_muon, "only applies to --optimizer muon: remove it")
         given = self.milestones or ()
         increasing = [0, *given] == sorted({0, *given})
         require(self, "milestones", increasing, "must increase from above 0, such as 30 60 80")
 
     def optimisation(self) -> dict[str, Any]:
-        """Return these settings by name, without those that a subclass adds."""
-        return {field.name: getattr(self, field.name) for field in fields(Optimisation)}
+        """Return these settings by name, without those that a subclass adds and a decay that is not apart."""
+        values = {field.name: getattr(self, field.name) for field in fields(Optimisation)}
+        if self.muon_weight_decay is None:
+            del values["muon_weight_decay"]
+        return values
 
     def stretched(self: OptimisationT, epochs: int) -> OptimisationT:
         """Return these settings for another number of epochs, with milestones and warm-up in proportion."""

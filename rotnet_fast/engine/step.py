@@ -203,6 +203,8 @@ def make_optimizer(
     if any(group.is_orthogonalised for group in groups):
         for group, values in zip(groups, options, strict=True):
             values["is_orthogonalised"] = group.is_orthogonalised
+            if group.is_orthogonalised and settings.muon_weight_decay is not None:
+                values["weight_decay"] = settings.muon_weight_decay
         optimizer = Muon(options, **common)
     else:
         # One kernel updates all parameters, and skips a step that the guard has marked. torch's other

@@ -139,6 +139,7 @@ class TrainerSettings:
         nesterov: whether SGD uses Nesterov momentum.
         momentum: momentum of SGD.
         weight_decay: weight decay of SGD, on all parameters including biases and BatchNorm's.
+        muon_weight_decay: weight decay of the filters that follow Muon; None means ``weight_decay``.
         eval_every: evaluate after this many epochs each, and always after the last one.
         log_every: steps per logging interval, each of which waits for the device once; None means 20 on a
             CPU and 500 on a GPU.
@@ -157,6 +158,7 @@ class TrainerSettings:
     nesterov: bool = True
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    muon_weight_decay: float | None = None
     eval_every: int = 1
     monitor_every: int = 1
     log_every: int | None = None

@@ -209,6 +209,7 @@ class EvaluationSetup:
             self.precision,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
+            muon_weight_decay=recipe.muon_weight_decay,
             eval_every=10,
             graph=self.graph,
             print_every=10,

@@ -163,6 +163,7 @@ def pretraining(
         precision=precision,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        muon_weight_decay=config.muon_weight_decay,
         eval_every=config.eval_every,
         monitor_every=config.monitor_every or max(2, config.epochs // 10),  # under 5 % more time
         log_every=config.log_every,

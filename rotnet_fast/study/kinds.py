@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rotnet_fast.pretext_tasks import PRETEXT_TASKS
 from rotnet_fast.protocols.ablations import PRETEXT_ABLATIONS
 from rotnet_fast.protocols.classical import classical
 from rotnet_fast.protocols.drivers import DRIVERS
-from rotnet_fast.protocols.evaluation import RELEASED, WHOLE_NETWORK, Subject, first_of_each_class
+from rotnet_fast.protocols.evaluation import WHOLE_NETWORK, Subject, first_of_each_class
 from rotnet_fast.protocols.pretext import pretrain_with, pretraining
 from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
@@ -95,8 +95,8 @@ def whole_network(context: Context, cells: list[StudyCell], folder: Path) -> Fou
 
 def recipe_of(cell: StudyCell) -> Optimisation:
     """Return how the network or the heads of a cell are trained; probes that are fitted have no recipe."""
-    names = RELEASED.optimisation()
-    return Optimisation(**{name: cell.settings[name] for name in names if name in cell.settings})
+    names = {field.name for field in fields(Optimisation)} & cell.settings.keys()
+    return Optimisation(**{name: cell.settings[name] for name in names})
 
 
 def _classify(context: Context, cells: list[StudyCell], folder: Path, subject: Subject) -> Found:

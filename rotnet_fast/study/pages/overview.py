@@ -220,7 +220,9 @@ def _recipe(recipe: Optimisation) -> str:
     """Epochs, optimiser, rate and schedule of a training in words."""
     rate = f"learning rate {recipe.lr:g}"
     if recipe.optimizer == "muon":
-        rate += f", Muon for filters with {recipe.muon_lr:g}"
+        decay = recipe.muon_weight_decay
+        decays = "" if decay is None else f" and weight decay {decay:g}"
+        rate += f", Muon for filters with {recipe.muon_lr:g}{decays}"
     if recipe.schedule != "step":
         warmup = f" after a warm-up of {recipe.warmup:g} epochs" if recipe.warmup else ""
         rate += f", {recipe.schedule} to 0{warmup}"
