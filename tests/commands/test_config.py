@@ -55,7 +55,7 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         "--limit-test 6 --blocks 5 --width 0.5 --uniform-gamma --rotations 90 270 --pad 3 "
         "--flip-prob 0.25 --epochs 9 --batch-size 10 "
         "--lr 0.3 --schedule linear --milestones 2 4 --lr-factor 0.1 --warmup 1.5 --optimizer muon "
-        "--muon-lr 0.02 --no-nesterov --weight-decay 0 --seed 8 "
+        "--muon-lr 0.02 --muon-weight-decay 0.01 --no-nesterov --weight-decay 0 --seed 8 "
         "--device cuda:1 --precision fp16 --compile max --graph off "
         "--output o --resume auto --eval-every 2 --log-every 3 --checkpoint-every-steps 4 "
         "--checkpoint-every-seconds None --no-tensorboard"
@@ -64,7 +64,7 @@ def test_every_setting_can_be_given_as_a_flag() -> None:
         preset="quickstart", dataset="folder", data_dir=Path("."), dataset_name="n", image_size=24,
         limit_train=5, limit_test=6, blocks=5, width=0.5, uniform_gamma=True, rotations=(90, 270),
         pad=3, flip_prob=0.25, epochs=9, batch_size=10, lr=0.3, schedule="linear", milestones=(2, 4),
-        lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, nesterov=False,
+        lr_factor=0.1, warmup=1.5, optimizer="muon", muon_lr=0.02, muon_weight_decay=0.01, nesterov=False,
         weight_decay=0.0, seed=8, device="cuda:1", precision="fp16", compile="max", graph="off",
         output=Path("o"), resume="auto", eval_every=2, log_every=3,
         checkpoint_every_steps=4, checkpoint_every_seconds=None, tensorboard=False,
@@ -99,6 +99,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lr": math.inf}, "lr is inf"),
     ({"lr_factor": 0.0}, "lr-factor is 0"),
     ({"muon_lr": 0.0}, "muon-lr is 0"),
+    ({"muon_weight_decay": -1.0, "optimizer": "muon"}, "muon-weight-decay is -1"),
+    ({"muon_weight_decay": 0.1}, "muon-weight-decay is 0.1; it only applies to --optimizer muon"),
     ({"warmup": 1.0}, "warmup is 1.0; it must be 0 or, with schedule linear or cosine,"),
     ({"schedule": "linear", "warmup": -1.0}, "warmup is -1.0"),
     ({"schedule": "linear", "warmup": math.nan}, "warmup is nan"),
@@ -174,8 +176,18 @@ def test_speedrun_changes_the_training_but_neither_the_network_nor_the_data() ->
         "lr",
         "optimizer",
         "muon_lr",
+        "muon_weight_decay",
     }
     assert fast["epochs"] < paper["epochs"]
+
+
+def test_a_recipe_names_a_decay_of_muon_only_where_it_is_apart() -> None:
+    apart = PretrainConfig(optimizer="muon", muon_weight_decay=0.0)
+    same = PretrainConfig(optimizer="muon")
+    assert apart.recipe()["muon_weight_decay"] == apart.optimisation()["muon_weight_decay"] == 0.0
+    assert "muon_weight_decay" not in same.recipe().keys() | same.optimisation().keys()
+    assert PretrainConfig.from_recipe(apart.recipe()).muon_weight_decay == 0.0
+    assert PretrainConfig.from_recipe(same.recipe()).muon_weight_decay is None
 
 
 def test_a_named_run_is_resumed_in_its_own_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,25 +66,32 @@ def test_matrices_of_zeros_stay_zero() -> None:
     assert torch.equal(orthogonalised(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
-def muon_step(value: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, lr: float) -> torch.Tensor:
+def muon_step(
+    value: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, lr: float, decay: float
+) -> torch.Tensor:
     """One step on one filter, by the definition; the momentum is updated in place."""
     momentum.mul_(0.95).add_(0.05 * gradient)
     ahead = 0.05 * gradient + 0.95 * momentum
     matrix = newton_schulz(ahead.flatten(1))
     matrix = matrix * float(max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5)
-    return value - lr * (matrix.view_as(value) + SETTINGS.weight_decay * value)
+    return value - lr * (matrix.view_as(value) + decay * value)
 
 
 def parameters(shapes: list[tuple[int, ...]]) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(in_layout(value)) for value in gradients(99, shapes)]
 
 
-def make(filters: list[torch.nn.Parameter], rest: list[torch.nn.Parameter], *lrs: float) -> torch.optim.SGD:
+def make(
+    filters: list[torch.nn.Parameter],
+    rest: list[torch.nn.Parameter],
+    *lrs: float,
+    settings: TrainerSettings = SETTINGS,
+) -> torch.optim.SGD:
     groups = [
         ParameterGroup("rest", rest, Schedule(0.1)),
         ParameterGroup("filters", filters, Schedule(0.1), is_orthogonalised=True),
     ]
-    return make_optimizer(groups, [torch.tensor(lr) for lr in lrs], SETTINGS)
+    return make_optimizer(groups, [torch.tensor(lr) for lr in lrs], settings)
 
 
 def give_gradients(values: list[torch.nn.Parameter], step: int, scale: float = 1.0) -> None:
@@ -97,23 +105,27 @@ def take_steps(optimizer: torch.optim.Optimizer, values: list[torch.nn.Parameter
         optimizer.step()
 
 
-def test_filters_follow_the_definition_of_muon_step_by_step() -> None:
+@pytest.mark.parametrize(("apart", "decay"), [(None, SETTINGS.weight_decay), (0.3, 0.3), (0.0, 0.0)])
+def test_filters_follow_the_definition_of_muon_step_by_step(apart: float | None, decay: float) -> None:
     filters = parameters(SHAPES)
     expected = [value.detach().double() for value in filters]
     momenta = [torch.zeros_like(value) for value in expected]
-    take_steps(make(filters, [], 0.5, 0.02), filters, range(4))
+    settings = replace(SETTINGS, muon_weight_decay=apart)
+    take_steps(make(filters, [], 0.5, 0.02, settings=settings), filters, range(4))
     for step in range(4):
         for number, gradient in enumerate(gradients(step, SHAPES)):
-            expected[number] = muon_step(expected[number], momenta[number], gradient.double(), 0.02)
+            expected[number] = muon_step(expected[number], momenta[number], gradient.double(), 0.02, decay)
     for value, wanted in zip(filters, expected, strict=True):
         torch.testing.assert_close(value.detach(), wanted.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_no_filter_is_trained_by_sgd_to_the_last_bit() -> None:
+@pytest.mark.parametrize("apart", [None, 0.3])
+def test_what_is_no_filter_is_trained_by_sgd_to_the_last_bit(apart: float | None) -> None:
     shapes: list[tuple[int, ...]] = [(8,), (8,), (4, 8)]
     ours, plain = parameters(shapes), parameters(shapes)
     filters = parameters(SHAPES)
-    take_steps(make(filters, ours, 0.3, 0.02), [*ours, *filters], range(3))
+    settings = replace(SETTINGS, muon_weight_decay=apart)
+    take_steps(make(filters, ours, 0.3, 0.02, settings=settings), [*ours, *filters], range(3))
     sgd = torch.optim.SGD(plain, lr=0.3, momentum=0.9, nesterov=True, weight_decay=0.01, fused=True)
     take_steps(sgd, plain, range(3))
     assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from study_tools import cifar10_data
 from tiny import read_digits_once, tiny_config
+from torch import nn
 
 from rotnet_fast import evaluate
 from rotnet_fast.engine import checkpoint
@@ -54,8 +56,9 @@ def test_a_study_has_the_same_recipe(preset: StudyPreset, scale: float) -> None:
         {"lr": 0.03, "schedule": "step", "milestones": (1,), "lr_factor": 0.5, "nesterov": False},
         {"lr": 0.02, "schedule": "cosine", "weight_decay": 1e-3},
         {"optimizer": "muon", "muon_lr": 0.01, "warmup": 0.5},
+        {"optimizer": "muon", "schedule": "linear", "muon_weight_decay": 0.02},
     ],
-    ids=["step", "cosine", "muon"],
+    ids=["step", "cosine", "muon", "muon's decay"],
 )
 def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", **changes)
@@ -69,13 +72,44 @@ def test_an_evaluation_trains_by_the_recipe_of_its_run(changes: dict[str, Any], 
         for group in state["optimizer"]["param_groups"]
     }
     schedules = {"network": expected} if muon is None else {"network": expected, "network filters": muon}
+    apart = config.muon_weight_decay
+    decays = {
+        "network": config.weight_decay,
+        "network filters": config.weight_decay if apart is None else apart,
+    }
     steps = -(-40 // 128)  # of an epoch, in batches of 128 images
     assert last == {
         # Muon's steps know no Nesterov.
         name: (
             schedule.lr(3, (steps - 1) / steps),
             config.nesterov and name != "network filters",
-            config.weight_decay,
+            decays[name],
         )
         for name, schedule in schedules.items()
     }
+
+
+@pytest.mark.parametrize("mode", ["none", "default"])
+def test_training_steps_alone_are_compiled(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compiler takes long on the CPU; a stand-in shows what is given to it, and when that is run.
+    compiled: list[nn.Module] = []
+    modes: list[bool] = []
+
+    def stand_in(module: nn.Module, **settings: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        compiled.append(module)
+
+        def forward(views: torch.Tensor) -> torch.Tensor:
+            modes.append(module.training)
+            logits: torch.Tensor = module(views)
+            return logits
+
+        return forward
+
+    pretrain(tiny_config(tmp_path / "run"))
+    monkeypatch.setattr(torch, "compile", stand_in)
+    flags = ["--no-frozen", "--supervised", "--epochs", "2", "--device", "cpu", "--compile", mode]
+    assert evaluate.main(["--checkpoint", str(tmp_path / "run"), *flags]) == 0
+    assert len(compiled) == (mode == "default")
+    assert modes == [True] * 2 * (mode == "default")  # one step per epoch
