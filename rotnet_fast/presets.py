@@ -47,10 +47,9 @@ def speedrun() -> PretrainConfig:
     benchmarks/results/cpu-speedrun.json). Muon's rate hardly mattered between 0.02 and 0.15. With half the
     steps, it still beat `paper` (three seeds: 68.9 against 66.0 %, conv head 56.1 against 52.8 %).
 
-    The 30 epochs are a guess. At full width, on all images (as JPEG files) and with 10 epochs, rotation
-    accuracy is 91.6 % against `paper`'s 90.7 %, but by the nearest neighbours on conv2 the features are four
-    points behind (docs/performance.md). The goal, a conv head that loses at most 0.3 points against
-    `paper`'s, is measured by `python -m benchmarks.speedrun`.
+    The 30 epochs are a guess. With 10, at full width, rotation accuracy is higher than `paper`'s, and the
+    conv head behind; the weight decay of the filters is the best of those tried (docs/performance.md). The
+    goal, a head that loses at most 0.3 points, is measured by `python -m benchmarks.speedrun`.
     """
     return PretrainConfig(
         preset="speedrun",

@@ -14,7 +14,7 @@ from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.ops import rotate_batch
-from rotnet_fast.protocols.knn import pooled_features
+from rotnet_fast.protocols.knn import frozen_features
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pooled(network: FeatureNetwork, images: Images, layer: str, views: PlainView
     """Compute a layer's global-average-pooled feature maps, in eval mode: fp32 [N,C_layer]."""
     network.eval()
     with views.precision.autocast():
-        return pooled_features(network, views.plain(images), len(images), [layer])[layer]
+        return frozen_features(network, views.plain(images), len(images), [layer])[layer]
 
 
 def thumbnails(images: Images, indices: Sequence[int]) -> NDArray[np.uint8]:

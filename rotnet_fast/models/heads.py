@@ -44,7 +44,7 @@ def initialise_head(head: nn.Module, generator: torch.Generator | None = None) -
 class NonLinearClassifier(nn.Module):
     """Two hidden layers on the whole, flattened feature map, without pooling.
 
-    They have 20 units per class, 200 for ten classes, but at most 2,048.
+    They have 20 units per class, 200 for ten classes, but at most 2,048, unless ``hidden`` says otherwise.
 
     Args:
         in_channels, height, width: the feature map's size.
@@ -52,6 +52,7 @@ class NonLinearClassifier(nn.Module):
         most_cells: longest side that is used unchanged; a longer one is averaged down to this many cells.
             None means any length.
         generator: source of the initial weights; None means torch's global one.
+        hidden: units of each hidden layer; None means the paper's number.
 
     Shape:
         [B,in_channels,height,width] -> logits [B,num_classes].
@@ -65,12 +66,13 @@ class NonLinearClassifier(nn.Module):
         num_classes: int,
         generator: torch.Generator | None = None,
         most_cells: int | None = None,
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         self._size: tuple[int, int] | None = None
         if most_cells is not None and max(height, width) > most_cells:
             height, width = self._size = (min(height, most_cells), min(width, most_cells))
-        hidden = min(20 * num_classes, MOST_HIDDEN)
+        hidden = hidden or min(20 * num_classes, MOST_HIDDEN)
         self.linear1 = nn.Linear(in_channels * height * width, hidden, bias=False)
         self.bn1 = nn.BatchNorm1d(hidden)
         self.linear2 = nn.Linear(hidden, hidden, bias=False)

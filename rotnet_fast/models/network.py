@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ class FeatureNetwork(nn.Module, ABC):
             the paper, whose maps are 8x8 except for conv1. Larger maps of other networks are averaged down:
             flattened, layer1 of resnet18 on 224x224 images would need a first layer of 40 million weights.
         uses_rng: whether a training step may draw random numbers, as dropout does.
+        is_standardised: whether the channels of its feature maps are of about the same size; a head on others
+            begins with a BatchNorm.
 
     Shape:
         normalised images [B,C,H,W] -> logits [B,num_classes]. Weights are channels_last; pass images in the
@@ -42,6 +45,12 @@ class FeatureNetwork(nn.Module, ABC):
     is_capturable: bool = False
     most_cells: int | None = 8
     uses_rng: bool
+    is_standardised: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights, or of the buffers of a network without weights."""
+        return next(chain(self.parameters(), self.buffers())).device
 
     @abstractmethod
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from rotnet_fast.protocols.knn import knn
 from rotnet_fast.protocols.linear import linear
 from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Outcome
 from rotnet_fast.protocols.supervised import supervised
+from rotnet_fast.protocols.svm import svm
 from rotnet_fast.settings import Optimisation
 
 Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Outcome]]
@@ -29,6 +30,7 @@ DRIVERS: dict[str, Driver] = {
     "supervised": supervised,
     "knn": knn,
     "linear": linear,
+    "svm": svm,
 }
 """Kind -> its driver, which evaluations and studies share."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class EvaluationSetup:
             (``is_limited``), and whether they are those of ``dataset`` (``has_same_images``).
         progress: whether trainings report on the terminal.
         module: the pretrained network where a program gave it, see `rotnet_fast.models.build.make_network`.
+        fixed: a network that nothing was pretrained for and that takes the place of the pretrained and the
+            untrained one, such as `rotnet_fast.models.scattering.Scattering`.
     """
 
     pretrained: Mapping[str, Any]
@@ -110,9 +113,12 @@ class EvaluationSetup:
     pretraining: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = True
     module: nn.Module | None = None
+    fixed: FeatureNetwork | None = None
 
     def backbone(self, subject: Subject) -> FeatureNetwork:
         """Return a fresh copy of the network that the classifiers of a subject sit on, on the device."""
+        if self.fixed is not None:
+            return deepcopy(self.fixed).to(self.device)
         if subject.is_pretrained:
             network = self.pretrained_network()
         else:
@@ -226,7 +232,7 @@ class EvaluationSetup:
 
     def _identity(self, task: ObjectClassification, subject: Subject) -> dict[str, Any]:
         return {
-            "model": self.config.model,
+            "model": self.config.model if self.fixed is None else self.fixed.name,
             "width": self.config.width,
             "num_classes": len(self.dataset.classes),
             "in_channels": self.in_channels,

@@ -17,13 +17,19 @@ from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import ObjectClassification, ObjectViews
 from rotnet_fast.settings import Optimisation
 
-HEADS = ("nonlinear", "conv")
+HEADS = ("nonlinear", "conv", "perceptron")
+"""The two of the paper, and the non-linear one with the layers that scattering was published with."""
 
 MILESTONES: dict[str, tuple[int, ...]] = {
     "conv": (35, 70, 85),
     "nonlinear": (20, 40, 45),
+    "perceptron": (20, 40, 45),
 }
 """Head -> epochs out of 100 after which the learning rate is divided by five. Source: the released code."""
+
+
+PERCEPTRONS: dict[str, int | None] = {"nonlinear": None, "perceptron": 1024}
+"""Head of two hidden layers -> their units; None for the paper's number."""
 
 
 class HeadsOnBackbone(nn.Module):
@@ -36,7 +42,7 @@ class HeadsOnBackbone(nn.Module):
 
     Args:
         backbone: network that has the layers.
-        placements: (layer, kind of head) of each head; a kind is ``nonlinear`` or ``conv``.
+        placements: (layer, kind of head) of each head; a kind is one of ``HEADS``.
         image_shape: (C, H, W) of the images.
         num_classes: object classes.
         width: width multiplier of the conv heads.
@@ -74,9 +80,10 @@ class HeadsOnBackbone(nn.Module):
         sizes = self._feature_sizes(image_shape)
         for layer, kind in self.placements:
             generator = torch.Generator().manual_seed(seed)
-            self.heads[head_name(layer, kind)] = make_head(
-                kind, sizes[layer], num_classes, width, generator, backbone.most_cells
-            )
+            head = make_head(kind, sizes[layer], num_classes, width, generator, backbone.most_cells)
+            if not backbone.is_standardised:
+                head = nn.Sequential(nn.BatchNorm2d(sizes[layer][0], affine=False), head)
+            self.heads[head_name(layer, kind)] = head
 
     def _feature_sizes(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
         """Find (C, H, W) of each layer by one forward pass in eval mode, which changes no statistics.
@@ -84,7 +91,7 @@ class HeadsOnBackbone(nn.Module):
         It takes two images: one alone has no variance where BatchNorm uses the batch's statistics.
         """
         self.backbone.eval()
-        device = next(self.backbone.parameters()).device
+        device = self.backbone.device
         with torch.no_grad():
             maps = self.backbone.features(torch.zeros(2, *image_shape, device=device), self.layers)
         return {layer: (x.shape[1], x.shape[2], x.shape[3]) for layer, x in maps.items()}
@@ -116,8 +123,9 @@ def make_head(
 ) -> nn.Module:
     """Make a head of a kind of ``HEADS`` for feature maps of a shape (C, H, W)."""
     channels, height, breadth = shape
-    if kind == "nonlinear":
-        return NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells)
+    if kind in PERCEPTRONS:
+        hidden = PERCEPTRONS[kind]
+        return NonLinearClassifier(channels, height, breadth, num_classes, generator, most_cells, hidden)
     return ConvClassifier(channels, num_classes, width, generator)
 
 

@@ -58,14 +58,24 @@ def knn_predict(
     return torch.cat(predictions)
 
 
+Summarise = Callable[[torch.Tensor], torch.Tensor]
+"""Feature maps fp32 [B,C,H,W] -> one vector for each image, fp32 [B,D]."""
+
+
+def pooled(maps: torch.Tensor) -> torch.Tensor:
+    """Average over the positions: [B,C,H,W] -> [B,C]."""
+    return maps.mean(dim=(2, 3))
+
+
 @torch.no_grad()
-def pooled_features(
+def frozen_features(
     backbone: FeatureNetwork,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     count: int,
     layers: Sequence[str],
+    summarise: Summarise = pooled,
 ) -> dict[str, torch.Tensor]:
-    """Compute global-average-pooled feature maps.
+    """Compute a vector from each feature map of each image.
 
     Args:
         backbone: in eval mode.
@@ -73,16 +83,19 @@ def pooled_features(
             [B,C,H,W].
         count: number of images.
         layers: layers of the backbone.
+        summarise: makes the vectors.
 
     Returns:
-        layer -> fp32 [count,C_layer], in the order of the positions.
+        layer -> fp32 [count,D], in the order of the positions.
     """
-    device = next(backbone.parameters()).device
-    pooled = {layer: torch.empty(count, backbone.feature_channels(layer), device=device) for layer in layers}
+    found: dict[str, torch.Tensor] = {}
     for indices, views in batches:
         for layer, maps in backbone.features(views, layers).items():
-            pooled[layer][indices] = maps.float().mean(dim=(2, 3))
-    return pooled
+            vectors = summarise(maps.float())
+            if layer not in found:
+                found[layer] = vectors.new_empty(count, vectors.shape[1])
+            found[layer][indices] = vectors
+    return found
 
 
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -95,13 +108,16 @@ def knn(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
     return classify_features(setup, subject, knn_predict)
 
 
-def classify_features(setup: EvaluationSetup, subject: Subject, predict: Predict) -> dict[Placement, Outcome]:
-    """Classify the test images by their pooled features; images of both splits are not augmented.
+def classify_features(
+    setup: EvaluationSetup, subject: Subject, predict: Predict, summarise: Summarise = pooled
+) -> dict[Placement, Outcome]:
+    """Classify the test images by their frozen features; images of both splits are not augmented.
 
     Args:
         setup: setup of the evaluation.
         subject: network and layers whose features are classified.
         predict: the classifier.
+        summarise: makes the features of feature maps.
 
     Returns:
         Placement -> outcome.
@@ -112,7 +128,7 @@ def classify_features(setup: EvaluationSetup, subject: Subject, predict: Predict
     def features(loader: Loader) -> dict[str, torch.Tensor]:
         batches = ((batch.indices, images) for batch, images in views.plain(loader))
         with setup.precision.autocast():
-            return pooled_features(backbone, batches, len(loader.labels), subject.layers)
+            return frozen_features(backbone, batches, len(loader.labels), subject.layers, summarise)
 
     known = setup.plain_loader(setup.labelled())
     bank, queries = features(known), features(views.test_loader)

@@ -74,17 +74,19 @@ class Builder:
         batchnorm: str = "running",
         revisit: bool = True,
         lr_factor: float | None = None,
+        fixed: str = "",
     ) -> StudyCell:
         """Request a classifier on frozen features.
 
         Args:
-            pretext: pretraining of the frozen network; None for an untrained one of 4 blocks.
+            pretext: pretraining of the frozen network; None for an untrained one of 4 blocks, or ``fixed``.
             layer, head: where it sits, and which one.
             epoch: which snapshot of the pretraining to take; None for its end.
             images_per_class: how many labels of each class are used; None for as many as the study has.
             batchnorm: see `rotnet_fast.protocols.result.BATCHNORM_MODES`; ``batch`` on a pretrained network
                 is an ablation.
             revisit, lr_factor: other values than these are ablations.
+            fixed: key of `rotnet_fast.study.context.FIXED_NETWORKS`.
         """
         recipe = self.study.head
         settings = self._training(recipe if lr_factor is None else replace(recipe, lr_factor=lr_factor))
@@ -94,6 +96,8 @@ class Builder:
             "batchnorm": batchnorm,
             "revisit": revisit,
         }
+        if fixed:
+            settings["fixed"] = fixed
         if self.study.precision == "fp16":
             settings["alone"] = f"{layer} {head}"  # heads of a group would share the loss scaler
         return StudyCell("head", settings, {"layer": layer, "head": head}, (pretext,) if pretext else ())
@@ -117,9 +121,24 @@ class Builder:
         settings |= {"images_per_class": self._labels(images_per_class), "revisit": revisit}
         return StudyCell("supervised", settings)
 
-    def features(self, kind: str, pretext: StudyCell | None, layer: str) -> StudyCell:
-        """Request kNN or a linear probe on pooled frozen features; ``pretext`` is as in :meth:`head`."""
-        settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed} | self._limit()
+    def features(
+        self,
+        kind: str,
+        pretext: StudyCell | None,
+        layer: str,
+        images_per_class: int | None = None,
+        fixed: str = "",
+    ) -> StudyCell:
+        """Request kNN or a linear probe on pooled frozen features, or an SVM on whole ones.
+
+        Args:
+            kind: ``knn``, ``linear`` or ``svm``.
+            pretext, layer, images_per_class, fixed: as in :meth:`head`.
+        """
+        settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
+        settings |= self._limit(images_per_class)
+        if fixed:
+            settings["fixed"] = fixed
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
 
     def classical(self, features: str) -> StudyCell:
@@ -154,9 +173,9 @@ class Builder:
         count = images_per_class or self.study.images_per_class
         return None if count is None or count >= self.study.data.smallest_class else count
 
-    def _limit(self) -> dict[str, int]:
-        """Return the study's number of labels as a setting of a cell, without it if there is no limit."""
-        count = self._labels()
+    def _limit(self, images_per_class: int | None = None) -> dict[str, int]:
+        """Return the number of labels as a setting of a cell, without it if there is no limit."""
+        count = self._labels(images_per_class)
         return {} if count is None else {"images_per_class": count}
 
 

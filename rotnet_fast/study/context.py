@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from rotnet_fast.data.datasets import Dataset
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import CheckpointError
+from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.scattering import Scattering
 from rotnet_fast.pretext_tasks import backbone_state
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
 from rotnet_fast.study.store import Results
+
+FIXED_NETWORKS: dict[str, Callable[[int, int], FeatureNetwork]] = {"scattering": Scattering}
+"""Name -> makes the network, for so many channels and pixels along a side."""
 
 Found = dict[str, dict[str, Any]]
 """Key of a cell -> its result."""
@@ -62,6 +68,17 @@ class Context:
             ) from error
         return state
 
+    def fixed_network(self, name: str | None) -> FeatureNetwork | None:
+        """Make the network that cells name which sit on none that was trained.
+
+        Raises:
+            ImportError: its library is not installed.
+        """
+        if name is None:
+            return None
+        data = self.settings.data
+        return FIXED_NETWORKS[name](data.channels, data.image_size)
+
     def setup(self, cell: StudyCell, folder: Path) -> EvaluationSetup:
         """Set up an evaluation with the settings of a cell, on the network it needs or an untrained one."""
         settings = cell.settings
@@ -82,6 +99,7 @@ class Context:
             precision=self.precision,
             folder=folder,
             revisit=settings.get("revisit", True),
+            fixed=self.fixed_network(settings.get("fixed")),
             compile=self.compile,
             graph=self.graph,
             progress=self.progress,

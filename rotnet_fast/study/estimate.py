@@ -13,6 +13,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.engine.pretext_task import task_class
 from rotnet_fast.models.flops import multiply_adds as count_multiply_adds
 from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.scattering import scattering_multiply_adds, scattering_shape
 from rotnet_fast.pretext_tasks import ROTATION, PretextTaskName
 from rotnet_fast.protocols.heads import HEADS, make_head
 from rotnet_fast.protocols.run_time import VIEWS, seconds_per_view
@@ -30,6 +31,11 @@ MOST_BLOCKS = 5
 SECONDS_PER_IMAGE = {"pixels": 1e-3, "hog": 3e-3, "scattering": 1e-2}
 """First estimate for hand-made features with their classifiers, from two cores of an AMD
 EPYC (Zen 5)."""
+
+
+SCATTERING_RATE = 1e10
+"""First estimate for trainings on scattering, in multiply-adds per second, from one core of the same: its
+Fourier transforms are far from the rate of convolutions."""
 
 
 @cache
@@ -70,6 +76,23 @@ def forward_multiply_adds(
     return of_network, of_heads
 
 
+def _frozen_multiply_adds(
+    settings: StudySettings, placements: tuple[tuple[str, str], ...], fixed: str | None
+) -> tuple[int, int]:
+    """:func:`forward_multiply_adds` of RotNet's largest network, or of a fixed one, and of heads on it."""
+    if fixed is None:
+        return forward_multiply_adds(settings, MOST_BLOCKS, placements)
+    data = settings.data
+    shape = scattering_shape(data.channels, data.image_size)
+    of_heads = 0
+    with torch.device("meta"):
+        for _, kind in placements:
+            if kind in HEADS:
+                head = make_head(kind, shape, len(data.classes), settings.pretext.width).eval()
+                of_heads += count_multiply_adds(partial(head, torch.zeros(1, *shape)))
+    return scattering_multiply_adds(data.channels, data.image_size), of_heads
+
+
 def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
     """Count the multiply-adds of the networks in a group of cells; 0 for groups that run none."""
     first, data = cells[0], settings.data
@@ -84,7 +107,9 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
         epoch = TRAINING * data.train_images * shown + data.test_images * views
         return float(values["epochs"] * epoch * forward)
     placements = (
-        tuple(cell.placement for cell in cells) if kind in ("head", "fine-tune", "knn", "linear") else ()
+        tuple(cell.placement for cell in cells)
+        if kind in ("head", "fine-tune", "knn", "linear", "svm")
+        else ()
     )
     if kind in ("supervised", "head", "fine-tune"):
         labelled = values.get("images_per_class")
@@ -94,16 +119,17 @@ def multiply_adds(cells: Sequence[StudyCell], settings: StudySettings) -> float:
         if kind == "supervised":
             frozen, trained = 0, forward_multiply_adds(settings, BLOCKS)[0]
         else:
-            below, heads = forward_multiply_adds(settings, MOST_BLOCKS, placements)
+            below, heads = _frozen_multiply_adds(settings, placements, values.get("fixed"))
             frozen, trained = (below, heads) if kind == "head" else (0, below + heads)
         epochs = values["epochs"]
         tests = -(-epochs // 10)
         trainings = epochs * visits * (frozen + TRAINING * trained)
         return float(trainings + tests * data.test_images * (frozen + trained))
-    if kind in ("knn", "linear"):
+    if kind in ("knn", "linear", "svm"):
         labelled = values.get("images_per_class")
         known = data.train_images if labelled is None else labelled * len(data.classes)
-        return float((known + data.test_images) * forward_multiply_adds(settings, 4, placements)[0])
+        frozen, _ = _frozen_multiply_adds(settings, placements, values.get("fixed"))
+        return float((known + data.test_images) * frozen)
     passes = {"attention": 8, "rotations": 4, "embedding": 1, "filters": 0}[kind]
     return float(passes * data.test_images * forward_multiply_adds(settings, 4)[0])
 
@@ -137,7 +163,7 @@ class Estimator:
         self._seconds[_name(cell)] = content["group_seconds"]
         if content["group_seconds"] > 0 and content["multiply_adds"] > 0:
             rate = content["multiply_adds"] / content["group_seconds"]
-            self._rates.setdefault(cell.kind, []).append(rate)
+            self._rates.setdefault(_kind(cell), []).append(rate)
 
     def seconds(self, cells: Sequence[StudyCell]) -> float:
         """Return the estimate for one group."""
@@ -146,16 +172,23 @@ class Estimator:
             data = self._context.settings.data
             per_image = SECONDS_PER_IMAGE.get(cells[0].settings.get("features", ""), 0.0)
             return self._seconds.get(_name(cells[0]), per_image * (data.train_images + data.test_images))
-        return work / self._rate(cells[0].kind)
+        return work / self._rate(_kind(cells[0]))
 
     def _rate(self, kind: str) -> float:
         if kind in self._rates:
             return statistics.median(self._rates[kind])
+        if kind.endswith("scattering") and self._context.device.type == "cpu":
+            return SCATTERING_RATE
         if self._rates:
             return statistics.median(rate for rates in self._rates.values() for rate in rates)
         if self._measured is None:
             self._measured = measured_rate(self._context)
         return self._measured
+
+
+def _kind(cell: StudyCell) -> str:
+    """Return what cells with the same rate share."""
+    return f"{cell.kind} {cell.settings.get('fixed', '')}".strip()
 
 
 def _name(cell: StudyCell) -> str:

@@ -126,7 +126,7 @@ def _classified(outcome: Outcome) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {
     "pretext": pretext,
     "supervised": whole_network,
-    **dict.fromkeys(("head", "fine-tune", "knn", "linear"), classifiers),
+    **dict.fromkeys(("head", "fine-tune", "knn", "linear", "svm"), classifiers),
     "classical": hand_made,
     **PICTURES,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
@@ -27,6 +28,22 @@ OTHER_PRETEXT_TASKS: dict[PretextTaskName, str] = {"autoencoder": "Autoencoder",
 OTHER_PRETEXT_TASK = "another pretext task, ours"
 """Note that marks their rows."""
 
+ROTATION_ROWS = "rotnet"
+"""How the names of RotNet's rows of Table 3 begin."""
+
+NO_PRETEXT_TASK = "fixed features, ours"
+"""Note that marks rows of features that nothing was trained for."""
+
+SCATTERING_STRIDE = 4
+"""Pixels along a side of the image that become one position of `rotnet_fast.models.scattering.Scattering`."""
+
+SCATTERING_HEADS: dict[str, tuple[str, float | None]] = {
+    "nonlinear": ("non-linear", None),
+    "conv": ("conv", None),
+    "perceptron": ("perceptron of 2 x 1,024 units", paper.OTHER_METHODS["Scattering"]),
+}
+"""Head on scattering -> its name in the report, and the published number."""
+
 HEADS = {"nonlinear": "non-linear", "conv": "conv"}
 """Heads of Table 3, and their names in the report."""
 
@@ -35,6 +52,9 @@ FINE_TUNING_RATES = (0.1, 0.01)
 FEW_LABELS = 3
 """Numbers of labels per class below 1,000 of CIFAR-10's 5,000, where RotNet is above the supervised network:
 20, 100 and 400."""
+
+FEW_LABELS_BY = ("-conv", "-svm")
+"""How the names of Table 3's rows end that are also computed with few labels."""
 
 ABLATED_LABELS = (0, 1)
 """Which of the numbers of labels are tried without revisiting: the two smallest."""
@@ -136,25 +156,75 @@ def table3(build: Builder) -> list[Entry]:
                 )
             )
     if build.study.preset != "demo":  # whose minutes are for RotNet
-        entries += other_pretext_tasks(build)
+        entries += other_extractors(build)
     for features, name in CLASSICAL.items():
         title = f"{name} + logistic regression"
         entries.append(entry(features, title, build.classical(features), None, "classical row, ours"))
     return entries
 
 
-def other_pretext_tasks(build: Builder) -> list[Entry]:
-    """Plan Table 3's rows of the same network, pretrained by another task for as many epochs."""
+def other_extractors(build: Builder) -> list[Entry]:
+    """Plan Table 3's rows of other features under the same classifiers, with all labels and with few.
+
+    They are RotNet's network, pretrained by another task for as many epochs, and scattering; the SVM is on
+    RotNet's features, too.
+    """
+    size = build.study.data.image_size
+    few = build.study.labels_per_class[:-1][:FEW_LABELS]
     entries = []
+
+    def add(
+        name: str, title: str, note: str, published: float | None, make: Callable[[int | None], StudyCell]
+    ) -> None:
+        """Add the row of all labels, and of some heads, one for each small number of them."""
+        entries.append(Entry("table3", name, title, (make(None),), published=published, note=note))
+        for count in few if name.endswith(FEW_LABELS_BY) else ():
+            title_of_few = f"{title}, {labels_per_class(count)}"
+            entries.append(
+                Entry("table3", f"{name}-{count}", title_of_few, (make(count),), x=count, series=name)
+            )
+
+    def add_machine(name: str, title: str, note: str, pretext: StudyCell) -> None:
+        add(
+            f"{name}-svm",
+            f"{title} + SVM",
+            note,
+            None,
+            lambda count: build.features("svm", pretext, "conv2", count),
+        )
+
+    add_machine(ROTATION_ROWS, "RotNet", "", build.pretext())
     for task, name in OTHER_PRETEXT_TASKS.items():
-        if build.study.data.image_size % PRETEXT_TASKS[task].side_multiple:
+        if size % PRETEXT_TASKS[task].side_multiple:
             continue  # the task does not apply to such images
         pretext = build.pretext(task=task)
-        for head in HEADS:
-            cell = build.head(pretext, "conv2", head)
-            title = f"{name} + {HEADS[head]}"
-            entries.append(Entry("table3", f"{task}-{head}", title, (cell,), note=OTHER_PRETEXT_TASK))
+        for head, title in HEADS.items():
+            add(
+                f"{task}-{head}",
+                f"{name} + {title}",
+                OTHER_PRETEXT_TASK,
+                None,
+                partial(_head, build, pretext, "conv2", head, ""),
+            )
+        add_machine(task, name, OTHER_PRETEXT_TASK, pretext)
+    if size % SCATTERING_STRIDE == 0:
+        for head, (title, published) in SCATTERING_HEADS.items():
+            make = partial(_head, build, None, "scattering", head, "scattering")
+            add(f"scattering-{head}", f"Scattering + {title}", NO_PRETEXT_TASK, published, make)
+        add(
+            "scattering-svm",
+            "Scattering + SVM",
+            NO_PRETEXT_TASK,
+            None,
+            lambda count: build.features("svm", None, "log-scattering", count, "scattering"),
+        )
     return entries
+
+
+def _head(
+    build: Builder, pretext: StudyCell | None, layer: str, head: str, fixed: str, count: int | None
+) -> StudyCell:
+    return build.head(pretext, layer, head, images_per_class=count, fixed=fixed)
 
 
 def figure5a(build: Builder) -> list[Entry]:

@@ -214,7 +214,9 @@ def describe(group: Sequence[StudyCell]) -> str:
         parts.append(" ".join([first.kind, ", ".join(what)]).strip())
     if first.needs:
         parts[-1] += f" on {describe(first.needs[:1]).rpartition(', seed')[0]}"
-    elif first.kind in ("head", "knn", "linear"):
+    elif "fixed" in values:
+        parts[-1] += f" on {values['fixed']}"
+    elif first.kind in ("head", "knn", "linear", "svm"):
         parts[-1] += " on an untrained network"
     for name, text in (
         ("ablation", "{}"),

@@ -22,7 +22,7 @@ from rotnet_fast.protocols.classification import ObjectClassification, ObjectVie
 from rotnet_fast.protocols.drivers import protocol_units
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Subject, first_of_each_class
 from rotnet_fast.protocols.heads import HeadsOnBackbone, heads_task, use_batch_statistics
-from rotnet_fast.protocols.knn import pooled_features
+from rotnet_fast.protocols.knn import frozen_features
 from rotnet_fast.protocols.result import Cell
 from rotnet_fast.settings import Optimisation
 
@@ -341,7 +341,7 @@ def test_features_keep_the_order_of_the_images(setup: EvaluationSetup) -> None:
     plain = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
     expected = network.features(plain, ["conv2"])["conv2"].mean(dim=(2, 3))
     batches = ((batch.indices, shown) for batch, shown in views.plain(views.test_loader))
-    pooled = pooled_features(network, batches, len(images), ["conv2"])
+    pooled = frozen_features(network, batches, len(images), ["conv2"])
     torch.testing.assert_close(pooled["conv2"], expected)
 
 

@@ -76,6 +76,15 @@ def test_networks_of_other_pretext_tasks_are_cells_like_rotnets(context: Context
     assert compute(context, *wishes).computed == []
 
 
+def test_heads_and_machines_are_put_on_fixed_features_and_on_few_labels(context: Context) -> None:
+    wishes = [f"table3/scattering-{name}" for name in ("nonlinear", "conv", "perceptron", "svm", "svm-1")]
+    progress = compute(context, *wishes)
+    assert progress.failed == {}
+    assert {cell.kind for cell in progress.computed} == {"head", "svm"}  # nothing was pretrained for them
+    assert [sum(map(sum, found["confusion"])) for found in results(context, *wishes)] == [12] * 5
+    assert compute(context, "table3/rotnet-svm").failed == {}
+
+
 def test_every_kind_of_training_gives_a_confusion_of_all_test_images(context: Context) -> None:
     wishes = ("table1/3-conv1", "table3", "figure5b", "extras/knn-conv1", "extras/linear-random-conv2")
     compute(context, *wishes, "ablations/no-revisiting-1")

@@ -26,7 +26,7 @@ from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
 from rotnet_fast.study.pages.document import plain
-from rotnet_fast.study.pages.tables import NETWORKS
+from rotnet_fast.study.pages.tables import NETWORKS, of_table3
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
@@ -89,7 +89,7 @@ def table2(study: Study) -> Figure | None:
 
 def table3(study: Study) -> Figure | None:
     """Draw all rows, ours and, where the images are CIFAR-10's, quoted ones."""
-    numbers = study.of("table3")
+    numbers = of_table3(study)
     quoted = [
         Bar(f"{name} (quoted)", None, published=accuracy, is_quoted=True)
         for name, accuracy in paper.OTHER_METHODS.items()
@@ -342,6 +342,7 @@ def _group(entry: Entry) -> str:
         ("rotnet", "RotNet, frozen"),
         ("finetuned", "RotNet, fine-tuned"),
         *((task, "other pretext tasks, ours") for task in OTHER_PRETEXT_TASKS),
+        ("scattering-", "fixed features, ours"),
     ):
         if entry.name.startswith(beginning):
             return group

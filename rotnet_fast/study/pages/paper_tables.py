@@ -8,8 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rotnet_fast.study.pages.document import Block, Section, figure
-from rotnet_fast.study.pages.tables import data_set, flat_table, gaps, grid, quoted_rows
-from rotnet_fast.study.plan import OTHER_PRETEXT_TASK
+from rotnet_fast.study.pages.tables import (
+    data_set,
+    few_labels,
+    flat_table,
+    gaps,
+    grid,
+    of_table3,
+    quoted_rows,
+)
+from rotnet_fast.study.plan import NO_PRETEXT_TASK, OTHER_PRETEXT_TASK
 from rotnet_fast.study.summary import Study
 
 
@@ -51,17 +59,30 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     caption = f"Table 3: test accuracy in % on {data_set(study)}; heads on conv2 of 4 blocks"
     quoted = "Rows marked as quoted are other methods' numbers as the paper prints them. "
     others = ""
-    if any(number.entry.note == OTHER_PRETEXT_TASK for number in study.of("table3")):
+    notes = {number.entry.note for number in study.of("table3")}
+    if OTHER_PRETEXT_TASK in notes:
         others = (
             f"Rows marked as {OTHER_PRETEXT_TASK}, are of RotNet's network, pretrained on the same images "
             "for as many epochs, and are not in the paper, either. "
+        )
+    if any(NO_PRETEXT_TASK in note for note in notes):
+        others += (
+            "Scattering has two scales and eight angles, and is computed of every augmented image; its heads "
+            "begin with a BatchNorm, and are otherwise trained as RotNet's. The SVM is linear, on whole maps "
+            "of images without augmentation, its penalty chosen on a fifth of the training images; on "
+            "scattering, it takes logarithms. "
+        )
+    if study.circumstances.has_reference:
+        others += (
+            "Scattering was published with three layers of unknown widths; the SVM of Roto-Scat is not "
+            "linear, and on features of rotations, too, that were chosen by the labels. "
         )
     note = (
         f"{quoted if study.circumstances.has_reference else ''}Rows marked as classical "
         f"are our own measurements, involve no randomness, and are not in the paper. {others}Two learning "
         "rates of fine-tuning are shown because no recipe was published."
     )
-    ours = flat_table(study, study.of("table3"), "method", caption, note)
+    ours = flat_table(study, of_table3(study), "method", caption, note)
     blocks: list[Block] = [replace(ours, rows=(*ours.rows, *quoted_rows(study)))]
     blocks += figure(
         drawn,
@@ -70,5 +91,8 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
         "classical features.",
         "Table 3 as bars.",
     )
+    few = few_labels(study, f"Features with few labels, test accuracy in % on {data_set(study)}")
+    if few is not None:
+        blocks.append(few)
     blocks.append(gaps(study, f"Distance to the supervised network of the same images, {data_set(study)}"))
     return Section("Table 3: comparison with supervised and other features", tuple(blocks))

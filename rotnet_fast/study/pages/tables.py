@@ -109,13 +109,17 @@ def grid(study: Study, caption: str) -> Table:
 
 
 def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Return Table 3's other methods, in the columns of :func:`flat_table`; none beside other images."""
+    """Return Table 3's other methods, in the columns of :func:`flat_table`; none beside other images.
+
+    One whose number stands beside our own is left out.
+    """
     if not study.circumstances.has_reference:
         return ()
     difference = ("",) if study.comparable else ()
+    beside_ours = {number.entry.published for number in of_table3(study)}
     return tuple(
         (
-            f"{name} (quoted from the paper, not run here)",
+            f"{name} (quoted from the paper, not run here; {paper.LEARNED_FROM[name]})",
             "",
             "",
             accuracy(published),
@@ -126,6 +130,39 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
             "",
         )
         for name, published in paper.OTHER_METHODS.items()
+        if published not in beside_ours
+    )
+
+
+def of_table3(study: Study) -> list[Number]:
+    """Return Table 3's numbers with all labels."""
+    return [number for number in study.of("table3") if number.entry.x is None]
+
+
+def few_labels(study: Study, caption: str) -> Table | None:
+    """Tabulate Table 3's features with few labels, one column for each number of labels.
+
+    RotNet with the conv head and the supervised network, which Figure 5b shows, stand first. None for a study
+    without such rows.
+    """
+    rows: dict[str, list[Number]] = {}
+    for number in study.of("table3"):
+        if number.entry.x is not None:
+            rows.setdefault(number.entry.series, []).append(number)
+    if not rows:
+        return None
+    counts = [int(number.entry.x or 0) for number in next(iter(rows.values()))]
+    first = {
+        title: [study.number("figure5b", f"{series}-{count}") for count in counts]
+        for series, title in (("rotnet", "RotNet + conv"), ("supervised", "Supervised NIN"))
+    }
+    others = {study.entry("table3", name).title: numbers for name, numbers in rows.items()}
+    return Table(
+        caption,
+        ("method", *(f"{count:,}" for count in counts)),
+        tuple((title, *map(value, numbers)) for title, numbers in (first | others).items()),
+        tuple(range(1, 1 + len(counts))),
+        "The columns are labels per class.",
     )
 
 
@@ -173,7 +210,7 @@ def accuracy_over_steps(study: Study, numbers: Sequence[Number], first: str, cap
 def main_rows(study: Study, only_run: bool = False) -> Table:
     """Tabulate the numbers to read first: rotation accuracy, Table 3 and the smallest number of labels."""
     few = study.settings.labels_per_class[0]
-    numbers = [study.number("extras", "rotation-accuracy-0-90-180-270"), *study.of("table3")]
+    numbers = [study.number("extras", "rotation-accuracy-0-90-180-270"), *of_table3(study)]
     numbers += [study.number("figure5b", f"{series}-{few}") for series in ("rotnet", "supervised")]
     if only_run:
         numbers = [number for number in numbers if number.n]
