@@ -26,7 +26,7 @@ from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
 from rotnet_fast.study.pages.document import plain
-from rotnet_fast.study.pages.tables import NETWORKS, of_table3
+from rotnet_fast.study.pages.tables import NETWORKS, of_table3, quoted_methods
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Number, Study
@@ -92,8 +92,7 @@ def table3(study: Study) -> Figure | None:
     numbers = of_table3(study)
     quoted = [
         Bar(f"{name} (quoted)", None, published=accuracy, is_quoted=True)
-        for name, accuracy in paper.OTHER_METHODS.items()
-        if study.circumstances.has_reference
+        for name, accuracy in quoted_methods(study).items()
     ]
     groups = [_group(number.entry) for number in numbers]
     return _bars(study, findings.distance_to_supervised(study), numbers, groups, quoted)

@@ -108,15 +108,19 @@ def grid(study: Study, caption: str) -> Table:
     return Table(caption, ("network", *layers), tuple(rows), tuple(range(1, len(layers) + 1)))
 
 
-def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
-    """Return Table 3's other methods, in the columns of :func:`flat_table`; none beside other images.
-
-    One whose number stands beside our own is left out.
-    """
-    if not study.circumstances.has_reference:
-        return ()
-    difference = ("",) if study.comparable else ()
+def quoted_methods(study: Study) -> dict[str, float]:
+    """Return Table 3's other methods and their numbers, but those beside our own; none beside other images."""
     beside_ours = {number.entry.published for number in of_table3(study)}
+    return {
+        name: published
+        for name, published in paper.OTHER_METHODS.items()
+        if study.circumstances.has_reference and published not in beside_ours
+    }
+
+
+def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
+    """Return :func:`quoted_methods` in the columns of :func:`flat_table`."""
+    difference = ("",) if study.comparable else ()
     return tuple(
         (
             f"{name} (quoted from the paper, not run here; {paper.LEARNED_FROM[name]})",
@@ -129,8 +133,7 @@ def quoted_rows(study: Study) -> tuple[tuple[str, ...], ...]:
             "",
             "",
         )
-        for name, published in paper.OTHER_METHODS.items()
-        if published not in beside_ours
+        for name, published in quoted_methods(study).items()
     )
 
 
