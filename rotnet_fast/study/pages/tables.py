@@ -109,7 +109,7 @@ def grid(study: Study, caption: str) -> Table:
 
 
 def quoted_methods(study: Study) -> dict[str, float]:
-    """Return the other methods of Table 3 that have no row of ours, and their numbers; none for other images."""
+    """Return the other methods of Table 3 without a row of ours, and their numbers; none for other images."""
     beside_ours = {number.entry.published for number in of_table3(study)}
     return {
         name: published
