@@ -104,7 +104,7 @@ def test_data_and_network_are_those_of_the_pretraining(run: Path) -> None:
     assert results["dataset"]["fingerprint"] == state["config"]["data_fingerprint"]
     assert (results["dataset"]["train_images"], results["dataset"]["test_images"]) == (40, 20)
     sizes = {"blocks": 3, "width": 0.05, "rotations": [0, 90, 180, 270]}
-    assert results["network"] == {"model": "nin", **sizes}
+    assert results["network"] == {"model": "nin", "pretext_task": "rotation", **sizes}
     assert (results["settings"]["pad"], results["settings"]["flip_prob"]) == (4, 0.5)
     assert results["pretraining"] == {"epochs": 2, "is_limited": True, "has_same_images": True}
     assert results["environment"]["torch"]

@@ -92,7 +92,8 @@ def test_every_protocol_has_its_rows_on_the_stage_before_the_last(run: Path) -> 
         ("frozen", LAYER, "linear"),
         *[("random-init", LAYER, "linear")] * 2,
     ]
-    assert results["network"] == {"model": MODEL, "rotations": [0, 90, 180, 270]}
+    expected = {"model": MODEL, "pretext_task": "rotation", "rotations": [0, 90, 180, 270]}
+    assert results["network"] == expected
     assert results["settings"]["layers"] == [LAYER]
 
 
