@@ -124,9 +124,9 @@ def _classified(outcome: Outcome) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {
+    **dict.fromkeys(DRIVERS, classifiers),
     "pretext": pretext,
     "supervised": whole_network,
-    **dict.fromkeys(("head", "fine-tune", "knn", "linear", "svm"), classifiers),
     "classical": hand_made,
     **PICTURES,
 }

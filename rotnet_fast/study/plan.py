@@ -28,9 +28,6 @@ OTHER_PRETEXT_TASKS: dict[PretextTaskName, str] = {"autoencoder": "Autoencoder",
 OTHER_PRETEXT_TASK = "another pretext task, ours"
 """Note that marks their rows."""
 
-ROTATION_ROWS = "rotnet"
-"""How the names of RotNet's rows of Table 3 begin."""
-
 NO_PRETEXT_TASK = "fixed features, ours"
 """Note that marks rows of features that nothing was trained for."""
 
@@ -174,57 +171,31 @@ def other_extractors(build: Builder) -> list[Entry]:
     entries = []
 
     def add(
-        name: str, title: str, note: str, published: float | None, make: Callable[[int | None], StudyCell]
+        name: str, title: str, make: Callable[..., StudyCell], note: str, published: float | None = None
     ) -> None:
         """Add the row of all labels, and of some heads, one for each small number of them."""
-        entries.append(Entry("table3", name, title, (make(None),), published=published, note=note))
+        entries.append(Entry("table3", name, title, (make(),), published=published, note=note))
         for count in few if name.endswith(FEW_LABELS_BY) else ():
-            title_of_few = f"{title}, {labels_per_class(count)}"
-            entries.append(
-                Entry("table3", f"{name}-{count}", title_of_few, (make(count),), x=count, series=name)
-            )
+            cell, title_of_few = make(images_per_class=count), f"{title}, {labels_per_class(count)}"
+            entries.append(Entry("table3", f"{name}-{count}", title_of_few, (cell,), x=count, series=name))
 
-    def add_machine(name: str, title: str, note: str, pretext: StudyCell) -> None:
-        add(
-            f"{name}-svm",
-            f"{title} + SVM",
-            note,
-            None,
-            lambda count: build.features("svm", pretext, "conv2", count),
-        )
-
-    add_machine(ROTATION_ROWS, "RotNet", "", build.pretext())
+    add("rotnet-svm", "RotNet + SVM", partial(build.features, "svm", build.pretext(), "conv2"), "")
     for task, name in OTHER_PRETEXT_TASKS.items():
         if size % PRETEXT_TASKS[task].side_multiple:
             continue  # the task does not apply to such images
         pretext = build.pretext(task=task)
         for head, title in HEADS.items():
-            add(
-                f"{task}-{head}",
-                f"{name} + {title}",
-                OTHER_PRETEXT_TASK,
-                None,
-                partial(_head, build, pretext, "conv2", head, ""),
-            )
-        add_machine(task, name, OTHER_PRETEXT_TASK, pretext)
+            make = partial(build.head, pretext, "conv2", head)
+            add(f"{task}-{head}", f"{name} + {title}", make, OTHER_PRETEXT_TASK)
+        make = partial(build.features, "svm", pretext, "conv2")
+        add(f"{task}-svm", f"{name} + SVM", make, OTHER_PRETEXT_TASK)
     if size % SCATTERING_STRIDE == 0:
         for head, (title, published) in SCATTERING_HEADS.items():
-            make = partial(_head, build, None, "scattering", head, "scattering")
-            add(f"scattering-{head}", f"Scattering + {title}", NO_PRETEXT_TASK, published, make)
-        add(
-            "scattering-svm",
-            "Scattering + SVM",
-            NO_PRETEXT_TASK,
-            None,
-            lambda count: build.features("svm", None, "log-scattering", count, "scattering"),
-        )
+            make = partial(build.head, None, "scattering", head, fixed="scattering")
+            add(f"scattering-{head}", f"Scattering + {title}", make, NO_PRETEXT_TASK, published)
+        make = partial(build.features, "svm", None, "log-scattering", fixed="scattering")
+        add("scattering-svm", "Scattering + SVM", make, NO_PRETEXT_TASK)
     return entries
-
-
-def _head(
-    build: Builder, pretext: StudyCell | None, layer: str, head: str, fixed: str, count: int | None
-) -> StudyCell:
-    return build.head(pretext, layer, head, images_per_class=count, fixed=fixed)
 
 
 def figure5a(build: Builder) -> list[Entry]:

@@ -15,11 +15,12 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, Split
 from rotnet_fast.engine.precision import resolve_precision
 from rotnet_fast.errors import ArgumentError
+from rotnet_fast.models.scattering import STRIDE
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.protocols.evaluation import EvaluationSetup
 from rotnet_fast.study.cells import StudyCell, with_needs
 from rotnet_fast.study.estimate import multiply_adds
-from rotnet_fast.study.plan import ITEMS, Entry, cells_in_order, make_plan
+from rotnet_fast.study.plan import ITEMS, SCATTERING_STRIDE, Entry, cells_in_order, make_plan
 from rotnet_fast.study.run import grouped
 from rotnet_fast.study.settings import (
     TRAININGS,
@@ -208,6 +209,7 @@ def test_heads_on_scattering_share_its_passes_and_differ_from_rotnets_in_the_fea
     assert scattering.settings == {**rotnet.settings, "fixed": "scattering"}
     assert (rotnet.member["head"], rotnet.needs != ()) == (scattering.member["head"], scattering.needs == ())
     assert 0 < multiply_adds(heads, PAPER) < multiply_adds([rotnet], PAPER)
+    assert SCATTERING_STRIDE == STRIDE  # written twice, because a plan imports no torch
 
 
 def test_seeds_give_other_cells_but_where_nothing_is_random() -> None:

@@ -65,7 +65,7 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
             f"Rows marked as {OTHER_PRETEXT_TASK}, are of RotNet's network, pretrained on the same images "
             "for as many epochs, and are not in the paper, either. "
         )
-    if any(NO_PRETEXT_TASK in note for note in notes):
+    if NO_PRETEXT_TASK in notes:
         others += (
             "Scattering has two scales and eight angles, and is computed of every augmented image; its heads "
             "begin with a BatchNorm, and are otherwise trained as RotNet's. The SVM is linear, on whole maps "
