@@ -11,6 +11,12 @@ with the first. Recipes that differ in their heads alone share a pretraining. Af
 speedrun.json and speedrun.md in the output folder say what came out. The same command resumes after an
 interruption, with what is finished kept; so do more recipes and more seeds.
 
+Recipes that differ in --epochs of the pretraining alone become a learning curve in speedrun.png: how good the
+features are that a number of minutes gives. Each point is a training of its own, whose schedule ends there:
+
+python -m benchmarks.speedrun --data-dir DIR --recipes "paper --epochs 3" "paper --epochs 10" \
+    "two-cores --epochs 3" two-cores
+
 Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
 
@@ -320,6 +326,53 @@ def render(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", where, ""])
 
 
+def draw_curves(content: Mapping[str, Any], path: Path) -> None:
+    """Draw the accuracy of the first head against the minutes of its pretraining, over the numbers of epochs.
+
+    Recipes that differ in ``--epochs`` of the pretraining alone are one line, whose error bars are standard
+    deviations over the seeds. Where no two do, nothing is drawn.
+
+    Args:
+        content: what speedrun.json holds.
+        path: path of the figure, without a suffix.
+    """
+    from rotnet_fast.plots.curves import Line, curves  # here, because importing matplotlib takes a second
+    from rotnet_fast.plots.style import save, wrapped
+
+    by_rest: dict[str, list[Mapping[str, Any]]] = {}
+    for recipe, its in content["summary"].items():
+        by_rest.setdefault(_without_epochs(recipe), []).append(its)
+    measures = next(iter(content["summary"].values()))["measures"]
+    measure = next(name for name in measures if name not in (ROTATION, ROTATION_LOSS))
+    lines = []
+    for rest, points in by_rest.items():
+        points = sorted((its for its in points if measure in its["measures"]), key=lambda its: its["seconds"])
+        found = [its["measures"][measure] for its in points]
+        spreads = [value["deviation"] or 0.0 for value in found]  # one seed shows none
+        minutes = [its["seconds"] / 60 for its in points]
+        means = [value["mean"] for value in found]
+        ends = [(mean - spread, mean + spread) for mean, spread in zip(means, spreads, strict=True)]
+        lines.append(Line(wrapped(rest, 45), minutes, means, ends))
+    if all(len(line.x) < 2 for line in lines):
+        return
+    device = content["runs"][0]["environment"]["device"]
+    figure = curves(
+        lines,
+        x_label=f"minutes of the pretraining's steps on {device}; each point is a training of its own",
+        y_label=f"accuracy of {measure.removesuffix(', %')}, %",
+        title="Features for the time",
+        log_x=True,
+    )
+    save(figure, path)
+
+
+def _without_epochs(recipe: str) -> str:
+    """Return a recipe without the number of epochs of its pretraining."""
+    pretraining, heads = _halves(recipe)
+    rest = re.sub(r"(^| )--epochs[ =]\S+", "", shlex.join(pretraining))
+    return shlex.join([*shlex.split(rest), *(["/", *heads] if heads else [])])
+
+
 def run(config: SpeedrunConfig, command: str) -> dict[str, Any]:
     """Measure everything, and write the result after every seed.
 
@@ -346,6 +399,7 @@ def run(config: SpeedrunConfig, command: str) -> dict[str, Any]:
             }
             write_json(config.output / "speedrun.json", content)
             (config.output / "speedrun.md").write_text(render(content), encoding="utf-8")
+    draw_curves(content, config.output / "speedrun")
     return content
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks import speedrun
@@ -15,6 +17,7 @@ from rotnet_fast.data import datasets, digits
 from rotnet_fast.engine.step import TrainingStep
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.evaluate import EvaluateConfig
+from rotnet_fast.plots import curves
 from rotnet_fast.presets import PRESETS
 
 SHORT = "paper --epochs 1 --width 0.05 --batch-size 20 / --epochs 1"
@@ -143,3 +146,44 @@ def test_a_lower_loss_is_the_better_one() -> None:
 def test_unusable_values_are_refused_by_name(values: dict[str, Any], beginning: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{beginning}"):
         speedrun.SpeedrunConfig(**values).validate()
+
+
+def test_recipes_that_differ_in_epochs_are_a_learning_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Sequence[curves.Line]] = []
+    draw = curves.curves
+
+    def record(lines: Sequence[curves.Line], **labels: Any) -> Figure:
+        drawn.append(lines)
+        return draw(lines, **labels)
+
+    monkeypatch.setattr(curves, "curves", record)
+    runs = []
+    for recipe, seconds in (
+        ("paper", 600.0),
+        ("paper --epochs 5", 30.0),
+        ("paper --epochs=20 --lr 0.1", 120.0),
+    ):
+        run = measured(recipe, seed=0, head=80.0 + seconds / 60)
+        runs.append({**run, "seconds": seconds, "environment": {"device": "a machine"}})
+    content = {"runs": runs, "summary": speedrun.summarise(runs)}
+    speedrun.draw_curves(content, tmp_path / "curves")
+    points = [(line.label, line.x, line.mean) for line in drawn[0]]
+    assert points == [("paper", [0.5, 10.0], [80.5, 90.0]), ("paper --lr 0.1", [2.0], [82.0])]
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    one = {"runs": runs[1:], "summary": speedrun.summarise(runs[1:])}
+    speedrun.draw_curves(one, tmp_path / "none")
+    assert not list(tmp_path.glob("none*"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rest"),
+    [
+        ("paper", "paper"),
+        ("paper --epochs 10", "paper"),
+        ("speedrun --epochs=10 --warmup 1 / --epochs 12", "speedrun --warmup 1 / --epochs 12"),
+    ],
+)
+def test_epochs_of_the_pretraining_alone_do_not_name_a_curve(recipe: str, rest: str) -> None:
+    assert speedrun._without_epochs(recipe) == rest

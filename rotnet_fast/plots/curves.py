@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatter, NullLocator, StrMethodFormatter
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plain import counted
@@ -100,6 +100,7 @@ def curves(
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))  # the default one writes TeX
     if x_ticks:
         axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
         axes.xaxis.set_minor_locator(NullLocator())

@@ -42,6 +42,16 @@ def test_curves_are_legible() -> None:
     check_legible(correlation([50.0, None, 90.0]))
 
 
+@pytest.mark.parametrize("ends", [(22, 72), (0.5, 700)])
+def test_a_logarithmic_axis_needs_no_ticks_to_have_plain_numbers(ends: tuple[float, float]) -> None:
+    figure = curves([Line("a", ends, [50.0, 60.0])], x_label="minutes", y_label="y", log_x=True)
+    check_legible(figure)
+    axis = figure.axes[0].xaxis
+    labels = [label.get_text() for minor in (False, True) for label in axis.get_ticklabels(minor=minor)]
+    shown = [float(label) for label in labels if label]
+    assert sum(ends[0] <= number <= ends[1] for number in shown) >= 2
+
+
 def test_guessing_is_a_dotted_line_with_its_name() -> None:
     figure = correlation([50.0, 60.0, 90.0])
     dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
