@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -405,7 +406,9 @@ def make_plan(settings: StudySettings, seeds: Seeds, only: Sequence[str] = ()) -
         if wish not in ITEMS and wish not in known:
             item = wish.partition("/")[0]
             choices = [name for name in known if name.startswith(f"{item}/")] or list(ITEMS)
-            raise ArgumentError(f"only holds {wish!r}; choose from {', '.join(choices)}")
+            near = difflib.get_close_matches(wish, choices, n=3, cutoff=0.85)
+            remedy = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+            raise ArgumentError(f"only holds {wish!r}; {remedy}")
     return [entry for name, entry in known.items() if not only or name in only or entry.item in only]
 
 

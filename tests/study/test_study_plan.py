@@ -449,6 +449,10 @@ def test_a_class_too_small_for_the_label_counts_is_refused() -> None:
 def test_unknown_parts_are_named_with_the_choices() -> None:
     with pytest.raises(ArgumentError, match=r"only holds 'table4'; choose from .*table1"):
         entries("table4")
+    with pytest.raises(
+        ArgumentError, match=r"only holds 'table3/supervized'; did you mean table3/supervised\?"
+    ):
+        entries("table3/supervized")
     with pytest.raises(ArgumentError, match=r"only holds 'table2/sixteen'; choose from .*table2/eight"):
         entries("table2/sixteen")
     assert {entry.item for entry in entries("table2", "figure3")} == {"table2", "figure3"}
