@@ -11,11 +11,12 @@ with the first. Recipes that differ in their heads alone share a pretraining. Af
 speedrun.json and speedrun.md in the output folder say what came out. The same command resumes after an
 interruption, with what is finished kept; so do more recipes and more seeds.
 
-Recipes that differ in --epochs of the pretraining alone become a learning curve in speedrun.png: how good the
-features are that a number of minutes gives. Each point is a training of its own, whose schedule ends there:
+Recipes that differ in --epochs and --warmup of the pretraining alone become a learning curve in speedrun.png:
+how good the features are that a number of minutes gives. Each point is a training of its own, whose schedule
+ends there:
 
 python -m benchmarks.speedrun --data-dir DIR --recipes "paper --epochs 3" "paper --epochs 10" \
-    "two-cores --epochs 3" two-cores
+    "speedrun --epochs 3 --warmup 0.3" "speedrun --epochs 10 --warmup 1"
 
 Exit codes: see `rotnet_fast.command`. torch is only imported once the flags are known to be valid.
 """
@@ -329,8 +330,8 @@ def render(content: Mapping[str, Any]) -> str:
 def draw_curves(content: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy of the first head against the minutes of its pretraining, over the numbers of epochs.
 
-    Recipes that differ in ``--epochs`` of the pretraining alone are one line, whose error bars are standard
-    deviations over the seeds. Where no two do, nothing is drawn.
+    Recipes that differ in ``--epochs`` and ``--warmup`` of the pretraining alone are one line, whose error
+    bars are standard deviations over the seeds. Where no two do, nothing is drawn.
 
     Args:
         content: what speedrun.json holds.
@@ -341,7 +342,7 @@ def draw_curves(content: Mapping[str, Any], path: Path) -> None:
 
     by_rest: dict[str, list[Mapping[str, Any]]] = {}
     for recipe, its in content["summary"].items():
-        by_rest.setdefault(_without_epochs(recipe), []).append(its)
+        by_rest.setdefault(_without_length(recipe), []).append(its)
     measures = next(iter(content["summary"].values()))["measures"]
     measure = next(name for name in measures if name not in (ROTATION, ROTATION_LOSS))
     lines = []
@@ -366,10 +367,10 @@ def draw_curves(content: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-def _without_epochs(recipe: str) -> str:
-    """Return a recipe without the number of epochs of its pretraining."""
+def _without_length(recipe: str) -> str:
+    """Return a recipe without the numbers of epochs of its pretraining and of its warm-up."""
     pretraining, heads = _halves(recipe)
-    rest = re.sub(r"(^| )--epochs[ =]\S+", "", shlex.join(pretraining))
+    rest = re.sub(r" --(epochs|warmup)[ =]\S+", "", shlex.join(pretraining))
     return shlex.join([*shlex.split(rest), *(["/", *heads] if heads else [])])
 
 

@@ -148,7 +148,7 @@ def test_unusable_values_are_refused_by_name(values: dict[str, Any], beginning: 
         speedrun.SpeedrunConfig(**values).validate()
 
 
-def test_recipes_that_differ_in_epochs_are_a_learning_curve(
+def test_recipes_that_differ_in_length_are_a_learning_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Sequence[curves.Line]] = []
@@ -182,8 +182,8 @@ def test_recipes_that_differ_in_epochs_are_a_learning_curve(
     [
         ("paper", "paper"),
         ("paper --epochs 10", "paper"),
-        ("speedrun --epochs=10 --warmup 1 / --epochs 12", "speedrun --warmup 1 / --epochs 12"),
+        ("speedrun --epochs=10 --warmup 1 --lr 0.2 / --epochs 12", "speedrun --lr 0.2 / --epochs 12"),
     ],
 )
-def test_epochs_of_the_pretraining_alone_do_not_name_a_curve(recipe: str, rest: str) -> None:
-    assert speedrun._without_epochs(recipe) == rest
+def test_the_length_of_the_pretraining_alone_does_not_name_a_curve(recipe: str, rest: str) -> None:
+    assert speedrun._without_length(recipe) == rest
