@@ -6,7 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,12 @@ class Outcome:
         confusion: confusion matrix of the test images.
         correct: bool [N], whether it was right, image by image in the order of the data set, so that two
             classifiers can be compared on the same images.
+        found: what else it says of itself, such as the penalty that was chosen; values that JSON can hold.
     """
 
     confusion: Confusion
     correct: NDArray[np.bool_]
+    found: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:

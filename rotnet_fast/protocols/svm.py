@@ -10,6 +10,9 @@ the float64 that liblinear needs do not fit into the memory of most machines.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -17,18 +20,42 @@ from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
 from rotnet_fast.protocols.knn import classify_features
 from rotnet_fast.protocols.result import Outcome
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+PENALTIES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Values of C to choose from: how much an image counts beside the length of the weights."""
 
-HELD_OUT = 0.2
-"""Share of the labelled images of each class on which C is chosen."""
+FOLDS = 5
+"""C is chosen on one fifth of the labelled images of each class, or on each in turn."""
 
-_ITERATIONS = 200
+ENOUGH = 1000
+"""Labelled images from which on one fifth is enough to choose C on."""
+
+_ITERATIONS = 300
 
 
-def svm_weights(
-    features: torch.Tensor, labels: torch.Tensor, num_classes: int, penalty: float
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class Machine:
+    """A fitted machine.
+
+    Attributes:
+        weights: fp32 [num_classes,D].
+        has_converged: whether a minimum was found before the last iteration or evaluation.
+    """
+
+    weights: torch.Tensor
+    has_converged: bool
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the class of the largest of the linear functions: fp32 [Q,D] -> int64 [Q]."""
+        return (features @ self.weights.T).argmax(dim=1)
+
+
+def fit(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    penalty: float,
+    start: torch.Tensor | None = None,
+) -> Machine:
     """Minimise 0.5 |w|^2 + C * sum(max(0, 1 - y f(x))^2) for every class against the rest.
 
     Args:
@@ -36,73 +63,83 @@ def svm_weights(
         labels: int64 [N] in [0, num_classes).
         num_classes: object classes.
         penalty: C.
-
-    Returns:
-        fp32 [num_classes,D].
+        start: weights to begin with, fp32 [num_classes,D]; None for zeros.
     """
     targets = 2.0 * functional.one_hot(labels, num_classes).float() - 1.0  # [N,num_classes]
-    weights = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
+    weights = features.new_zeros(num_classes, features.shape[1]) if start is None else start.clone()
+    weights.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=_ITERATIONS,
+        max_eval=2 * _ITERATIONS,
         history_size=10,
-        tolerance_grad=1e-7,
+        tolerance_grad=1e-5,
         tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
 
     def objective() -> torch.Tensor:
         margins = functional.relu(1.0 - targets * (features @ weights.T))
-        # Divided by the number of images, which moves no minimum, so that tolerances mean the same for any.
-        loss: torch.Tensor = (0.5 * weights.square().sum() + penalty * margins.square().sum()) / len(features)
+        # Divided by C and the number of images, which moves no minimum: gradients at zero weights are then of
+        # order 1, and tolerances mean the same for any C. Undivided, a small C stops before its first step.
+        length = 0.5 / (penalty * len(features)) * weights.square().sum()
+        loss: torch.Tensor = length + margins.square().sum() / len(features)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
         optimizer.step(objective)
-    return weights.detach()
+    state = optimizer.state[weights]
+    is_cut_short = state["n_iter"] >= _ITERATIONS or state["func_evals"] >= 2 * _ITERATIONS
+    return Machine(weights.detach(), not is_cut_short)
 
 
-def held_out(labels: torch.Tensor) -> torch.Tensor:
-    """Choose the images on which C is chosen: a fifth of each class, always the same.
+def fold_of(labels: torch.Tensor) -> torch.Tensor:
+    """Deal the images of each class to five folds, always in the same way.
 
     Args:
         labels: int64 [N].
 
     Returns:
-        bool [N]; nothing is held out of a class of fewer than five images.
+        int64 [N] in 0 .. 4. A class of fewer than five images has none in the last folds.
     """
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    folds = torch.zeros(len(labels), dtype=torch.int64)
     generator = torch.Generator().manual_seed(0)
     for label in labels.unique().tolist():
         places = (labels.cpu() == label).nonzero()[:, 0]
-        order = torch.randperm(len(places), generator=generator)
-        chosen[places[order[: int(HELD_OUT * len(places))]]] = True
-    return chosen.to(labels.device)
+        folds[places[torch.randperm(len(places), generator=generator)]] = torch.arange(len(places)) % FOLDS
+    return folds.to(labels.device)
 
 
 def choose_penalty(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
     """Return the value of ``PENALTIES`` that classifies most held-out images, the smallest of equals.
 
+    Fewer than ``ENOUGH`` images are held out fold by fold, because one fold of few decides nothing.
+
     Args:
-        features, labels, num_classes: as in :func:`svm_weights`. Where no image can be held out, the middle
-            value is returned.
+        features, labels, num_classes: as in :func:`fit`. Where a class has one image alone, which cannot be
+            held out, the middle value is returned.
     """
-    is_held_out = held_out(labels)
-    if not is_held_out.any():
+    if (labels.bincount() == 1).any():
         return PENALTIES[len(PENALTIES) // 2]
-    correct = {}
-    for penalty in PENALTIES:
-        weights = svm_weights(features[~is_held_out], labels[~is_held_out], num_classes, penalty)
-        predicted = (features[is_held_out] @ weights.T).argmax(dim=1)
-        correct[penalty] = int((predicted == labels[is_held_out]).sum())
+    folds = fold_of(labels)
+    correct = dict.fromkeys(PENALTIES, 0)
+    for fold in range(FOLDS if len(labels) < ENOUGH else 1):
+        is_held_out = folds == fold
+        known, known_labels = features[~is_held_out], labels[~is_held_out]
+        queries, truth = features[is_held_out], labels[is_held_out]
+        weights = None
+        for penalty in PENALTIES:  # each begins at the minimum of the one before it
+            machine = fit(known, known_labels, num_classes, penalty, weights)
+            weights = machine.weights
+            correct[penalty] += int((machine.predict(queries) == truth).sum())
     return max(correct, key=correct.__getitem__)
 
 
 def svm_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, num_classes: int
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Predict the class of each query by the largest of the linear functions.
 
     Args:
@@ -112,17 +149,21 @@ def svm_predict(
         num_classes: object classes.
 
     Returns:
-        int64 [Q].
+        int64 [Q], and what was found: ``penalty`` and ``has_converged``.
     """
     deviation, mean = torch.std_mean(bank, dim=0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1.0)  # a constant feature tells nothing
 
     def standardised(values: torch.Tensor) -> torch.Tensor:
-        return functional.pad((values - mean) / deviation, (0, 1), value=1.0)
+        with_bias = functional.pad(values, (0, 1), value=1.0)
+        with_bias[:, :-1].sub_(mean).div_(deviation)
+        return with_bias
 
     known = standardised(bank)
-    weights = svm_weights(known, bank_labels, num_classes, choose_penalty(known, bank_labels, num_classes))
-    return (standardised(queries) @ weights.T).argmax(dim=1)
+    penalty = choose_penalty(known, bank_labels, num_classes)
+    machine = fit(known, bank_labels, num_classes, penalty)
+    found = {"penalty": penalty, "has_converged": machine.has_converged}
+    return machine.predict(standardised(queries)), found
 
 
 def flattened(maps: torch.Tensor) -> torch.Tensor:
@@ -131,5 +172,16 @@ def flattened(maps: torch.Tensor) -> torch.Tensor:
 
 
 def svm(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
-    """Fit a machine to each layer's whole feature maps."""
-    return classify_features(setup, subject, svm_predict, flattened)
+    """Fit a machine to each layer's whole feature maps; outcomes say which penalty was chosen."""
+    found = []
+
+    def predict(*arguments: Any) -> torch.Tensor:
+        predicted, facts = svm_predict(*arguments)
+        found.append(facts)
+        return predicted
+
+    outcomes = classify_features(setup, subject, predict, flattened)
+    return {
+        placement: replace(outcome, found=facts)
+        for (placement, outcome), facts in zip(outcomes.items(), found, strict=True)
+    }

@@ -120,7 +120,7 @@ def hand_made(context: Context, cells: list[StudyCell], folder: Path) -> Found:
 def _classified(outcome: Outcome) -> dict[str, Any]:
     """Return the result of a classifier; eight images share a byte of ``correct``."""
     correct = encode_array(np.packbits(outcome.correct))
-    return {"accuracy": outcome.accuracy, "confusion": outcome.confusion, "correct": correct}
+    return {**outcome.found, "accuracy": outcome.accuracy, "confusion": outcome.confusion, "correct": correct}
 
 
 KINDS: dict[str, Callable[[Context, list[StudyCell], Path], Found]] = {
