@@ -36,6 +36,10 @@ class PretextFacts:
         side_multiple: the side of an image in pixels must be a multiple of it.
         has_decoder: whether the network in training has a submodule ``decoder`` that only the task needs.
             Decoders are made for RotNet's own network; others have none.
+        title: name in a study's report.
+        study_lr: learning rate in a study; None: that of the study's preset.
+        differences: sentences for a study's report: what differs from RotNet's pretraining beside the task,
+            and from what was published.
     """
 
     implementation: str
@@ -48,6 +52,9 @@ class PretextFacts:
     has_border: bool = True
     side_multiple: int = 1
     has_decoder: bool = False
+    title: str = ""
+    study_lr: float | None = None
+    differences: str = ""
 
     @property
     def is_classification(self) -> bool:
@@ -63,6 +70,7 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         outputs=None,
         outputs_name="rotations",
         views=None,
+        title="RotNet",
     ),
     "autoencoder": PretextFacts(
         "autoencoder_task:AutoencoderTask",
@@ -73,6 +81,13 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         views=1,
         side_multiple=4,
         has_decoder=True,
+        title="Autoencoder",
+        study_lr=0.02,  # the presets' are for a cross-entropy, see docs/design.md
+        differences=(
+            "The autoencoder sees one view of an image in a step, where RotNet sees four, so that its "
+            "pretraining is about a third of the work; its learning rate by SGD is 0.02, because it hardly "
+            "learns by higher ones. It is a plain one of our own, published nowhere."
+        ),
     ),
     "jigsaw": PretextFacts(
         "jigsaw_task:JigsawTask",
@@ -84,6 +99,13 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         shown="its quarters in 4 of the 24 orders, each cropped to 7/8 of its side and normalised by itself",
         has_border=False,
         side_multiple=2,
+        title="Jigsaw",
+        differences=(
+            "The jigsaw is pretrained without cropping within a border, and on quarters that are normalised "
+            "one by one, whereas its features are classified on whole images; its learning rate is RotNet's, "
+            "and was not tuned for it. It was published with nine tiles in some of their orders, each tile "
+            "through a network of its own; ours are four in all 24 orders, in one image."
+        ),
     ),
 }
 """Name for ``--pretext-task`` -> what is known of the task."""

@@ -67,6 +67,7 @@ class Scattering(FeatureNetwork):
     default_layer = MAPS
     stride = STRIDE
     num_classes = 0
+    most_cells = None  # heads see whole maps, as those on RotNet's network do
     uses_rng = False
     is_standardised = False
 

@@ -31,7 +31,8 @@ from rotnet_fast.protocols.result import Outcome
 from rotnet_fast.settings import Optimisation
 
 Placement = tuple[str, str]
-"""(layer, head) of a classifier; a head is ``nonlinear``, ``conv``, ``knn`` or ``linear``."""
+"""(layer, head) of a classifier; a head is ``nonlinear``, ``conv``, ``perceptron``, ``knn``, ``linear`` or
+``svm``."""
 
 WHOLE_NETWORK: Placement = ("", "")
 """The placement of a classifier that is a whole network."""

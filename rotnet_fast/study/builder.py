@@ -8,15 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from rotnet_fast.pretext_tasks import ROTATION, PretextTaskName
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION, PretextTaskName
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.settings import Optimisation
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import StudySettings
-
-AUTOENCODER_LR = 0.02
-"""Learning rate of an autoencoder. Those of the presets are made for a cross-entropy; with 0.1, a squared
-error hardly falls or becomes infinite, see docs/design.md."""
 
 
 class Builder:
@@ -41,8 +37,8 @@ class Builder:
             pretext_task=task,
             seed=self.seed,
         )
-        if task == "autoencoder":
-            config = replace(config, lr=AUTOENCODER_LR)
+        if (lr := PRETEXT_TASKS[task].study_lr) is not None:
+            config = replace(config, lr=lr)
         if ablation == "lr-halved":
             if not self.halving_changes_the_pretext:
                 return self.pretext(blocks, rotations)
@@ -138,7 +134,7 @@ class Builder:
         settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
         settings |= self._limit(images_per_class)
         if fixed:
-            settings["fixed"] = fixed
+            settings |= {"fixed": fixed, "seed": 0}  # neither features nor classifier are random
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())
 
     def classical(self, features: str) -> StudyCell:

@@ -13,7 +13,7 @@ from functools import partial
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plain import counted
-from rotnet_fast.pretext_tasks import PRETEXT_TASKS, PretextTaskName
+from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION
 from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.builder import Builder, rotation_set_name
@@ -23,8 +23,8 @@ from rotnet_fast.study.settings import Seeds, StudySettings
 CLASSICAL = {"pixels": "Raw pixels", "hog": "HOG", "scattering": "Scattering"}
 """Hand-made features, and their names in the report."""
 
-OTHER_PRETEXT_TASKS: dict[PretextTaskName, str] = {"autoencoder": "Autoencoder", "jigsaw": "Jigsaw"}
-"""Pretext tasks that RotNet's is compared with on its own network, and their names in the report."""
+OTHER_PRETEXT_TASKS = {task: facts for task, facts in PRETEXT_TASKS.items() if task != ROTATION}
+"""Pretext tasks that RotNet's is compared with on its own network."""
 
 OTHER_PRETEXT_TASK = "another pretext task, ours"
 """Note that marks their rows."""
@@ -35,12 +35,12 @@ NO_PRETEXT_TASK = "fixed features, ours"
 SCATTERING_STRIDE = 4
 """Pixels along a side of the image that become one position of `rotnet_fast.models.scattering.Scattering`."""
 
-SCATTERING_HEADS: dict[str, tuple[str, float | None]] = {
-    "nonlinear": ("non-linear", None),
-    "conv": ("conv", None),
-    "perceptron": ("perceptron of 2 x 1,024 units", paper.OTHER_METHODS["Scattering"]),
+SCATTERING_HEADS = {
+    "nonlinear": ("non-linear", ""),
+    "conv": ("conv", ""),
+    "perceptron": ("perceptron of 2 x 1,024 units", "Scattering"),
 }
-"""Head on scattering -> its name in the report, and the published number."""
+"""Head on scattering -> its name in the report, and the method of `paper.OTHER_METHODS` that it repeats."""
 
 HEADS = {"nonlinear": "non-linear", "conv": "conv"}
 """Heads of Table 3, and their names in the report."""
@@ -51,8 +51,9 @@ FEW_LABELS = 3
 """Numbers of labels per class below 1,000 of CIFAR-10's 5,000, where RotNet is above the supervised network:
 20, 100 and 400."""
 
-FEW_LABELS_BY = ("-conv", "-svm")
-"""How the names of Table 3's rows end that are also computed with few labels."""
+FEW_LABELS_BY = ("-conv", "-svm", "-perceptron")
+"""How the names of Table 3's rows end that are also computed with few labels: by the head of Figure 5b, and
+by the classifiers that other methods were published with."""
 
 ABLATED_LABELS = (0, 1)
 """Which of the numbers of labels are tried without revisiting: the two smallest."""
@@ -73,6 +74,7 @@ class Entry:
         x: position on a figure's horizontal axis.
         series: line of the figure that it belongs to.
         headline: whether it is one of the numbers to read first, which get more seeds than others.
+        repeats: method of `paper.OTHER_METHODS` that it repeats.
     """
 
     item: str
@@ -85,6 +87,7 @@ class Entry:
     x: float | None = None
     series: str = ""
     headline: bool = False
+    repeats: str = ""
 
 
 def labels_per_class(count: int) -> str:
@@ -171,29 +174,29 @@ def other_extractors(build: Builder) -> list[Entry]:
     few = build.study.labels_per_class[:-1][:FEW_LABELS]
     entries = []
 
-    def add(
-        name: str, title: str, make: Callable[..., StudyCell], note: str, published: float | None = None
-    ) -> None:
+    def add(name: str, title: str, make: Callable[..., StudyCell], note: str, repeats: str = "") -> None:
         """Add the row of all labels, and of some heads, one for each small number of them."""
-        entries.append(Entry("table3", name, title, (make(),), published=published, note=note))
+        published = paper.OTHER_METHODS[repeats] if repeats else None
+        row = Entry("table3", name, title, (make(),), published=published, note=note, repeats=repeats)
+        entries.append(row)
         for count in few if name.endswith(FEW_LABELS_BY) else ():
             cell, title_of_few = make(images_per_class=count), f"{title}, {labels_per_class(count)}"
             entries.append(Entry("table3", f"{name}-{count}", title_of_few, (cell,), x=count, series=name))
 
     add("rotnet-svm", "RotNet + SVM", partial(build.features, "svm", build.pretext(), "conv2"), "")
-    for task, name in OTHER_PRETEXT_TASKS.items():
-        if size % PRETEXT_TASKS[task].side_multiple:
+    for task, facts in OTHER_PRETEXT_TASKS.items():
+        if size % facts.side_multiple:
             continue  # the task does not apply to such images
         pretext = build.pretext(task=task)
         for head, title in HEADS.items():
             make = partial(build.head, pretext, "conv2", head)
-            add(f"{task}-{head}", f"{name} + {title}", make, OTHER_PRETEXT_TASK)
+            add(f"{task}-{head}", f"{facts.title} + {title}", make, OTHER_PRETEXT_TASK)
         make = partial(build.features, "svm", pretext, "conv2")
-        add(f"{task}-svm", f"{name} + SVM", make, OTHER_PRETEXT_TASK)
+        add(f"{task}-svm", f"{facts.title} + SVM", make, OTHER_PRETEXT_TASK)
     if size % SCATTERING_STRIDE == 0:
-        for head, (title, published) in SCATTERING_HEADS.items():
+        for head, (title, repeats) in SCATTERING_HEADS.items():
             make = partial(build.head, None, "scattering", head, fixed="scattering")
-            add(f"scattering-{head}", f"Scattering + {title}", make, NO_PRETEXT_TASK, published)
+            add(f"scattering-{head}", f"Scattering + {title}", make, NO_PRETEXT_TASK, repeats)
         make = partial(build.features, "svm", None, "log-scattering", fixed="scattering")
         add("scattering-svm", "Scattering + SVM", make, NO_PRETEXT_TASK)
     return entries

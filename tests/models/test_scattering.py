@@ -88,6 +88,17 @@ def test_a_quarter_turn_turns_the_maps_and_shifts_the_angles(network: Scattering
     found, norm = of_angles(turned)[inner], expected[inner].norm()
     assert (found - expected[inner]).norm() < 0.01 * norm < 0.1 * (found - same_angles[inner]).norm()
 
+    def of_pairs(maps: torch.Tensor) -> torch.Tensor:
+        return maps[:, :, first.stop :].unflatten(2, (ANGLES, ANGLES))
+
+    same_angles = torch.rot90(of_pairs(upright), 1, (4, 5)).roll(1, dims=4)
+    expected = same_angles.roll((ANGLES // 2, ANGLES // 2), dims=(2, 3))
+    found, norm = of_pairs(turned)[inner], expected[inner].norm()
+    assert (found - expected[inner]).norm() < 0.03 * norm
+    for shifts in ((0, 0), (ANGLES // 2, 0), (0, ANGLES // 2)):  # the angles of both orders shift, or neither
+        other = same_angles.roll(shifts, dims=(2, 3))[inner]
+        assert (found - other).norm() > 0.1 * norm
+
 
 def test_logarithms_are_those_of_order_1_and_2(network: Scattering) -> None:
     found = network.features(images(2), [LOGARITHMS, MAPS])

@@ -16,11 +16,14 @@ from synthetic_study import copy_study, packed_correct, remove_cells, settings_o
 
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.protocols import svm
 from rotnet_fast.report import report as main
 from rotnet_fast.study.pages import figures
 from rotnet_fast.study.pages.report import update_readme, write_report
 from rotnet_fast.study.pages.tables import of_table3, value
+from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS
 from rotnet_fast.study.settings import StudyPreset, study_settings
+from rotnet_fast.study.store import cell_path
 from rotnet_fast.study.summary import Study, load_study
 
 VOID_ELEMENTS = {"meta", "img", "br", "hr", "link", "input"}
@@ -108,7 +111,8 @@ def test_counts_of_the_tables(complete: Path) -> None:
     assert len(rows(section(text, "Table 2"), "{")) == 4
     flat = section(text, "Figure 5b").partition("number by number")[2]
     assert len(rows(flat, "RotNet + conv,")) + len(rows(flat, "supervised,")) == 10
-    table3 = section(text, "Table 3")
+    table3, _, few = section(text, "Table 3").partition("**Features with few labels, number by number")
+    assert len(rows(few, "Jigsaw + conv,")) == len(rows(few, "Scattering + perceptron")) == 3
     numbers = of_table3(load_study(complete))
     for number in numbers:
         assert rows(table3, number.entry.title), number.entry.title
@@ -116,8 +120,21 @@ def test_counts_of_the_tables(complete: Path) -> None:
     assert len([line for line in table3.splitlines() if "quoted from the paper" in line]) == 3
     assert len([line for line in table3.splitlines() if "classical row, ours" in line]) == 3
     assert len([line for line in table3.splitlines() if "(another pretext task, ours)" in line]) == 6
-    assert len([line for line in table3.splitlines() if "(fixed features, ours)" in line]) == 4
+    assert len([line for line in table3.splitlines() if "(fixed features, ours" in line]) == 4
     assert "Rows marked as another pretext task, ours, are of RotNet's network" in table3
+    assert all(facts.differences in table3 for facts in OTHER_PRETEXT_TASKS.values())
+    assert f"of fewer than {svm.ENOUGH:,} images" in table3
+    assert f"one label, C is {svm.PENALTIES[len(svm.PENALTIES) // 2]:g}. It came out as 1e-06 to" in table3
+
+
+def test_a_machine_that_stopped_short_is_counted(complete: Path, tmp_path: Path) -> None:
+    folder = copy_study(complete, tmp_path / "study")
+    assert "stopped short" not in markdown(complete)
+    cell = load_study(folder).number("table3", "rotnet-svm").entry.cells[0]
+    path = cell_path(folder, cell.key)
+    path.write_text(path.read_text().replace('"has_converged": true', '"has_converged": false'))
+    write_report(folder)
+    assert "1 machine stopped short of the minimum." in markdown(folder)
 
 
 def test_features_with_few_labels_have_a_column_for_each_number(complete: Path) -> None:
@@ -141,8 +158,12 @@ def test_quoted_methods_have_the_papers_number_and_none_of_ours(complete: Path) 
         quoted = f"| {name} (quoted from the paper, not run here; {paper.LEARNED_FROM[name]}) |  |  | "
         row = f"{quoted}{accuracy:.2f} |  |  |  |"
         assert (row in markdown(complete)) == (name != "Scattering")  # which is measured, too
-    (ours,) = rows(section(markdown(complete), "Table 3"), "Scattering + perceptron")
-    assert "| 84.70 |" in ours
+    for part in ("Main numbers", "Table 3"):
+        text = section(markdown(complete), part)
+        ours = next(row for row in rows(text, "Scattering + perceptron") if "| 84.70 |" in row)
+        assert f"published: {paper.LEARNED_FROM['Scattering']})" in ours
+    text = section(markdown(complete), "Main numbers")
+    assert len([line for line in text.splitlines() if "(quoted; " in line]) == 3
 
 
 def test_one_seed_has_no_deviation(one_seed: Path) -> None:
@@ -482,7 +503,8 @@ def test_the_command_writes_the_report_and_the_readmes_table(
     assert text.endswith("<!-- accuracy: end -->\n\nMore.\n")
     assert "old" not in text
     for number in of_table3(load_study(folder)):
-        assert f"| {number.entry.title} | {number.mean:.2f} | 1 |" in text
+        note = f" (published: {paper.LEARNED_FROM[number.entry.repeats]})" if number.entry.repeats else ""
+        assert f"| {number.entry.title}{note} | {number.mean:.2f} | 1 |" in text
     for said in ("CIFAR-10 (JPEG re-encoded)", "scale 0.5", "AMD EPYC", "seed 0", "`study`", "reference"):
         assert said in text
     main([str(folder), "--readme", str(tmp_path / "README.md")])

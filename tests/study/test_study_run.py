@@ -97,6 +97,8 @@ def test_a_study_of_few_labels_sees_no_other_labelled_images(context: Context, t
     wishes = (
         "table3/supervised",
         "table3/random-conv-running",
+        "table3/scattering-conv",
+        "table3/scattering-svm",
         "table3/pixels",
         "extras/knn-random-conv2",
         "extras/linear-random-conv2",

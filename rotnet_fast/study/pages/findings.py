@@ -15,6 +15,7 @@ from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies
 from rotnet_fast.study.pages.orderings import FAILS, HOLDS, NOISE, better, compare, find_correlation
 from rotnet_fast.study.pages.tables import mean_difference
+from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS
 from rotnet_fast.study.summary import Number, Study
 
 
@@ -58,6 +59,19 @@ def distance_to_supervised(study: Study) -> str:
         if mean_difference(ours, other) is not None
     ]
     return f"RotNet + conv: {', '.join([f'{ours.mean:.1f} %', *parts])}"
+
+
+def other_features(study: Study) -> str:
+    """Say where RotNet's features stand beside other ones under the same head; empty where none was run."""
+    ours = study.number("table3", "rotnet-conv")
+    others = {f"{task}-conv": facts.title for task, facts in OTHER_PRETEXT_TASKS.items()}
+    others["scattering-conv"] = "Scattering"
+    parts = [
+        _above(study, ours, number, others[number.entry.name])
+        for number in study.of("table3")
+        if number.entry.name in others and mean_difference(ours, number) is not None
+    ]
+    return f"Under the same conv head, RotNet is {', '.join(parts)}." if parts else ""
 
 
 def rise_together(study: Study) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rotnet_fast.plain import counted
+from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.document import Block, Section, figure
 from rotnet_fast.study.pages.tables import (
     data_set,
@@ -16,8 +18,9 @@ from rotnet_fast.study.pages.tables import (
     grid,
     of_table3,
     quoted_rows,
+    with_few_labels,
 )
-from rotnet_fast.study.plan import NO_PRETEXT_TASK, OTHER_PRETEXT_TASK
+from rotnet_fast.study.plan import NO_PRETEXT_TASK, OTHER_PRETEXT_TASK, OTHER_PRETEXT_TASKS
 from rotnet_fast.study.summary import Study
 
 
@@ -60,23 +63,32 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     quoted = "Rows marked as quoted are other methods' numbers as the paper prints them. "
     others = ""
     notes = {number.entry.note for number in study.of("table3")}
+    names = {number.entry.name for number in study.of("table3")}
     if OTHER_PRETEXT_TASK in notes:
         others = (
             f"Rows marked as {OTHER_PRETEXT_TASK}, are of RotNet's network, pretrained on the same images "
             "for as many epochs, and are not in the paper, either. "
         )
+        others += "".join(
+            f"{facts.differences} " for task, facts in OTHER_PRETEXT_TASKS.items() if f"{task}-conv" in names
+        )
     if NO_PRETEXT_TASK in notes:
         others += (
             "Scattering has two scales and eight angles, and is computed of every augmented image; its heads "
-            "begin with a BatchNorm, and are otherwise trained as RotNet's. The SVM is linear, on whole maps "
-            "of images without augmentation, its penalty chosen on a fifth of the training images; on "
-            "scattering, it takes logarithms. "
+            "begin with a BatchNorm, and are otherwise trained as RotNet's. "
+        )
+    if "rotnet-svm" in names:
+        others += (
+            "The SVM is linear, on whole maps of images without augmentation; on scattering, it takes "
+            f"logarithms. {_penalties(study)}"
         )
     if study.circumstances.has_reference:
         others += (
             "Scattering was published with three layers of unknown widths; the SVM of Roto-Scat is not "
             "linear, and on features of rotations, too, that were chosen by the labels. "
         )
+    if found := findings.other_features(study):
+        others = f"{found} {others}"
     note = (
         f"{quoted if study.circumstances.has_reference else ''}Rows marked as classical "
         f"are our own measurements, involve no randomness, and are not in the paper. {others}Two learning "
@@ -93,6 +105,27 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     )
     few = few_labels(study, f"Features with few labels, test accuracy in % on {data_set(study)}")
     if few is not None:
-        blocks.append(few)
+        caption = f"Features with few labels, number by number, on {data_set(study)}"
+        blocks += [few, flat_table(study, with_few_labels(study), "method, labels", caption)]
     blocks.append(gaps(study, f"Distance to the supervised network of the same images, {data_set(study)}"))
     return Section("Table 3: comparison with supervised and other features", tuple(blocks))
+
+
+def _penalties(study: Study) -> str:
+    """Say how the penalties of support vector machines were chosen, and how they came out."""
+    rule = (
+        "Its penalty C is chosen on a fifth of the labelled images of each class; of fewer than 1,000 "
+        "images, each fifth is held out in turn, and where a class has one label, C is 1e-05. "
+    )
+    found = [
+        result
+        for number in study.of("table3")
+        if number.entry.cells[0].kind == "svm"
+        for result in study.results(number.entry).values()
+    ]
+    if not found:
+        return rule
+    penalties = [result["penalty"] for result in found]
+    rule += f"It came out as {min(penalties):g} to {max(penalties):g}. "
+    short = sum(not result["has_converged"] for result in found)
+    return f"{rule}{counted(short, 'machine')} stopped short of the minimum. " if short else rule

@@ -73,9 +73,16 @@ def flat_table(study: Study, numbers: Sequence[Number], first: str, caption: str
 
 def _note(study: Study, number: Number) -> str:
     """Return an entry's note in brackets; one on a published number only where that is shown."""
-    note = number.entry.note
-    is_shown = bool(note) and (study.circumstances.has_reference or not note.startswith("published"))
-    return f" ({note})" if is_shown else ""
+    note, has_reference = number.entry.note, study.circumstances.has_reference
+    notes = [note] if note and (has_reference or not note.startswith("published")) else []
+    notes += _published_as(study, number)
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _published_as(study: Study, number: Number) -> list[str]:
+    """Say what the published number beside a row comes from, where that is not what ours comes from."""
+    is_shown = bool(number.entry.repeats) and study.circumstances.has_reference
+    return [f"published: {paper.LEARNED_FROM[number.entry.repeats]}"] if is_shown else []
 
 
 COST = (
@@ -110,11 +117,11 @@ def grid(study: Study, caption: str) -> Table:
 
 def quoted_methods(study: Study) -> dict[str, float]:
     """Return the other methods of Table 3 without a row of ours, and their numbers; none for other images."""
-    beside_ours = {number.entry.published for number in of_table3(study)}
+    repeated = {number.entry.repeats for number in of_table3(study)}
     return {
         name: published
         for name, published in paper.OTHER_METHODS.items()
-        if study.circumstances.has_reference and published not in beside_ours
+        if study.circumstances.has_reference and name not in repeated
     }
 
 
@@ -142,6 +149,11 @@ def of_table3(study: Study) -> list[Number]:
     return [number for number in study.of("table3") if number.entry.x is None]
 
 
+def with_few_labels(study: Study) -> list[Number]:
+    """Return Table 3's numbers with few labels."""
+    return [number for number in study.of("table3") if number.entry.x is not None]
+
+
 def few_labels(study: Study, caption: str) -> Table | None:
     """Tabulate Table 3's features with few labels, one column for each number of labels.
 
@@ -149,9 +161,8 @@ def few_labels(study: Study, caption: str) -> Table | None:
     without such rows.
     """
     rows: dict[str, list[Number]] = {}
-    for number in study.of("table3"):
-        if number.entry.x is not None:
-            rows.setdefault(number.entry.series, []).append(number)
+    for number in with_few_labels(study):
+        rows.setdefault(number.entry.series, []).append(number)
     if not rows:
         return None
     counts = [int(number.entry.x or 0) for number in next(iter(rows.values()))]
@@ -165,7 +176,7 @@ def few_labels(study: Study, caption: str) -> Table | None:
         ("method", *(f"{count:,}" for count in counts)),
         tuple((title, *map(value, numbers)) for title, numbers in (first | others).items()),
         tuple(range(1, 1 + len(counts))),
-        "The columns are labels per class.",
+        "The columns are labels per class; the next table and that of Figure 5b have the numbers of seeds.",
     )
 
 
@@ -220,12 +231,19 @@ def main_rows(study: Study, only_run: bool = False) -> Table:
     beside = study.circumstances.header
     rows = [
         (
-            number.entry.title[:1].upper() + number.entry.title[1:],
+            number.entry.title[:1].upper()
+            + number.entry.title[1:]
+            + "".join(f" ({text})" for text in _published_as(study, number)),
             value(number),
             str(number.n),
             *study.circumstances.beside(number.mean, number.entry.published),
         )
         for number in numbers
+    ]
+    rows += [
+        (f"{name} (quoted; {paper.LEARNED_FROM[name]})", NO_VALUE, NO_VALUE, accuracy(published))
+        + ((NO_VALUE,) if study.comparable else ())
+        for name, published in (quoted_methods(study).items() if rows else ())
     ]
     caption = f"Test accuracy in % on {data_set(study)}"
     return Table(
