@@ -20,7 +20,7 @@ from rotnet_fast.protocols import svm
 from rotnet_fast.report import report as main
 from rotnet_fast.study.pages import figures
 from rotnet_fast.study.pages.report import update_readme, write_report
-from rotnet_fast.study.pages.tables import of_table3, value
+from rotnet_fast.study.pages.tables import of_table3, value, with_few_labels
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS
 from rotnet_fast.study.settings import StudyPreset, study_settings
 from rotnet_fast.study.store import cell_path
@@ -505,6 +505,11 @@ def test_the_command_writes_the_report_and_the_readmes_table(
     for number in of_table3(load_study(folder)):
         note = f" (published: {paper.LEARNED_FROM[number.entry.repeats]})" if number.entry.repeats else ""
         assert f"| {number.entry.title}{note} | {number.mean:.2f} | 1 |" in text
+    with_few = text.partition("With few labels per class, in %:")[2]
+    numbers = [
+        number for number in with_few_labels(load_study(folder)) if number.entry.series == "jigsaw-svm"
+    ]
+    assert "| ".join(["", "Jigsaw + SVM ", *(f"{number.mean:.2f} " for number in numbers)]) in with_few
     for said in ("CIFAR-10 (JPEG re-encoded)", "scale 0.5", "AMD EPYC", "seed 0", "`study`", "reference"):
         assert said in text
     main([str(folder), "--readme", str(tmp_path / "README.md")])

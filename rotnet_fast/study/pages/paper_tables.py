@@ -99,8 +99,8 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
     blocks += figure(
         drawn,
         "table3",
-        "Bar chart: test accuracy of the supervised, untrained, frozen and fine-tuned networks and of "
-        "classical features.",
+        "Bar chart: test accuracy of the supervised, untrained, frozen and fine-tuned networks, of networks "
+        "of other pretext tasks, of scattering and of classical features.",
         "Table 3 as bars.",
     )
     few = few_labels(study, f"Features with few labels, test accuracy in % on {data_set(study)}")

@@ -24,7 +24,7 @@ from rotnet_fast.study.pages.orderings import (
     orderings_section,
     verdicts,
 )
-from rotnet_fast.study.pages.tables import main_rows
+from rotnet_fast.study.pages.tables import few_labels, main_rows
 from rotnet_fast.study.store import Results
 from rotnet_fast.study.summary import Study, load_study
 
@@ -126,7 +126,9 @@ def readme_block(study: Study, source: str) -> str:
         f"The study is {overview.state(study)}. {overview.meaning(study)} Measured on "
         f"{machines}{commits}. From {source}."
     )
-    return "\n".join([*table_lines(table), "", notes])
+    few = few_labels(study, "", only_run=True)
+    labels = ["", "With few labels per class, in %:", "", *table_lines(few)] if few is not None else []
+    return "\n".join([*table_lines(table), *labels, "", notes])
 
 
 def source_of(folder: Path, page: Path) -> str:

@@ -6,7 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rotnet_fast import paper
 from rotnet_fast.plain import counted
@@ -154,15 +154,19 @@ def with_few_labels(study: Study) -> list[Number]:
     return [number for number in study.of("table3") if number.entry.x is not None]
 
 
-def few_labels(study: Study, caption: str) -> Table | None:
+def few_labels(study: Study, caption: str, only_run: bool = False) -> Table | None:
     """Tabulate Table 3's features with few labels, one column for each number of labels.
 
     RotNet with the conv head and the supervised network, which Figure 5b shows, stand first. None for a study
     without such rows.
+
+    Args:
+        only_run: leave out the rows without a number; None where no row of Table 3's has one.
     """
-    rows: dict[str, list[Number]] = {}
+    found: dict[str, list[Number]] = {}
     for number in with_few_labels(study):
-        rows.setdefault(number.entry.series, []).append(number)
+        found.setdefault(number.entry.series, []).append(number)
+    rows = {name: numbers for name, numbers in found.items() if not only_run or _is_run(numbers)}
     if not rows:
         return None
     counts = [int(number.entry.x or 0) for number in next(iter(rows.values()))]
@@ -174,10 +178,18 @@ def few_labels(study: Study, caption: str) -> Table | None:
     return Table(
         caption,
         ("method", *(f"{count:,}" for count in counts)),
-        tuple((title, *map(value, numbers)) for title, numbers in (first | others).items()),
+        tuple(
+            (title, *map(value, numbers))
+            for title, numbers in (first | others).items()
+            if not only_run or _is_run(numbers)
+        ),
         tuple(range(1, 1 + len(counts))),
         "The columns are labels per class; the next table and that of Figure 5b have the numbers of seeds.",
     )
+
+
+def _is_run(numbers: Iterable[Number]) -> bool:
+    return any(number.n for number in numbers)
 
 
 def gaps(study: Study, caption: str) -> Table:
