@@ -198,13 +198,17 @@ def test_the_index_and_the_readme_lead_to_every_page() -> None:
     assert links == {Path(page).name for page in PAGES if page.startswith("docs/")} - {"README.md"}
 
 
-def test_the_page_of_results_is_what_the_generator_writes(tmp_path: Path) -> None:
-    page, study = tmp_path / "docs" / "results.md", tmp_path / "results" / "cifar10-jpeg-cpu"
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [("docs/results.md", "cifar10-jpeg-cpu"), ("docs/other-features.md", "cifar10-jpeg-table3")],
+)
+def test_a_page_of_results_is_what_the_generator_writes(name: str, recorded: str, tmp_path: Path) -> None:
+    page, study = tmp_path / name, tmp_path / "results" / recorded
     page.parent.mkdir()
-    page.write_text(PAGES["docs/results.md"], encoding="utf-8")
+    page.write_text(PAGES[name], encoding="utf-8")
     shutil.copytree(ROOT / "results" / study.name, study, ignore=shutil.ignore_patterns("figures", "runs"))
     update_readme(study, page)
-    assert page.read_text(encoding="utf-8") == PAGES["docs/results.md"]
+    assert page.read_text(encoding="utf-8") == PAGES[name]
 
 
 def test_the_readmes_loop_is_that_of_the_example() -> None:
@@ -364,6 +368,7 @@ def test_the_examples_of_the_features_run(tmp_path: Path, monkeypatch: pytest.Mo
         ("docs/performance-tables.md", "steps"),
         ("docs/performance-tables.md", "loaders"),
         ("docs/results.md", "accuracy"),
+        ("docs/other-features.md", "accuracy"),
     ],
 )
 def test_the_tables_are_filled_in(page: str, table: str) -> None:

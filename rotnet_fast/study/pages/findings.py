@@ -64,8 +64,8 @@ def distance_to_supervised(study: Study) -> str:
 def other_features(study: Study) -> str:
     """Say where RotNet's features stand beside other ones under the same head; empty where none was run."""
     ours = study.number("table3", "rotnet-conv")
-    others = {f"{task}-conv": facts.title for task, facts in OTHER_PRETEXT_TASKS.items()}
-    others["scattering-conv"] = "Scattering"
+    others = {f"{task}-conv": f"the {facts.title.lower()}" for task, facts in OTHER_PRETEXT_TASKS.items()}
+    others["scattering-conv"] = "scattering"
     parts = [
         _above(study, ours, number, others[number.entry.name])
         for number in study.of("table3")

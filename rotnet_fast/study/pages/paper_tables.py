@@ -87,13 +87,11 @@ def table3(study: Study, drawn: frozenset[str]) -> Section:
             "Scattering was published with three layers of unknown widths; the SVM of Roto-Scat is not "
             "linear, and on features of rotations, too, that were chosen by the labels. "
         )
-    if found := findings.other_features(study):
-        others = f"{found} {others}"
     note = (
-        f"{quoted if study.circumstances.has_reference else ''}Rows marked as classical "
-        f"are our own measurements, involve no randomness, and are not in the paper. {others}Two learning "
-        "rates of fine-tuning are shown because no recipe was published."
-    )
+        f"{findings.other_features(study)} {quoted if study.circumstances.has_reference else ''}Rows marked "
+        "as classical are our own measurements, involve no randomness, and are not in the paper. "
+        f"{others}Two learning rates of fine-tuning are shown because no recipe was published."
+    ).strip()
     ours = flat_table(study, of_table3(study), "method", caption, note)
     blocks: list[Block] = [replace(ours, rows=(*ours.rows, *quoted_rows(study)))]
     blocks += figure(

@@ -87,7 +87,7 @@ def _published_as(study: Study, number: Number) -> list[str]:
 
 COST = (
     "Hours, and PFLOP (10^15 floating-point operations), are of the last training and of the pretraining "
-    "that it starts from."
+    "that it starts from; of a resumed one, hours are those of the last attempt."
 )
 
 
