@@ -133,7 +133,8 @@ def test_replayed_steps_train_as_ordinary_ones(
 
 @pytest.mark.parametrize("task", OTHERS)
 def test_several_processes_train_what_one_trains(task: PretextTaskName, tmp_path: Path) -> None:
-    settings = {"sync_batchnorm": True, "precision": "fp32", "checkpoint_every_steps": None}
+    settings: dict[str, Any] = {"sync_batchnorm": True, "precision": "fp32", "checkpoint_every_steps": None}
+    settings["epochs"] = 1  # more steps amplify the rounding of sums, which differs between processors
     alone = pretrain(config_of(tmp_path / "alone", task, **settings))
     together = on_ranks(2, pretrain, config_of(tmp_path / "together", task, **settings))[0]
     measure = PRETEXT_TASKS[task].measure
