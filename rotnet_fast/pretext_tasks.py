@@ -24,6 +24,7 @@ class PretextFacts:
 
     Attributes:
         implementation: module below ``rotnet_fast.engine``, and its subclass of `PretextTask`.
+        title: name in a study's report.
         measure: name of the number in ``results.json`` that says how well the task is solved: an accuracy in
             percent, or an error.
         learned: what the network did, as the end of the sentence "a network that ...".
@@ -36,13 +37,13 @@ class PretextFacts:
         side_multiple: the side of an image in pixels must be a multiple of it.
         has_decoder: whether the network in training has a submodule ``decoder`` that only the task needs.
             Decoders are made for RotNet's own network; others have none.
-        title: name in a study's report.
         study_lr: learning rate in a study; None: that of the study's preset.
         differences: sentences for a study's report: what differs from RotNet's pretraining beside the task,
             and from what was published.
     """
 
     implementation: str
+    title: str
     measure: str
     learned: str
     outputs: int | None
@@ -52,7 +53,6 @@ class PretextFacts:
     has_border: bool = True
     side_multiple: int = 1
     has_decoder: bool = False
-    title: str = ""
     study_lr: float | None = None
     differences: str = ""
 
@@ -65,15 +65,16 @@ class PretextFacts:
 PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
     "rotation": PretextFacts(
         "rotation_task:RotationTask",
+        title="RotNet",
         measure="rotation_accuracy",
         learned="learned to tell by how much an image had been turned",
         outputs=None,
         outputs_name="rotations",
         views=None,
-        title="RotNet",
     ),
     "autoencoder": PretextFacts(
         "autoencoder_task:AutoencoderTask",
+        title="Autoencoder",
         measure="reconstruction_error",
         learned="learned to encode an image such that a decoder, which is left out here, could restore it",
         outputs=0,
@@ -81,7 +82,6 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         views=1,
         side_multiple=4,
         has_decoder=True,
-        title="Autoencoder",
         study_lr=0.02,  # the presets' are for a cross-entropy, see docs/design.md
         differences=(
             "The autoencoder sees one view of an image in a step, where RotNet sees four, so that its "
@@ -91,6 +91,7 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
     ),
     "jigsaw": PretextFacts(
         "jigsaw_task:JigsawTask",
+        title="Jigsaw",
         measure="permutation_accuracy",
         learned="learned to tell in which of 24 orders the four quarters of an image had been put together",
         outputs=24,
@@ -99,7 +100,6 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         shown="its quarters in 4 of the 24 orders, each cropped to 7/8 of its side and normalised by itself",
         has_border=False,
         side_multiple=2,
-        title="Jigsaw",
         differences=(
             "The jigsaw is pretrained without cropping within a border, and on quarters that are normalised "
             "one by one, whereas its features are classified on whole images; its learning rate is RotNet's, "

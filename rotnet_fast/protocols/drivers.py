@@ -59,12 +59,7 @@ class Unit:
         if self.kind == "fine-tune":
             ((_, head),) = self.subject.placements
             return f"fine-tuning up to {layers}, with a {head} head"
-        what = {
-            "head": "heads",
-            "knn": "nearest neighbours",
-            "linear": "linear probes",
-            "svm": "support vector machines",
-        }[self.kind]
+        what = {"head": "heads", "knn": "nearest neighbours", "linear": "linear probes"}[self.kind]
         on = "frozen features" if self.subject.is_pretrained else f"an untrained network ({self.note})"
         return f"{what} on {on}{' of' if self.subject.is_pretrained else ','} {layers}"
 

@@ -163,12 +163,12 @@ def few_labels(study: Study, caption: str, only_run: bool = False) -> Table | No
     Args:
         only_run: leave out the rows without a number; None where no row of Table 3's has one.
     """
-    found: dict[str, list[Number]] = {}
-    for number in with_few_labels(study):
-        found.setdefault(number.entry.series, []).append(number)
-    rows = {name: numbers for name, numbers in found.items() if not only_run or _is_run(numbers)}
-    if not rows:
+    found = with_few_labels(study)
+    if not found or (only_run and not _is_run(found)):
         return None
+    rows: dict[str, list[Number]] = {}
+    for number in found:
+        rows.setdefault(number.entry.series, []).append(number)
     counts = [int(number.entry.x or 0) for number in next(iter(rows.values()))]
     first = {
         title: [study.number("figure5b", f"{series}-{count}") for count in counts]
