@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitized"
 COMPILER = shutil.which("c++") or shutil.which("g++")
 FLAGS = (
-    *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"),
+    *("-std=c++17", "-Og", "-g1", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden"),
     *("-Wall", "-Wextra", "-Werror", "-D_GLIBCXX_ASSERTIONS", "-fno-omit-frame-pointer"),
-    # gcc's own AVX-512 headers trip this one when a sanitizer is on.
-    "-Wno-maybe-uninitialized",
+    # gcc's own AVX-512 headers trip these when a sanitizer is on.
+    *("-Wno-maybe-uninitialized", "-Wno-uninitialized"),
     "-Wno-unknown-pragmas",  # the CUDA code's unroll
 )
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
