@@ -1,18 +1,22 @@
 """Wrong uses of the commands, each in a process of its own: one sentence, an exit code, no file left behind.
 
-How soon the answers come is measured by ``python -m benchmarks.wrong_uses``, which has the table of cases.
+The processes are forked from a server that has imported torch, see `ranks.py`. How soon the answers come is
+measured by ``python -m benchmarks.wrong_uses``, which has the table of cases.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from ranks import FORKS
 
-from benchmarks.wrong_uses import CASES, WrongUse, ask, make_world
+from benchmarks.wrong_uses import CASES, WrongUse, make_world
 
 
 def content(world: Path) -> dict[str, bytes | None]:
@@ -23,17 +27,33 @@ def content(world: Path) -> dict[str, bytes | None]:
     }
 
 
+def run(arguments: list[str], world: Path, log: Path) -> None:
+    """Be the process of ``python`` with these arguments, from the import of torch on."""
+    os.chdir(world)
+    os.environ.update(OMP_NUM_THREADS="1", COLUMNS="60")
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _, command, *options = arguments
+    sys.exit(import_module(command).main(options))
+
+
 @pytest.fixture(scope="module")
 def answers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]:
     """Line -> answer of every case, and under "" one of what they left behind."""
     world = tmp_path_factory.mktemp("world")
-    with make_world(world), ThreadPoolExecutor(2) as pool:
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    found = {}
+    with make_world(world):
         before = content(world)
-        found = dict(
-            zip([case.line for case in CASES], pool.map(lambda case: ask(case, world), CASES), strict=True)
-        )
+        for case in CASES:
+            process = FORKS.Process(target=run, args=(case.arguments(), world, log))
+            process.start()
+            process.join(60)
+            code = process.exitcode
+            process.kill()
+            found[case.line] = subprocess.CompletedProcess(case.line, code, stderr=log.read_text())
         left = [name for name, value in content(world).items() if name not in before or before[name] != value]
         found[""] = subprocess.CompletedProcess([], 0, stderr="\n".join(left))
         yield found

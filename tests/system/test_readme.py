@@ -73,7 +73,8 @@ IN_CI = (
     ("README.md", "pip install -e '.[dev]' && pytest"),
     (
         "docs/reproduce.md",
-        "python -m rotnet_fast.reproduce --dataset digits --preset quickstart --scale 0.05 --seeds 1",
+        "torchrun --nproc-per-node 2 -m rotnet_fast.reproduce --dataset digits "
+        "--preset quickstart --scale 0.05 --limit-test 100",
     ),
     ("README.md", "python -m rotnet_fast.doctor"),
     ("README.md", "pytest benchmarks/ --benchmark-only"),
