@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -36,6 +38,13 @@ PAPER = study_settings("paper", 1.0, cifar10_data(), "bf16")
 
 def entries(*only: str, settings: StudySettings = PAPER, seeds: int = 1) -> list[Entry]:
     return make_plan(settings, Seeds(seeds, seeds), only)
+
+
+def test_the_documentation_counts_the_cells_as_the_plan_does() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reproduce.md"
+    (said,) = re.findall(r"All of its (\d+) cells", page.read_text())
+    settings = study_settings("two-cores", 1.0, cifar10_data(), "bf16")
+    assert int(said) == len(list(with_needs(cells_in_order(entries(settings=settings)))))
 
 
 @pytest.mark.parametrize(
