@@ -114,7 +114,7 @@ def test_pretraining_lowers_the_loss_and_learns_the_rotations(tmp_path: Path) ->
     results = pretrain(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train_epoch"]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     assert results["rotation_accuracy"] > 40.0  # chance is 25
 
 
