@@ -1,4 +1,4 @@
-"""The pretraining command in processes of their own, which may be starved, signalled and killed.
+"""Commands in processes of their own, which may be starved, signalled and killed; pretraining unless said.
 
 They are forked from a server that has imported what is slow to import, see `ranks.py`.
 """
@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ TINY = shlex.split(
 )
 """Six steps in two epochs, each of which is saved and reported."""
 
+PRETRAIN = "rotnet_fast.pretrain"
+
 Prepare = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -37,10 +40,9 @@ class Ended(NamedTuple):
     err: str
 
 
-def run_command(arguments: list[str], *prepare: Prepare) -> Ended:
+def run_command(arguments: list[str], *prepare: Prepare, module: str = PRETRAIN) -> Ended:
     """Run the command in this process, after the functions that prepare it."""
-    from rotnet_fast import pretrain
-
+    main = import_module(module).main
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
@@ -49,7 +51,7 @@ def run_command(arguments: list[str], *prepare: Prepare) -> Ended:
     ):
         for function in prepare:
             function(patch)
-        code = pretrain.main(arguments)
+        code = main(arguments)
     return Ended(code, out.getvalue(), err.getvalue())
 
 
@@ -82,16 +84,17 @@ def stop_before(step: int, number: int, patch: pytest.MonkeyPatch) -> None:
 
 
 class Command:
-    """A pretraining that has been started.
+    """A command that has been started.
 
     Args:
         arguments: of the command.
         prepare: functions of a test module (or partials of them) that are called first in the new process.
+        module: that has the command.
     """
 
-    def __init__(self, arguments: list[str], *prepare: Prepare) -> None:
+    def __init__(self, arguments: list[str], *prepare: Prepare, module: str = PRETRAIN) -> None:
         self._pipe, sender = FORKS.Pipe(duplex=False)
-        self.process = FORKS.Process(target=_call, args=(sender, arguments, prepare), daemon=True)
+        self.process = FORKS.Process(target=_call, args=(sender, module, arguments, prepare), daemon=True)
         self.process.start()
         sender.close()
 
@@ -122,16 +125,16 @@ class Command:
             time.sleep(0.01)
 
 
-def in_a_process(arguments: list[str], *prepare: Prepare) -> Ended:
+def in_a_process(arguments: list[str], *prepare: Prepare, module: str = PRETRAIN) -> Ended:
     """Run the command in a process of its own."""
-    return Command(arguments, *prepare).end()
+    return Command(arguments, *prepare, module=module).end()
 
 
-def _call(sender: Any, arguments: list[str], prepare: tuple[Prepare, ...]) -> None:
+def _call(sender: Any, module: str, arguments: list[str], prepare: tuple[Prepare, ...]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    ended = run_command(arguments, *prepare)
+    ended = run_command(arguments, *prepare, module=module)
     sender.send((ended.out, ended.err))
     sys.exit(ended.code)
 
