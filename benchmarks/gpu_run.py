@@ -64,8 +64,8 @@ class FailedError(Exception):
     """A part that did not work; what was said."""
 
 
-class HopelessError(Exception):
-    """What did not work, without which the time on the GPU would be wasted."""
+class HopelessError(FailedError):
+    """A part that did not work, without which the time on the GPU would be wasted."""
 
 
 class NoGpuError(Exception):
@@ -632,34 +632,63 @@ def stages(run: Run) -> str:
     return benchmark(run, "--what", "stages")
 
 
-def speedrun(run: Run) -> str:
-    """Preset speedrun, and the conv head on it."""
-    folder = run.work / "speedrun"
-    try:
-        if not is_finished(folder):
-            flags = ("--eval-every", 10, "--no-tensorboard", "--resume", "auto", "--output", folder)
-            preset = ("-m", "rotnet_fast.pretrain", "--preset", "speedrun", *run.require_data())
-            # Its warm-up is longer than the epochs of other rehearsals.
-            tiny = run.tiny(*TINY_TRAINING, "--epochs", 4)
-            run.finish(run.python(*preset, "--device", run.device, *flags, *tiny))
-        evaluated(run, "speedrun-conv", *CONV, checkpoint="speedrun")
-    finally:
-        keep(run, "speedrun", "speedrun-conv")
-    return f"rotation {run.read('speedrun')['rotation_accuracy']:.2f} %"
+def two_cores(run: Run) -> str:
+    """The study of preset two-cores: its main numbers, then all others."""
+    # Its trainings are short: of several processes, one always has work for the GPU.
+    wishes = ["table3/rotnet-conv", "table3/rotnet-nonlinear", "table3/supervised"]
+    processes = 1 if run.is_rehearsal else 3
+    return reproduced(run, "two-cores", [wishes, []], "--compile", "default", processes=processes)
+
+
+def learning_curve(run: Run) -> str:
+    """Features against minutes: presets paper and speedrun, at two lengths."""
+    recipes = [
+        "paper --epochs 3",
+        "paper --epochs 10",
+        "speedrun --epochs 3 --warmup 0.3",
+        "speedrun --epochs 10 --warmup 1",
+    ]
+    if run.is_rehearsal:
+        tiny = "--width 0.1 --batch-size 16 / --epochs 1"
+        recipes = [f"paper --epochs 1 {tiny}", f"paper --epochs 2 {tiny}"]
+    folder = run.work / "learning-curve"
+    flags = (*run.require_data()[:4], "--device", run.device, "--seeds", 0, "--output", folder)
+    said = run.finish(run.python("-m", "benchmarks.speedrun", *flags, "--recipes", *recipes))
+    shutil.copyfile(folder / "speedrun.json", run.json("learning-curve"))
+    return said
 
 
 def study(run: Run) -> str:
-    """Tables and figures: Table 3, Table 1, Figure 5b, then all others."""
-    common = ["-m", "rotnet_fast.reproduce", *run.require_data(), "--device", run.device]
-    common += ["--preset", "cpu" if run.is_rehearsal else "paper", "--output", str(run.work / "study")]
-    common += run.tiny("--scale", 0.001, "--limit-test", 20)
-    wishes = [["table3/rotnet-conv"]] if run.is_rehearsal else [["table3"], ["table1"], ["figure5b"], []]
+    """The study of preset paper: Table 3, Table 1, Figure 5b, then all others."""
+    return reproduced(run, "paper", [["table3"], ["table1"], ["figure5b"], []])
+
+
+def reproduced(
+    run: Run, preset: str, wishes: Sequence[Sequence[str]], *flags: str, processes: int = 1
+) -> str:
+    """Compute the cells of a study, the first wishes first, by processes that divide them."""
+    folder = run.work / f"study-{preset}"
+    common = ["-m", "rotnet_fast.reproduce", *run.require_data(), "--device", run.device, "--output", folder]
+    if run.is_rehearsal:
+        common += ["--preset", "cpu", "--scale", 0.001, "--limit-test", 20]
+        wishes = [wishes[0][:1]]
+    else:
+        common += ["--preset", preset, *flags]
+    names = [f"{run.part}-{number}" for number in range(processes)]
     for only in wishes:
         budget = ["--time-budget", f"{max(run.left - SECONDS_TO_SAVE, 1) / 60:.3f}"]
-        run.finish(run.python(*common, *budget, *(["--only", *only] if only else [])))
-        if "time budget exhausted" in run.log_of().read_text(errors="replace"):
-            raise UnfinishedError(run.last_line())
-    return run.last_line()
+        command = [*common, *budget, *(["--only", *only] if only else [])]
+        started = {name: run.python(*command, name=name) for name in names}
+        try:
+            for name, process in started.items():
+                run.finish(process, name)
+        finally:
+            for process in started.values():
+                stop(process)
+        for name in names:
+            if "time budget exhausted" in run.log_of(name).read_text(errors="replace"):
+                raise UnfinishedError(run.last_line(name))
+    return run.last_line(names[0])
 
 
 def all_tests(run: Run) -> str:
@@ -691,7 +720,8 @@ PARTS: dict[Callable[[Run], str], float] = {
     profile: 60,
     other_networks: 150,
     stages: 90,
-    speedrun: math.inf,
+    two_cores: math.inf,
+    learning_curve: 300,
     study: math.inf,
     all_tests: 900,
     loaders: 530,
@@ -738,7 +768,7 @@ def run_parts(run: Run, parts: dict[Callable[[Run], str], float], only: Sequence
             state, said = "skipped", str(reason)
         except UnfinishedError as reason:
             state, said = "unfinished", str(reason)
-        except (FailedError, HopelessError) as reason:
+        except FailedError as reason:
             state, said = "failed", str(reason)
             is_over = isinstance(reason, HopelessError)
         except NoGpuError:

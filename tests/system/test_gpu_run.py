@@ -324,7 +324,7 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     assert found["pretrain"]["dataset"] == "noise"
     methods = {
         name: [(cell["method"], cell["head"]) for cell in found[name]["cells"]]
-        for name in ("supervised", "conv", "nonlinear", "fine-tuned", "labels-2", "speedrun-conv")
+        for name in ("supervised", "conv", "nonlinear", "fine-tuned", "labels-2")
     }
     assert methods == {
         "supervised": [("supervised", None)],
@@ -332,7 +332,6 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
         "nonlinear": [("frozen", "nonlinear")] * 4,
         "labels-2": [("frozen", "conv"), ("supervised", None)],
         "fine-tuned": [("fine-tune", "nonlinear"), ("fine-tune", "conv")],
-        "speedrun-conv": [("frozen", "conv")],
     }
     assert sorted(path.name for path in output.iterdir()) == [
         "log.txt",
@@ -343,7 +342,10 @@ def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     ]
     with tarfile.open(output / "runs.tar.gz") as archive:
         names = set(archive.getnames())
-    assert {"pretrain/config.json", "conv/results.json", "study/RESULTS.md", "logs/levels.txt"} <= names
+    kept = ("pretrain/config.json", "conv/results.json", "logs/levels.txt")
+    studies = ("study-two-cores/RESULTS.md", "study-paper/RESULTS.md")
+    assert {*kept, *studies} <= names
+    assert len(found["learning-curve"]["summary"]) == 2
     assert not any(name.startswith("data/") for name in names)
     again = command(*flags, "--output", tmp_path / "elsewhere")
     assert (again.returncode, again.stdout) == (0, "")
