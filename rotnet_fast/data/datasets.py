@@ -156,8 +156,20 @@ def load_dataset(
             f"encoded is True, but dataset {name} does not consist of image files; only "
             f"{', '.join(FILE_DATASETS)} can stay encoded"
         )
-    in_memory = DATASETS[name](data_dir, image_size, progress, bad_images)
-    chosen = choose_in_memory(in_memory, limit_train, limit_test, validation)
+    return load_in_memory(name, data_dir, image_size, choice, progress, display_name)
+
+
+def load_in_memory(
+    name: str,
+    data_dir: Path | None,
+    image_size: int,
+    choice: Choice,
+    progress: bool,
+    display_name: str | None,
+) -> Dataset[AnySplit]:
+    """Read a data set of ``DATASETS``, which has no image files, see :func:`load_dataset`."""
+    raw = DATASETS[name](data_dir, image_size, progress, choice.bad_images)
+    chosen = choose_in_memory(raw, choice.limit_train, choice.limit_test, choice.validation)
     return make_dataset(name, chosen, progress, display_name)
 
 

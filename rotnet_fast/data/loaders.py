@@ -12,7 +12,7 @@ import torch
 from rotnet_fast.checks import check_streaming
 from rotnet_fast.data.crop import Decoder, RandomResizedCrop
 from rotnet_fast.data.dali import DaliLoader, require_dali
-from rotnet_fast.data.datasets import FILE_DATASETS, Dataset, check_request, load_dataset, make_dataset
+from rotnet_fast.data.datasets import FILE_DATASETS, Dataset, check_request, load_in_memory, make_dataset
 from rotnet_fast.data.folder import Choice
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.resident import ResidentLoader
@@ -65,8 +65,7 @@ def open_dataset(
 
     Args:
         name, data_dir, image_size, limit_train, limit_test, bad_images, display_name, check_images,
-            validation: see
-            `load_dataset`.
+            validation: see `load_dataset`.
         streaming: the settings of the loader.
         progress: see `load_dataset`; it also prints which loader is used, and why.
 
@@ -75,20 +74,10 @@ def open_dataset(
         DataError: the data cannot be read, see `load_dataset`.
     """
     check_streaming(name, streaming.loader, streaming.crop is not None)
-    if name not in FILE_DATASETS:
-        return load_dataset(
-            name,
-            data_dir,
-            image_size,
-            limit_train,
-            limit_test,
-            progress,
-            display_name=display_name,
-            bad_images=bad_images,
-            check_images=check_images,
-        )
     choice = Choice(limit_train, limit_test, validation, bad_images, check_images)
     check_request(name, image_size, choice)
+    if name not in FILE_DATASETS:
+        return load_in_memory(name, data_dir, image_size, choice, progress, display_name)
     found = FILE_DATASETS[name](data_dir, choice, progress)
     chosen, reason = choose_loader(streaming, len(found.kept) * image_size**2 * 3)
     if progress and (streaming.loader != "resident" or streaming.crop is not None):

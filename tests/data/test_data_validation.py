@@ -16,7 +16,8 @@ from tiny import tiny_config
 from rotnet_fast import evaluate
 from rotnet_fast.data.datasets import load_dataset
 from rotnet_fast.data.decode import decode_images
-from rotnet_fast.data.split import validation_rows
+from rotnet_fast.data.loaders import Streaming, open_dataset
+from rotnet_fast.data.split import Split, validation_rows
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.protocols.result import load_results
@@ -99,6 +100,40 @@ def test_data_in_memory_are_held_out_alike(capsys: pytest.CaptureFixture[str]) -
     rows = torch.from_numpy(validation_rows(whole.train.labels.numpy(), 200))
     assert torch.equal(held.test.images, whole.train.images[rows])
     assert len(held.train) + len(held.test) == len(whole.train)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit_train": 7},
+        {"limit_test": 3},
+        {"validation": 6},
+        {"limit_train": 7, "limit_test": 3, "validation": 6},
+        {"display_name": "mine", "bad_images": "skip", "check_images": "decode"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_commands_and_the_interface_get_the_same_images(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    place = make_folder(tmp_path / "images") if name == "folder" else None
+    limits = {"limit_train": None, "limit_test": None, **options}
+    expected = load_dataset(name, place, 8, progress=False, **options)
+    found = open_dataset(
+        name, place, 8, streaming=Streaming(torch.device("cpu"), "resident"), progress=False, **limits
+    )
+    assert (found.fingerprint, found.display_name) == (expected.fingerprint, expected.display_name)
+    for mine, theirs in ((found.train, expected.train), (found.test, expected.test)):
+        assert isinstance(mine, Split)
+        assert torch.equal(mine.images, theirs.images)
+        assert torch.equal(mine.labels, theirs.labels)
+
+
+def test_a_pretraining_on_data_in_memory_tests_on_what_it_held_out(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", limit_train=60, limit_test=None, validation=50)
+    assert pretrain(config)["test_images"] == 50
 
 
 def test_an_evaluation_tests_on_what_its_pretraining_held_out(tmp_path: Path) -> None:
