@@ -420,7 +420,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
     precision = processes.everywhere(lambda: resolve_precision(chosen, device))
     processes.on_main(lambda: check_same_recipe(config, precision, found))
     # All processes use the same loader: that of the run, or one that suits the process with least memory.
-    least = -processes.maximum(-free_memory(device))[0]
+    free = free_memory(device)
+    least = None if free is None else -processes.maximum(-free)[0]
     streaming = streaming_of(config, device, processes.from_main(begun), least)
 
     is_shown = own.progress and processes.local_rank == 0

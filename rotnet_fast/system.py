@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import IO, Any
 
 try:
@@ -41,6 +42,9 @@ PASSED_FOLDER = _flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_PATH")
 
 _LOCKED_BYTE = 1 << 30
 """Windows locks bytes, and nobody else can read them: this one lies behind the end of every lock file."""
+
+MEMINFO = Path("/proc/meminfo")
+"""Where Linux tells of its memory."""
 
 _seeking = threading.Lock()
 
@@ -94,12 +98,36 @@ def lock(file: IO[Any]) -> bool:
     return True
 
 
+def available_memory() -> int | None:
+    """Return how many bytes of memory the system has left, None where it does not say."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if hasattr(os, "sysconf"):  # of macOS, which tells of all memory alone
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
 def read_at(descriptor: int, count: int, offset: int) -> bytes:
-    """Read up to ``count`` bytes at an offset of a file that several threads may read at once.
+    """Read ``count`` bytes at an offset of a file that several threads may read at once.
+
+    Returns:
+        Fewer bytes at the end of the file alone: a network folder may need several requests.
 
     Raises:
         OSError: the file cannot be read.
     """
+    content = _read_once(descriptor, count, offset)
+    while 0 < len(content) < count:
+        more = _read_once(descriptor, count - len(content), offset + len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _read_once(descriptor: int, count: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(descriptor, count, offset)
     with _seeking:

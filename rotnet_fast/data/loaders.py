@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.sampling import WHOLE, BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.data.workers import processes_of_this_machine
+from rotnet_fast.system import available_memory
 
 LoaderName = Literal["auto", "resident", "dali"]
 
@@ -146,6 +146,8 @@ def choose_loader(streaming: Streaming, decoded_bytes: int) -> tuple[str, str]:
     if streaming.begun is not None:
         return streaming.begun, "as this run started"
     free = free_memory(streaming.device) if streaming.free is None else streaming.free
+    if free is None:
+        return "resident", "the system does not say how much memory is free"
     fits = decoded_bytes <= RESIDENT_SHARE * free
     reason = (
         f"the decoded images take {_gigabytes(decoded_bytes)} of {_gigabytes(free)} free on "
@@ -154,28 +156,20 @@ def choose_loader(streaming: Streaming, decoded_bytes: int) -> tuple[str, str]:
     return ("resident" if fits else "dali"), reason
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the number of bytes that this process may use on a device.
+def free_memory(device: torch.device) -> int | None:
+    """Return the number of bytes that this process may use on a device, None where the system does not say.
 
     On the CPU, this is the smaller of the system's available memory and the rest of a container's limit,
     divided by the number of processes that torchrun started on this machine.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [_available()]
+    free = [available_memory()]
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         free.append(max(0, limit - used))
-    return min(free) // processes_of_this_machine()
-
-
-def _available() -> int:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # systems without /proc/meminfo
+    known = [found for found in free if found is not None]
+    return min(known) // processes_of_this_machine() if known else None
 
 
 def _number(path: Path) -> int | None:

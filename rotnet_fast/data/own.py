@@ -139,7 +139,7 @@ def own_images(
     if image_size is None:
         image_size = _common_size(found, layout)
     bytes_needed, free = sum(map(len, found)) * image_size**2 * 3, free_memory(torch.device("cpu"))
-    if bytes_needed > RESIDENT_SHARE * free:
+    if free is not None and bytes_needed > RESIDENT_SHARE * free:
         raise ArgumentError(
             f"dataset takes {bytes_needed / 1e9:.1f} GB in memory as images of {image_size} pixels, and "
             f"{free / 1e9:.1f} GB are free; save it as image files and pass their folder, which is streamed"

@@ -107,8 +107,6 @@ class FileSource(ImageSource):
             try:
                 # Request one byte more than expected, to notice a file that has grown.
                 content = read_at(descriptor, size + 1, 0)
-                if len(content) < size:
-                    content = _pread(descriptor, size, 0)
                 if self.times is not None:
                     _check_time(descriptor, int(self.times[index]), path)
             finally:
@@ -164,7 +162,7 @@ class TarSource(ImageSource):
         size, shard = int(self.byte_sizes[index]), int(self.shard_numbers[index])
         try:
             descriptor = self._descriptor(self.shards[shard])
-            content = _pread(descriptor.number, size, int(self.offsets[index]))
+            content = read_at(descriptor.number, size, int(self.offsets[index]))
             if self.shard_times is not None:
                 _check_time(descriptor.number, self.shard_times[shard], self.names[index])
         except OSError as error:
@@ -209,14 +207,6 @@ class _Descriptor:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
-
-
-def _pread(descriptor: int, count: int, offset: int) -> bytes:
-    """Read ``count`` bytes, or fewer at the end of the file; a pread on a network folder may return less."""
-    content = read_at(descriptor, count, offset)
-    while len(content) < count and (more := read_at(descriptor, count - len(content), offset + len(content))):
-        content += more
-    return content
 
 
 def _check_time(descriptor: int, time: int, name: str) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from rotnet_fast.data import kinds
 from rotnet_fast.errors import DataError
+from rotnet_fast.system import read_at
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -107,7 +108,7 @@ def list_members(file: BinaryIO) -> list[Member]:
 
 def _no_tar(file: BinaryIO, error: Exception) -> str:
     """Return the error message for a file that does not start with a tar header."""
-    first = os.pread(file.fileno(), _BLOCK, 0)
+    first = read_at(file.fileno(), _BLOCK, 0)
     kind = "empty" if not first else kinds.image_kind(first) or kinds.not_read(first)
     problem = f"{file.name} cannot be read as a tar shard"
     if kind in kinds.PACKED:
@@ -122,13 +123,13 @@ def _no_tar(file: BinaryIO, error: Exception) -> str:
 
 def _header_at(file: BinaryIO, position: int) -> tarfile.TarInfo | None:
     """Read the header at a position and verify its checksum; return None for the zeros at the end."""
-    block = os.pread(file.fileno(), _BLOCK, position)
+    block = read_at(file.fileno(), _BLOCK, position)
     return None if block == _ZEROS else tarfile.TarInfo.frombuf(block, *_ENCODING)
 
 
 def _check_end(file: BinaryIO, position: int) -> None:
     """Check that only zeros follow an archive's end, because anything else would be lost silently."""
-    rest = os.pread(file.fileno(), _LONGEST_PADDING + 1, position)
+    rest = read_at(file.fileno(), _LONGEST_PADDING + 1, position)
     if len(rest) > _LONGEST_PADDING or rest.count(0) != len(rest):
         raise DataError(
             f"{file.name} continues after the end of its archive at byte {position}, as if tar files were "
@@ -144,7 +145,7 @@ def _whole_blocks(size: int) -> int:
 def _extension_data(file: BinaryIO, header: tarfile.TarInfo, start: int) -> bytes:
     if not 0 <= header.size <= _LONGEST_EXTENSION:
         raise _DamageError(f"a header claims a name or attributes of {header.size} bytes")
-    return os.pread(file.fileno(), header.size, start)
+    return read_at(file.fileno(), header.size, start)
 
 
 def _extend(extension: _Extension, kind: bytes, data: bytes) -> None:

@@ -27,6 +27,7 @@ from rotnet_fast.data.tar import Member, list_members
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, open_plain
 from rotnet_fast.progress import CountingLine
+from rotnet_fast.system import read_at
 
 DOTTED = "images with a dot in their names, which WebDataset cuts off at the first dot: rename them"
 _FORMAT = "3"  # increment it when the same shards would be indexed differently
@@ -167,7 +168,7 @@ def _samples(
 
 
 def _label(shard: str, file: BinaryIO, member: Member) -> int:
-    text = os.pread(file.fileno(), min(member.size, 32), member.offset).strip()
+    text = read_at(file.fileno(), min(member.size, 32), member.offset).strip()
     if not text.isdigit() or member.size > 32 or int(text) >= _MOST_CLASSES:
         raise DataError(
             f"{shard}/{member.name} holds {text.decode(errors='replace')!r}; a label must be an integer in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 from concurrent.futures import ThreadPoolExecutor
@@ -137,14 +138,28 @@ def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pyte
         assert len(closed) == 3
 
 
-def test_a_file_that_is_read_in_pieces_is_put_together(
-    images: ImageSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pread = source.os.pread
-    monkeypatch.setattr(
-        source.os, "pread", lambda descriptor, count, offset: pread(descriptor, min(count, 7), offset)
-    )
+@pytest.fixture
+def _in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that answers requests in part, as network folders may."""
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, offset: pread(file, min(count, 7), offset))
+
+
+@pytest.mark.usefixtures("_in_pieces")
+def test_a_file_that_is_read_in_pieces_is_put_together(images: ImageSource) -> None:
     assert images.read(2) == CONTENTS[2]
+
+
+@pytest.mark.usefixtures("_in_pieces")
+def test_shards_that_are_read_in_pieces_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    long_name = "n" * 200
+    write_tar(
+        tmp_path / "0.tar",
+        {f"{long_name}.jpg": b"image", f"{long_name}.cls": b"3", "2.jpg": b"other", "2.cls": b"0"},
+    )
+    found = list_folder(tmp_path).source
+    assert contents(found) == [b"other", b"image"]
 
 
 @pytest.mark.parametrize(("limit", "shards"), [(64, 8), (8, 1), (1 << 20, 20), (resource.RLIM_INFINITY, 20)])

@@ -15,6 +15,7 @@ from PIL import Image
 from ranks import on_ranks
 from tiny import tiny_config
 
+from rotnet_fast import system
 from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data import loaders
 from rotnet_fast.data.crop import RandomResizedCrop
@@ -204,8 +205,22 @@ def test_the_loader_follows_from_wish_crop_and_memory(
     assert choose_loader(streaming, needed * GIGABYTE)[0] == expected
 
 
+def test_images_are_kept_where_the_system_does_not_say_what_memory_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(loaders, "_number", lambda path: None)  # no container's limit either
+    monkeypatch.delattr("os.sysconf")
+    assert loaders.free_memory(CPU) is None
+    assert choose_loader(Streaming(CPU), 1000 * GIGABYTE) == (
+        "resident",
+        "the system does not say how much memory is free",
+    )
+
+
 def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = loaders.free_memory(CPU)
+    assert alone is not None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert loaders.free_memory(CPU) == pytest.approx(alone / 4, rel=0.2)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from image_files import encoded, pixels, write_tar
 from other_system import LACKS
 from pages import ROOT
 from processes import TINY
@@ -68,6 +69,18 @@ def test_a_run_is_refused_a_folder_in_use_and_resumes_after_a_kill_to_the_same_w
     assert not (run / "results.json").exists(), "it was stopped too late to show anything"
     ended(SCRIPT, system, "rotnet_fast.pretrain", "--resume", run)
     assert load_backbone(run).metadata["state_hash"] == undisturbed
+
+
+def test_tar_shards_are_read(tmp_path: Path) -> None:
+    for half, first in (("train", 0), ("test", 100)):  # as many as TINY asks for
+        members = {}
+        for number in range(40):
+            members[f"{number}.cls"] = str(number % 2).encode()
+            members[f"{number}.png"] = encoded(pixels(first + number), "PNG")
+        write_tar(tmp_path / "images" / half / "0.tar", members)
+    flags = ("--dataset", "folder", "--data-dir", tmp_path / "images", "--epochs", "1")
+    run = ("rotnet_fast.pretrain", *TINY, *flags, "--output", tmp_path / "run")
+    assert "40 training images of 2 classes" in ended(SCRIPT, "windows", *run)
 
 
 def test_the_checks_of_the_installation_pass() -> None:
