@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rotnet_fast.modules import RotationLoss as RotationLoss
     from rotnet_fast.ops import augmentation_draws as augmentation_draws
     from rotnet_fast.ops import rotate_batch as rotate_batch
-    from rotnet_fast.pretrain import train_rotnet as train_rotnet
     from rotnet_fast.sklearn_features import RotNetFeatures as RotNetFeatures
+    from rotnet_fast.train import train_rotnet as train_rotnet
 
 _LAZY = {
     "RotNetFeatures": "rotnet_fast.sklearn_features",
@@ -27,7 +27,7 @@ _LAZY = {
     "augmentation_draws": "rotnet_fast.ops",
     "load_backbone": "rotnet_fast.backbone",
     "rotate_batch": "rotnet_fast.ops",
-    "train_rotnet": "rotnet_fast.pretrain",
+    "train_rotnet": "rotnet_fast.train",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``, or `train_rotnet` in Python.
+"""Pretrain RotNet: ``python -m rotnet_fast.pretrain [--preset NAME] [flags]``; in Python, see `train_rotnet`.
 
 With several processes, each of which trains on its share of every batch:
 ``torchrun --nproc-per-node N -m rotnet_fast.pretrain ...``.
@@ -8,11 +8,8 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.checks import check_streaming
 from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
-from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.run_folder import (
@@ -36,10 +32,9 @@ from rotnet_fast.engine.run_folder import (
     was_begun_by_this_job,
 )
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.errors import ArgumentError, CheckpointError, DataError, printable
-from rotnet_fast.files import named, write_atomically
+from rotnet_fast.errors import ArgumentError, CheckpointError, printable
 from rotnet_fast.flags import given_flags, parse_flags
-from rotnet_fast.models.names import check_model_name, own_name
+from rotnet_fast.models.names import check_model_name
 from rotnet_fast.next_steps import as_argument, curves, evaluation, print_next, shell
 from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
@@ -52,13 +47,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from rotnet_fast.backbone import Backbone
     from rotnet_fast.data.datasets import Dataset
     from rotnet_fast.data.own import OwnImages
     from rotnet_fast.data.split import AnySplit
     from rotnet_fast.engine.precision import Precision
     from rotnet_fast.engine.trainer import Trainer
-    from rotnet_fast.image_layout import Layout
 
 PROGRAM = "python -m rotnet_fast.pretrain"
 
@@ -253,120 +246,6 @@ def pretrain(config: PretrainConfig, own: OwnParts = NOTHING) -> dict[str, Any]:
             return _pretrain(config, run, processes, own)
 
 
-@dataclass(frozen=True)
-class TrainedRotNet:
-    """What :func:`rotnet_fast.train_rotnet` returns.
-
-    Attributes:
-        backbone: the trained network, frozen, which makes features of images.
-        metrics: the content of results.json; accuracies in percent.
-        folder: the run folder, which every command takes.
-    """
-
-    backbone: Backbone
-    metrics: dict[str, Any]
-    folder: Path
-
-
-@named_if_missing("train_rotnet")
-def train_rotnet(
-    dataset: Any,
-    model: str | nn.Module | None = None,
-    *,
-    test: Any = None,
-    layout: Layout | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> TrainedRotNet:
-    """Pretrain on images of a program's own, or on a data set by name: the command as a function.
-
-    Images in memory are read once, before the first step, and kept as uint8; augmentation belongs to the
-    training, not into ``dataset``. They give the same weights, to the bit, as a folder of the same images in
-    the same order would.
-
-    Args:
-        dataset: ``digits``, ``cifar10``, or the path of a folder, see ``--dataset``; a uint8 array or tensor
-            [N,H,W,3] or [N,3,H,W]; a map-style data set of torch, or a list, of PIL images or of uint8
-            images [H,W,3] or [3,H,W], each alone or in a tuple with its label. Labels only count for
-            ``monitor``.
-        model: a name as in ``--model``, ``nin`` by default; or a module that maps normalised images [B,3,H,W]
-            to logits [B,K] of the K rotations, or of the classes of another pretext task, or to features
-            [B,F] or [B,F,h,w], which get a linear head. A module is copied, and starts from the weights that
-            it has. Its layers are its direct children that return maps; its own forward has to be traceable
-            by torch.fx.
-        test: images to test on, of the same kinds as ``dataset``. None: a folder's or data set's own, or
-            else every 20th image, which is then not trained on.
-        layout: ``NHWC`` or ``NCHW``, for images of which either could be true.
-        progress: print what the command prints.
-        settings: fields of `PretrainConfig`, such as ``preset="speedrun"``, ``epochs``, ``batch_size``,
-            ``image_size``, ``output`` and ``resume``. The preset, or the run to resume, supplies the rest,
-            but without ``image_size`` images in memory must be squares of one size.
-
-    Returns:
-        The backbone, the results and the run folder. A module's network is loaded again by
-        ``load_backbone(folder, model=module)``.
-
-    Raises:
-        TypeError: an argument is of the wrong kind, or there is no such setting.
-        RotnetError: see :func:`rotnet_fast.pretrain.pretrain`.
-        Interrupted: a signal, of which Ctrl-C is one, stopped the run. This is a KeyboardInterrupt that says
-            how to resume.
-    """
-    from torch import nn
-
-    from rotnet_fast.backbone import load_backbone
-    from rotnet_fast.data import own
-    from rotnet_fast.models.own import check_module
-
-    for name in settings.keys() - PretrainConfig.__dataclass_fields__.keys():
-        near = difflib.get_close_matches(name, PretrainConfig.__dataclass_fields__, n=1)
-        raise TypeError(f"unknown setting {name}" + (f" (did you mean {near[0]}?)" if near else ""))
-    if model is not None and not isinstance(model, str):
-        check_module(model)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise ArgumentError(
-                f"model {own_name(model)} has no parameters to train; pass a network whose parameters "
-                f"require gradients"
-            )
-    checked = PretrainConfig(**settings)  # before the data set is looked at
-    given, network = dict(settings), model if isinstance(model, nn.Module) else None
-    images = None
-    if "data_dir" in settings and not (isinstance(dataset, str) and dataset == "cifar10"):
-        raise ArgumentError("data_dir only applies to dataset cifar10: omit it")
-    if isinstance(dataset, (str, os.PathLike)):
-        for name, value in (("test", test), ("layout", layout)):
-            if value is not None:
-                raise ArgumentError(
-                    f"{name} only applies to images in memory, and dataset is {dataset}: omit it"
-                )
-        given["dataset"] = dataset
-        if dataset not in ("cifar10", "digits"):
-            if not named(dataset, "dataset").is_dir():
-                raise DataError(f"dataset is {dataset}, which is neither cifar10 nor digits nor a folder")
-            given |= {"dataset": "folder", "data_dir": dataset}
-    else:
-        image_size = checked.image_size if "image_size" in settings else None
-        images = own.own_images(dataset, test, image_size, layout)
-        given |= {"dataset": own.NAME, "data_dir": None, "image_size": images.image_size}
-        if checked.crop == "auto":
-            given["crop"] = "pad"
-    if model is not None:
-        given["model"] = model if network is None else own_name(network)
-    config = replace(base_settings(given), **given)
-    if network is None:
-        check_model_name(config.model)
-    try:
-        results = pretrain(config, OwnParts(images, network, progress))
-    except Interrupted as interruption:
-        again = f"train_rotnet(..., resume={str(config.output_folder())!r})"
-        interruption.args = (f"{interruption}; the run is saved: resume it with {again}",)
-        raise
-    if (wrong := of_pretraining(results)) is not None and is_main():
-        warnings.warn(wrong.sentence, stacklevel=2)
-    folder = config.output_folder()
-    return TrainedRotNet(load_backbone(folder, config.device, network), results, folder)
-
-
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds the results of another command.
 
@@ -387,6 +266,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
     """Do the work of :func:`pretrain` in an open run folder."""
     import torch
 
+    from rotnet_fast.data import image_list
     from rotnet_fast.data.loaders import free_memory, open_dataset
     from rotnet_fast.engine.precision import resolve_precision
     from rotnet_fast.engine.pretext_task import task_class
@@ -480,7 +360,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # frees a copy of weights and momentum
             say(f"resuming from {path}: {counted(state['epoch'], 'epoch')} and {counted(step, 'step')} done")
-        processes.on_main(lambda: keep_image_list(run.path, dataset))
+        processes.on_main(lambda: image_list.keep(run.path, dataset))
         is_known = own.progress and own.network is None
         if is_known and (said := forecast(trainer, config, len(dataset.test))) is not None:
             say(said)
@@ -605,6 +485,8 @@ def on_these_images(
     Raises:
         CheckpointError: the images have changed, and this is not accepted.
     """
+    from rotnet_fast.data import image_list
+
     saved, now = dict(state.get("config", {})), dataset.identity()
     is_other = {name for name, value in now.items() if saved.get(name, value) != value}
     began_with_files = str(saved.get("data_fingerprint")).startswith("files:")
@@ -613,7 +495,7 @@ def on_these_images(
     said = "data_fingerprint differs"
     if "data_fingerprint" not in is_other:
         said = "the content of files has changed, but not their names and lengths"
-    said += what_changed(saved, dataset, run_of(origin), run)
+    said += image_list.what_changed(saved, dataset, run_of(origin), run.path)
     if not config.accept_changed_data:
         raise CheckpointError(
             f"the checkpoint {origin} is of a run on other images: {said}. Restore them, resume on the "
@@ -621,40 +503,6 @@ def on_these_images(
         )
     print(printable(f"WARNING: resuming on other images than the run began with: {said}"), file=sys.stderr)
     return {**saved, **now}
-
-
-def what_changed(saved: dict[str, Any], dataset: Dataset[AnySplit], origin: Path, run: RunFolder) -> str:
-    """Say which images have changed, as the end of a sentence; empty if that is unknown."""
-    from rotnet_fast.data import image_list
-
-    if dataset.files is None:
-        return ""
-    try:
-        found = image_list.changes((origin / image_list_name(saved)).read_bytes(), dataset.files)
-    except (OSError, ValueError):
-        return ""
-    told = image_list.told(found)
-    if told and not image_list.is_told_in_full(found):
-        path = run.path / "changed-images.txt"
-        lines = [f"{kind}: {printable(name)}" for kind, names in found.items() for name in names]
-        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
-        told += f"; {path} lists all of them"
-    return f": {told}" if told else ""
-
-
-def keep_image_list(run: Path, dataset: Dataset[AnySplit]) -> None:
-    """Record the files that a run trains on; earlier lists, of other images, stay."""
-    from rotnet_fast.data import image_list
-
-    path = run / image_list_name(dataset.identity())
-    if dataset.files is not None and not path.exists():
-        write_atomically(path, image_list.pack(dataset.files))
-
-
-def image_list_name(identity: Mapping[str, Any]) -> str:
-    """Return the file name of the list of images that a checkpoint identifies."""
-    known = f"{identity.get('data_fingerprint')} {identity.get('data_contents')}"
-    return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
 
 
 def solved(config: PretrainConfig, results: Mapping[str, Any]) -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from rotnet_fast.data.split import EncodedSplit
+from rotnet_fast.data.datasets import Dataset
+from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.errors import printable
+from rotnet_fast.files import write_atomically
 from rotnet_fast.plain import counted
 
 _SHOWN = 5
@@ -69,3 +75,40 @@ def told(found: dict[str, list[str]]) -> str:
 def is_told_in_full(found: dict[str, list[str]]) -> bool:
     """Return whether :func:`told` names all of the changes."""
     return all(len(names) <= _SHOWN for names in found.values())
+
+
+def keep(run: Path, dataset: Dataset[AnySplit]) -> None:
+    """Record the files that a run trains on; earlier lists, of other images, stay."""
+    path = run / file_name(dataset.identity())
+    if dataset.files is not None and not path.exists():
+        write_atomically(path, pack(dataset.files))
+
+
+def what_changed(saved: Mapping[str, Any], dataset: Dataset[AnySplit], origin: Path, run: Path) -> str:
+    """Say which images have changed, as the end of a sentence; empty if that is unknown.
+
+    Args:
+        saved: what a checkpoint says of its data, among others.
+        dataset: the images as they are now.
+        origin: folder of the run that the checkpoint comes from.
+        run: folder in which to list what has changed, if that is too much for a sentence.
+    """
+    if dataset.files is None:
+        return ""
+    try:
+        found = changes((origin / file_name(saved)).read_bytes(), dataset.files)
+    except (OSError, ValueError):
+        return ""
+    sentence = told(found)
+    if sentence and not is_told_in_full(found):
+        path = run / "changed-images.txt"
+        lines = [f"{kind}: {printable(name)}" for kind, names in found.items() for name in names]
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        sentence += f"; {path} lists all of them"
+    return f": {sentence}" if sentence else ""
+
+
+def file_name(identity: Mapping[str, Any]) -> str:
+    """Return the file name of the list of images that a checkpoint identifies."""
+    known = f"{identity.get('data_fingerprint')} {identity.get('data_contents')}"
+    return f"images-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json.gz"
