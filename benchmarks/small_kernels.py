@@ -12,8 +12,9 @@ import torch
 
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.library import LIBRARIES
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
-ROTATIONS = ((0, 90, 180, 270), (0, 45, 90, 135, 180, 225, 270, 315), (180, 0))
+ROTATIONS = (FOUR_ROTATIONS, EIGHT_ROTATIONS, (180, 0))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIDES = (32, 33, 7)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
@@ -31,7 +31,7 @@ NONLINEAR_HEAD: dict[int, dict[str, float]] = {
 
 ROTATION_SETS: dict[tuple[int, ...], float] = {
     FOUR_ROTATIONS: 89.06,
-    (0, 45, 90, 135, 180, 225, 270, 315): 88.51,
+    EIGHT_ROTATIONS: 88.51,
     (0, 180): 87.46,
     (90, 270): 85.52,
 }

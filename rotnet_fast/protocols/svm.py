@@ -33,8 +33,8 @@ _ITERATIONS = 300
 
 
 @dataclass(frozen=True)
-class Machine:
-    """A fitted machine.
+class LinearSVM:
+    """A fitted support vector machine.
 
     Attributes:
         weights: fp32 [num_classes,D].
@@ -55,7 +55,7 @@ def fit(
     num_classes: int,
     penalty: float,
     start: torch.Tensor | None = None,
-) -> Machine:
+) -> LinearSVM:
     """Minimise 0.5 |w|^2 + C * sum(max(0, 1 - y f(x))^2) for every class against the rest.
 
     Args:
@@ -92,7 +92,7 @@ def fit(
         optimizer.step(objective)
     state = optimizer.state[weights]
     is_cut_short = state["n_iter"] >= _ITERATIONS or state["func_evals"] >= 2 * _ITERATIONS
-    return Machine(weights.detach(), not is_cut_short)
+    return LinearSVM(weights.detach(), not is_cut_short)
 
 
 def fold_of(labels: torch.Tensor) -> torch.Tensor:

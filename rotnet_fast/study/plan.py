@@ -15,7 +15,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plain import counted
 from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION
 from rotnet_fast.protocols.result import BATCHNORM_MODES
-from rotnet_fast.rotations import FOUR_ROTATIONS
+from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
 from rotnet_fast.study.builder import Builder, rotation_set_name
 from rotnet_fast.study.cells import StudyCell
 from rotnet_fast.study.settings import Seeds, StudySettings
@@ -353,10 +353,9 @@ def ablations(build: Builder) -> list[Entry]:
 
 def black_corners(build: Builder) -> list[Entry]:
     """Plan the ablation of warps by 45 degrees that show which class they are of."""
-    eight = next(rotations for rotations in paper.ROTATION_SETS if len(rotations) == 8)
     mirrored, cheating = (
-        build.pretext(rotations=eight),
-        build.pretext(rotations=eight, ablation="black-corners"),
+        build.pretext(rotations=EIGHT_ROTATIONS),
+        build.pretext(rotations=EIGHT_ROTATIONS, ablation="black-corners"),
     )
     name, title = "black-corners", "Eight rotations, black corners"
     return [

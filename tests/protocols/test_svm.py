@@ -10,7 +10,7 @@ import torch
 from sklearn.svm import LinearSVC
 
 from rotnet_fast.protocols import svm
-from rotnet_fast.protocols.svm import FOLDS, PENALTIES, Machine, choose_penalty, fit, fold_of, svm_predict
+from rotnet_fast.protocols.svm import FOLDS, PENALTIES, LinearSVM, choose_penalty, fit, fold_of, svm_predict
 
 CLASSES = 3
 
@@ -92,7 +92,7 @@ def test_the_penalty_is_the_one_that_classifies_most_held_out_images(
     folds = fold_of(labels)
     seen = []
 
-    def recorded(bank: torch.Tensor, *arguments: Any) -> Machine:
+    def recorded(bank: torch.Tensor, *arguments: Any) -> LinearSVM:
         seen.append(bank)
         return fit(bank, *arguments)
 
