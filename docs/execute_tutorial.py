@@ -19,7 +19,7 @@ PAGE = Path(__file__).parent / "tutorial.ipynb"
 
 
 OF_THE_MACHINE = re.compile(
-    r"^(?:WARNING: steps take .*|epoch +\d+/\d+ +\d+% .*|about .* on this CPU.*)\n", re.MULTILINE
+    r"^(?:WARNING: training steps take .*|epoch +\d+/\d+ +\d+% .*|about .* on this CPU.*)\n", re.MULTILINE
 )
 """Lines that only a slow or busy machine prints."""
 

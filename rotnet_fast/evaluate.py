@@ -98,7 +98,7 @@ class EvaluateConfig(PretrainedImageSettings):
     """Fit logistic regression to the same features."""
 
     images_per_class: int | None = None
-    """Use only the first so many labelled images of each class; epochs keep their size. None: all."""
+    """Use only the first N labelled images of each class; epochs keep their size. None: all."""
 
     preset: Literal["paper", "slides"] | None = None
     """Defaults of lr-factor, milestones and nesterov. paper: each head's schedule in the released code.

@@ -282,7 +282,7 @@ def _evaluate(config: OrientConfig) -> Measured:
     by_turn = ", ".join(
         f"{share:.1f} % at {angle}" for share, angle in zip(wrong, FOUR_ROTATIONS, strict=True)
     )
-    print(f"wrong of all, by the angle that they were turned by: {by_turn} degrees")
+    print(f"error rate by true rotation: {by_turn} degrees")
     print(f"table: {output}\npicture: {figure}")
     return Measured(points, figure)
 

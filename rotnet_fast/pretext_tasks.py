@@ -76,7 +76,7 @@ PRETEXT_TASKS: Mapping[PretextTaskName, PretextFacts] = {
         "autoencoder_task:AutoencoderTask",
         title="Autoencoder",
         measure="reconstruction_error",
-        learned="learned to encode an image such that a decoder, which is left out here, could restore it",
+        learned="learned to encode an image such that a decoder (left out here) could reconstruct it",
         outputs=0,
         outputs_name="classes",
         views=1,

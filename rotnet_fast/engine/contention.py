@@ -81,8 +81,8 @@ class Contention:
             return None
         Contention.is_told = True
         return (
-            f"steps take {times:.0f} times as long as the processor works on them, because other programs "
-            f"hold it; {self._remedy()}"
+            f"training steps take {times:.0f} times their CPU time, because other programs use the "
+            f"processor; {self._remedy()}"
         )
 
     def _remedy(self) -> str:

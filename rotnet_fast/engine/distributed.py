@@ -249,8 +249,8 @@ class Processes:
         if gpus and self.is_main:
             print(
                 f"WARNING: {counted(self.world, 'process')} share {len(gpus)} CUDA devices and therefore "
-                "communicate "
-                f"over gloo, which is slower than NCCL; start one process per device with --nproc-per-node",
+                f"communicate over gloo, which is slower than NCCL; start one process per device with "
+                f"--nproc-per-node",
                 file=sys.stderr,
             )
         return dist.group.WORLD

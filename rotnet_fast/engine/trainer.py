@@ -325,9 +325,8 @@ class Trainer:
         if self.processes.is_main and self.settings.precision.name != "fp16":
             log.warn(
                 f"{skipped} of the last {counted(steps, 'step')} were skipped because their loss or "
-                "gradients were "
-                f"non-finite (epoch {self.progress.epoch + 1}, up to step {self.progress.step}); "
-                f"{MOST_IN_A_ROW} in a row stop the run"
+                f"gradients were non-finite (epoch {self.progress.epoch + 1}, up to step "
+                f"{self.progress.step}); {MOST_IN_A_ROW} in a row stop the run"
             )
 
     def _non_finite(self, finding: str) -> NonFiniteError:

@@ -196,8 +196,7 @@ class NetworkInNetwork(FeatureNetwork):
             if layer not in self.layers:
                 raise ArgumentError(
                     f"layers holds {layer!r}, which this network with {counted(len(self.layers), 'block')} "
-                    "does not "
-                    f"have; choose from {', '.join(self.layers)}"
+                    f"does not have; choose from {', '.join(self.layers)}"
                 )
 
     def check_image_size(self, height: int, width: int) -> None:

@@ -89,8 +89,8 @@ def pretraining(
     if processes.world > config.batch_size:
         message = (
             f"batch-size is {config.batch_size}, fewer images than the "
-            f"{counted(processes.world, 'process')}; start "
-            f"fewer processes with --nproc-per-node, or use a larger batch"
+            f"{counted(processes.world, 'process')}; start fewer processes with --nproc-per-node, or "
+            "use a larger batch"
         )
         raise processes.shared(ArgumentError(message))
     processes.everywhere(lambda: config.check_needs_gpu(device.type))

@@ -232,8 +232,8 @@ def study_settings(preset: StudyPreset, scale: float, data: StudyData, precision
     if data.smallest_class < MINIMUM_IMAGES_PER_CLASS:
         raise ArgumentError(
             f"the smallest class of {data.display_name} has "
-            f"{counted(data.smallest_class, 'training image')}; a study "
-            f"needs {MINIMUM_IMAGES_PER_CLASS} or more of each class"
+            f"{counted(data.smallest_class, 'training image')}; a study needs "
+            f"{MINIMUM_IMAGES_PER_CLASS} or more of each class"
         )
     trainings = TRAININGS[preset]
     if smallest_batch(data.train_images, trainings.batch_size) == 1:

@@ -439,7 +439,7 @@ def test_an_evaluation_measures_what_a_model_does_to_photos_that_were_stored_tur
     assert int(measured[0.0]["wrong"]) == wrong
     assert int(measured[0.9]["decided"]) == confident
     assert int(measured[0.0]["judged"]) == 24
-    assert " % at 90, " in printed.partition("wrong of all, by the angle that they were turned by: ")[2]
+    assert " % at 90, " in printed.partition("error rate by true rotation: ")[2]
     assert "min-confidence  coverage, %  error, %  wrong / decided" in printed
     assert ("advised: --min-confidence" in printed) != ("no threshold brings the error" in printed)
     for suffix in (".png", ".svg"):

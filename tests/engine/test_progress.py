@@ -264,7 +264,7 @@ def test_waiting_for_the_processor_is_told_once(threads: int, remedy: str) -> No
     machine = Machine(threads)
     assert machine.steps(10, wall=1.0, processor=0.2) == []  # too early to tell
     (sentence,) = machine.steps(100, wall=1.0, processor=0.2)
-    assert sentence.startswith("steps take 5 times as long as the processor works on them")
+    assert sentence.startswith("training steps take 5 times their CPU time")
     assert remedy in sentence
     assert ("OMP_NUM_THREADS" in sentence) == (threads > 1)
     again = Contention(threads, machine.wall, machine.processor, lambda: 0)

@@ -245,7 +245,7 @@ def test_a_model_card_says_what_was_learned(
     for told in {
         "autoencoder": (
             "# Autoencoder, NIN-3, ",
-            "such that a decoder, which is left out here, could restore it. This is not RotNet",
+            "such that a decoder (left out here) could reconstruct it. This is not RotNet",
             "; no classifier; ",
             f"Reconstruction error: **{metrics['loss']:.4g}**, mean squared, of normalised pixels, on 20",
             "batches of 16 images (16 views)",

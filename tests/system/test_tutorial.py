@@ -58,7 +58,7 @@ def test_a_line_about_the_machine_parts_no_output() -> None:
     def stream(name: str, text: str) -> NotebookNode:
         return nbformat.v4.new_output("stream", name=name, text=text)
 
-    notice = "WARNING: steps take 3 times as long as the processor works on them\n"
+    notice = "WARNING: training steps take 3 times their CPU time\n"
     assert execute_tutorial.OF_THE_MACHINE.sub("", notice) == ""
     parts = [stream("stdout", "epoch 1/9: a\nepoch 3/9: b\n"), stream("stderr", notice)]
     parts += [stream("stdout", "epoch 4/9: c\nepoch 9/9: d\n")]
@@ -99,7 +99,7 @@ def test_what_differs_between_machines_is_not_compared() -> None:
 
 
 def test_lines_that_only_a_busy_machine_prints_are_left_out() -> None:
-    busy = "WARNING: steps take 7 times as long as the processor works on them\n"
+    busy = "WARNING: training steps take 7 times their CPU time\n"
     status = "epoch   1/8  42% ###      5/12  6 img/s\n"
     texts = [("stderr", busy), ("stdout", f"data\n{status}epoch 1/8: loss 1\n")]
     outputs = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in texts]
