@@ -22,7 +22,7 @@ from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
 from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
-from rotnet_fast.engine.streams import open_standard_descriptors, shown
+from rotnet_fast.engine.streams import open_standard_descriptors, robust_streams
 from rotnet_fast.errors import (
     CannotWriteError,
     DataError,
@@ -56,7 +56,7 @@ def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: names of files may be any bytes
     reuse_freed_memory()
-    with shown() as (out, err), _printed_warnings():
+    with robust_streams() as (out, err), _printed_warnings():
         try:
             code = _run(command)
             out.finish()

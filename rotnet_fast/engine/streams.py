@@ -85,7 +85,7 @@ class Shown:
 
 
 @contextmanager
-def shown() -> Iterator[tuple[Shown, Shown]]:
+def robust_streams() -> Iterator[tuple[Shown, Shown]]:
     """Context in which writing to standard output and error never raises.
 
     Contexts may be nested. Text for streams that are missing or closed is dropped.

@@ -21,7 +21,7 @@ from rotnet_fast.engine.run_folder import RunFolder, candidates, epoch_checkpoin
 from rotnet_fast.engine.run_log import RunLog
 from rotnet_fast.engine.signals import Interrupted, StopSignals
 from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
-from rotnet_fast.engine.streams import shown
+from rotnet_fast.engine.streams import robust_streams
 from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.files import link_atomically
@@ -134,7 +134,7 @@ class Trainer:
         device = self.loader.device
         # Networks with dropout seed torch's generators at every step; the program's own draws go on after it.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with shown(), self._log() as log, forked, StopSignals() as stop:
+        with robust_streams(), self._log() as log, forked, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
                     self._train_epoch(log, stop)

@@ -18,7 +18,7 @@ from tiny import read_digits_once, tiny_config
 
 import rotnet_fast.command
 from rotnet_fast import benchmark, doctor, evaluate, export, pretrain, report, reproduce, visualize
-from rotnet_fast.engine.streams import Shown, shown
+from rotnet_fast.engine.streams import Shown, robust_streams
 
 ROOT = Path(__file__).parents[2]
 
@@ -192,8 +192,8 @@ def test_a_stream_that_can_do_no_more_than_write_will_do(monkeypatch: pytest.Mon
 
 def test_a_context_leaves_the_streams_of_the_one_around_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    with shown() as (out, _):
-        with shown() as (inner, _):
+    with robust_streams() as (out, _):
+        with robust_streams() as (inner, _):
             assert inner is out
         assert not out.closed
     assert out.closed
@@ -210,7 +210,7 @@ def test_a_full_disk_that_is_cleared_is_written_to_again(monkeypatch: pytest.Mon
 
     disk = Disk()
     monkeypatch.setattr(sys, "stdout", disk)
-    with shown() as (out, _):
+    with robust_streams() as (out, _):
         print("lost")
         disk.is_full = False
         print("kept")

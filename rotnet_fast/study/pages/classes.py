@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 
 from rotnet_fast.protocols.result import points
-from rotnet_fast.study.pages.document import NOT_RUN, Block, Section, Table, figure, plain
+from rotnet_fast.study.pages.document import NOT_RUN, Block, Section, Table, escaped, figure
 from rotnet_fast.study.pages.tables import data_set, spread
 from rotnet_fast.study.summary import Study
 
@@ -47,7 +47,7 @@ def per_class(study: Study, drawn: frozenset[str]) -> Section:
     rows = []
     for label, title in enumerate(study.settings.data.classes):
         means = []
-        row = [plain(title)]
+        row = [escaped(title)]
         for name in CONFUSED:
             values = [by_class[label] for by_class in accuracies[name].values()]
             row.append(spread(values, 2) if values else NOT_RUN)

@@ -99,7 +99,7 @@ class Document:
     sections: tuple[Section, ...]
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Make text from outside, such as a data set's name, safe to embed: its backticks are no markup."""
     return text.replace("`", "'")
 

@@ -25,7 +25,7 @@ from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
-from rotnet_fast.study.pages.document import plain
+from rotnet_fast.study.pages.document import escaped
 from rotnet_fast.study.pages.tables import NETWORKS, of_table3, quoted_methods
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
@@ -173,7 +173,7 @@ def per_class(study: Study) -> Figure | None:
         theirs = Number(_ANY, dict(enumerate(values[label] for values in supervised)))
         images = max(1, sum(matrix[label]))
         interval = None if ours.mean is None else wilson(ours.mean, images)
-        rows.append(Bar(plain(name), ours.mean, ours.deviation, interval, theirs.mean))
+        rows.append(Bar(escaped(name), ours.mean, ours.deviation, interval, theirs.mean))
     bar = "error bars: 95 % interval of the class's test images"
     if len(rotnet) > 1:
         bar = "error bars: standard deviation over seeds"

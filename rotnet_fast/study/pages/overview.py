@@ -19,7 +19,7 @@ from rotnet_fast.study.pages.document import (
     Row,
     Section,
     Table,
-    plain,
+    escaped,
 )
 from rotnet_fast.study.pages.tables import data_set, main_rows
 from rotnet_fast.study.settings import StudySettings
@@ -135,7 +135,7 @@ def what_was_run(study: Study) -> Section:
             f"{data_set(study)}: {_images(study)} of "
             f"{pretext.image_size}x{counted(pretext.image_size, 'pixel')}",
         ),
-        ("classes", plain(", ".join(settings.data.classes))),
+        ("classes", escaped(", ".join(settings.data.classes))),
         ("preset, scale", f"{settings.preset}, {settings.scale:g}"),
         (
             "network",
@@ -156,10 +156,16 @@ def what_was_run(study: Study) -> Section:
         attempts = f"; of {resumed} resumed, the last attempt alone is counted" if resumed else ""
         rows.append(("computing time of all cells", f"{seconds / 3600:,.2f} hours{attempts}"))
         if study.commits:
-            rows.append(("commits of the program", plain(", ".join(study.commits))))
-        rows.append(("cells finished between", f"{plain(min(finished))} and {plain(max(finished))}"))
+            rows.append(("commits of the program", escaped(", ".join(study.commits))))
+        rows.append(("cells finished between", f"{escaped(min(finished))} and {escaped(max(finished))}"))
     machines = [
-        (name, plain(hardware), plain(versions), plain(kernel), _pretext_rate(study, name))
+        (
+            name,
+            escaped(hardware),
+            escaped(versions),
+            escaped(kernel),
+            _pretext_rate(study, name),
+        )
         for (hardware, versions, kernel), name in study.machine_names.items()
     ]
     blocks: list[Block] = [Table("Settings of the study", ("setting", "value"), tuple(rows), note=SCHEDULES)]

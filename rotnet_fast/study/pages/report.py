@@ -14,7 +14,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named, resolve_path, write_atomically
 from rotnet_fast.plain import counted
 from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
-from rotnet_fast.study.pages.document import Document, plain
+from rotnet_fast.study.pages.document import Document, escaped
 from rotnet_fast.study.pages.figures import draw_figures
 from rotnet_fast.study.pages.html import data_uri, render_html
 from rotnet_fast.study.pages.markdown import render_markdown, table_lines
@@ -112,12 +112,12 @@ def readme_block(study: Study, source: str) -> str:
         )
     settings = study.settings
     machines = "; ".join(
-        f"{name}: {plain(hardware)}, {plain(versions)}"
+        f"{name}: {escaped(hardware)}, {escaped(versions)}"
         for (hardware, versions, _), name in study.machine_names.items()
     )
     commits = f"; commits {', '.join(study.commits)}" if study.commits else ""
     notes = (
-        f"{plain(settings.data.display_name)}: {settings.data.train_images:,} training and "
+        f"{escaped(settings.data.display_name)}: {settings.data.train_images:,} training and "
         f"{counted(settings.data.test_images, 'test image')}. Preset `{settings.preset}` at scale "
         f"{settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised.epochs}, heads "

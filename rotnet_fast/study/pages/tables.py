@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from rotnet_fast import paper
 from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
-from rotnet_fast.study.pages.document import NOT_RUN, Table, plain
+from rotnet_fast.study.pages.document import NOT_RUN, Table, escaped
 from rotnet_fast.study.plan import FINE_TUNING_RATES
 from rotnet_fast.study.summary import Number, Study
 
@@ -37,7 +37,7 @@ def accuracy(published: float | None) -> str:
 
 def data_set(study: Study) -> str:
     """Return the data set's name as text of the report."""
-    return plain(study.settings.data.display_name)
+    return escaped(study.settings.data.display_name)
 
 
 def mean_difference(number: Number, other: Number) -> float | None:
