@@ -40,6 +40,7 @@ from rotnet_fast.evaluate import PROGRAM as EVALUATE
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
 from rotnet_fast.flags import given_flags, parse_flags
 from rotnet_fast.plain import counted
+from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrain import parse, pretrain
 from rotnet_fast.settings import Settings
 from rotnet_fast.study.paired import SIGNIFICANCE, over_seeds
@@ -49,8 +50,10 @@ PROGRAM = "python -m benchmarks.speedrun"
 MARGIN = 0.3
 """Points of accuracy that a faster recipe may lose: one standard error of 10,000 test images."""
 
-ROTATION, ROTATION_LOSS = "rotation accuracy, %", "rotation loss"
-"""Measures of the pretext task; those of features have a layer and a head for a name: "conv2 conv, %"."""
+ROTATION_ACCURACY, ROTATION_LOSS = "rotation accuracy, %", "rotation loss"
+MEASURED = {ROTATION_ACCURACY: "rotation_accuracy", ROTATION_LOSS: "rotation_loss"}
+"""Measures of RotNet's pretext task -> their names in results.json. Those of features are named by their
+layer and head: "conv2 conv, %"."""
 
 _OURS = {
     "dataset", "data_dir", "limit_train", "limit_test", "validation", "device", "precision", "seed",
@@ -123,7 +126,12 @@ class SpeedrunConfig(Settings):
             raise ArgumentError(
                 f"recipes holds {recipe!r}, which begins with no preset; choose from {choices}"
             )
-        _check_free(recipe, given_flags(PretrainConfig, PROGRAM, words[1:]))
+        given = given_flags(PretrainConfig, PROGRAM, words[1:])
+        _check_free(recipe, given)
+        if "preset" in given:
+            raise ArgumentError(
+                f"recipes holds {recipe!r}, whose first word is its preset; remove --preset there"
+            )
         common = {
             "dataset": self.dataset,
             "data-dir": self.data_dir,
@@ -166,7 +174,12 @@ class SpeedrunConfig(Settings):
 
 def _halves(recipe: str) -> tuple[list[str], list[str]]:
     """Return the words of a recipe before its slash, and those after it."""
-    words = shlex.split(recipe)
+    try:
+        words = shlex.split(recipe)
+    except ValueError as error:
+        raise ArgumentError(
+            f"recipes holds {recipe!r}, which cannot be read ({error}); balance its quotes"
+        ) from None
     end = words.index("/") if "/" in words else len(words)
     return words[:end], words[end + 1 :]
 
@@ -199,19 +212,14 @@ def measure(config: SpeedrunConfig, recipe: str, seed: int) -> dict[str, Any]:
     print(f"\n{recipe}, seed {seed}", flush=True)
     pretext = pretrain(pretraining)
     found = evaluate(heads, heads.output_folder())
+    solved = (ROTATION_ACCURACY, ROTATION_LOSS) if pretraining.pretext_task == ROTATION else ()
     return {
         "recipe": recipe,
         "seed": seed,
         "seconds": pretext["train_seconds"],
         "measures": {
-            ROTATION: pretext["rotation_accuracy"],
-            ROTATION_LOSS: pretext["rotation_loss"],
-            **{
-                (" ".join(filter(None, (cell["layer"], cell["head"]))) or cell["method"]) + ", %": cell[
-                    "accuracy"
-                ]
-                for cell in found["cells"]
-            },
+            **{name: pretext[MEASURED[name]] for name in solved},
+            **{f"{name_of(cell)}, %": cell["accuracy"] for cell in found["cells"]},
         },
         "data_fingerprint": pretext["data_fingerprint"],
         "train_images": pretext["train_images"],
@@ -222,6 +230,12 @@ def measure(config: SpeedrunConfig, recipe: str, seed: int) -> dict[str, Any]:
         "heads": heads.recipe(heads.preset or "paper").optimisation(),
         "environment": pretext["environment"],
     }
+
+
+def name_of(cell: Mapping[str, Any]) -> str:
+    """Name a row of an evaluation: a frozen one by layer and head alone, others by their method, too."""
+    parts = ["" if cell["method"] == "frozen" else cell["method"], cell["layer"], cell["head"], cell["note"]]
+    return " ".join(filter(None, parts))
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -344,7 +358,7 @@ def draw_curves(content: Mapping[str, Any], path: Path) -> None:
     for recipe, its in content["summary"].items():
         by_rest.setdefault(_without_length(recipe), []).append(its)
     measures = next(iter(content["summary"].values()))["measures"]
-    measure = next(name for name in measures if name not in (ROTATION, ROTATION_LOSS))
+    measure = next(name for name in measures if name not in MEASURED)
     lines = []
     for rest, points in by_rest.items():
         points = sorted((its for its in points if measure in its["measures"]), key=lambda its: its["seconds"])

@@ -35,7 +35,7 @@ def flags(output: Path, *recipes: str) -> list[str]:
 
 
 def measured(recipe: str, seed: int, head: float, loss: float = 1.0) -> dict[str, Any]:
-    measures = {speedrun.ROTATION: 90.0, speedrun.ROTATION_LOSS: loss, "conv2 conv, %": head}
+    measures = {speedrun.ROTATION_ACCURACY: 90.0, speedrun.ROTATION_LOSS: loss, "conv2 conv, %": head}
     return {"recipe": recipe, "seed": seed, "seconds": 10.0, "measures": measures}
 
 
@@ -67,6 +67,26 @@ def test_recipes_are_compared_with_the_first_by_seed(
     assert f"| `{SHORT}` | " in table
     assert f"| `{LINEAR}` | conv2 conv, % | {difference:+.3f} | " in table
     assert "Seeds 0, 7, mean" in table
+
+
+def test_rows_of_other_methods_do_not_take_the_place_of_frozen_features(tmp_path: Path) -> None:
+    other = f"{SHORT} --random-init --fine-tune"
+    assert speedrun.main([*flags(tmp_path, SHORT, other), "--seeds", "0"]) == 0
+    summary = json.loads((tmp_path / "speedrun.json").read_text())["summary"]
+    name = "conv2 conv, %"
+    assert summary[other]["measures"][name]["difference"] == 0  # both on the same pretraining
+    assert summary[other]["measures"].keys() - summary[SHORT]["measures"].keys() == {
+        "random-init conv2 conv running statistics, %",
+        "random-init conv2 conv batch statistics, %",
+        "fine-tune conv2 conv lr 0.1, %",
+    }
+
+
+def test_features_of_other_pretext_tasks_are_compared_too(tmp_path: Path) -> None:
+    recipe = SHORT.replace("paper", "paper --pretext-task jigsaw")
+    assert speedrun.main([*flags(tmp_path, recipe), "--seeds", "0"]) == 0
+    (run,) = json.loads((tmp_path / "speedrun.json").read_text())["runs"]
+    assert list(run["measures"]) == ["conv2 conv, %"]
 
 
 def test_what_is_finished_is_kept_and_other_images_are_refused(
@@ -141,6 +161,14 @@ def test_a_lower_loss_is_the_better_one() -> None:
         ({"recipes": ("paper --width 0",)}, "width is 0"),
         ({"recipes": ("paper / --epochs 0",)}, "epochs is 0"),
         ({"recipes": ("paper --epoch 3",)}, "unrecognized option --epoch"),
+        (
+            {"recipes": ("paper --preset slides",)},
+            "recipes holds 'paper --preset slides', whose first word is",
+        ),
+        (
+            {"recipes": ("paper 'x",)},
+            'recipes holds "paper \'x", which cannot be read .No closing quotation.; ',
+        ),
     ],
 )
 def test_unusable_values_are_refused_by_name(values: dict[str, Any], beginning: str) -> None:
