@@ -8,10 +8,11 @@ vectors = backbone(images)                          # uint8 [N,H,W,C] -> fp32 [N
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class Backbone(nn.Module):
 
     ``train()`` leaves a frozen network in eval mode, so that BatchNorm keeps its running statistics even
     inside a larger module. To fine-tune, thaw it with ``backbone.network.requires_grad_(True)``; from then
-    on, ``train()`` and ``eval()`` change its mode as usual.
+    on, ``train()`` and ``eval()`` change its mode as usual. Threads may share one that is not being trained.
 
     Args:
         network: the network to extract features from; its gradients are disabled.
@@ -274,10 +275,13 @@ class Backbone(nn.Module):
             found = self(images, name)
             return found, found.new_empty(len(found), 0)
         vectors: list[torch.Tensor] = []
-        # Pooled at once, because what follows may work in place.
-        handle = self.network.feature_module(name).register_forward_hook(
-            lambda module, inputs, maps: vectors.append(_pooled(maps.float()))
-        )
+        caller = threading.get_ident()
+
+        def keep(module: nn.Module, inputs: Any, maps: torch.Tensor) -> None:
+            if threading.get_ident() == caller:  # other threads may use the network meanwhile
+                vectors.append(_pooled(maps.float()))  # at once, because what follows may work in place
+
+        handle = self.network.feature_module(name).register_forward_hook(keep)
         try:
             with self._as_converted():
                 logits = self.network(self._normalised(images.to(self._weight.device)))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast.checks import check_streaming
 from rotnet_fast.command import announce, program_as_started, rank0_only, run_command
 from rotnet_fast.config import NIN, PretrainConfig, check_resume
-from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.ambient import own_draws, plain_torch
 from rotnet_fast.engine.distributed import Processes, is_main, is_restart, join
 from rotnet_fast.engine.run_folder import (
     RunFolder,
@@ -264,7 +264,6 @@ def check_folder(folder: Path) -> None:
 @plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own: OwnParts) -> dict[str, Any]:
     """Do the work of :func:`pretrain` in an open run folder."""
-    import torch
 
     from rotnet_fast.data import image_list
     from rotnet_fast.data.loaders import free_memory, open_dataset
@@ -278,7 +277,7 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
     def check() -> torch.device:
         device = processes.device(config.device)
         config.check_needs_gpu(device.type)
-        with torch.random.fork_rng(devices=[]):
+        with own_draws():
             task_class(config.pretext_task).make_network(config, module=own.network)
         return device
 
@@ -517,8 +516,7 @@ def summary(config: PretrainConfig, results: dict[str, Any]) -> str:
     folder = config.output_folder()
     lines = [
         f"{solved(config, results)} on the "
-        f"{counted(results['test_images'], 'test image')} "
-        f"of {results['dataset']}",
+        f"{counted(results['test_images'], results['tested_on'] + ' image')} of {results['dataset']}",
         f"{results['images_per_second']:.0f} images/s, {results['train_seconds']:.0f} s of training",
         f"run folder: {folder}",
     ]

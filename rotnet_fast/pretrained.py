@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.ambient import own_draws, plain_torch
 from rotnet_fast.engine.run_folder import candidates, read_settings, run_of
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import named, open_plain
@@ -154,12 +154,11 @@ class Pretrained:
             CheckpointError: the weights do not match the described network.
             ArgumentError: the network's library is not installed.
         """
-        import torch
 
         from rotnet_fast.models.build import make_network
 
         config = self.config
-        with torch.random.fork_rng(devices=[]):  # the first weights, which are overwritten
+        with own_draws():  # the first weights, which are overwritten
             network = make_network(
                 config.outputs,
                 self.in_channels,

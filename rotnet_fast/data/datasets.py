@@ -51,6 +51,8 @@ class Dataset(Generic[Half]):
         decoder: where encoded images are decoded, see `rotnet_fast.data.dali.DaliLoader`.
         contents: checksum of encoded splits, see `contents_digest`; stored like the fingerprint.
         files: both splits in encoded form if they come from files, however they are loaded.
+        tested_on: what the second split is made of: ``validation`` if it is held out of the training images
+            on request, else ``test``.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Dataset(Generic[Half]):
     decoder: Decoder = "auto"
     contents: str | None = None
     files: tuple[EncodedSplit, EncodedSplit] | None = None
+    tested_on: str = "test"
 
     def identity(self) -> dict[str, str]:
         """Return what a checkpoint records about the data, by name."""
@@ -231,14 +234,18 @@ def make_dataset(
         contents=contents_digest(raw.train, raw.test),
         skipped=raw.skipped,
         files=raw.files,
+        tested_on=_tested_on(raw),
     )
+
+
+def _tested_on(raw: RawDataset[AnySplit]) -> str:
+    return "validation" if raw.is_validation else "test"
 
 
 def summary(raw: RawDataset[AnySplit]) -> str:
     """Describe in one line the images and classes of each split, and what was ignored."""
     splits = []
-    other = "validation" if raw.is_validation else "test"
-    for kind, split in (("training", raw.train), (other, raw.test)):
+    for kind, split in (("training", raw.train), (_tested_on(raw), raw.test)):
         count = len(split.labels.unique())
         classes = f"of {counted(count, 'class')}" if raw.classes else "without labels"
         splits.append(f"{counted(len(split), f'{kind} image')} {classes}")

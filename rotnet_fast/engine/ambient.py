@@ -1,12 +1,64 @@
-"""Keeps the caller's global torch settings out of loading and training.
+"""Keeps the caller's global torch settings, and other threads' draws, out of loading and training.
 
 Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+GENERATOR = threading.RLock()
+"""Held by whoever draws from torch's generator, which all threads of a process share."""
+
+
+@contextmanager
+def own_draws(seed: int | None = None) -> Iterator[None]:
+    """Context whose draws from torch's generator of the CPU are undone at its end, and are no other thread's.
+
+    Args:
+        seed: the draws begin at it; None lets them begin wherever the generator is.
+    """
+    import torch
+
+    with GENERATOR, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+class _DefaultType:
+    """The default type of all threads: float32 until the last of those that want it so has ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: list[torch.dtype] = []
+
+    @contextmanager
+    def is_float32(self) -> Iterator[None]:
+        import torch
+
+        with self._lock:
+            if self._users == 0:
+                self._before.append(torch.get_default_dtype())
+            self._users += 1
+            torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    torch.set_default_dtype(self._before.pop())
+
+
+_default_type = _DefaultType()
 
 
 @contextmanager
@@ -20,7 +72,6 @@ def plain_torch() -> Iterator[None]:
     """
     import torch
 
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -32,8 +83,5 @@ def plain_torch() -> Iterator[None]:
                 torch.set_autocast_cache_enabled(False)
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))  # only if needed, because it slows every call down
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        stack.enter_context(_default_type.is_float32())
+        yield

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rotnet_fast.data.loader import Batch
+from rotnet_fast.engine.ambient import GENERATOR
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.muon import Muon
@@ -92,12 +94,13 @@ class TrainingStep:
             if lr != self.lrs[number]:
                 self._device_lrs[number].fill_(lr)
                 self.lrs[number] = lr
-        if self._uses_rng:
-            # Dropout draws from torch's generator. Like all other draws, its are a function of the position.
-            torch.manual_seed(step_seed(self._seed, epoch, step, self._processes.rank))
-        if not self._is_warm:
-            self._warm_up(batch)
-        self._run(batch)
+        with GENERATOR if self._uses_rng else nullcontext():
+            if self._uses_rng:
+                # Dropout draws from torch's generator: like all draws, a function of the position.
+                torch.manual_seed(step_seed(self._seed, epoch, step, self._processes.rank))
+            if not self._is_warm:
+                self._warm_up(batch)
+            self._run(batch)
 
     def _step(self, batch: Batch) -> None:
         """The step itself, which a CUDA graph may capture: nothing in it may depend on the host's state."""

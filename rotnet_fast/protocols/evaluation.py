@@ -17,6 +17,7 @@ from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import make_loader
 from rotnet_fast.data.split import AnySplit
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.ambient import own_draws
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.run_folder import RunFolder
 from rotnet_fast.engine.task import TrainerSettings
@@ -136,8 +137,7 @@ class EvaluationSetup:
 
     def random_network(self, num_classes: int, blocks: int) -> FeatureNetwork:
         """Return an untrained network on the device, whose weights depend on the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with own_draws(self.seed):
             network = self._network(num_classes, blocks)
         return network.to(self.device)
 

@@ -14,6 +14,7 @@ from rotnet_fast.config import PretrainConfig
 from rotnet_fast.data.datasets import Dataset, check_has_classes
 from rotnet_fast.data.loaders import open_dataset
 from rotnet_fast.data.split import AnySplit
+from rotnet_fast.engine.ambient import own_draws
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.plain import counted
@@ -52,7 +53,7 @@ class Monitor:
         Returns:
             ``knn_accuracy`` and ``linear_accuracy``, whichever is monitored, in percent of the test images.
         """
-        with torch.random.fork_rng(devices=[]):  # the copy's first weights, which are overwritten
+        with own_draws():  # the copy's first weights, which are overwritten
             setup = EvaluationSetup(
                 pretrained=backbone_state(state, self.config.pretext_task),
                 config=self.config,

@@ -18,6 +18,7 @@ from rotnet_fast.data.loader import Loader
 from rotnet_fast.data.loaders import Streaming, make_loader
 from rotnet_fast.data.sampling import BatchShare
 from rotnet_fast.data.split import AnySplit, EncodedSplit
+from rotnet_fast.engine.ambient import own_draws
 from rotnet_fast.engine.compiled import choose_compile
 from rotnet_fast.engine.distributed import ALONE, Processes, job
 from rotnet_fast.engine.precision import Precision
@@ -120,8 +121,7 @@ def pretraining(
             shuffle=False,
             share=share,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with own_draws(config.seed):
             network = task_type.make_network(config, channels, module)
         network.check_image_size(*dataset.train.image_shape[:2])
         if init is not None:
@@ -283,6 +283,7 @@ def pretrain_with(
         "dataset": dataset.display_name,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
+        "tested_on": dataset.tested_on,
         "classes": len(dataset.classes),
         "data_fingerprint": dataset.fingerprint,
         "loader": loader,

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from rotnet_fast.config import NIN, PresetName, PretrainConfig
+from rotnet_fast.engine.ambient import own_draws
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.engine.pretext_task import task_class
 from rotnet_fast.engine.trainer import Trainer
@@ -56,8 +57,7 @@ def seconds_per_view(
     Returns:
         Seconds per view of forward and backward pass.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_draws(0):
         network = make().to(device).train()
         views = torch.randn(shape).to(device, precision.dtype, memory_format=torch.channels_last)
 

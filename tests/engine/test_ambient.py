@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,40 @@ def test_the_callers_state_is_as_it_was_afterwards(state: State) -> None:
         with pytest.raises(ZeroDivisionError):
             plain_torch()(lambda: 1 / 0)()
         assert ambient() == before
+
+
+def test_threads_that_overlap_keep_the_types_that_they_need_and_restore_the_callers() -> None:
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
+    seen: list[torch.dtype] = []
+
+    def second() -> None:
+        first_is_in.wait(60)
+        with plain_torch():
+            second_is_in.set()
+            first_is_out.wait(60)
+            seen.append(torch.get_default_dtype())
+
+    with default_type(torch.float64):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with plain_torch():
+            first_is_in.set()
+            assert second_is_in.wait(60)
+        first_is_out.set()
+        thread.join()
+        assert (seen, torch.get_default_dtype()) == ([torch.float32], torch.float64)
+
+
+def test_trainings_in_threads_end_as_those_alone(tmp_path: Path) -> None:
+    def trained(seed: int, place: str) -> str:
+        tiny = {"limit_train": 20, "limit_test": 20, "epochs": 1, "width": 0.1, "blocks": 3, "device": "cpu"}
+        output = tmp_path / place / str(seed)
+        done = rotnet_fast.train_rotnet("digits", preset="quickstart", seed=seed, output=output, **tiny)
+        return str(done.metrics["state_hash"])
+
+    alone = [trained(seed, "alone") for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(trained, range(4), ["together"] * 4)) == alone
 
 
 def ambient() -> tuple[object, ...]:

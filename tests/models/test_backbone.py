@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,20 @@ def test_rotation_logits_are_those_of_the_turned_images(backbone: Backbone, imag
     for k in range(4):
         turned = torch.rot90(normalised(images), k, (2, 3))
         torch.testing.assert_close(logits[:, k], backbone.network(turned), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_get_what_belongs_to_their_own_images(backbone: Backbone) -> None:
+    given = [torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8) for _ in range(4)]
+    expected = [backbone.vectors_and_rotations(images) for images in given]
+    started = threading.Barrier(len(given))
+
+    def work(number: int) -> bool:
+        started.wait()
+        found = [backbone.vectors_and_rotations(given[number]) for _ in range(20)]
+        return all(torch.equal(a, b) for pair in found for a, b in zip(pair, expected[number], strict=True))
+
+    with ThreadPoolExecutor(len(given)) as pool:
+        assert all(pool.map(work, range(len(given))))
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 16, 3), (1, 1, 1, 3), (2, 20, 9, 3)])
