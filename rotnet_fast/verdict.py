@@ -45,6 +45,10 @@ def wilson(accuracy: float, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - reach), 100 * min(1.0, centre + reach)
 
 
+UNIFORM = 1.0
+"""Squared error of a uniform image, roughly: the variance of normalised pixels."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Describe what went wrong in a pretraining run.
@@ -61,11 +65,12 @@ class Verdict:
 def of_pretraining(results: Mapping[str, Any]) -> Verdict | None:
     """Return what went wrong in a pretraining run, based on its ``results.json``, or None.
 
-    A pretext task without classes cannot be solved by guessing, and nothing is found wrong with it.
+    A pretext task without classes cannot be solved by guessing; it only fails to come below the error of a
+    uniform image.
     """
     task = PRETEXT_TASKS[results["pretext_task"]]
     if not task.is_classification:
-        return None
+        return _of_reconstruction(results["train"].get("loss", UNIFORM), results[task.measure])
     classes = task.outputs or len(results["rotation_accuracy_by_degrees"])
     views = task.views or classes
     chance, guessing = 100 / classes, math.log(classes)
@@ -91,3 +96,20 @@ def of_pretraining(results: Mapping[str, Any]) -> Verdict | None:
         f"{finding}, but {learned:.2f} % on the training images; try more --epochs, or more images",
         is_hopeless=False,
     )
+
+
+def _of_reconstruction(train: float, test: float) -> Verdict | None:
+    """Judge mean squared errors of normalised pixels, of training and of test images."""
+    if train > ABSURD * UNIFORM:
+        return Verdict(
+            f"the training diverged: its final loss is {train:.3g}, but that of a uniform image is about "
+            f"{UNIFORM:g}; start again with a lower --lr and another --output",
+            is_hopeless=True,
+        )
+    if test > ABSURD * UNIFORM:
+        return Verdict(
+            f"the reconstruction error is {test:.3g}, above the {UNIFORM:g} or so of a uniform image, but "
+            f"{train:.3g} on the training images; try a lower --lr, more --epochs, or more images",
+            is_hopeless=False,
+        )
+    return None

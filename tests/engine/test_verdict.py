@@ -38,6 +38,26 @@ def results(accuracy: float, loss: float = 1.0, learned: float = 60.0, rotations
 
 
 @pytest.mark.parametrize(
+    ("train", "test", "sentence", "is_hopeless"),
+    [
+        (0.2, 0.3, None, False),
+        (8.18, 7.7e8, "diverged: its final loss is 8.18, but that of a uniform image is about 1", True),
+        (0.5, 7.7e8, "error is 7.7e+08, above the 1 or so of a uniform image, but 0.5 on", False),
+    ],
+)
+def test_reconstructions_worse_than_a_uniform_image_are_told(
+    train: float, test: float, sentence: str | None, is_hopeless: bool
+) -> None:
+    verdict = of_pretraining(
+        {"pretext_task": "autoencoder", "reconstruction_error": test, "train": {"loss": train}}
+    )
+    assert (verdict is None) == (sentence is None)
+    if verdict is not None and sentence is not None:
+        assert sentence in verdict.sentence
+        assert verdict.is_hopeless == is_hopeless
+
+
+@pytest.mark.parametrize(
     ("found", "sentence", "is_hopeless"),
     [
         (results(60.0), None, False),
