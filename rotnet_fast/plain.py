@@ -108,7 +108,7 @@ def as_sequence(values: object) -> Sequence[Any] | None:
 def shown(value: object) -> str:
     """Format a value for an error message: arrays and tensors by type and shape, long values truncated."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None and not isinstance(value, Real):
+    if shape is not None and dtype is not None and not isinstance(value, (Real, type)):
         return f"{type(value).__name__} of {dtype} with shape {list(shape)}"
     text = repr(value)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -134,7 +134,8 @@ def train_rotnet(
         again = f"train_rotnet(..., resume={str(config.output_folder())!r})"
         interruption.args = (f"{interruption}; the run is saved: resume it with {again}",)
         raise
-    if (wrong := of_pretraining(results)) is not None and is_main():
-        warnings.warn(wrong.sentence, stacklevel=2)
     folder = config.output_folder()
+    if (wrong := of_pretraining(results)) is not None and is_main():
+        # 3: of the decorator's caller. With the folder, since Python tells of the same sentence only once.
+        warnings.warn(f"{wrong.sentence} (run folder: {folder})", stacklevel=3)
     return TrainedRotNet(load_backbone(folder, config.device, network), results, folder)

@@ -70,6 +70,11 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         r"std has more values \(CIFAR-10's, the default\): pass std with 1, such as std=\(0.5,\)",
         lambda: rotate_batch(IMAGES[..., :1].contiguous(), mean=(0.5,)),
     ),
+    "dtype of NumPy": (
+        TypeError,
+        "dtype must be torch.float32, .*, got <class .numpy.float32.>",
+        lambda: rotate_batch(IMAGES, dtype=np.float32),
+    ),
     "indices a set": (
         TypeError,
         "indices must be a tensor, an array or a",

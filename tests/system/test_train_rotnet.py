@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -662,3 +663,15 @@ def test_a_model_that_has_a_name_is_loaded_without_a_module() -> None:
 
 def test_the_function_is_imported_on_first_use() -> None:
     assert rotnet_fast.train_rotnet is train_rotnet
+
+
+def test_each_run_that_learned_nothing_is_told_where_it_was_started(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for seed in (0, 1):
+            train_rotnet(
+                IMAGES, output=tmp_path / f"run{seed}", seed=seed, **{**NIN, "epochs": 1, "lr": 1e-9}
+            )
+    assert [warning.filename for warning in told] == [__file__, __file__]
+    for seed, warning in enumerate(told):
+        assert str(warning.message).endswith(f"(run folder: {tmp_path / f'run{seed}'})")
