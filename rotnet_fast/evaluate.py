@@ -363,6 +363,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
             "classes": dataset.classes,
             "train_images": len(dataset.train),
             "test_images": len(dataset.test),
+            "tested_on": dataset.tested_on,
             "fingerprint": dataset.fingerprint,
             "skipped": dataset.skipped,
         },

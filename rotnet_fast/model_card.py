@@ -141,7 +141,7 @@ def _front_matter(facts: CardFacts) -> str:
     scores = list(_scores(facts))
     if scores:
         lines += ["model-index:", f"- name: {json.dumps(_title(facts))}", "  results:"]
-    for task, dataset, metric, value in scores:
+    for task, dataset, split, metric, value in scores:
         lines += [
             "  - task:",
             "      type: image-classification",
@@ -149,7 +149,7 @@ def _front_matter(facts: CardFacts) -> str:
             "    dataset:",
             f"      type: {json.dumps(_HUB_NAMES.get(name, name))}",
             f"      name: {json.dumps(_text(dataset))}",
-            "      split: test",
+            f"      split: {split}",
             "    metrics:",
             "    - type: accuracy",
             f"      name: {json.dumps(metric)}",
@@ -158,18 +158,26 @@ def _front_matter(facts: CardFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, float]]:
-    """Yield task, data set, metric and percent of each result of these weights."""
+def _tested_on(facts: CardFacts) -> str:
+    """Return ``test``, or ``validation`` where training images were held out to be tested on."""
+    return "test" if facts.config.validation is None else "validation"
+
+
+def _scores(facts: CardFacts) -> Iterator[tuple[str, str, str, str, float]]:
+    """Yield task, data set, its split, metric and percent of each result of these weights."""
     measure = _task(facts).measure
     if _task(facts).is_classification and measure in facts.metrics:
-        accuracy, name = facts.metrics[measure], measure.replace("_", " ")
-        yield name.replace("accuracy", "prediction"), facts.dataset_name, f"{name} in %", accuracy
+        name, split = measure.replace("_", " "), _tested_on(facts)
+        task = name.replace("accuracy", "prediction")
+        yield task, facts.dataset_name, split, f"{name} in %", facts.metrics[measure]
     for _, results in facts.evaluations:
         for cell in cells_of(results):
             if cell.method in ("frozen", "fine-tune"):
                 where = " ".join(part for part in (cell.layer, cell.head, cell.variant) if part)
                 metric = f"object accuracy in %, {_METHODS[cell.method]}, {where}, {_labels(results)}"
-                yield "object classification", results["dataset"]["display_name"], metric, cell.accuracy
+                dataset = results["dataset"]
+                name, split = dataset["display_name"], dataset["tested_on"]
+                yield "object classification", name, split, metric, cell.accuracy
 
 
 def _summary(facts: CardFacts) -> str:
@@ -315,7 +323,7 @@ def _augmentation(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts) -> str:
-    tested = _count(facts.test_images, "test image")
+    tested = _count(facts.test_images, f"{_tested_on(facts)} image")
     if not _is_rotnet(facts):
         parts = [f"{_solved(facts)} {tested} of {_text(facts.dataset_name)}."]
     elif "rotation_accuracy" in facts.metrics:
@@ -339,7 +347,7 @@ def _results(facts: CardFacts) -> str:
             for cell in cells_of(results)
         ]
         parts.append(
-            f"Object accuracy in % on {counted(dataset['test_images'], 'test image')} of "
+            f"Object accuracy in % on {counted(dataset['test_images'], dataset['tested_on'] + ' image')} of "
             f"{_text(dataset['display_name'])} (`{folder}`: {_labels(results)}, "
             f"epochs {results['settings']['epochs']}, seed {results['settings']['seed']}):\n\n"
             + "\n".join([*_TABLE_HEAD, *rows])

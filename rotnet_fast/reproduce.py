@@ -274,11 +274,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
             stop.forget()
     minutes = (time.monotonic() - start) / 60
     computed = sum(processes.gather(len(progress.computed)))
-    failures = {
-        label: error
-        for failed in processes.gather({cell.label: error for cell, error in progress.failed.items()})
-        for label, error in failed.items()
-    }
+    failures = [found for one in processes.gather(progress.failures()) for found in one]
     if processes.is_main:
         print(f"computed {counted(computed, 'cell')} in {minutes:.1f} minutes")
         report(context.results)
@@ -290,9 +286,12 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
             )
             print(plan_table(context, entries, seeds, terminal_columns()))
             print("run the same command again to resume, even within a training")
-        for label, error in failures.items():
-            print(f"FAILED: {label}: {error}", file=sys.stderr)
-    for error in failures.values():
+        for what, error in failures:
+            print(f"FAILED: {what}: {error}", file=sys.stderr)
+        if failures:
+            missing = counted(len(pending_cells(context, cells)), "cell")
+            print(f"{missing} could not be computed", file=sys.stderr)
+    for _, error in failures:
         raise processes.shared(error if isinstance(error, RotnetError) else ArgumentError(str(error)))
     return is_in_time
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rotnet_fast import paper
 from rotnet_fast.checks import SIZES
 from rotnet_fast.config import NIN
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.json_files import read_object
 from rotnet_fast.plain import counted
@@ -289,7 +290,8 @@ def render(results: Mapping[str, Any]) -> str:
     if network["pretext_task"] != ROTATION:
         size += f", pretext task {network['pretext_task']}"
     parts = [
-        f"Test accuracy on {dataset['display_name']} ({counted(dataset['test_images'], 'image')}); "
+        f"{dataset['tested_on'].capitalize()} accuracy on {dataset['display_name']} "
+        f"({counted(dataset['test_images'], 'image')}); "
         f"{size}; {labels}, {counted(results['settings']['epochs'], 'epoch')}\n",
         format_table(header, rows, numeric=range(len(named), len(header))),
     ]
@@ -317,4 +319,7 @@ def load_results(folder: Path) -> dict[str, Any]:
     folder = named(folder)
     path = folder / "results.json" if folder.is_dir() else folder
     remedy = "give a folder that rotnet_fast.evaluate or reproduce wrote"
-    return read_object(path, "evaluation", {"cells": list}, remedy)
+    results = read_object(path, "evaluation", {"cells": list, "dataset": dict}, remedy)
+    if "tested_on" not in results["dataset"]:
+        raise ArgumentError(f"{path} was written by another version of rotnet_fast; evaluate again")
+    return results

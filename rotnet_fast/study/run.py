@@ -38,6 +38,13 @@ class Progress:
     computed: list[StudyCell] = field(default_factory=list)
     failed: dict[StudyCell, Exception] = field(default_factory=dict)
 
+    def failures(self) -> list[tuple[str, Exception]]:
+        """Say of each group that failed what it was to compute, and why it cannot."""
+        groups: dict[int, list[StudyCell]] = {}
+        for cell, error in self.failed.items():
+            groups.setdefault(id(error), []).append(cell)
+        return [(describe(cells), self.failed[cells[0]]) for cells in groups.values()]
+
 
 def pending_cells(context: Context, cells: Sequence[StudyCell]) -> list[StudyCell]:
     """Return the unfinished cells, with those that they need, in an order in which they can be computed.

@@ -140,6 +140,11 @@ class StudyData:
     limit_test: int | None = None
     validation: int | None = None
 
+    @property
+    def tested_on(self) -> str:
+        """``test``, or ``validation`` where training images were held out to be tested on."""
+        return "test" if self.validation is None else "validation"
+
 
 @dataclass(frozen=True)
 class StudySettings:

@@ -160,7 +160,8 @@ class Study:
     @property
     def error_bars(self) -> str:
         """What the error bars of figures are."""
-        one = f"95 % interval of {counted(self.settings.data.test_images, 'test image')}"
+        data = self.settings.data
+        one = f"95 % interval of {counted(data.test_images, data.tested_on + ' image')}"
         several = "standard deviation over seeds; of a single one, "
         return f"error bars: {'' if self.seeds.headline == 1 else several}{one}"
 
@@ -288,7 +289,7 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
         if is_faithful and cell.key in study.files:
             cells.append(Cell.of("frozen", layer, head, "", study.files[cell.key]["result"]["confusion"]))
     return {
-        "dataset": asdict(settings.data),
+        "dataset": {**asdict(settings.data), "tested_on": settings.data.tested_on},
         "settings": {"epochs": settings.head.epochs, "seed": build.seed, "images_per_class": None},
         "cells": [asdict(cell) for cell in sorted(cells, key=lambda cell: (cell.head, cell.layer))],
     }

@@ -22,14 +22,14 @@ CROP = (
 
 def card(**changes: Any) -> str:
     """The card of a tiny pretraining with another recipe."""
-    ablation = changes.pop("ablation", "")
+    ablation, metrics = changes.pop("ablation", ""), changes.pop("metrics", {})
     facts = CardFacts(
         config=PretrainConfig.from_recipe({**tiny_config(Path()).recipe(), **changes}),
         in_channels=3,
         ablation=ablation,
         epochs=2,
         steps=0,
-        metrics={},
+        metrics=metrics,
         preset=None,
         dataset_name="Somewhere",
         train_images=40,
@@ -78,3 +78,13 @@ def test_the_augmentation_is_told_as_it_was(changes: dict[str, Any], augmentatio
 )
 def test_views_are_counted_as_they_were_shown(changes: dict[str, Any], views: int) -> None:
     assert f"batches of 16 images ({views} views)" in card(**changes)
+
+
+def test_what_was_tested_on_held_out_training_images_is_not_said_to_be_of_test_images() -> None:
+    measured = {"rotation_accuracy": 90.0}
+    of_test, of_validation = card(metrics=measured), card(metrics=measured, validation=20)
+    assert "      split: test\n" in of_test
+    assert "90.00 %** on 20 test images" in of_test
+    assert "      split: validation\n" in of_validation
+    assert "90.00 %** on 20 validation images" in of_validation
+    assert "test image" not in of_validation

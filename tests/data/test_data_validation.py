@@ -19,7 +19,7 @@ from rotnet_fast.data.decode import decode_images
 from rotnet_fast.data.loaders import Streaming, open_dataset
 from rotnet_fast.data.split import Split, validation_rows
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.pretrain import pretrain
+from rotnet_fast.pretrain import pretrain, summary
 from rotnet_fast.protocols.result import load_results
 
 
@@ -133,7 +133,9 @@ def test_commands_and_the_interface_get_the_same_images(
 
 def test_a_pretraining_on_data_in_memory_tests_on_what_it_held_out(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", limit_train=60, limit_test=None, validation=50)
-    assert pretrain(config)["test_images"] == 50
+    results = pretrain(config)
+    assert (results["test_images"], results["tested_on"]) == (50, "validation")
+    assert " on the 50 validation images of " in summary(config, results)
 
 
 def test_an_evaluation_tests_on_what_its_pretraining_held_out(tmp_path: Path) -> None:

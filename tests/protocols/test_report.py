@@ -29,6 +29,7 @@ def results(dataset: str = "cifar10", **settings: Any) -> dict[str, Any]:
             "classes": ["cat", "dog"],
             "train_images": 50000,
             "test_images": 10000,
+            "tested_on": "test",
         },
         "network": {
             "model": "nin",
@@ -231,3 +232,11 @@ def test_tables_of_the_paper_agree_where_they_overlap() -> None:
     assert paper.NONLINEAR_HEAD[4]["conv2"] == paper.FROZEN["nonlinear"]
     assert paper.ROTATION_SETS[FOUR_ROTATIONS] == paper.FROZEN["nonlinear"]
     assert paper.LABEL_SCARCITY["supervised"][5000] == paper.SUPERVISED
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
+    content = results()
+    del content["dataset"]["tested_on"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ArgumentError, match="was written by another version of rotnet_fast; evaluate again"):
+        load_results(tmp_path)

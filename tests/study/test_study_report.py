@@ -534,6 +534,47 @@ def test_a_page_links_to_the_report_of_its_own_project(
     assert f". From {source}.\n<!--" in (tmp_path / page).read_text()
 
 
+def test_the_rest_of_a_page_keeps_its_line_ends(tmp_path: Path, one_seed: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_bytes(README.replace("\n", "\r\n").encode())
+    update_readme(copy_study(one_seed, tmp_path / "study"), page)
+    content = page.read_bytes()
+    assert content.count(b"\r\n") == content.count(b"\n")
+    assert content.endswith(README.splitlines()[-1].encode() + b"\r\n")
+
+
+def test_machines_that_differ_in_their_kernel_are_told_apart(tmp_path: Path, one_seed: Path) -> None:
+    folder = copy_study(one_seed, tmp_path / "study")
+    path = next((folder / "cells").iterdir())
+    content = json.loads(path.read_text())
+    content["environment"]["kernel"] = "another"
+    path.write_text(json.dumps(content))
+    (tmp_path / "README.md").write_text(README)
+    update_readme(folder, tmp_path / "README.md")
+    (machines,) = re.findall("Measured on (.*); commit", (tmp_path / "README.md").read_text())
+    one, other = (re.sub(r"^M\d: ", "", machine) for machine in machines.split("; "))
+    assert one != other
+
+
+def test_held_out_training_images_are_not_called_test_images_without_a_word(tmp_path: Path) -> None:
+    settings = settings_of()
+    settings = replace(settings, data=replace(settings.data, validation=settings.data.test_images))
+    folder = write_study(tmp_path / "study", settings, seeds=1)
+    write_report(folder)
+    text = markdown(folder)
+    assert "they are training images that were held out (validation)" in text
+    assert f"{settings.data.test_images:,} validation images" in text
+    assert f"{settings.data.test_images:,} test images" not in text
+
+
+def test_a_partial_study_counts_the_networks_that_others_need(tmp_path: Path, one_seed: Path) -> None:
+    folder = copy_study(one_seed, tmp_path / "study")
+    count = len(list((folder / "cells").iterdir()))
+    next((folder / "cells").iterdir()).unlink()
+    write_report(folder)
+    assert f"{count - 1} of {count} cells have been run" in markdown(folder)
+
+
 def test_a_readme_without_markers_is_refused(tmp_path: Path, one_seed: Path) -> None:
     (tmp_path / "README.md").write_text("# Title\n")
     folder = copy_study(one_seed, tmp_path / "study")

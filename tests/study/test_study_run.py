@@ -302,6 +302,20 @@ def test_any_error_of_a_cell_leaves_the_others_alone(
     assert [cell.kind for cell in progress.computed] == ["supervised"]
 
 
+def test_each_group_that_failed_is_told_apart(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        raise ArgumentError("no such library")
+
+    monkeypatch.setitem(KINDS, "head", fails)
+    names = ("table3/scattering-conv", "table3/scattering-nonlinear", "table3/scattering-conv-2")
+    failures = compute(context, *names).failures()
+    assert [what for what, _ in failures] == [
+        "scattering nonlinear, scattering conv on scattering, seed 0",
+        "scattering conv on scattering, labels per class: 2, seed 0",
+    ]
+    assert {str(error) for _, error in failures} == {"no such library"}
+
+
 def test_the_graph_setting_reaches_pretraining_and_heads(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:

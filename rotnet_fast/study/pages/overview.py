@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from rotnet_fast.plain import counted
 from rotnet_fast.settings import Optimisation
+from rotnet_fast.study.cells import with_needs
 from rotnet_fast.study.pages.document import (
     Block,
     Bullets,
@@ -98,7 +99,8 @@ def main_numbers(study: Study) -> Section:
 
 def state(study: Study) -> str:
     """Say how much of the study has been run."""
-    run, planned = len(set(study.files) & {cell.key for cell in study.cells}), len(study.cells)
+    cells = list(with_needs(study.cells))
+    run, planned = len(set(study.files) & {cell.key for cell in cells}), len(cells)
     return (
         "complete"
         if run == planned
@@ -109,6 +111,11 @@ def state(study: Study) -> str:
 def meaning(study: Study) -> str:
     """Say what the numbers are, and what they may be compared with."""
     text = "Accuracies are in % of the test images, after the last epoch of each training"
+    if study.settings.data.validation is not None:
+        text = (
+            "Wherever this study speaks of test images, they are training images that were held out "
+            f"(validation). {text}"
+        )
     if study.seeds.headline > 1:
         text += "; ± is the sample standard deviation over the n seeds"
     text += ". "
@@ -210,7 +217,7 @@ def how_to_regenerate(study: Study) -> Section:
 
 def _images(study: Study) -> str:
     data = study.settings.data
-    return f"{data.train_images:,} training and {counted(data.test_images, 'test image')}"
+    return f"{data.train_images:,} training and {counted(data.test_images, data.tested_on + ' image')}"
 
 
 def _labels(settings: StudySettings) -> str:

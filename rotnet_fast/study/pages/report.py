@@ -110,15 +110,14 @@ def readme_block(study: Study, source: str) -> str:
         raise ArgumentError(
             f"{study.folder} has no result yet that a README would show; run more of the study"
         )
-    settings = study.settings
+    settings, data = study.settings, study.settings.data
     machines = "; ".join(
-        f"{name}: {escaped(hardware)}, {escaped(versions)}"
-        for (hardware, versions, _), name in study.machine_names.items()
+        f"{name}: {', '.join(map(escaped, facts))}" for facts, name in study.machine_names.items()
     )
     commits = f"; commits {', '.join(study.commits)}" if study.commits else ""
     notes = (
-        f"{escaped(settings.data.display_name)}: {settings.data.train_images:,} training and "
-        f"{counted(settings.data.test_images, 'test image')}. Preset `{settings.preset}` at scale "
+        f"{escaped(data.display_name)}: {data.train_images:,} training and "
+        f"{counted(data.test_images, data.tested_on + ' image')}. Preset `{settings.preset}` at scale "
         f"{settings.scale:g}: "
         f"pretext {settings.pretext.epochs}, supervised {settings.supervised.epochs}, heads "
         f"{counted(settings.head.epochs, 'epoch')}, width {settings.pretext.width:g}, "
@@ -154,7 +153,7 @@ def update_readme(folder: Path, readme: Path) -> None:
     """
     folder, readme = named(folder), named(readme, "readme")
     try:
-        document = readme.read_text(encoding="utf-8")
+        document = readme.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"readme {readme} cannot be read ({error}); give a Markdown file") from None
     before, begin, rest = document.partition(BEGIN)
@@ -164,4 +163,6 @@ def update_readme(folder: Path, readme: Path) -> None:
             f"readme {readme} has no lines '{BEGIN}' and '{END}'; put them where the table belongs"
         )
     block = readme_block(load_study(folder), source_of(folder, readme))
-    write_atomically(resolve_path(readme), f"{before}{BEGIN}\n{block}\n{END}{after}".encode())
+    line_end = "\r\n" if "\r\n" in document else "\n"
+    lines = line_end.join([BEGIN, *block.split("\n"), END])
+    write_atomically(resolve_path(readme), f"{before}{lines}{after}".encode())
