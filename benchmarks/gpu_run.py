@@ -672,7 +672,7 @@ def reproduced(
     common = ["-m", "rotnet_fast.reproduce", *run.require_data(), "--device", run.device, "--output", folder]
     if run.is_rehearsal:
         common += ["--preset", "cpu", "--scale", 0.001, "--limit-test", 20]
-        wishes = [wishes[0][:1]]
+        wishes = [["table3/rotnet-conv"]]
     else:
         common += ["--preset", preset, *flags]
     names = [f"{run.part}-{number}" for number in range(processes)]

@@ -288,7 +288,7 @@ def _reproduce(config: ReproduceConfig, command: str, processes: Processes) -> b
             print("run the same command again to resume, even within a training")
         for what, error in failures:
             print(f"FAILED: {what}: {error}", file=sys.stderr)
-        if failures:
+        if failures and is_in_time:
             missing = counted(len(pending_cells(context, cells)), "cell")
             print(f"{missing} could not be computed", file=sys.stderr)
     for _, error in failures:
