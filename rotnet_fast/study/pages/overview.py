@@ -166,13 +166,7 @@ def what_was_run(study: Study) -> Section:
             rows.append(("commits of the program", escaped(", ".join(study.commits))))
         rows.append(("cells finished between", f"{escaped(min(finished))} and {escaped(max(finished))}"))
     machines = [
-        (
-            name,
-            escaped(hardware),
-            escaped(versions),
-            escaped(kernel),
-            _pretext_rate(study, name),
-        )
+        (name, escaped(hardware), escaped(versions), escaped(kernel), _pretext_rate(study, name))
         for (hardware, versions, kernel), name in study.machine_names.items()
     ]
     blocks: list[Block] = [Table("Settings of the study", ("setting", "value"), tuple(rows), note=SCHEDULES)]
