@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,11 @@ def test_parts_that_must_not_know_each_other(one: str, other: str) -> None:
     for module, path in MODULES.items():
         if module.startswith(f"rotnet_fast.{one}"):
             assert not [name for name in imports(path) if name.startswith(f"rotnet_fast.{other}")], module
+
+
+def test_modules_that_say_that_they_import_no_torch_import_none() -> None:
+    sentence = "Importing this module does not import torch."
+    claiming = [module for module, path in MODULES.items() if sentence in path.read_text()]
+    assert len(claiming) > 40
+    code = f"import importlib, sys; sys.modules['torch'] = None; [*map(importlib.import_module, {claiming})]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
