@@ -179,8 +179,9 @@ def test_functions_take_paths_as_users_write_them(home: Path) -> None:
         assert rotnet_fast.load_backbone(path, "cpu").image_size == 16
     with pytest.raises(ArgumentError, match="path_or_name is empty; give a path"):
         rotnet_fast.load_backbone("")
-    (home / "results.json").write_text('{"cells": []}')
-    assert load_results("~") == {"cells": []}  # type: ignore[arg-type]
+    content = {"cells": [], "dataset": {"tested_on": "test"}}
+    (home / "results.json").write_text(json.dumps(content))
+    assert load_results("~") == content  # type: ignore[arg-type]
     assert resolve_path(Path("~/run")) == home / "run"
 
 

@@ -34,6 +34,7 @@ def results(accuracy: float, loss: float = 1.0, learned: float = 60.0, rotations
         "train": {"loss": loss, "rotation_accuracy": learned},
         "train_images": 1000,
         "test_images": 1000,
+        "tested_on": "test",
     }
 
 

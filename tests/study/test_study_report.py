@@ -551,8 +551,8 @@ def test_machines_that_differ_in_their_kernel_are_told_apart(tmp_path: Path, one
     path.write_text(json.dumps(content))
     (tmp_path / "README.md").write_text(README)
     update_readme(folder, tmp_path / "README.md")
-    (machines,) = re.findall("Measured on (.*); commit", (tmp_path / "README.md").read_text())
-    one, other = (re.sub(r"^M\d: ", "", machine) for machine in machines.split("; "))
+    (machines,) = re.findall(r"Measured on (.*)\. From ", (tmp_path / "README.md").read_text())
+    one, other = re.findall(r"M\d: ([^;]*)", machines)
     assert one != other
 
 
