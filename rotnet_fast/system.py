@@ -118,16 +118,20 @@ def read_at(descriptor: int, count: int, offset: int) -> bytes:
     Raises:
         OSError: the file cannot be read.
     """
-    content = _read_once(descriptor, count, offset)
-    while 0 < len(content) < count:
-        more = _read_once(descriptor, count - len(content), offset + len(content))
-        if not more:
-            break
+    content = read_once(descriptor, count, offset)
+    while len(content) < count and (
+        more := read_once(descriptor, count - len(content), offset + len(content))
+    ):
         content += more
     return content
 
 
-def _read_once(descriptor: int, count: int, offset: int) -> bytes:
+def read_once(descriptor: int, count: int, offset: int) -> bytes:
+    """Read like :func:`read_at` by one request, which may return less than there is.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     if hasattr(os, "pread"):
         return os.pread(descriptor, count, offset)
     with _seeking:

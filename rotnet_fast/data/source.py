@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from rotnet_fast.errors import DataError
 from rotnet_fast.files import cannot_read, is_out_of_descriptors, open_plain
-from rotnet_fast.system import PLAIN_FILE, most_open_files, read_at
+from rotnet_fast.system import PLAIN_FILE, most_open_files, read_at, read_once
 
 _OPEN_SHARDS = 256  # at most, because a large set has more shards than a process may open files
 _SHARE_OF_SHARDS = 8  # a source opens at most 1/8 of the allowed files, as there are other sources and files
@@ -105,8 +105,10 @@ class FileSource(ImageSource):
             # was replaced by a FIFO must not block.
             descriptor = os.open(path, os.O_RDONLY | PLAIN_FILE)
             try:
-                # Request one byte more than expected, to notice a file that has grown.
-                content = read_at(descriptor, size + 1, 0)
+                # One request for one byte more than expected, to notice a file that has grown.
+                content = read_once(descriptor, size + 1, 0)
+                if len(content) < size:
+                    content = read_at(descriptor, size, 0)
                 if self.times is not None:
                     _check_time(descriptor, int(self.times[index]), path)
             finally:
