@@ -6,7 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -32,13 +32,31 @@ def own_draws(seed: int | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept_generators(devices: Sequence[torch.device]) -> Iterator[None]:
+    """Context at whose end the generators of the CPU and of CUDA devices are as at its beginning.
+
+    Other threads may draw meanwhile, but neither while the states are read nor while they are restored.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        with GENERATOR:
+            stack.enter_context(torch.random.fork_rng(devices))
+        try:
+            yield
+        finally:
+            with GENERATOR:
+                stack.close()
+
+
 class _DefaultType:
     """The default type of all threads: float32 until the last of those that want it so has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._before: list[torch.dtype] = []
+        self._before: torch.dtype
 
     @contextmanager
     def is_float32(self) -> Iterator[None]:
@@ -46,7 +64,7 @@ class _DefaultType:
 
         with self._lock:
             if self._users == 0:
-                self._before.append(torch.get_default_dtype())
+                self._before = torch.get_default_dtype()
             self._users += 1
             torch.set_default_dtype(torch.float32)
         try:
@@ -55,7 +73,7 @@ class _DefaultType:
             with self._lock:
                 self._users -= 1
                 if self._users == 0:
-                    torch.set_default_dtype(self._before.pop())
+                    torch.set_default_dtype(self._before)
 
 
 _default_type = _DefaultType()

@@ -13,6 +13,7 @@ import torch
 
 from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.ambient import kept_generators
 from rotnet_fast.engine.contention import Contention
 from rotnet_fast.engine.distributed import ALONE, Processes
 from rotnet_fast.engine.metrics import means
@@ -133,8 +134,8 @@ class Trainer:
             self.run.truncate_metrics(0)  # reports of a run that was killed before its first checkpoint
         device = self.loader.device
         # Networks with dropout seed torch's generators at every step; the program's own draws go on after it.
-        forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with robust_streams(), self._log() as log, forked, StopSignals() as stop:
+        kept = kept_generators([device] if device.type == "cuda" else [])
+        with robust_streams(), self._log() as log, kept, StopSignals() as stop:
             try:
                 while progress.epoch < settings.epochs:
                     self._train_epoch(log, stop)

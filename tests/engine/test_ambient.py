@@ -16,7 +16,7 @@ from tiny import read_digits_once, tiny_config
 import rotnet_fast
 from rotnet_fast.backbone import Backbone, load_backbone
 from rotnet_fast.engine import checkpoint
-from rotnet_fast.engine.ambient import plain_torch
+from rotnet_fast.engine.ambient import kept_generators, own_draws, plain_torch
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.pretrain import pretrain
@@ -232,6 +232,27 @@ def test_threads_that_overlap_keep_the_types_that_they_need_and_restore_the_call
         first_is_out.set()
         thread.join()
         assert (seen, torch.get_default_dtype()) == ([torch.float32], torch.float64)
+
+
+def test_generators_are_not_restored_while_another_thread_draws() -> None:
+    is_in, may_leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with kept_generators([]):
+            is_in.set()
+            may_leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert is_in.wait(60)
+    with own_draws(3):
+        drawn = [torch.rand(4)]
+        may_leave.set()
+        thread.join(0.2)
+        drawn.append(torch.rand(4))
+    thread.join()
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(4, generator=generator) for _ in range(2)]))
 
 
 def test_trainings_in_threads_end_as_those_alone(tmp_path: Path) -> None:
