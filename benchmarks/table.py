@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rotnet_fast.benchmarking.levels import BASELINE
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
 from rotnet_fast.paper import EPOCHS, FROZEN, ROTATION_ACCURACY, SUPERVISED
 from rotnet_fast.plots.bars import Bar, bars
 from rotnet_fast.plots.style import style
+from rotnet_fast.study.pages.report import fill
 
 OURS = "rotnet_fast"
 CHARTED = ("cpu", "crop, flip, four rotations", 128, 32, "fp32")
@@ -348,16 +350,13 @@ def main() -> None:
         return
     make = render_accuracies if arguments.section == "gpu-accuracies" else render
     text = make(results, arguments.file.as_posix())
-    begin, end = (f"<!-- {arguments.section}: {edge} -->" for edge in ("begin", "end"))
     if arguments.readme is None:
         print(text)
         return
-    document = arguments.readme.read_text()
-    before, _, rest = document.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        parser.error(f"{arguments.readme} has no lines '{begin}' and '{end}' to put the table between")
-    arguments.readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    try:
+        fill(arguments.readme, arguments.section, lambda: text)
+    except ArgumentError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from rotnet_fast.study.pages.tables import few_labels, main_rows
 from rotnet_fast.study.store import Results
 from rotnet_fast.study.summary import Study, load_study
 
-BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
-"""Lines of a README between which the table of a study stands."""
+SECTION = "accuracy"
+"""Name in the lines of a README between which the table of a study stands."""
 
 
 def write_report(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[Path]:
@@ -147,22 +147,34 @@ def update_readme(folder: Path, readme: Path) -> None:
     """Put the study's table between the two marker lines of a file.
 
     Raises:
-        ArgumentError: the file cannot be read, or has no such lines; also see :func:`readme_block`.
+        ArgumentError, CannotWriteError: see :func:`fill`; also see :func:`readme_block`.
         DataError: see `rotnet_fast.study.summary.load_study`.
-        CannotWriteError: it cannot be written.
     """
     folder, readme = named(folder), named(readme, "readme")
+    fill(readme, SECTION, lambda: readme_block(load_study(folder), source_of(folder, readme)))
+
+
+def fill(readme: Path, section: str, make: Callable[[], str]) -> None:
+    """Replace what stands between the marker lines of a section in a Markdown file, and nothing else of it.
+
+    Args:
+        make: returns the new text; called once the lines have been found.
+
+    Raises:
+        ArgumentError: the file cannot be read, or has no such lines.
+        CannotWriteError: it cannot be written.
+    """
     try:
         document = readme.read_bytes().decode()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"readme {readme} cannot be read ({error}); give a Markdown file") from None
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    begin, end = (f"<!-- {section}: {edge} -->" for edge in ("begin", "end"))
+    before, found, rest = document.partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not found or not found_too:
         raise ArgumentError(
-            f"readme {readme} has no lines '{BEGIN}' and '{END}'; put them where the table belongs"
+            f"readme {readme} has no lines '{begin}' and '{end}'; put them where the table belongs"
         )
-    block = readme_block(load_study(folder), source_of(folder, readme))
     line_end = "\r\n" if "\r\n" in document else "\n"
-    lines = line_end.join([BEGIN, *block.split("\n"), END])
+    lines = line_end.join([begin, *make().split("\n"), end])
     write_atomically(resolve_path(readme), f"{before}{lines}{after}".encode())
