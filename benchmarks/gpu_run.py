@@ -652,8 +652,8 @@ def learning_curve(run: Run) -> str:
         tiny = "--width 0.1 --batch-size 16 / --epochs 1"
         recipes = [f"paper --epochs 1 {tiny}", f"paper --epochs 2 {tiny}"]
     folder = run.work / "learning-curve"
-    flags = (*run.require_data()[:4], "--device", run.device, "--seeds", 0, "--output", folder)
-    flags = (*flags, *run.tiny("--limit-train", 48, "--limit-test", 20))
+    flags = ["--device", run.device, "--seeds", 0, *run.tiny("--limit-train", 48, "--limit-test", 20)]
+    flags += [*run.require_data()[:4], "--output", folder]
     said = run.finish(run.python("-m", "benchmarks.speedrun", *flags, "--recipes", *recipes))
     shutil.copyfile(folder / "speedrun.json", run.json("learning-curve"))
     return said

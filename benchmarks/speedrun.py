@@ -212,13 +212,13 @@ def measure(config: SpeedrunConfig, recipe: str, seed: int) -> dict[str, Any]:
     print(f"\n{recipe}, seed {seed}", flush=True)
     pretext = pretrain(pretraining)
     found = evaluate(heads, heads.output_folder())
-    solved = (ROTATION_ACCURACY, ROTATION_LOSS) if pretraining.pretext_task == ROTATION else ()
+    solved = MEASURED if pretraining.pretext_task == ROTATION else {}
     return {
         "recipe": recipe,
         "seed": seed,
         "seconds": pretext["train_seconds"],
         "measures": {
-            **{name: pretext[MEASURED[name]] for name in solved},
+            **{name: pretext[key] for name, key in solved.items()},
             **{f"{name_of(cell)}, %": cell["accuracy"] for cell in found["cells"]},
         },
         "data_fingerprint": pretext["data_fingerprint"],

@@ -264,7 +264,6 @@ def check_folder(folder: Path) -> None:
 @plain_torch()
 def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own: OwnParts) -> dict[str, Any]:
     """Do the work of :func:`pretrain` in an open run folder."""
-
     from rotnet_fast.data import image_list
     from rotnet_fast.data.loaders import free_memory, open_dataset
     from rotnet_fast.engine.precision import resolve_precision

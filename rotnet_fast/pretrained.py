@@ -154,7 +154,6 @@ class Pretrained:
             CheckpointError: the weights do not match the described network.
             ArgumentError: the network's library is not installed.
         """
-
         from rotnet_fast.models.build import make_network
 
         config = self.config

@@ -234,18 +234,14 @@ def make_dataset(
         contents=contents_digest(raw.train, raw.test),
         skipped=raw.skipped,
         files=raw.files,
-        tested_on=_tested_on(raw),
+        tested_on=raw.tested_on,
     )
-
-
-def _tested_on(raw: RawDataset[AnySplit]) -> str:
-    return "validation" if raw.is_validation else "test"
 
 
 def summary(raw: RawDataset[AnySplit]) -> str:
     """Describe in one line the images and classes of each split, and what was ignored."""
     splits = []
-    for kind, split in (("training", raw.train), (_tested_on(raw), raw.test)):
+    for kind, split in (("training", raw.train), (raw.tested_on, raw.test)):
         count = len(split.labels.unique())
         classes = f"of {counted(count, 'class')}" if raw.classes else "without labels"
         splits.append(f"{counted(len(split), f'{kind} image')} {classes}")

@@ -103,6 +103,11 @@ class RawDataset(Generic[Half]):
     held_out: bool = False
     is_validation: bool = False
 
+    @property
+    def tested_on(self) -> str:
+        """What ``test`` is made of: ``validation`` or ``test`` images."""
+        return "validation" if self.is_validation else "test"
+
 
 def limit_rows(labels: npt.NDArray[np.int64], limit: int, argument: str) -> npt.NDArray[np.int64]:
     """Return the positions of ``limit`` images, balanced over the classes, in file order.
