@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -54,7 +55,7 @@ class _DefaultType:
     """The default type of all threads: float32 until the last of those that want it so has ended."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._users = 0
         self._before: torch.dtype
 
@@ -62,7 +63,7 @@ class _DefaultType:
     def is_float32(self) -> Iterator[None]:
         import torch
 
-        with self._lock:
+        with self.lock:
             if self._users == 0:
                 self._before = torch.get_default_dtype()
             self._users += 1
@@ -70,13 +71,18 @@ class _DefaultType:
         try:
             yield
         finally:
-            with self._lock:
+            with self.lock:
                 self._users -= 1
                 if self._users == 0:
                     torch.set_default_dtype(self._before)
 
 
 _default_type = _DefaultType()
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has one thread alone: what another one held would never be released in it.
+    for _lock in (GENERATOR, _default_type.lock):
+        os.register_at_fork(before=_lock.acquire, after_in_child=_lock.release, after_in_parent=_lock.release)
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -253,6 +256,32 @@ def test_generators_are_not_restored_while_another_thread_draws() -> None:
     thread.join()
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(4, generator=generator) for _ in range(2)]))
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_forked_while_a_thread_draws_can_draw() -> None:
+    is_in = threading.Event()
+
+    def other() -> None:
+        with own_draws():
+            is_in.set()
+            time.sleep(0.5)  # longer than another thread takes to fork
+
+    def draw() -> None:
+        with plain_torch(), own_draws(3):
+            torch.rand(4)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert is_in.wait(60)
+    process = multiprocessing.get_context("fork").Process(target=draw)
+    process.start()
+    process.join(30)
+    process.kill()
+    thread.join()
+    assert process.exitcode == 0
+    draw()  # nor does the fork leave anything held here
 
 
 def test_trainings_in_threads_end_as_those_alone(tmp_path: Path) -> None:
