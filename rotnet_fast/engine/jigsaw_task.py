@@ -60,7 +60,7 @@ class JigsawTask(PretextTask):
         Returns:
             Views [B*4,C,H,W], channels_last, and the numbers of their orders, int64 [B*4], image-major.
         """
-        images, _ = self.make_views(batch, self.flip_prob)  # [B,C,H,W]
+        images = self.make_views(batch, self.flip_prob)[0].repeat_interleave(SHOWN, dim=0)  # [B*4,C,H,W]
         labels = self.draw_orders(batch.sample_ids, self.key[0], self.key[1])
         top, left = self.draw_crops(batch.sample_ids, images.shape[-1] // 2)
         return puzzles(images, self.orders[labels], top, left).to(self.dtype), labels
@@ -94,7 +94,7 @@ class JigsawTask(PretextTask):
 
         The 4 orders of an image are drawn, too, but are the same at every test of every training.
         """
-        images, _ = self.plain_views(batch)
+        images = self.plain_views(batch)[0].repeat_interleave(SHOWN, dim=0)
         labels = self.draw_orders(batch.indices, 0, 0)
         tile = images.shape[-1] // 2
         centre = torch.full((len(labels), 4), (tile - cropped(tile)) // 2, device=labels.device)
@@ -147,15 +147,15 @@ def puzzles(
     """Put the quarters of images together in other orders.
 
     Args:
-        images: fp32 [B,C,S,S], S even.
-        orders: int64 [V,4], V a multiple of B and views image-major: which tile comes to each place.
+        images: fp32 [V,C,S,S], S even.
+        orders: int64 [V,4]: which tile comes to each place.
         top, left: int64 [V,4]: where each tile, by its number in the image, is cropped.
 
     Returns:
         fp32 [V,C,S,S], channels_last. Each channel of a tile has mean 0 and standard deviation 1 (0 where all
         its pixels are equal), and its margin is 0.
     """
-    (count, channels, side, _), views = images.shape, len(orders)
+    views, channels, side, _ = images.shape
     tile = side // 2
     inner = cropped(tile)
     steps = torch.arange(inner, device=images.device)
@@ -163,9 +163,7 @@ def puzzles(
     rows = orders // 2 * tile + top.gather(1, orders)
     columns = orders % 2 * tile + left.gather(1, orders)
     pixels = (rows[..., None, None] + steps[:, None]) * side + columns[..., None, None] + steps  # [V,4,i,i]
-    flat = images.contiguous().view(count, 1, channels, side * side)
-    flat = flat.expand(-1, views // count, -1, -1).reshape(views, channels, side * side)
-    tiles = flat.gather(2, pixels.view(views, 1, -1).expand(-1, channels, -1))  # [V,C,4*i*i]
+    tiles = images.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(-1, channels, -1))  # [V,C,4*i*i]
     tiles = tiles.view(views, channels * 4, inner, inner)
     variance, mean = torch.var_mean(tiles, dim=(2, 3), correction=0, keepdim=True)
     tiles = (tiles - mean) * (variance + EPSILON).rsqrt()

@@ -55,7 +55,7 @@ def test_a_puzzle_has_the_tiles_of_the_image_in_the_order_of_its_label() -> None
     views, labels = of_task.views(BATCH)
     assert views.shape == (160, 3, 32, 32)
     assert views.is_contiguous(memory_format=torch.channels_last)
-    images, _ = of_task.make_views(BATCH, of_task.flip_prob)
+    images = of_task.make_views(BATCH, of_task.flip_prob)[0].repeat_interleave(4, dim=0)
     top, left = of_task.draw_crops(BATCH.sample_ids, 16)
     unpermuted = tiles(puzzles(images, IDENTITY.expand(160, 4), top, left))
     for found, known, label in zip(tiles(views), unpermuted, labels.tolist(), strict=True):
