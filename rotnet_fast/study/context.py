@@ -54,19 +54,18 @@ class Context:
     graph: str = "auto"
     progress: bool = True
 
-    def network_state(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
-        """Return the weights and buffers of a finished network.
+    def network_checkpoint(self, cell: StudyCell, epoch: int | None = None) -> dict[str, Any]:
+        """Return the checkpoint of a finished network, or a snapshot.
 
         Raises:
-            CheckpointError: the checkpoint is damaged.
+            CheckpointError: the file is damaged.
         """
         try:
-            state: dict[str, Any] = checkpoint.load(self.results.network(cell, epoch))["module"]
+            return checkpoint.load(self.results.network(cell, epoch))
         except CheckpointError as error:
             raise CheckpointError(
                 f"{error}; remove {self.results.run_folder(cell)}, and the network is trained again"
             ) from error
-        return state
 
     def fixed_network(self, name: str | None) -> FeatureNetwork | None:
         """Make the network that cells name which sit on none that was trained.
@@ -83,7 +82,9 @@ class Context:
         """Set up an evaluation with the settings of a cell, on the network it needs or an untrained one."""
         settings = cell.settings
         pretext = cell.needs[0].settings if cell.needs else None
-        state = self.network_state(cell.needs[0], settings.get("snapshot")) if cell.needs else {}
+        state = (
+            self.network_checkpoint(cell.needs[0], settings.get("snapshot"))["module"] if cell.needs else {}
+        )
         config = PretrainConfig.from_recipe(pretext) if pretext else self.settings.pretext
         return EvaluationSetup(
             pretrained=backbone_state(state, config.pretext_task),

@@ -11,7 +11,6 @@ import numpy as np
 
 from rotnet_fast.arrays import encode_array
 from rotnet_fast.config import PretrainConfig
-from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.run_folder import RunFolder, epoch_checkpoints
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.pretext_tasks import PRETEXT_TASKS
@@ -58,8 +57,8 @@ def pretext(context: Context, cells: list[StudyCell], folder: Path) -> Found:
         measure = PRETEXT_TASKS[config.pretext_task].measure
         found = {name: results[name] for name in (measure, f"{measure}_by_degrees") if name in results}
         for epoch in snapshots:
-            state = checkpoint.load(run.snapshot(epoch))
-            found[f"rotation_accuracy_after/{epoch}"] = state["metrics"]["test"]["rotation_accuracy"]
+            metrics = context.network_checkpoint(cell, epoch)["metrics"]
+            found[f"rotation_accuracy_after/{epoch}"] = metrics["test"]["rotation_accuracy"]
         for name in ("images_per_second", "train_seconds", "state_hash"):
             found[name] = results[name]
     keep_last_checkpoint(folder)

@@ -35,7 +35,7 @@ def network_of(context: Context, cell: StudyCell) -> FeatureNetwork:
     else:
         outputs, blocks = len(data.classes), BLOCKS
     network = make_network(outputs, data.channels, blocks=blocks, width=settings["width"])
-    network.load_state_dict(context.network_state(cell))
+    network.load_state_dict(context.network_checkpoint(cell)["module"])
     return network.to(context.device).eval()
 
 

@@ -162,7 +162,7 @@ def _run_group(
     is_network = first.kind in NETWORK_KINDS
     if is_network:
         folder = context.results.run_folder(first)
-        if (folder / "results.json").exists():
+        if (folder / "results.json").exists() and not context.results.has_network(first):
             shutil.rmtree(folder)  # trained to the end, but weights or snapshots are missing
         was_begun = context.results.network(first).is_file()
     else:

@@ -230,6 +230,27 @@ def test_a_pretraining_whose_snapshots_are_gone_is_trained_again(context: Contex
     assert progress.failed == {}
 
 
+@pytest.mark.faults("a full disk")
+def test_a_network_whose_result_could_not_be_written_is_not_trained_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pretext,) = planned(context, "figure5a/rotation-1")
+    with monkeypatch.context() as during:
+
+        def full(*arguments: Any, **values: Any) -> None:
+            raise CannotWriteError("no space left")
+
+        during.setattr(Results, "write", full)
+        with pytest.raises(CannotWriteError):
+            compute(context, "figure5a/rotation-1")
+    trained = context.results.network(pretext).stat()
+    with monkeypatch.context() as during:
+        during.setattr(Trainer, "train_step", lambda *arguments: pytest.fail("it is trained again"))
+        compute(context, "figure5a/rotation-1")
+    assert context.results.is_finished(pretext)
+    assert context.results.network(pretext).stat().st_ino == trained.st_ino
+
+
 def test_damaged_weights_fail_their_cells_with_the_remedy(context: Context) -> None:
     compute(context, "table3/rotnet-conv")
     (pretext,) = planned(context, "figure5a/rotation-1")
