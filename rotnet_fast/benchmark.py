@@ -153,9 +153,9 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     config.validate()
     if config.output is not None:
         check_output(config.output.parent)
-    from rotnet_fast.engine.precision import resolve_device
+    from rotnet_fast.engine.precision import working_device
 
-    device = resolve_device(config.device)
+    device = working_device(config.device)
     from rotnet_fast.benchmarking.ceilings import measure_ceilings
     from rotnet_fast.benchmarking.summary import ceilings_lines, op_lines, stages_lines, steps_lines
     from rotnet_fast.benchmarking.timing import Effort

@@ -182,10 +182,10 @@ def _embed(config: EmbedConfig, output: Path, stop: StopSignals) -> dict[str, An
 
         from rotnet_fast.backbone import backbone_of
         from rotnet_fast.data.every_image import open_every_image
-        from rotnet_fast.engine.precision import resolve_device
+        from rotnet_fast.engine.precision import working_device
         from rotnet_fast.feature_files import Parts, differences, images_digest, read_metadata
 
-        device = resolve_device(config.device)
+        device = working_device(config.device)
         # A resumed run has to choose the same algorithms as the interrupted one.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         pretrained = read_pretrained(config.checkpoint)

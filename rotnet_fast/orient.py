@@ -348,9 +348,9 @@ def _probabilities(config: OrientConfig, model: Pretrained, images: EveryImage) 
     from rotnet_fast.backbone import backbone_of
     from rotnet_fast.data.decode import FIND_ALL, UndecodableError
     from rotnet_fast.data.every_image import pillow_batches
-    from rotnet_fast.engine.precision import resolve_device
+    from rotnet_fast.engine.precision import working_device
 
-    backbone = backbone_of(model).to(resolve_device(config.device))
+    backbone = backbone_of(model).to(working_device(config.device))
     is_cropped = model.config.is_cropped
     batches = pillow_batches(
         images.files.source,

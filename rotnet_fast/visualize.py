@@ -149,11 +149,11 @@ class Analyses:
     def __init__(self, config: VisualizeConfig) -> None:
         from rotnet_fast.analysis.images import images_of, is_grey
         from rotnet_fast.analysis.views import PlainViews, one_of_each_class
-        from rotnet_fast.engine.precision import resolve_device, resolve_precision
+        from rotnet_fast.engine.precision import resolve_precision, working_device
         from rotnet_fast.protocols.images import open_images
         from rotnet_fast.protocols.supervised import load_supervised
 
-        device = resolve_device(config.device)
+        device = working_device(config.device)
         resolve_precision(config.precision, device)  # before the network is read
         pretrained = read_pretrained(config.checkpoint)
         recipe = pretrained.config

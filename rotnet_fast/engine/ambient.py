@@ -18,6 +18,18 @@ GENERATOR = threading.RLock()
 """Held by whoever draws from torch's generator, which all threads of a process share."""
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of a device; `torch.manual_seed` seeds those of all devices."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 @contextmanager
 def own_draws(seed: int | None = None) -> Iterator[None]:
     """Context whose draws from torch's generator of the CPU are undone at its end, and are no other thread's.
@@ -29,7 +41,7 @@ def own_draws(seed: int | None = None) -> Iterator[None]:
 
     with GENERATOR, torch.random.fork_rng(devices=[]):
         if seed is not None:
-            torch.manual_seed(seed)
+            seed_generators(seed, torch.device("cpu"))
         yield
 
 
@@ -108,4 +120,8 @@ def plain_torch() -> Iterator[None]:
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))  # only if needed, because it slows every call down
         stack.enter_context(_default_type.is_float32())
+        # Set by `rotnet_fast.engine.precision.working_device`.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        for name in ("benchmark", "deterministic"):
+            stack.callback(setattr, torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
         yield

@@ -211,22 +211,22 @@ class Processes:
         """Find the device of this process.
 
         Args:
-            name: see `rotnet_fast.engine.precision.resolve_device`; ``auto`` and ``cuda`` give each
+            name: see `rotnet_fast.engine.precision.working_device`; ``auto`` and ``cuda`` give each
                 process of a machine a GPU of its own. If there are more processes than GPUs, they share them.
 
         Raises:
             ArgumentError: there is no such device.
         """
-        from rotnet_fast.engine.precision import resolve_device
+        from rotnet_fast.engine.precision import working_device
 
         if self.world == 1:
-            return resolve_device(name)
+            return working_device(name)
         import torch
 
         count = torch.cuda.device_count()
         if name in ("auto", "cuda") and count > 0:
             name = f"cuda:{self.local_rank % count}"
-        device = resolve_device(name)
+        device = working_device(name)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # collectives allocate on the current device
         return device

@@ -20,7 +20,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Find the device that a setting names, and limit torch's threads to the cores of this process.
+    """Find the device that a setting names.
 
     Args:
         name: ``auto`` (the first CUDA device, or else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -28,8 +28,6 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ArgumentError: there is no such device.
     """
-    if "OMP_NUM_THREADS" not in os.environ:  # torch ignores the CPU quota of a container
-        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -44,7 +42,22 @@ def resolve_device(name: str) -> torch.device:
                 f"cpu, or see python -m rotnet_fast.doctor"
             )
         device = torch.device("cuda", index)
-        torch.backends.cudnn.benchmark = True  # sizes repeat: let it time its algorithms once
+    return device
+
+
+def working_device(name: str) -> torch.device:
+    """Find the device of a command, and set torch up to work on it, until `plain_torch` restores it.
+
+    Args:
+        name: see :func:`resolve_device`.
+
+    Raises:
+        ArgumentError: there is no such device.
+    """
+    device = resolve_device(name)
+    if "OMP_NUM_THREADS" not in os.environ:  # torch ignores the CPU quota of a container
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+    torch.backends.cudnn.benchmark = True  # sizes repeat: let it time its algorithms once
     return device
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.engine.ambient import GENERATOR
+from rotnet_fast.engine.ambient import GENERATOR, seed_generators
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.muon import Muon
@@ -68,6 +68,7 @@ class TrainingStep:
         self._processes = processes
         self._groups = task.parameter_groups()
         self.lrs = [0.0] * len(self._groups)  # set from the schedules before every step
+        self._device = device
         self._device_lrs = [torch.zeros((), device=device) for _ in self._groups]
         self._optimizer = make_optimizer(self._groups, self._device_lrs, settings)
         self._scaler = settings.precision.grad_scaler()
@@ -95,11 +96,11 @@ class TrainingStep:
                 self._device_lrs[number].fill_(lr)
                 self.lrs[number] = lr
         with GENERATOR if self._uses_rng else nullcontext():
-            if self._uses_rng:
-                # Dropout draws from torch's generator: like all draws, a function of the position.
-                torch.manual_seed(step_seed(self._seed, epoch, step, self._processes.rank))
             if not self._is_warm:
                 self._warm_up(batch)
+            if self._uses_rng:
+                # Dropout draws from torch's generator: like all draws, a function of the position.
+                seed_generators(step_seed(self._seed, epoch, step, self._processes.rank), self._device)
             self._run(batch)
 
     def _step(self, batch: Batch) -> None:

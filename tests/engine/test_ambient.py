@@ -209,7 +209,8 @@ def test_the_callers_state_is_as_it_was_afterwards(state: State) -> None:
         before = ambient()
         load_backbone(SHIPPED, "cpu")
         with plain_torch():
-            assert ambient() == (torch.float32, torch.device("cpu"), True, False, False)
+            assert ambient()[:5] == (torch.float32, torch.device("cpu"), True, False, False)
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, True
         with pytest.raises(ZeroDivisionError):
             plain_torch()(lambda: 1 / 0)()
         assert ambient() == before
@@ -303,6 +304,9 @@ def ambient() -> tuple[object, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"),
+        torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
     )
 
 

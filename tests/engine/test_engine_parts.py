@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from rotnet_fast.backbone import load_backbone
+from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.metrics import MetricSums, means
-from rotnet_fast.engine.precision import Precision, resolve_device, resolve_precision
+from rotnet_fast.engine.precision import Precision, resolve_device, resolve_precision, working_device
 from rotnet_fast.engine.run_folder import RunFolder, environment, epoch_checkpoints
 from rotnet_fast.engine.signals import WARNINGS, Interrupted, StopSignals
 from rotnet_fast.errors import ArgumentError, CannotWriteError
@@ -133,11 +135,15 @@ def test_no_more_threads_are_used_than_the_process_has_cores(monkeypatch: pytest
     monkeypatch.setattr("rotnet_fast.engine.precision.available_cores", lambda: 1)
     try:
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-        resolve_device("cpu")
+        working_device("cpu")
         assert torch.get_num_threads() == threads  # the user knows better
         monkeypatch.delenv("OMP_NUM_THREADS")
-        resolve_device("cpu")
-        assert torch.get_num_threads() == 1
+        load_backbone("nin4-cifar10-jpeg", "cpu")
+        assert torch.get_num_threads() == threads  # which are the program's own
+        with plain_torch():
+            working_device("cpu")
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(threads)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from tiny import read_digits_once, tiny_config
 from torch import nn
 from torchvision import models
@@ -52,6 +53,27 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         assert evaluate.main(["--checkpoint", str(folder), *shlex.split(flags)]) == 0
         yield folder
+
+
+def test_generators_of_other_devices_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs were seeded"))
+    pretrain(replace(config_of(tmp_path / "run"), epochs=1))
+
+
+def test_several_processes_draw_dropout_alike_after_a_resume(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "whole")
+    whole, resumed = (
+        on_ranks(2, pretrain, one)[0]["state_hash"]
+        for one in (
+            config,
+            replace(
+                config,
+                output=tmp_path / "resumed",
+                resume=str(tmp_path / "whole" / "checkpoints" / "epoch-0001.pt"),
+            ),
+        )
+    )
+    assert whole == resumed
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(run: Path, tmp_path: Path) -> None:
