@@ -270,8 +270,8 @@ def load_study(folder: Path) -> Study:
 def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
     """Return what was found on the frozen features of one pretraining, like an evaluation's ``results.json``.
 
-    These are the classifiers of the faithful protocol with all labels, sorted by head and layer; ablations
-    and snapshots are left out.
+    These are the classifiers of the faithful protocol, with the labels that the study has, sorted by head and
+    layer; ablations and snapshots are left out.
 
     Args:
         study: the study that the pretraining belongs to.
@@ -290,7 +290,11 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
             cells.append(Cell.of("frozen", layer, head, "", study.files[cell.key]["result"]["confusion"]))
     return {
         "dataset": {**asdict(settings.data), "tested_on": settings.data.tested_on},
-        "settings": {"epochs": settings.head.epochs, "seed": build.seed, "images_per_class": None},
+        "settings": {
+            "epochs": settings.head.epochs,
+            "seed": build.seed,
+            "images_per_class": settings.images_per_class,
+        },
         "cells": [asdict(cell) for cell in sorted(cells, key=lambda cell: (cell.head, cell.layer))],
     }
 

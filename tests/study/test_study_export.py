@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from study_tools import tiny_context
+from synthetic_study import settings_of, write_study
 
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.study.plan import cells_in_order, make_plan
 from rotnet_fast.study.run import Progress, run_cells
-from rotnet_fast.study.settings import Seeds
+from rotnet_fast.study.settings import Seeds, study_settings
+from rotnet_fast.study.summary import evaluation_of, load_study
+
+
+def test_the_accuracies_of_few_labels_are_said_to_be(tmp_path: Path) -> None:
+    data = replace(settings_of().data, train_images=100, smallest_class=10)
+    study = load_study(write_study(tmp_path / "study", study_settings("demo", 1.0, data, "fp32"), seeds=1))
+    (head,) = study.entry("table3", "rotnet-conv").cells
+    found = evaluation_of(study, head.needs[0].key)
+    assert found["settings"]["images_per_class"] == head.settings["images_per_class"] == 1
 
 
 def test_the_card_of_a_studys_network_has_the_accuracies_of_its_cells(tmp_path: Path) -> None:
