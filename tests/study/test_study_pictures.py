@@ -12,6 +12,7 @@ from synthetic_study import CLASSES, copy_study, packed_correct, remove_cells, s
 from rotnet_fast import paper
 from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.figures import FIGURES
+from rotnet_fast.study.pages.tables import mean_difference
 from rotnet_fast.study.plan import Entry
 from rotnet_fast.study.settings import study_settings
 from rotnet_fast.study.summary import Study, load_study
@@ -131,6 +132,16 @@ def test_other_titles_follow_the_numbers(ten: Path) -> None:
     }
     said = findings.best_features(of(ten, **probes))
     assert said == "Best without a trained head: kNN 40.0 % on block 4, linear probe 40.0 % on block 4"
+
+
+def test_numbers_of_no_common_seed_are_not_compared(tmp_path: Path) -> None:
+    found = load_study(write_study(tmp_path / "study", settings_of(), seeds=2))
+    best, *others = sorted(found.of("table2"), key=lambda number: -(number.mean or 0.0))
+    gone = {best.entry.cells[0].key, *(number.entry.cells[1].key for number in others)}
+    found = replace(found, files={key: file for key, file in found.files.items() if key not in gone})
+    best, second, *_ = sorted(found.of("table2"), key=lambda number: -(number.mean or 0.0))
+    assert mean_difference(best, second) is None
+    assert findings.best_rotations(found) == f"{best.entry.title} gives the best features: {best.mean:.1f} %"
 
 
 def test_the_most_confused_pair_is_named() -> None:

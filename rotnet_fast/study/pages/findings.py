@@ -41,10 +41,10 @@ def best_rotations(study: Study) -> str:
     if any(number.mean is None for number in numbers):
         return "Accuracy by the rotations that the network tells apart"
     best, second = sorted(numbers, key=lambda number: -(number.mean or 0.0))[:2]
-    return (
-        f"{best.entry.title} gives the best features: {best.mean:.1f} %, "
-        f"{_above(study, best, second, second.entry.title)}"
-    )
+    title = f"{best.entry.title} gives the best features: {best.mean:.1f} %"
+    if mean_difference(best, second) is None:  # of no common seed
+        return title
+    return f"{title}, {_above(study, best, second, second.entry.title)}"
 
 
 def distance_to_supervised(study: Study) -> str:

@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -248,9 +249,9 @@ def _test_errors(study: Study) -> str:
 
 def _pretext_rate(study: Study, machine: str) -> str:
     entry = study.entry("extras", "rotation-accuracy-0-90-180-270")
-    rates = sorted(
+    rates = [
         float(result["images_per_second"])
         for seed, result in study.results(entry).items()
         if "images_per_second" in result and study.machine_of(entry.cells[seed]) == machine
-    )
-    return f"{rates[len(rates) // 2]:,.0f}" if rates else "-"
+    ]
+    return f"{statistics.median(rates):,.0f}" if rates else "-"
