@@ -99,7 +99,7 @@ def replacing(path: Path, is_shared: bool = False) -> Iterator[BinaryIO]:
             that of :func:`temporary_path`, so that the next write replaces what a killed process left behind.
 
     Yields:
-        The temporary file, open for writing.
+        The temporary file, open for writing and reading.
 
     Raises:
         OSError: the disk is full, the folder is read-only or behind a symbolic link, ...
@@ -113,8 +113,8 @@ def replacing(path: Path, is_shared: bool = False) -> Iterator[BinaryIO]:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=folder)
             # Not tempfile.mkstemp: its files are readable by their owner alone, and folders are shared.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.NO_LINK | system.PLAIN_FILE
-            with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "wb") as file:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | system.NO_LINK | system.PLAIN_FILE
+            with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=folder), "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

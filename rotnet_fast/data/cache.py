@@ -107,9 +107,11 @@ def write_cache(places: list[Path], name: str, listing: str, array: npt.NDArray[
             make_folder(place)
             with replacing(data, is_shared=True) as file:
                 np.save(file, array, allow_pickle=False)
+                file.seek(0)
+                digest = _sha256(file)  # before another process can put its own in this place
             # The manifest is written last: a crash in between leaves one whose hash does not match.
-            with open(data, "rb") as written, replacing(manifest, is_shared=True) as file:
-                file.write(json.dumps({"listing": listing, "sha256": _sha256(written)}).encode())
+            with replacing(manifest, is_shared=True) as file:
+                file.write(json.dumps({"listing": listing, "sha256": digest}).encode())
             return
         except OSError as error:
             problem = error

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +207,28 @@ def test_a_damaged_cache_is_made_again(
     assert len(decodings) == 2
     assert load(pets).fingerprint == first
     assert len(decodings) == 2
+
+
+def test_pixels_of_two_writers_do_not_get_each_others_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, others = np.zeros((2, 3), np.uint8), np.ones((2, 3), np.uint8)
+
+    @contextmanager
+    def overtaken(path: Path, is_shared: bool = False) -> Iterator[Any]:
+        with replacing(path, is_shared) as file:
+            yield file
+        if path.suffix == ".npy":
+            monkeypatch.undo()
+            cache.write_cache([tmp_path], "8px", "others", others, "images")
+
+    monkeypatch.setattr(cache, "replacing", overtaken)
+    cache.write_cache([tmp_path], "8px", "ours", ours, "images")
+    assert cache.read_cache([tmp_path], "8px", "ours", np.uint8, (None, 3)) is None
+    cache.write_cache([tmp_path], "8px", "ours", ours, "images")
+    found = cache.read_cache([tmp_path], "8px", "ours", np.uint8, (None, 3))
+    assert found is not None
+    assert (found == ours).all()
 
 
 def test_a_cache_with_pickled_objects_is_not_unpickled(pets: Path, decodings: list[int]) -> None:
