@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def changes(packed: bytes, files: Sequence[EncodedSplit]) -> dict[str, list[str]
     try:
         listed = json.loads(gzip.decompress(packed))
         before = {name: (half, label, digest) for half, name, label, digest in listed}
-    except (OSError, EOFError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, TypeError) as error:
         raise ValueError("not a list of images") from error
     now = {name: (half, label, digest) for half, name, label, digest in _images(files)}
     both = sorted(before.keys() & now.keys())

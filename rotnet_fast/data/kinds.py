@@ -5,6 +5,8 @@ Worker processes import this module, so it does not import torch, which takes se
 
 from __future__ import annotations
 
+import codecs
+
 IMAGES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Supported image formats, by Pillow's names."""
 
@@ -95,8 +97,7 @@ def not_read(content: bytes) -> str:
     if content.count(0) == len(content):
         return _ZEROS
     try:
-        # The last letter may be cut off.
-        text = first[:-3].decode() + first[-3:].decode(errors="ignore")
+        text = codecs.getincrementaldecoder("utf-8")().decode(first)  # the last letter may be cut off
     except UnicodeDecodeError:
         return UNKNOWN
     return _TEXT if all(letter.isprintable() or letter.isspace() for letter in text) else UNKNOWN

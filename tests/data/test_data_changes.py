@@ -15,6 +15,7 @@ from image_files import encoded, pixels, save, write_tar
 from tiny import tiny_config
 
 from rotnet_fast.config import PretrainConfig
+from rotnet_fast.data import image_list
 from rotnet_fast.data.datasets import Dataset, load_dataset
 from rotnet_fast.data.layout import list_folder
 from rotnet_fast.engine import checkpoint
@@ -138,6 +139,22 @@ def test_the_contents_tell_what_the_fingerprint_of_files_does_not(kind: str, tmp
         assert altered.fingerprint == first.fingerprint
         assert (altered.contents == first.contents) == (name == "4.png")
     assert load_dataset("folder", tmp_path, 8, progress=False).contents is None
+
+
+def test_a_damaged_list_of_images_is_none(images: Path) -> None:
+    files = load_dataset("folder", images, 8, progress=False, encoded=True).files
+    assert files is not None
+    packed = image_list.pack(files)
+    assert image_list.changes(packed, files) == {}
+    refused = 0
+    for place in range(len(packed)):
+        damaged = bytearray(packed)
+        damaged[place] ^= 0x55
+        try:
+            assert image_list.changes(bytes(damaged), files) == {}  # nothing depends on the time, for example
+        except ValueError:
+            refused += 1
+    assert refused > 0.9 * len(packed)
 
 
 @pytest.mark.parametrize("place", ["file", "folder of files"])

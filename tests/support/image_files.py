@@ -303,6 +303,7 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     return {
         "empty.jpg": (b"", "is empty"),
         "page.png": (b"\n<HTML>not found</html>", "is an HTML page instead of an image"),
+        "chinese.png": (("\u65cb\u8f6c" * 100).encode(), "is a text file"),
         "text.png": ("no image, alas \u2026".encode(), "is a text file"),
         "avif.jpg": (encoded(colour, "AVIF"), "is a HEIC or AVIF image: convert it"),
         "document.jpg": (encoded(colour, "PDF"), "is a PDF document: convert it"),
