@@ -176,7 +176,8 @@ class Trainer:
             progress.seconds += seconds
             if metrics is not None:
                 if "skipped_steps" in metrics:
-                    self._warn_of_skipped(log, int(metrics["skipped_steps"]), progress.step - reported.step)
+                    since_report = (progress.step - 1) % self.log_every + 1  # of before a resume, too
+                    self._warn_of_skipped(log, int(metrics["skipped_steps"]), since_report)
                 metrics["lr"] = self.training_step.lrs[0]
                 since = progress.seconds - reported.seconds
                 metrics["data_wait"] = (progress.waited - reported.waited) / since

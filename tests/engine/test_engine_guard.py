@@ -189,6 +189,40 @@ def test_a_skipped_step_is_reported_and_is_in_no_mean(
     assert capsys.readouterr().err.count("WARNING: 1 of the last") == 2
 
 
+def test_a_skipped_step_is_one_of_those_since_the_last_report_whatever_a_resume(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trainer_in(run: RunFolder) -> Trainer:
+        return make_trainer(
+            dataset,
+            run,
+            CPU,
+            Schedule(0.01),
+            task_class=poisoned("loss", 7),
+            epochs=1,
+            log_every=8,
+            checkpoint_every_steps=1,
+        )
+
+    with RunFolder(tmp_path) as run:
+        trainer = trainer_in(run)
+        step = trainer.train_step
+
+        def killed(batch: Batch) -> None:
+            if trainer.progress.step == 2:
+                raise MemoryError
+            step(batch)
+
+        monkeypatch.setattr(trainer, "train_step", killed)
+        with pytest.raises(MemoryError):
+            trainer.fit()
+    with RunFolder(tmp_path, resume=True) as run:
+        trainer = trainer_in(run)
+        trainer.resume()
+        trainer.fit()
+    assert "WARNING: 1 of the last 3 steps were skipped" in capsys.readouterr().err
+
+
 class PoisonedLater(Poisoned):
     """All images are poisonous from the second epoch on."""
 
