@@ -19,6 +19,8 @@ from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.protocols import svm
 from rotnet_fast.report import report as main
 from rotnet_fast.study.pages import figures
+from rotnet_fast.study.pages.document import Table
+from rotnet_fast.study.pages.overview import what_was_run
 from rotnet_fast.study.pages.report import update_readme, write_report
 from rotnet_fast.study.pages.tables import of_table3, value, with_few_labels
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS
@@ -541,6 +543,14 @@ def test_the_rest_of_a_page_keeps_its_line_ends(tmp_path: Path, one_seed: Path) 
     content = page.read_bytes()
     assert content.count(b"\r\n") == content.count(b"\n")
     assert content.endswith(README.splitlines()[-1].encode() + b"\r\n")
+
+
+def test_the_rate_of_a_machine_is_the_median_of_its_pretrainings(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path / "study", settings_of(), seeds=2))
+    for cell in study.entry("extras", "rotation-accuracy-0-90-180-270").cells:
+        study.files[cell.key]["result"]["images_per_second"] = 100.0 + 200.0 * cell.settings["seed"]
+    _, machines, *_ = (block for block in what_was_run(study).blocks if isinstance(block, Table))
+    assert [row[-1] for row in machines.rows] == ["200"]
 
 
 def test_machines_that_differ_in_their_kernel_are_told_apart(tmp_path: Path, one_seed: Path) -> None:
