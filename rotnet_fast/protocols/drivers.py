@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rotnet_fast.protocols.evaluation import (
     RELEASED,
@@ -12,24 +13,26 @@ from rotnet_fast.protocols.evaluation import (
     Placement,
     Subject,
 )
-from rotnet_fast.protocols.fine_tune import fine_tune
-from rotnet_fast.protocols.frozen import frozen
-from rotnet_fast.protocols.knn import knn
-from rotnet_fast.protocols.linear import linear
+from rotnet_fast.protocols.knn import classify_features, knn_predict
+from rotnet_fast.protocols.linear import linear_predict
 from rotnet_fast.protocols.result import BATCHNORM_MODES, Cell, Outcome
 from rotnet_fast.protocols.supervised import supervised
 from rotnet_fast.protocols.svm import svm
+from rotnet_fast.protocols.trained_heads import train_heads
 from rotnet_fast.settings import Optimisation
 
 Driver = Callable[[EvaluationSetup, Subject], dict[Placement, Outcome]]
 """Trains or fits the classifiers of a subject; returns the outcome of each placement."""
 
+classify_pooled = partial(classify_features, classifiers={"knn": knn_predict, "linear": linear_predict})
+"""Driver of classifiers on pooled features, of which a subject may have several."""
+
 DRIVERS: dict[str, Driver] = {
-    "head": frozen,
-    "fine-tune": fine_tune,
+    "head": partial(train_heads, frozen=True),
+    "fine-tune": partial(train_heads, frozen=False),
     "supervised": supervised,
-    "knn": knn,
-    "linear": linear,
+    "knn": classify_pooled,
+    "linear": classify_pooled,
     "svm": svm,
 }
 """Kind -> its driver, which evaluations and studies share."""

@@ -177,13 +177,20 @@ class EvaluationSetup:
         """Load all images once, as for testing, in a pseudo-random order that is always the same."""
         return make_loader(self.dataset, split, self.device, self.batch_size, seed=0, is_test=True)
 
-    def views(self) -> ObjectViews:
-        """Return views of the labelled training images and of all test images."""
+    def views(self, is_augmented: bool = True) -> ObjectViews:
+        """Return views of the labelled training images and of all test images.
+
+        Args:
+            is_augmented: whether training images are shown as in training, or each once, as test images.
+        """
         dataset = self.dataset
-        visits = len(dataset.train) if self.revisit else None
-        loader = make_loader(
-            dataset, self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits
-        )
+        if is_augmented:
+            visits = len(dataset.train) if self.revisit else None
+            loader = make_loader(
+                dataset, self.labelled(), self.device, self.batch_size, self.seed, epoch_size=visits
+            )
+        else:
+            loader = self.plain_loader(self.labelled())
         test_loader, dtype = self.plain_loader(dataset.test), self.precision.dtype
         pad = 0 if dataset.crop else self.pad
         return ObjectViews(loader, test_loader, dataset.mean, dataset.std, dtype, pad, self.flip_prob)

@@ -9,7 +9,7 @@ CVPR 2018 (cosine similarity, votes weighted by exp(similarity / 0.07)); k = 20 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.nn import functional
@@ -103,40 +103,37 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor
 int64 [Q]."""
 
 
-def knn(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
-    """Classify by neighbours among the features of the labelled images."""
-    return classify_features(setup, subject, knn_predict)
-
-
 def classify_features(
-    setup: EvaluationSetup, subject: Subject, predict: Predict, summarise: Summarise = pooled
+    setup: EvaluationSetup,
+    subject: Subject,
+    classifiers: Mapping[str, Predict],
+    summarise: Summarise = pooled,
 ) -> dict[Placement, Outcome]:
     """Classify the test images by their frozen features; images of both splits are not augmented.
 
     Args:
         setup: setup of the evaluation.
-        subject: network and layers whose features are classified.
-        predict: the classifier.
+        subject: network and layers whose features are classified; a placement's head names the classifier.
+        classifiers: name -> classifier.
         summarise: makes the features of feature maps.
 
     Returns:
         Placement -> outcome.
     """
     backbone = setup.backbone(subject).eval()
-    views = setup.views()
+    views = setup.views(is_augmented=False)
 
     def features(loader: Loader) -> dict[str, torch.Tensor]:
         batches = ((batch.indices, images) for batch, images in views.plain(loader))
         with setup.precision.autocast():
             return frozen_features(backbone, batches, len(loader.labels), subject.layers, summarise)
 
-    known = setup.plain_loader(setup.labelled())
-    bank, queries = features(known), features(views.test_loader)
+    bank, queries = features(views.loader), features(views.test_loader)
     classes = len(setup.dataset.classes)
     return {
         (layer, head): outcome_of(
             views.test_loader.labels,
-            predict(bank[layer], known.labels, queries[layer], classes),
+            classifiers[head](bank[layer], views.loader.labels, queries[layer], classes),
             classes,
         )
         for layer, head in subject.placements

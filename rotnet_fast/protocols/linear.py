@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
-from rotnet_fast.protocols.knn import classify_features
-from rotnet_fast.protocols.result import Outcome
-
 
 def linear_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, num_classes: int
@@ -35,8 +31,3 @@ def linear_predict(
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(bank.double().cpu().numpy(), bank_labels.cpu().numpy())
     return torch.from_numpy(model.predict(queries.double().cpu().numpy())).to(queries.device)
-
-
-def linear(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
-    """Fit a probe to each layer."""
-    return classify_features(setup, subject, linear_predict)

@@ -19,7 +19,7 @@ from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.plain import counted
 from rotnet_fast.pretext_tasks import backbone_state
-from rotnet_fast.protocols.drivers import DRIVERS
+from rotnet_fast.protocols.drivers import classify_pooled
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Subject
 from rotnet_fast.protocols.pretext import streaming_of
 
@@ -70,11 +70,11 @@ class Monitor:
                 progress=False,
                 module=self.module,
             )
-            found, layer = {}, setup.pretrained_network().default_layer
-            for kind in self.config.monitor or ():
-                (outcome,) = DRIVERS[kind](setup, Subject(((layer, kind),))).values()
-                found[f"{kind}_accuracy"] = outcome.accuracy
-            return found
+            layer = setup.pretrained_network().default_layer
+            found = classify_pooled(
+                setup, Subject(tuple((layer, kind) for kind in self.config.monitor or ()))
+            )
+            return {f"{kind}_accuracy": outcome.accuracy for (_, kind), outcome in found.items()}
 
 
 def make_monitor(

@@ -180,7 +180,7 @@ def svm(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outcome]:
         found.append(facts)
         return predicted
 
-    outcomes = classify_features(setup, subject, predict, flattened)
+    outcomes = classify_features(setup, subject, {"svm": predict}, flattened)
     return {
         placement: replace(outcome, found=facts)
         for (placement, outcome), facts in zip(outcomes.items(), found, strict=True)

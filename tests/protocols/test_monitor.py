@@ -17,11 +17,14 @@ from ranks import on_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import folder_config, read_digits_once, tiny_config
 
+from rotnet_fast.data.loader import Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.pretrain import main, parse, pretrain
+from rotnet_fast.protocols import evaluation, knn
 from rotnet_fast.protocols.monitor import Monitor
 
 BOTH: dict[str, Any] = {"monitor": ("knn", "linear"), "monitor_every": 1, "epochs": 3}
@@ -79,6 +82,28 @@ def test_the_accuracies_are_those_that_an_evaluation_finds(watched: tuple[Path, 
         assert results["features"][name] == expected
         kept = checkpoint.load(run / "checkpoints" / f"best-{name.removesuffix('_accuracy')}.pt")
         assert kept["epoch"] == best + 1
+
+
+def test_an_image_is_loaded_once_and_shown_to_the_network_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, loaded, shown = evaluation.make_loader, [], []
+
+    def loader(*arguments: Any, **settings: Any) -> Loader:
+        loaded.append(len(arguments[1]))
+        return made(*arguments, **settings)
+
+    features = knn.frozen_features
+
+    def counted(backbone: FeatureNetwork, batches: Any, count: int, *others: Any) -> dict[str, torch.Tensor]:
+        shown.append(count)
+        return features(backbone, batches, count, *others)
+
+    monkeypatch.setattr(evaluation, "make_loader", loader)
+    monkeypatch.setattr(knn, "frozen_features", counted)
+    config = tiny_config(tmp_path / "run", epochs=2, monitor=("knn", "linear"), monitor_every=2)
+    pretrain(config)
+    assert loaded == shown == [config.limit_train, config.limit_test]
 
 
 def test_the_training_is_that_without_a_monitor_to_the_bit(
