@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -222,18 +222,7 @@ class EvaluateConfig(PretrainedImageSettings):
     def recipe(self, preset: Literal["paper", "slides"]) -> Optimisation:
         """Return how heads are trained by a preset, with the flags that override it."""
         base = Optimisation(**PRESETS["slides"]().optimisation()) if preset == "slides" else Optimisation()
-        names = (
-            "lr",
-            "schedule",
-            "warmup",
-            "milestones",
-            "lr_factor",
-            "optimizer",
-            "muon_lr",
-            "nesterov",
-            "weight_decay",
-            "muon_weight_decay",
-        )
+        names = [field.name for field in fields(Optimisation) if field.name != "epochs"]
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         chosen = {name: value for name, value in given.items() if value is not None}
         return replace(base.stretched(self.epochs), **chosen)

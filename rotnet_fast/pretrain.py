@@ -172,8 +172,6 @@ def settings_in_checkpoint(path: Path) -> PretrainConfig:
     Raises:
         CheckpointError: no whole checkpoint of a pretraining.
     """
-    from rotnet_fast.pretrained import read_pretrained
-
     if path.is_dir() and not candidates(path):
         raise CheckpointError(
             f"resume is {path}, which is no run folder; pass a run folder of {PROGRAM}, or a file in its "

@@ -331,7 +331,7 @@ def fingerprint(train: AnySplit, test: AnySplit) -> str:
 def contents_digest(train: AnySplit, test: AnySplit) -> str | None:
     """Return the SHA-256 (hexadecimal) over the contents of encoded images, as of when they were checked.
 
-    It is separate from the fingerprint, which identifies the data of studies and older checkpoints. The
+    It is separate from the fingerprint, which knows encoded images by their names and lengths. The
     result is None if the contents are not known, and for splits in memory, whose fingerprint covers the
     pixels.
     """

@@ -170,13 +170,6 @@ class Scanner:
         write_cache(self._places, "scan", _FORMAT, table, "the results of checking the images")
 
 
-def scan_images(source: ImageSource, places: list[Path], progress: bool, check: str = "structure") -> Scan:
-    """Check all images of a source that an earlier run has not checked; see :class:`Scanner`."""
-    scanner = Scanner(source, places, progress, check)
-    scanner.check(np.arange(len(source)))
-    return scanner.scan
-
-
 def check_images(
     source: ImageSource, scan: Scan, bad_images: str, places: Sequence[Path] = ()
 ) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from rotnet_fast import philox
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.metrics import sum_type
-from rotnet_fast.engine.pretext_task import PretextTask
+from rotnet_fast.engine.pretext_task import PretextTask, cross_entropy
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.pretext_tasks import PRETEXT_TASKS
 
@@ -105,14 +105,8 @@ class JigsawTask(PretextTask):
         return {"jigsaw": self._train_forward(views).float()}
 
     def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
-        """Mean cross-entropy over V views, and the sums of losses, of correct views and of views."""
-        losses = functional.cross_entropy(logits["jigsaw"], labels, reduction="none")  # [V]
-        sums = {
-            "loss": losses.detach().sum(),
-            "permutation_accuracy": (logits["jigsaw"].argmax(dim=1) == labels).sum(),
-            "count": torch.full((), len(labels), device=labels.device),  # no copy from the host, no wait
-        }
-        return StepOutput(losses.mean(), sums)
+        """See `rotnet_fast.engine.pretext_task.cross_entropy`."""
+        return cross_entropy(logits["jigsaw"], labels, "permutation_accuracy")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

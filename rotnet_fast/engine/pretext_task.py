@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from rotnet_fast.config import PretrainConfig
@@ -214,6 +215,23 @@ class PretextTask(ABC):
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
         """See `rotnet_fast.engine.task.Task`."""
         return {}
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, measure: str) -> StepOutput:
+    """Mean cross-entropy over V views, and the sums of losses, of correct views and of views.
+
+    Args:
+        logits: fp32 [V,classes].
+        labels: int64 [V].
+        measure: name of the share of correct views.
+    """
+    losses = functional.cross_entropy(logits, labels, reduction="none")  # [V]
+    sums = {
+        "loss": losses.detach().sum(),
+        measure: (logits.argmax(dim=1) == labels).sum(),
+        "count": torch.full((), len(labels), device=labels.device),  # no copy from the host, no wait
+    }
+    return StepOutput(losses.mean(), sums)
 
 
 def task_class(name: PretextTaskName) -> type[PretextTask]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.metrics import sum_type
 from rotnet_fast.engine.predictions import draw_predictions
-from rotnet_fast.engine.pretext_task import PretextTask
+from rotnet_fast.engine.pretext_task import PretextTask, cross_entropy
 from rotnet_fast.engine.task import StepOutput
 
 EXAMPLES = 6
@@ -52,14 +52,8 @@ class RotationTask(PretextTask):
         return {"rotation": self._train_forward(views).float()}
 
     def loss(self, logits: dict[str, torch.Tensor], labels: torch.Tensor) -> StepOutput:
-        """Mean cross-entropy over V views, and the sums of losses, of correct views and of views."""
-        losses = functional.cross_entropy(logits["rotation"], labels, reduction="none")  # [V]
-        sums = {
-            "loss": losses.detach().sum(),
-            "rotation_accuracy": (logits["rotation"].argmax(dim=1) == labels).sum(),
-            "count": torch.full((), len(labels), device=labels.device),  # no copy from the host, no wait
-        }
-        return StepOutput(losses.mean(), sums)
+        """See `rotnet_fast.engine.pretext_task.cross_entropy`."""
+        return cross_entropy(logits["rotation"], labels, "rotation_accuracy")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import deep_png, exif, good_images
+from image_files import deep_png, exif, good_images, scan_images
 from image_files import encoded as as_file
 from PIL import Image
 
@@ -21,7 +21,7 @@ from rotnet_fast.data.dali import DaliLoader, require_dali
 from rotnet_fast.data.decode import decode_image, decode_rgb
 from rotnet_fast.data.resident import ResidentLoader
 from rotnet_fast.data.sampling import BatchShare
-from rotnet_fast.data.scan import GOOD, scan_images
+from rotnet_fast.data.scan import GOOD
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.errors import ArgumentError, DataError
@@ -72,7 +72,7 @@ def encoded(folder: Path, files: dict[str, bytes], image_size: int = SIDE) -> En
     paths = sorted(str(folder / name) for name in files)
     lengths = np.array([Path(path).stat().st_size for path in paths])
     source = FileSource(str(folder), paths, lengths)
-    found = scan_images(source, [], progress=False)
+    found = scan_images(source, [])
     assert (found.verdicts == GOOD).all()
     return EncodedSplit(source, torch.arange(len(paths)) % 3, found.sizes, found.convert, image_size)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_files import Pixels, bad_images, encoded, good_images, pixels, write_tar
+from image_files import Pixels, bad_images, encoded, good_images, pixels, scan_images, write_tar
 
 from rotnet_fast.data import scan
 from rotnet_fast.data.decode import decode_image, decode_rgb, encode_ppm
 from rotnet_fast.data.layout import list_folder
-from rotnet_fast.data.scan import GOOD, REASONS, Scan, Scanner, check_images, examine, scan_images
+from rotnet_fast.data.scan import GOOD, REASONS, Scan, Scanner, check_images, examine
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
 
@@ -105,7 +105,7 @@ def test_an_orientation_outside_exif_must_be_converted_as_dali_passes_it_over() 
 def test_a_scan_has_a_row_for_each_image_in_order(tmp_path: Path) -> None:
     files = {name: content for name, (content, _, _) in GOOD_IMAGES.items()}
     source = source_of(tmp_path, {**files, "bad.png": b"bad"})
-    found = scan_images(source, [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"])
     assert found.sizes.tolist() == [*(list(size) for _, size, _ in GOOD_IMAGES.values()), [0, 0]]
     assert found.convert.tolist() == [*(convert for _, _, convert in GOOD_IMAGES.values()), False]
     assert (found.verdicts != GOOD).tolist() == [False] * len(files) + [True]
@@ -138,7 +138,7 @@ def test_of_a_folder_that_changes_only_what_changed_is_looked_at_again(
             if not path.exists() or path.read_bytes() != content:
                 path.write_bytes(content)
         looked_at.clear()
-        return scan_images(list_folder(tmp_path / "images").source, place, progress=False).verdicts.tolist()
+        return scan_images(list_folder(tmp_path / "images").source, place).verdicts.tolist()
 
     (tmp_path / "images").mkdir()
     place = [tmp_path / "cache"]
@@ -165,12 +165,12 @@ def test_of_shards_only_the_images_of_those_that_changed_are_looked_at_again(
     for name, members in shards.items():
         write_tar(tmp_path / name, members)
     for _ in range(2):
-        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
+        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"])
     assert len(looked_at) == 6
     shards["b.tar"]["7.png"] = encoded(pixels(7))
     write_tar(tmp_path / "b.tar", shards["b.tar"])
     looked_at.clear()
-    found = scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False)
+    found = scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"])
     assert sorted(looked_at) == sorted(shards["b.tar"].values())
     assert found.verdicts.tolist() == [GOOD] * 7
 
@@ -190,17 +190,17 @@ def test_what_was_looked_at_is_decoded_once_where_that_is_asked_for(
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(encoded(pixels(number)))
     for check, count in (("structure", 3), ("decode", 6), ("decode", 6), ("structure", 6)):
-        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], progress=False, check=check)
+        scan_images(list_folder(tmp_path).source, [tmp_path / ".cache"], check=check)
         assert len(looked_at) == count
 
 
 def test_an_unreadable_image_is_looked_at_again_next_time(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"0.png": encoded(pixels(0))})
     (tmp_path / "0.png").rename(tmp_path / "elsewhere.png")
-    found = scan_images(source, [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"])
     assert [REASONS[verdict] for verdict in found.verdicts] == ["cannot be read"]
     (tmp_path / "elsewhere.png").rename(tmp_path / "0.png")
-    found = scan_images(source, [tmp_path / "cache"], progress=False)
+    found = scan_images(source, [tmp_path / "cache"])
     assert found.verdicts.tolist() == [GOOD]
 
 

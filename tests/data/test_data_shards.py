@@ -225,9 +225,10 @@ READ_ALL = """
 import resource, sys
 from pathlib import Path
 import joblib
+import numpy as np
 from rotnet_fast.command import run_command
 from rotnet_fast.data.layout import list_folder
-from rotnet_fast.data.scan import scan_images
+from rotnet_fast.data.scan import Scanner
 
 def read() -> None:
     soft, data_dir = int(sys.argv[1]), Path(sys.argv[2])
@@ -238,7 +239,7 @@ def read() -> None:
         for _ in range(2):
             assert [source.read(number) for number in range(len(source))] == [b"image"] * len(source)
     if sys.argv[4] == "scan":
-        scan_images(source, [], progress=False)
+        Scanner(source, [], progress=False).check(np.arange(len(source)))
     if sys.argv[4] == "list":
         list_folder(data_dir)
     if sys.argv[4] == "index":

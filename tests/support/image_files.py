@@ -14,9 +14,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, PngImagePlugin
 
+from rotnet_fast.data.scan import Scan, Scanner
+from rotnet_fast.data.source import ImageSource
+
 Pixels = npt.NDArray[np.uint8]
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def scan_images(source: ImageSource, places: list[Path], check: str = "structure") -> Scan:
+    """Check all images of a source that an earlier run has not checked."""
+    scanner = Scanner(source, places, progress=False, check=check)
+    scanner.check(np.arange(len(source)))
+    return scanner.scan
+
+
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
