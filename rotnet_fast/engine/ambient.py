@@ -8,13 +8,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-GENERATOR = threading.RLock()
+
+def lock_for_forks() -> AbstractContextManager[bool]:
+    """Make a lock for which forks wait: a forked process lacks the thread that would release it."""
+    lock = threading.RLock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_child=lock.release, after_in_parent=lock.release)
+    return lock
+
+
+GENERATOR = lock_for_forks()
 """Held by whoever draws from torch's generator, which all threads of a process share."""
 
 
@@ -67,7 +76,7 @@ class _DefaultType:
     """The default type of all threads: float32 until the last of those that want it so has ended."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self._lock = lock_for_forks()
         self._users = 0
         self._before: torch.dtype
 
@@ -75,7 +84,7 @@ class _DefaultType:
     def is_float32(self) -> Iterator[None]:
         import torch
 
-        with self.lock:
+        with self._lock:
             if self._users == 0:
                 self._before = torch.get_default_dtype()
             self._users += 1
@@ -83,18 +92,13 @@ class _DefaultType:
         try:
             yield
         finally:
-            with self.lock:
+            with self._lock:
                 self._users -= 1
                 if self._users == 0:
                     torch.set_default_dtype(self._before)
 
 
 _default_type = _DefaultType()
-
-if hasattr(os, "register_at_fork"):
-    # A forked process has one thread alone: what another one held would never be released in it.
-    for _lock in (GENERATOR, _default_type.lock):
-        os.register_at_fork(before=_lock.acquire, after_in_child=_lock.release, after_in_parent=_lock.release)
 
 
 @contextmanager

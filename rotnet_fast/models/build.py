@@ -31,7 +31,7 @@ def make_network(
         model: ``nin``, a name of torchvision such as ``resnet18``, or ``timm/NAME``.
         blocks, width, uniform_gamma: see `NetworkInNetwork`; other networks have no such settings.
         module: the network that a program gave, which is copied, with its weights; None builds ``model``.
-        image_size: height and width in pixels of images that ``module`` accepts.
+        image_size: height and width in pixels of the images.
 
     Raises:
         ArgumentError: the model is unknown or unsuitable, or a size is out of range.
@@ -43,4 +43,4 @@ def make_network(
         raise module_needed(model)
     if model == NIN:
         return NetworkInNetwork(num_classes, blocks, width, in_channels, uniform_gamma)
-    return LibraryNetwork(model, num_classes, in_channels)
+    return LibraryNetwork(model, num_classes, in_channels, image_size)

@@ -10,7 +10,9 @@ and its import fails beside a torch that it was not built for.
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.config import NIN
+from rotnet_fast.engine.ambient import lock_for_forks
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.names import TIMM, unknown_model
 from rotnet_fast.models.network import FeatureNetwork, check_input
@@ -26,6 +29,9 @@ from rotnet_fast.models.network import FeatureNetwork, check_input
 PROBE = 96
 """Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
 that leaves the last maps with more than one cell."""
+
+_TRACING = lock_for_forks()
+"""torch.fx traces one module of a process at a time."""
 
 _ONE_OUTPUT: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -49,7 +55,7 @@ class ModuleNetwork(FeatureNetwork):
         name: its name, as in ``--model``.
         num_classes: number of outputs.
         in_channels: number of channels of the images.
-        probe: height and width of the image that finds the feature maps.
+        image_size: height and width of images that it accepts.
 
     Raises:
         ArgumentError: the module is unsuitable, because it takes images of other sizes only, has no feature
@@ -64,14 +70,21 @@ class ModuleNetwork(FeatureNetwork):
     """Whether children are looked into that are lists of modules, or where no child itself returns a map."""
 
     def __init__(
-        self, model: nn.Module, name: str, num_classes: int, in_channels: int = 3, probe: int = PROBE
+        self, model: nn.Module, name: str, num_classes: int, in_channels: int = 3, image_size: int = PROBE
     ) -> None:
         super().__init__()
         self.name = name
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.model = model.to(memory_format=torch.channels_last)
-        self._maps = self._find_maps(probe)
+        probe = PROBE
+        try:
+            self._maps = self._find_maps(probe)
+        except ArgumentError:
+            if image_size == PROBE:
+                raise
+            probe = image_size  # it may take images of the size alone that it was made for
+            self._maps = self._find_maps(probe)
         self.layers = _stages(self.model, self._maps, self.descends)
         if not self.layers:
             raise ArgumentError(f"model {name} has no feature maps [B,C,H,W]; {self.another}")
@@ -155,9 +168,11 @@ class ModuleNetwork(FeatureNetwork):
             logits = self.model.eval()(torch.zeros(1, self.in_channels, height, width, device=device))
         except Exception as error:  # networks raise various errors for images that they cannot take
             reason = str(error).strip().partition("\n")[0]
+            remedy = "choose another size, or a convolutional network for any size, such as resnet18"
+            if "view size is not compatible" in reason:
+                remedy = "in its forward, use reshape instead of view, because maps are channels_last"
             raise ArgumentError(
-                f"model {self.name} does not accept images of {height} x {width} pixels ({reason}); choose "
-                f"another size, or a convolutional network for any size, such as resnet18"
+                f"model {self.name} does not accept images of {height} x {width} pixels ({reason}); {remedy}"
             ) from error
         finally:
             _restore(modes)
@@ -205,23 +220,14 @@ class ModuleNetwork(FeatureNetwork):
         """
         wanted = tuple(name for name in self._maps if name in layers)
         if wanted not in self._extractors:
-            extraction = import_module("torchvision.models.feature_extraction")
-            modes = _modes(self.model)
             try:
-                extractor = extraction.create_feature_extractor(
-                    self.model,
-                    list(wanted),
-                    tracer_kwargs={"leaf_modules": _leaf_types(self.model, wanted)},
-                    suppress_diff_warning=True,
-                )
+                extractor = _traced(self.model, wanted)
             except Exception as error:  # tracing runs the library's code, which may raise anything
                 reason = str(error).strip().partition("\n")[0]
                 raise ArgumentError(
                     f"model {self.name} cannot be traced for its feature maps {', '.join(wanted)} "
                     f"({reason}); {self.another}"
                 ) from error
-            finally:
-                _restore(modes)
             _protect_maps(extractor)
             self._extractors[wanted] = extractor
         return self._extractors[wanted]
@@ -234,14 +240,15 @@ class LibraryNetwork(ModuleNetwork):
         name: name of a classification network of torchvision, or ``timm/`` and the name of one of timm.
         num_classes: number of outputs.
         in_channels: number of channels of the images; must be 3 unless the network is timm's.
+        image_size: height and width of the images.
 
     Raises:
         ArgumentError: the network is unknown, its library is missing, or it is unsuitable, see
             `ModuleNetwork`.
     """
 
-    def __init__(self, name: str, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(_create(name, num_classes, in_channels), name, num_classes, in_channels)
+    def __init__(self, name: str, num_classes: int, in_channels: int = 3, image_size: int = PROBE) -> None:
+        super().__init__(_create(name, num_classes, in_channels), name, num_classes, in_channels, image_size)
 
 
 def _create(name: str, num_classes: int, in_channels: int) -> nn.Module:
@@ -310,6 +317,52 @@ def _stages(model: nn.Module, maps: dict[str, tuple[int, int]], descends: bool) 
     return tuple(name for name in maps if name in found)
 
 
+def _traced(model: nn.Module, layers: Sequence[str]) -> Any:
+    """Make the module that computes the maps of these layers with the submodules of a model.
+
+    Other threads may run the model and other modules meanwhile, although torch.fx sets modes, and changes how
+    all modules of the process are called. So a double of the model is traced, which has the same tensors, and
+    the tracer lets other threads' calls through.
+    """
+    extraction: Any = import_module("torchvision.models.feature_extraction")
+
+    class OneThreadTracer(extraction.NodePathTracer):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._thread = threading.get_ident()
+
+        def call_module(
+            self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
+            if threading.get_ident() != self._thread:
+                return forward(*args, **kwargs)
+            return super().call_module(m, forward, args, kwargs)
+
+        def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+            if threading.get_ident() != self._thread:
+                return attr_val
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    tensors = (*model.parameters(), *model.buffers())
+    double = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    with _TRACING:
+        usual, extraction.NodePathTracer = extraction.NodePathTracer, OneThreadTracer
+        try:
+            extractor = extraction.create_feature_extractor(
+                double,
+                list(layers),
+                tracer_kwargs={"leaf_modules": _leaf_types(double, layers)},
+                suppress_diff_warning=True,
+            )
+        finally:
+            extraction.NodePathTracer = usual
+    for graph in (extractor.train_graph, extractor.eval_graph):
+        for node in graph.nodes:
+            if node.op == "call_module":
+                extractor.set_submodule(node.target, model.get_submodule(node.target))
+    return extractor
+
+
 def _leaf_types(model: nn.Module, layers: Sequence[str]) -> list[type[nn.Module]]:
     """Types of modules that tracing treats as leaves: all except those that contain a layer.
 
@@ -333,8 +386,8 @@ def _protect_maps(extractor: Any) -> None:
         output = graph.output_node()
         for node in list(output.args[0].values())[:-1]:
             with graph.inserting_after(node):
-                copy = graph.call_method("clone", (node,))
-            output.replace_input_with(node, copy)
+                clone = graph.call_method("clone", (node,))
+            output.replace_input_with(node, clone)
     extractor.recompile()
 
 

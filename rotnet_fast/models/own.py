@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.library import PROBE, ModuleNetwork
+from rotnet_fast.models.library import ModuleNetwork
 from rotnet_fast.models.names import own_name
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.plain import counted, shown
@@ -89,13 +89,7 @@ class OwnNetwork(ModuleNetwork):
     rotation_head: nn.Linear | None
 
     def __init__(self, model: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
-        try:
-            super().__init__(model, own_name(model), num_classes, in_channels)
-        except ArgumentError:
-            if image_size == PROBE:
-                raise
-            # It may take images of the size alone that it was made for.
-            super().__init__(model, own_name(model), num_classes, in_channels, image_size)
+        super().__init__(model, own_name(model), num_classes, in_channels, image_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -214,6 +216,31 @@ class Dropping(nn.Module):
         dropped: torch.Tensor = functional.dropout(self.conv(x), 0.5, self.training)
         logits: torch.Tensor = self.fc(self.pool(dropped).mean(dim=(2, 3)))
         return logits
+
+
+def test_threads_may_trace_layers_while_others_run_modules(resnet: LibraryNetwork) -> None:
+    layers = [*RESNET_LAYERS, "layer1.0", "layer2.1", "layer3.0.conv1"]
+    views, own = images(side=64), nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    expected = {layer: copy.deepcopy(resnet).features(views, [layer])[layer] for layer in layers}
+    logits, of_own = resnet(views), own(views)
+    state = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
+    wrong, is_over = [], threading.Event()
+
+    def run() -> None:
+        while not is_over.is_set():
+            if not (torch.equal(resnet(views), logits) and torch.equal(own(views), of_own)):
+                wrong.append("other outputs")
+
+    with ThreadPoolExecutor(5) as pool:
+        other = pool.submit(run)
+        try:
+            found = list(pool.map(lambda layer: resnet.features(views, [layer])[layer], layers))
+        finally:
+            is_over.set()
+        other.result()
+    assert wrong == []
+    assert all(torch.equal(maps, expected[layer]) for layer, maps in zip(layers, found, strict=True))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in resnet.state_dict().items())
 
 
 def test_what_the_mode_decides_is_decided_by_the_present_mode(monkeypatch: pytest.MonkeyPatch) -> None:

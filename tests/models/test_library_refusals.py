@@ -38,7 +38,7 @@ def test_channels_of_images_are_those_that_the_library_allows() -> None:
         ("", "unknown model ''"),
         (
             "timm/vit_tiny_patch16_224",
-            r"does not accept images of 96 x 96 pixels \(Input height.*choose another",
+            r"does not accept images of 32 x 32 pixels \(Input height.*choose another",
         ),
         ("timm/test_vit", r"timm/test_vit has no feature maps \[B,C,H,W\]; choose a convolutional network"),
     ],
@@ -90,6 +90,32 @@ def test_a_network_without_usable_maps_is_refused(
     monkeypatch.setattr(library, "_create", lambda *_: model)
     with pytest.raises(ArgumentError, match=sentence):
         LibraryNetwork("made", 4)
+
+
+def test_a_network_for_images_of_one_size_is_probed_with_that_size() -> None:
+    network = make_network(4, model="swin_t", image_size=64)
+    assert network.layers  # of any size
+    network = make_network(4, model="vit_b_16", image_size=224)
+    assert network.layers == ("conv_proj",)
+    with pytest.raises(ArgumentError, match=r"vit_b_16 does not accept images of 64 x 64 pixels \("):
+        make_network(4, model="vit_b_16", image_size=64)
+
+
+class Viewing(nn.Module):
+    """Flattens its map, which is channels_last, by view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2)
+        self.fc = nn.Linear(8 * 15 * 15, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+def test_a_view_of_a_channels_last_map_is_named_with_its_remedy() -> None:
+    with pytest.raises(ArgumentError, match="in its forward, use reshape instead of view"):
+        make_network(4, module=Viewing(), image_size=32)
 
 
 def test_images_that_are_too_small_are_named() -> None:
