@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.arrays import encode_array
-from rotnet_fast.errors import ArgumentError
+from rotnet_fast.errors import ArgumentError, NonFiniteError
 from rotnet_fast.models.network import FeatureNetwork
 
 
@@ -59,6 +59,7 @@ def folded_filters(network: FeatureNetwork) -> torch.Tensor:
 
     Raises:
         ArgumentError: there is no convolution, or BatchNorm has no running statistics.
+        NonFiniteError: their weights overflow.
     """
     modules = iter(network.modules())
     first = next((module for module in modules if isinstance(module, nn.Conv2d)), None)
@@ -73,7 +74,13 @@ def folded_filters(network: FeatureNetwork) -> torch.Tensor:
             "filters; give a network that normalises with running statistics"
         )
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # [C_out]
-    return (first.weight * scale[:, None, None, None]).float().cpu().contiguous()
+    folded = (first.weight * scale[:, None, None, None]).float().cpu().contiguous()
+    if not folded.isfinite().all():
+        raise NonFiniteError(
+            f"the filters of model {network.name} are not finite, as those of a network that diverged; "
+            f"pretrain it again with a lower --lr"
+        )
+    return folded
 
 
 def effective_rank(matrix: torch.Tensor) -> float:

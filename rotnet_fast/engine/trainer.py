@@ -87,6 +87,7 @@ class Trainer:
             gradients over them. All run the same steps, and rank 0 writes.
         capture: how steps are captured; None decides by ``settings.graph``.
         monitor: evaluates the features of a network with the given weights and buffers: name -> percent.
+            Of its NonFiniteError the run only warns.
     """
 
     def __init__(
@@ -282,10 +283,23 @@ class Trainer:
             return {}
         log.testing()
         state = self.task.module.state_dict()
+
+        def evaluated() -> dict[str, float] | NonFiniteError:
+            try:
+                return monitor(state)
+            except NonFiniteError as error:  # no reason to stop, because a monitor changes nothing
+                return error
+
         if processes.world > 1:  # a signal has to wait, see _evaluate
-            return processes.from_main(lambda: monitor(state))
-        with stop.interruptible():
-            return monitor(state)
+            found = processes.from_main(evaluated)
+        else:
+            with stop.interruptible():
+                found = evaluated()
+        if not isinstance(found, NonFiniteError):
+            return found
+        if processes.is_main:
+            log.warn(f"nothing was monitored after epoch {done}: {found}")
+        return {}
 
     def _steps_done(self) -> int:
         return self.progress.epoch * len(self.loader) + self.progress.step

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.data.loader import Loader
+from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import outcome_of
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
@@ -119,6 +120,9 @@ def classify_features(
 
     Returns:
         Placement -> outcome.
+
+    Raises:
+        NonFiniteError: the network's feature maps overflow.
     """
     backbone = setup.backbone(subject).eval()
     views = setup.views(is_augmented=False)
@@ -126,7 +130,14 @@ def classify_features(
     def features(loader: Loader) -> dict[str, torch.Tensor]:
         batches = ((batch.indices, images) for batch, images in views.plain(loader))
         with setup.precision.autocast():
-            return frozen_features(backbone, batches, len(loader.labels), subject.layers, summarise)
+            found = frozen_features(backbone, batches, len(loader.labels), subject.layers, summarise)
+        overflowing = [layer for layer, vectors in found.items() if not vectors.isfinite().all()]
+        if overflowing:
+            raise NonFiniteError(
+                f"the features of {', '.join(overflowing)} are not finite, as those of a network that "
+                f"diverged; pretrain it again with a lower --lr"
+            )
+        return found
 
     bank, queries = features(views.loader), features(views.test_loader)
     classes = len(setup.dataset.classes)

@@ -52,6 +52,9 @@ class Monitor:
 
         Returns:
             ``knn_accuracy`` and ``linear_accuracy``, whichever is monitored, in percent of the test images.
+
+        Raises:
+            NonFiniteError: the features are not finite.
         """
         with own_draws():  # the copy's first weights, which are overwritten
             setup = EvaluationSetup(
@@ -71,9 +74,8 @@ class Monitor:
                 module=self.module,
             )
             layer = setup.pretrained_network().default_layer
-            found = classify_pooled(
-                setup, Subject(tuple((layer, kind) for kind in self.config.monitor or ()))
-            )
+            subject = Subject(tuple((layer, kind) for kind in self.config.monitor or ()))
+            found = classify_pooled(setup, subject)
             return {f"{kind}_accuracy": outcome.accuracy for (_, kind), outcome in found.items()}
 
 

@@ -106,6 +106,18 @@ def test_an_image_is_loaded_once_and_shown_to_the_network_once(
     assert loaded == shown == [config.limit_train, config.limit_test]
 
 
+def test_a_network_that_diverges_is_trained_to_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(
+        tmp_path / "run", epochs=1, monitor=("linear",), monitor_every=1, lr=1e30, checkpoint_every_steps=None
+    )
+    results = pretrain(config)
+    assert results["features"] == {}
+    said = capsys.readouterr().err
+    assert "nothing was monitored after epoch 1: the features of conv2 are not finite" in said
+
+
 def test_the_training_is_that_without_a_monitor_to_the_bit(
     watched: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
