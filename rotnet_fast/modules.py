@@ -6,7 +6,7 @@ loss, accuracy = rotnet_fast.RotationLoss(network, 192)(images)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from rotnet_fast.image_layout import Layout, channels_last, check_layout
 from rotnet_fast.ops import rotate_batch
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
-from rotnet_fast.plain import as_whole, counted, shown
+from rotnet_fast.plain import as_sequence, as_whole, counted, shown
 from rotnet_fast.rotations import FOUR_ROTATIONS, check_rotations
 
 _IDS_PER_PROCESS = 1 << 40
@@ -72,16 +72,25 @@ class RotateBatch(nn.Module):
         if number is None or not 0 <= number < 2**63:
             raise ArgumentError(f"seed is {shown(seed)}; it must be an integer in [0, 2**63)")
         for name, values in (("mean", mean), ("std", std)):
-            if not isinstance(values, Iterable):
+            if as_sequence(values) is None or not 1 <= len(tuple(values)) <= 4:
                 raise ArgumentError(
-                    f"{name} is {shown(values)}; it must be a sequence, one value per channel"
+                    f"{name} is {shown(values)}; it must be a sequence, one value for each of 1 to 4 channels"
                 )
+        if len(mean) != len(std):
+            raise ArgumentError(
+                f"mean has {counted(len(mean), 'value')} and std {len(std)}; give one per channel to both"
+            )
         self.pad, self.flip_prob = pad, flip_prob
         self.mean, self.std = tuple(mean), tuple(std)
         self.dtype, self.layout = dtype, layout
-        self.register_buffer("key", torch.tensor([number, 0]))  # (seed, calls in training mode)
-        with torch.no_grad():  # the op knows best what it accepts
-            self._views(torch.zeros(1, 1, 1, len(self.mean), dtype=torch.uint8), None)
+        with torch.inference_mode(False), torch.no_grad():  # in which a tensor could never be counted up
+            self.register_buffer("key", torch.tensor([number, 0]))  # (seed, calls in training mode)
+            # The op knows best what it accepts.
+            black = torch.zeros(1, 1, 1, len(self.mean), dtype=torch.uint8, device="cpu")
+            try:
+                self._views(black, None, key=torch.tensor([number, 0], device="cpu"))
+            except (TypeError, ValueError) as error:
+                raise ArgumentError(str(error)) from None
 
     def forward(
         self, images: torch.Tensor, sample_ids: torch.Tensor | None = None
@@ -101,13 +110,13 @@ class RotateBatch(nn.Module):
             ArgumentError: images are not uint8, not of these shapes, or fit both.
             ValueError: see :func:`rotnet_fast.rotate_batch`.
         """
-        found = self._views(self.stored(images), sample_ids)
+        found = self._views(self.stored(images), sample_ids, self.key)
         if self.training:
             self.key[1] += 1
         return found
 
     def _views(
-        self, images: torch.Tensor, sample_ids: torch.Tensor | None
+        self, images: torch.Tensor, sample_ids: torch.Tensor | None, key: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Not by the seed: DistributedDataParallel gives all processes the first one's buffers.
         if sample_ids is None and (rank := _rank()) > 0:
@@ -116,7 +125,7 @@ class RotateBatch(nn.Module):
             images,
             sample_ids=sample_ids,
             rotations=self.rotations,
-            seed=self.key,
+            seed=key,
             pad=self.pad if self.training else 0,
             flip_prob=self.flip_prob if self.training else 0.0,
             mean=self.mean,

@@ -235,6 +235,10 @@ def _whole_numbers(name: str, ids: Any) -> Any:
         raise TypeError(
             f"{sentence}a {type(ids).__name__} of something else: use torch.tensor(...)"
         ) from None
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and (array >> np.uint64(63)).any():
+        raise TypeError(f"{sentence}numbers beyond int64")
+    if array.dtype.kind == "f" and array.ndim == 1 and all(as_whole(number) is not None for number in ids):
+        raise TypeError(f"{sentence}numbers beyond int64")  # which NumPy mixes with others as float64
     if array.dtype.kind == "O":
         raise TypeError(f"{sentence}a {type(ids).__name__} of other things, or of numbers beyond int64")
     if array.dtype.kind not in "iu":

@@ -182,14 +182,25 @@ def test_a_rotation_loss_is_learned() -> None:
         ({"layout": "HWC"}, "layout is 'HWC'; it must be NHWC, NCHW, or None to tell it"),
         ({"dtype": torch.float64}, "dtype is torch.float64; it must be one of"),
         ({"seed": -1}, "seed is -1; it must be an integer in"),
-        ({"mean": (0.5,)}, "std"),
+        ({"mean": (0.5,)}, "mean has 1 value and std 3; give one per channel to both"),
+        ({"mean": (), "std": ()}, r"mean is \(\); it must be a sequence, one value for each of 1 to 4"),
+        ({"mean": torch.tensor(0.5)}, "mean is Tensor .*; it must be a sequence"),
         ({"pad": -1}, "pad"),
         ({"flip_prob": 2.0}, "flip_prob"),
     ],
 )
 def test_unusable_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         RotateBatch(**settings)
+
+
+def test_a_module_made_in_inference_mode_or_on_meta_is_usable_outside() -> None:
+    with torch.inference_mode():
+        made = RotateBatch()
+    made(images())
+    assert made.key.tolist() == [0, 1]
+    with torch.device("meta"):
+        assert RotateBatch().key.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +258,7 @@ def test_processes_draw_differently_from_the_same_state(monkeypatch: pytest.Monk
     [
         (lambda: RotateBatch()(images().numpy()), "images is ndarray .*; it must be a uint8 tensor"),
         (lambda: RotateBatch()([1]), r"images is \[1\]; it must be a uint8 tensor"),
-        (lambda: RotateBatch(mean=0.5), "mean is 0.5; it must be a sequence, one value per channel"),
+        (lambda: RotateBatch(mean=0.5), "mean is 0.5; it must be a sequence, one value for each of 1"),
         (lambda: RotateBatch(std=None), "std is None; it must be a sequence"),
         (lambda: RotateBatch(seed=None), "seed is None; it must be an integer in"),
         (lambda: RotateBatch(seed=1.5), "seed is 1.5; it must be an integer in"),

@@ -100,6 +100,16 @@ WRONG_CALLS: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         "got a list of other things, or of numbers beyond int64",
         lambda: rotate_batch(IMAGES, [2**70]),
     ),
+    "indices of which one is beyond int64": (
+        TypeError,
+        "got numbers beyond int64",
+        lambda: rotate_batch(IMAGES, [0, 2**63 + 3]),
+    ),
+    "indices of NumPy's beyond int64": (
+        TypeError,
+        "got numbers beyond int64",
+        lambda: rotate_batch(IMAGES, np.array([2**63 + 1], np.uint64)),
+    ),
     "indices a mask": (
         TypeError,
         r"got torch.bool: convert a mask by mask.nonzero\(\).flatten\(\)",
