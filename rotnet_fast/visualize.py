@@ -182,6 +182,14 @@ class Analyses:
             bad_images=config.bad_images,
             loader=config.loader,
         )
+        if len(dataset.test) < 2 and "embedding" in self.pictures:
+            if "embedding" in config.what:
+                raise ArgumentError(
+                    "what holds embedding, which needs two test images or more, and there is one; give more, "
+                    "or choose other pictures"
+                )
+            print("without the embedding: there is one test image")
+            self.pictures.remove("embedding")
         self.classes = dataset.classes
         self.seed = config.seed
         self.rotations = recipe.rotations if recipe.pretext_task == ROTATION else ()

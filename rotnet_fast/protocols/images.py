@@ -89,8 +89,12 @@ def open_images(
     except ArgumentError as error:
         limits = {"limit_train": limit_train, "limit_test": limit_test, "validation": validation}
         blamed = str(error).partition(" is ")[0]
-        if is_own and blamed in limits and limits[blamed] == getattr(recipe, blamed):  # which once were there
-            raise _others(pretrained, data_dir, str(error).partition(":")[0]) from error
+        if is_own and blamed in limits and limits[blamed] == getattr(recipe, blamed):
+            said = str(error).partition(":")[0]
+            if all(limit == getattr(recipe, name) for name, limit in limits.items()):  # which once were there
+                raise _others(pretrained, data_dir, said) from error
+            flag = blamed.replace("_", "-")
+            raise ArgumentError(f"{said}; that is the pretraining's: give another with --{flag}") from error
         raise
     if is_own:
         _check_own(pretrained, dataset, data_dir, (limit_train, limit_test, validation), bad_images)

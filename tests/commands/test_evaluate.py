@@ -244,6 +244,11 @@ def test_interrupted_evaluation_goes_on_where_it_was(
         ("--images-per-class 5", 2, "the smallest class has 4 training images: give 1 to 4"),
         ("--limit-train 100000", 2, "limit-train is 100000"),
         ("--limit-train 33 --batch-size 16", 2, "33 training images leave a last batch of one"),
+        (
+            "--no-frozen --knn --validation 10",
+            2,
+            "that is the pretraining's: give another with --limit-test",
+        ),
         ("--device gpu", 2, "device is gpu; it must be auto, cpu, cuda, cuda:N or mps"),
         ("--graph on", 2, "graph is on, which needs a GPU, but the device is cpu: omit --graph"),
         ("--device cuda:99", 2, "device is cuda:99"),

@@ -19,6 +19,7 @@ from tiny import read_digits_once, tiny_config
 from rotnet_fast import evaluate
 from rotnet_fast.data import datasets
 from rotnet_fast.data.split import RawDataset, Split
+from rotnet_fast.engine import checkpoint
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.visualize import PICTURES, Analyses, Picture, VisualizeConfig, main
 
@@ -168,6 +169,27 @@ def test_wrong_value_is_one_sentence_and_an_exit_code(
     assert sentence in message
     assert len(message.splitlines()) == 1
     assert not (run / "figures").exists()
+
+
+def test_of_one_test_image_there_is_no_embedding(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert visualize(run, "--what embedding rotations --limit-test 1") == 2
+    assert "what holds embedding, which needs two test images or more" in capsys.readouterr().err
+    assert visualize(run, "--limit-test 1") == 0
+    assert "without the embedding: there is one test image" in capsys.readouterr().out
+    assert (run / "figures" / "hardest.png").exists()
+
+
+def test_filters_that_overflow_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "checkpoints" / "last.pt"
+    state = checkpoint.load(path)
+    for name, tensor in state["module"].items():
+        if name.endswith("running_var"):
+            tensor.fill_(1e-38)
+        elif name.endswith("weight"):
+            tensor.fill_(3e38)
+    checkpoint.save(path, state)
+    assert visualize(run, "--what filters") == 5
+    assert "not finite, as those of a network that diverged" in capsys.readouterr().err
 
 
 def test_missing_and_other_checkpoints_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
