@@ -206,10 +206,14 @@ def upright_rgb(image: Image.Image, name: str = "an image") -> Image.Image:
         name: its name in error messages.
 
     Raises:
-        DataError: it is a grey image with 16 or more bits.
+        DataError: it is a grey image with 16 or more bits, of a rare mode, or without pixels.
     """
     if image.mode not in MODES:
-        raise DataError(f"{name} {DEEP_GREY}")
+        is_deep = image.mode.startswith(("I", "F"))
+        remedy = f"has mode {image.mode}; convert it to RGB, such as by image.convert('RGB')"
+        raise DataError(f"{name} {DEEP_GREY if is_deep else remedy}")
+    if min(image.size) < 1:
+        raise DataError(f"{name} has {image.width} x {image.height} pixels; give images with some")
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:

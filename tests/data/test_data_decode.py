@@ -16,7 +16,14 @@ from image_files import Pixels, chunk, deep_png, encoded, exif, pixels, png_head
 from PIL import Image
 
 from rotnet_fast.data import workers
-from rotnet_fast.data.decode import decode_image, decode_images, decode_rgb, decode_turned, encode_ppm
+from rotnet_fast.data.decode import (
+    decode_image,
+    decode_images,
+    decode_rgb,
+    decode_turned,
+    encode_ppm,
+    upright_rgb,
+)
 from rotnet_fast.data.kinds import IMAGE_SUFFIXES, IMAGES, image_kind
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.errors import DataError
@@ -92,6 +99,16 @@ def test_a_grey_image_of_16_bits_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep\.png is a grey image of 16 bits or more; save it with 8"):
         decode_image(str(tmp_path / "deep.png"), 8)
+
+
+def test_images_of_other_modes_and_of_no_pixels_are_refused_by_what_they_are() -> None:
+    for mode in ("HSV", "LAB", "RGBX", "RGBa"):
+        with pytest.raises(DataError, match=f"x has mode {mode}; convert it to RGB"):
+            upright_rgb(Image.new(mode, (4, 4)), "x")
+    with pytest.raises(DataError, match="x is a grey image of 16 bits or more"):
+        upright_rgb(Image.new("I", (4, 4)), "x")
+    with pytest.raises(DataError, match="x has 0 x 5 pixels"):
+        upright_rgb(Image.new("RGB", (0, 5)), "x")
 
 
 @pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
