@@ -28,6 +28,9 @@ ROOT = Path(__file__).parent.parent
 LATIN1 = os.fsdecode(b"caf\xe9")
 """A name that is not UTF-8."""
 
+LONG = 300 * "x"
+"""A name that no file can have."""
+
 
 @dataclass(frozen=True)
 class WrongUse:
@@ -46,7 +49,8 @@ class WrongUse:
     def arguments(self) -> list[str]:
         """What stands behind ``python``."""
         new = f"new-{zlib.crc32(self.line.encode())}"  # cases that run at once must not meet
-        command, *options = shlex.split(self.line.replace("LATIN1", LATIN1).replace("NEW", new))
+        line = self.line.replace("LATIN1", LATIN1).replace("LONG", LONG).replace("NEW", new)
+        command, *options = shlex.split(line)
         return ["-m", f"rotnet_fast.{command}", *options]
 
 
@@ -112,6 +116,16 @@ CASES = [
     WrongUse("reproduce --only table9 --output NEW", 2, ("only holds 'table9'", "choose from table3")),
     WrongUse("reproduce --preset demo --output NEW", 2, ("preset is demo", "add --dataset digits")),
     WrongUse("benchmark --output NEW.txt", 2, ("output is new-", "must end in .json")),
+    WrongUse("pretrain --preset quickstart --output LONG", 2, ("cannot be used: File name", "another path")),
+    WrongUse("pretrain --preset quickstart --resume LONG", 2, ("File name too long; give another path",)),
+    WrongUse("embed run --data-dir LONG --output NEW.npz", 2, ("File name too long; give another path",)),
+    WrongUse(
+        "pretrain --preset quickstart --output evaluated", 2, ("evaluated holds a run of another", "--output")
+    ),
+    WrongUse(
+        "pretrain --preset quickstart --output evaluated --resume auto", 2, ("of another command", "--output")
+    ),
+    WrongUse("export run --output run/checkpoints", 2, ("checkpoints, which belongs to a run", "--output")),
     WrongUse("doctor --fix", 2, ("--fix", "--help")),
     # Data: 3
     WrongUse("pretrain --dataset folder --data-dir nowhere", 3, ("data-dir is nowhere", "pass the folder")),
@@ -168,6 +182,7 @@ def make_world(world: Path) -> Iterator[None]:
     """Context with what the cases name, in a folder: runs, files that are no checkpoints, a folder in use."""
     import torch
 
+    from rotnet_fast import evaluate
     from rotnet_fast.config import PretrainConfig
     from rotnet_fast.engine import checkpoint
     from rotnet_fast.export import ExportConfig, export
@@ -180,6 +195,8 @@ def make_world(world: Path) -> Iterator[None]:
     shutil.copytree(run, world / "broken")
     (world / "broken" / "config.json").write_text('{"settings": ')
     export(ExportConfig(run, world / "exported"))
+    flags = "--no-frozen --knn --epochs 1 --device cpu --output"
+    assert evaluate.main(["--checkpoint", str(run), *flags.split(), str(world / "evaluated")]) == 0
     shutil.copy(world / "exported" / "model.safetensors", world / "weights.pt")
     torch.save({"weight": torch.zeros(3)}, world / "pickle.pt")
     checkpoint.save(world / "other.pt", {"weight": torch.zeros(3)})

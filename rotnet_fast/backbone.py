@@ -120,7 +120,8 @@ class Backbone(nn.Module):
 
         Raises:
             ArgumentError: nothing says how to build the network: it was made by hand, or has other layers
-                than the one that was loaded; or the folder is that of a run, or has the name of a file.
+                than the one that was loaded; or the folder is that of a run, has the name of a file, or
+                holds the card of other weights.
             CannotWriteError: the file cannot be written.
         """
         from rotnet_fast.engine.checkpoint import pack_weights
@@ -138,6 +139,8 @@ class Backbone(nn.Module):
             raise ArgumentError(
                 f"folder is {place}, a run, whose checkpoint would be loaded instead; choose another folder"
             )
+        if place.name == "checkpoints" and (place.parent / "config.json").exists():
+            raise ArgumentError(f"folder is {place}, the checkpoints of a run; choose another folder")
         state = {
             name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()
             for name, tensor in self.network.state_dict().items()
@@ -152,6 +155,13 @@ class Backbone(nn.Module):
             ) from None
         if found.state_hash() != self.metadata["state_hash"]:
             found = replace(found, metrics={})
+        card = place / "README.md"
+        said = card.read_text(errors="replace") if card.is_file() else ""
+        if "SHA-256 of the weights' values" in said and found.state_hash() not in said:
+            raise ArgumentError(
+                f"folder is {place}, whose README.md describes other weights; remove that, or choose another "
+                f"folder"
+            )
         ensure_folder(place)
         content = pack_weights(state, found.metadata(self.metadata["dataset"]))
         write_atomically(place / MODEL_FILE, content)

@@ -24,6 +24,7 @@ from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.engine.streams import open_standard_descriptors, robust_streams
 from rotnet_fast.errors import (
+    ArgumentError,
     CannotWriteError,
     DataError,
     ElsewhereError,
@@ -35,6 +36,9 @@ from rotnet_fast.files import cannot_read, cannot_write, is_out_of_descriptors
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""
+
+_CANNOT_USE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+"""From looking at a path that an argument gave, and that the system does not even look up."""
 
 
 def run_command(command: Callable[[], object], *, is_shown_only: bool = False) -> int:
@@ -113,6 +117,9 @@ def _run(command: Callable[[], object]) -> int:
     except OSError as error:
         if is_out_of_descriptors(error):
             return _fail(DataError(cannot_read(str(error.filename or "a file"), error, "")))
+        if error.errno in _CANNOT_USE and error.filename is not None:
+            path, reason = os.fsdecode(error.filename), os.strerror(error.errno)
+            return _fail(ArgumentError(f"{path} cannot be used: {reason}; give another path"))
         if error.errno not in _CANNOT_WRITE:
             raise
         return _fail(cannot_write(error.filename or "to the run folder", error))

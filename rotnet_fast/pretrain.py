@@ -156,7 +156,7 @@ def check_is_pretraining(folder: Path, settings: Mapping[str, Any], argument: st
     Raises:
         ArgumentError: the settings in it are not those of a pretraining.
     """
-    if "preset" not in settings:
+    if "preset" not in settings or "checkpoint" in settings:  # which an evaluation has
         remedy = "choose another folder with --output" if argument == "output" else "pass a run of " + PROGRAM
         raise ArgumentError(
             f"{argument} {folder} holds a run of another command, not a pretraining; {remedy}"
@@ -462,6 +462,8 @@ def check_same_recipe(
     settings = {**config.recipe(), "precision": precision.name}
     others = ("ablation", "pretext_task")  # which are only named where they are none of RotNet's
     saved = {name: value for name, value in state["config"].items() if name in settings or name in others}
+    if "pretext_task" in settings.keys() | saved.keys():
+        settings, saved = ({"pretext_task": ROTATION, **values} for values in (settings, saved))
     refusal = checkpoint.refusal(saved, settings, path)
     if refusal is not None:
         raise refusal

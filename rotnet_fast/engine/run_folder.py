@@ -229,7 +229,7 @@ def check_output(folder: Path, argument: str = "output") -> None:
         argument: name of the argument in error messages.
 
     Raises:
-        ArgumentError: its name is not UTF-8.
+        ArgumentError: its name is not UTF-8, or a run keeps its checkpoints in it.
         CannotWriteError: it is a file, lies on a read-only disk, ...
     """
     try:
@@ -239,6 +239,10 @@ def check_output(folder: Path, argument: str = "output") -> None:
             f"{argument} is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name "
             f"it; choose another folder with --{argument}"
         ) from None
+    if folder.name in ("checkpoints", "snapshots") and (folder.parent / "config.json").exists():
+        raise ArgumentError(
+            f"{argument} is {folder}, which belongs to a run; choose another folder with --{argument}"
+        )
     try:
         # Nothing is created to find out, because other commands may be working in the same place.
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -394,6 +394,21 @@ def test_a_fine_tuned_backbone_keeps_its_weights_and_no_metrics(
     assert torch.equal(again.to(torch.bfloat16)(images), halved(images).detach())
 
 
+def test_a_backbone_is_not_saved_beside_the_card_of_others_nor_among_checkpoints(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = export(ExportConfig(str(run), output=tmp_path / "exported"))
+    backbone = load_backbone(run, device="cpu")
+    backbone.save(folder)  # the very weights
+    next(backbone.network.parameters()).data += 1
+    with pytest.raises(ArgumentError, match=r"exported, whose README\.md describes other weights"):
+        backbone.save(folder)
+    (folder / "README.md").write_text("My own notes.\n")
+    backbone.save(folder)
+    with pytest.raises(ArgumentError, match="checkpoints, the checkpoints of a run; choose another folder"):
+        backbone.save(run / "checkpoints")
+
+
 def test_what_could_not_be_built_again_is_not_saved(backbone: Backbone, run: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"not loaded by load_backbone.* save network\.state_dict"):
         backbone.save(tmp_path / "made")
