@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 from rotnet_fast import system
 from rotnet_fast.errors import ArgumentError, CannotWriteError
+from rotnet_fast.plain import shown
 
 _MORE_FILES = 4096
 _UNPACKED_BY = {
@@ -49,8 +50,10 @@ def named(path: str | os.PathLike[str], argument: str = "path") -> Path:
         argument: name of the argument, for errors.
 
     Raises:
-        ArgumentError: the path is empty, which would mean the current folder.
+        ArgumentError: the path is empty, which would mean the current folder, or no path at all.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"{argument} is {shown(path)}; give a path as a string or a Path")
     text = os.fspath(path)
     if not text:
         raise ArgumentError(f"{argument} is empty; give a path, such as . for the current folder")

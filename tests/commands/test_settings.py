@@ -179,6 +179,9 @@ def test_functions_take_paths_as_users_write_them(home: Path) -> None:
         assert rotnet_fast.load_backbone(path, "cpu").image_size == 16
     with pytest.raises(ArgumentError, match="path_or_name is empty; give a path"):
         rotnet_fast.load_backbone("")
+    for wrong in (None, 3, b"run"):
+        with pytest.raises(ArgumentError, match=r"path_or_name is .*; give a path as a string or a Path"):
+            rotnet_fast.load_backbone(wrong)  # type: ignore[arg-type]
     content = {"cells": [], "dataset": {"tested_on": "test"}}
     (home / "results.json").write_text(json.dumps(content))
     assert load_results("~") == content  # type: ignore[arg-type]
