@@ -340,8 +340,8 @@ class Trainer:
         """Warn of skipped steps, unless the precision is fp16, whose loss scaling skips steps by design."""
         if self.processes.is_main and self.settings.precision.name != "fp16":
             log.warn(
-                f"{skipped} of the last {counted(steps, 'step')} were skipped because their loss or "
-                f"gradients were non-finite (epoch {self.progress.epoch + 1}, up to step "
+                f"skipped {skipped} of the last {counted(steps, 'step')}, with a loss or gradients that were "
+                f"non-finite (epoch {self.progress.epoch + 1}, up to step "
                 f"{self.progress.step}); {MOST_IN_A_ROW} in a row stop the run"
             )
 

@@ -186,7 +186,7 @@ def test_a_skipped_step_is_reported_and_is_in_no_mean(
     assert sum(line.get("skipped_steps", 0) for line in intervals) == 2
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert all("loss" in line for line in intervals if log_every == 3 or "skipped_steps" not in line)
-    assert capsys.readouterr().err.count("WARNING: 1 of the last") == 2
+    assert capsys.readouterr().err.count("WARNING: skipped 1 of the last") == 2
 
 
 def test_a_skipped_step_is_one_of_those_since_the_last_report_whatever_a_resume(
@@ -220,7 +220,7 @@ def test_a_skipped_step_is_one_of_those_since_the_last_report_whatever_a_resume(
         trainer = trainer_in(run)
         trainer.resume()
         trainer.fit()
-    assert "WARNING: 1 of the last 3 steps were skipped" in capsys.readouterr().err
+    assert "WARNING: skipped 1 of the last 3 steps, with a loss" in capsys.readouterr().err
 
 
 class PoisonedLater(Poisoned):
