@@ -306,9 +306,11 @@ def test_settings_that_a_task_cannot_use_are_refused(flags: str, sentence: str) 
 
 
 def test_a_run_is_not_resumed_by_another_task(runs: dict[str, Path], tmp_path: Path) -> None:
-    for task, other in (("jigsaw", "autoencoder"), ("jigsaw", "rotation")):
-        config = config_of(tmp_path / other, other, resume=str(runs[task]))  # type: ignore[arg-type]
-        with pytest.raises(CheckpointError, match=f"pretext_task is {task!r} there and"):
+    pretrain(replace(config_of(tmp_path / "rotnet", "rotation"), epochs=1))
+    folders = {**runs, "rotation": tmp_path / "rotnet"}
+    for task, other in (("jigsaw", "autoencoder"), ("jigsaw", "rotation"), ("rotation", "jigsaw")):
+        config = config_of(tmp_path / other, other, resume=str(folders[task]))  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match=f"pretext_task is {task!r} there and {other!r} here"):
             pretrain(config)
 
 
