@@ -356,6 +356,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
             trainer.load_state({**state, "config": settings, "step": step}, path)
             found = None  # frees a copy of weights and momentum
             say(f"resuming from {path}: {counted(state['epoch'], 'epoch')} and {counted(step, 'step')} done")
+            if monitor is not None and trainer.progress.epoch == config.epochs:
+                say("no epoch is left to monitor; see --knn and --linear of python -m rotnet_fast.evaluate")
         processes.on_main(lambda: image_list.keep(run.path, dataset))
         is_known = own.progress and own.network is None
         if is_known and (said := forecast(trainer, config, len(dataset.test))) is not None:

@@ -106,6 +106,15 @@ def test_an_image_is_loaded_once_and_shown_to_the_network_once(
     assert loaded == shown == [config.limit_train, config.limit_test]
 
 
+def test_a_finished_run_that_is_resumed_with_a_monitor_says_that_it_has_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(tiny_config(tmp_path / "run"))
+    results = pretrain(tiny_config(tmp_path / "run", resume="auto", monitor=("knn",)))
+    assert results["features"] == {}
+    assert "no epoch is left to monitor; see --knn" in capsys.readouterr().out
+
+
 def test_a_network_that_diverges_is_trained_to_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
