@@ -22,6 +22,7 @@ from rotnet_fast.checks import check_device
 from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.ambient import plain_torch
 from rotnet_fast.engine.precision import resolve_device
+from rotnet_fast.engine.run_folder import is_part_of_run
 from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.files import ensure_folder, named, write_atomically
 from rotnet_fast.models.network import FeatureNetwork
@@ -139,7 +140,7 @@ class Backbone(nn.Module):
             raise ArgumentError(
                 f"folder is {place}, a run, whose checkpoint would be loaded instead; choose another folder"
             )
-        if place.name == "checkpoints" and (place.parent / "config.json").exists():
+        if is_part_of_run(place):
             raise ArgumentError(f"folder is {place}, the checkpoints of a run; choose another folder")
         state = {
             name: tensor.detach().cpu().float() if tensor.is_floating_point() else tensor.detach().cpu()

@@ -49,6 +49,13 @@ class NonFiniteError(RotnetError):
     exit_code = 5
 
 
+def diverged(what: str) -> NonFiniteError:
+    """Return the error of values that overflow in a trained network, such as its features."""
+    return NonFiniteError(
+        f"{what} are not finite, as those of a network that diverged; pretrain it again with a lower --lr"
+    )
+
+
 class OutOfMemoryError(RotnetError):
     """The device ran out of memory."""
 

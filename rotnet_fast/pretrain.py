@@ -464,8 +464,7 @@ def check_same_recipe(
     settings = {**config.recipe(), "precision": precision.name}
     others = ("ablation", "pretext_task")  # which are only named where they are none of RotNet's
     saved = {name: value for name, value in state["config"].items() if name in settings or name in others}
-    if "pretext_task" in settings.keys() | saved.keys():
-        settings, saved = ({"pretext_task": ROTATION, **values} for values in (settings, saved))
+    settings, saved = ({"pretext_task": ROTATION, **values} for values in (settings, saved))
     refusal = checkpoint.refusal(saved, settings, path)
     if refusal is not None:
         raise refusal

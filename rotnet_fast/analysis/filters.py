@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.arrays import encode_array
-from rotnet_fast.errors import ArgumentError, NonFiniteError
+from rotnet_fast.errors import ArgumentError, diverged
 from rotnet_fast.models.network import FeatureNetwork
 
 
@@ -76,10 +76,7 @@ def folded_filters(network: FeatureNetwork) -> torch.Tensor:
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # [C_out]
     folded = (first.weight * scale[:, None, None, None]).float().cpu().contiguous()
     if not folded.isfinite().all():
-        raise NonFiniteError(
-            f"the filters of model {network.name} are not finite, as those of a network that diverged; "
-            f"pretrain it again with a lower --lr"
-        )
+        raise diverged(f"the filters of model {network.name}")
     return folded
 
 

@@ -20,6 +20,7 @@ from rotnet_fast.data.workers import in_chunks
 from rotnet_fast.errors import DataError
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
+DEEP_MODES = ("I", "F")  # how Pillow's names of grey modes of 16 bits or more begin
 # 16-bit grey images often use only 10 or 12 bits, so no conversion to 8 bits is right for all of them.
 DEEP_GREY = "is a grey image of 16 bits or more; save it with 8 bits per channel"
 
@@ -209,9 +210,8 @@ def upright_rgb(image: Image.Image, name: str = "an image") -> Image.Image:
         DataError: it is a grey image with 16 or more bits, of a rare mode, or without pixels.
     """
     if image.mode not in MODES:
-        is_deep = image.mode.startswith(("I", "F"))
-        remedy = f"has mode {image.mode}; convert it to RGB, such as by image.convert('RGB')"
-        raise DataError(f"{name} {DEEP_GREY if is_deep else remedy}")
+        other = f"has mode {image.mode}; convert it to RGB, such as by image.convert('RGB')"
+        raise DataError(f"{name} {DEEP_GREY if image.mode.startswith(DEEP_MODES) else other}")
     if min(image.size) < 1:
         raise DataError(f"{name} has {image.width} x {image.height} pixels; give images with some")
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:

@@ -31,7 +31,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from rotnet_fast.data import jpeg, kinds, png
 from rotnet_fast.data.cache import read_cache, write_cache, write_text
-from rotnet_fast.data.decode import MODES, decode_rgb
+from rotnet_fast.data.decode import DEEP_MODES, MODES, decode_rgb
 from rotnet_fast.data.source import ImageSource
 from rotnet_fast.data.verdicts import (
     BOMB,
@@ -321,7 +321,7 @@ def _check_header(image: Image.Image) -> None:
     if max(image.size) > LONGEST_SIDE:
         raise DamageError(TOO_LONG)
     if image.mode not in MODES:
-        raise DamageError(TOO_DEEP if image.mode.startswith(("I", "F")) else RARE)
+        raise DamageError(TOO_DEEP if image.mode.startswith(DEEP_MODES) else RARE)
 
 
 def _check_decodes(content: bytes) -> None:

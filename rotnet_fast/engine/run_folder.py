@@ -221,6 +221,11 @@ def check_is_no_study(folder: Path) -> None:
             )
 
 
+def is_part_of_run(folder: Path) -> bool:
+    """Whether a folder is that of the checkpoints or of the snapshots of a run."""
+    return folder.name in ("checkpoints", "snapshots") and (folder.parent / "config.json").exists()
+
+
 def check_output(folder: Path, argument: str = "output") -> None:
     """Check that a folder can be created and written to, without creating it.
 
@@ -239,7 +244,7 @@ def check_output(folder: Path, argument: str = "output") -> None:
             f"{argument} is {os.fsencode(folder)!r}, which is not UTF-8, and logs and reports could not name "
             f"it; choose another folder with --{argument}"
         ) from None
-    if folder.name in ("checkpoints", "snapshots") and (folder.parent / "config.json").exists():
+    if is_part_of_run(folder):
         raise ArgumentError(
             f"{argument} is {folder}, which belongs to a run; choose another folder with --{argument}"
         )

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from rotnet_fast.data.loader import Loader
-from rotnet_fast.errors import NonFiniteError
+from rotnet_fast.errors import diverged
 from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.protocols.classification import outcome_of
 from rotnet_fast.protocols.evaluation import EvaluationSetup, Placement, Subject
@@ -133,10 +133,7 @@ def classify_features(
             found = frozen_features(backbone, batches, len(loader.labels), subject.layers, summarise)
         overflowing = [layer for layer, vectors in found.items() if not vectors.isfinite().all()]
         if overflowing:
-            raise NonFiniteError(
-                f"the features of {', '.join(overflowing)} are not finite, as those of a network that "
-                f"diverged; pretrain it again with a lower --lr"
-            )
+            raise diverged(f"the features of {', '.join(overflowing)}")
         return found
 
     bank, queries = features(views.loader), features(views.test_loader)
