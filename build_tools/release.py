@@ -1,7 +1,6 @@
 """The release checklist as one script: builds what would be uploaded, audits it, and tries it out.
 
     python build_tools/release.py FOLDER --pythons python3.10 python3.11 python3.12 python3.13
-    python build_tools/release.py FOLDER --quick      # what the gate does: no CUDA kernels, this Python alone
 
 What is committed is archived, built to a source distribution, that to a wheel for every Python (with the
 pybind11 module for those given), and the wheel installed into a clean environment of each, beside the newest
@@ -27,7 +26,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("abi3audit", "auditwheel", "build", "torch-abi-audit", "twine", "wheel")
-QUICK_TESTS = ("tests/ops/test_modules.py", "tests/system/test_house.py")
 LARGEST = 1 << 20
 """Bytes of a library of CPU kernels, and of a pybind11 module: more means that it was not stripped."""
 
@@ -65,9 +63,7 @@ def make_environment(folder: Path, python: str | Path, *packages: str | Path) ->
     return folder / "bin"
 
 
-def build(
-    work: Path, programs: Path, pythons: list[str], merged: list[Path], is_quick: bool
-) -> tuple[Path, Path, Path]:
+def build(work: Path, programs: Path, pythons: list[str], merged: list[Path]) -> tuple[Path, Path]:
     """Return the source distribution, the folder where it was unpacked, and the wheel."""
     say("the source distribution, of what is committed")
     run("git", "archive", "--output", work / "committed.tar", "HEAD", cwd=ROOT)
@@ -80,11 +76,10 @@ def build(
     source = work / sdist.name.removesuffix(".tar.gz")
 
     say("the wheel, of the source distribution")
-    environment = {"ROTNET_PYTHONS": os.pathsep.join(pythons), **({"ROTNET_CUDA": "0"} if is_quick else {})}
     run(
         *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"),
         *("--wheel-dir", work / "built", source),
-        **environment,
+        ROTNET_PYTHONS=os.pathsep.join(pythons),
     )
     (wheel,) = (work / "built").glob("*.whl")
     if merged:
@@ -108,7 +103,7 @@ def build(
     return source, tagged
 
 
-def audit(work: Path, programs: Path, wheel: Path, suffixes: set[str], is_quick: bool) -> None:
+def audit(work: Path, programs: Path, wheel: Path, suffixes: set[str]) -> None:
     say("audits")
     print(run(programs / "twine", "check", "--strict", *wheel.parent.iterdir()))
     with zipfile.ZipFile(wheel) as archive:
@@ -120,7 +115,7 @@ def audit(work: Path, programs: Path, wheel: Path, suffixes: set[str], is_quick:
         check(size < LARGEST or "cuda" in name, f"{name} has {size} bytes: was it stripped?")
     wanted = {"_C_cpu.abi3.so", *(f"_core{suffix}" for suffix in suffixes)}
     check(wanted <= set(libraries), f"the wheel lacks {wanted - set(libraries)}")
-    check(any("_C_cuda" in name for name in libraries) or is_quick, "the wheel lacks CUDA kernels")
+    check(any("_C_cuda" in name for name in libraries), "the wheel lacks CUDA kernels")
     check(any(name.endswith(".safetensors") for name in sizes), "the wheel lacks the shipped model")
     check(wheel.name.split("-")[2:4] == ["py3", "none"], f"{wheel.name} is not for every Python")
     for path in sorted((work / "content" / "rotnet_fast").glob("_C_*.so")):
@@ -144,7 +139,6 @@ def main() -> None:
     parser.add_argument(
         "--merge", nargs="*", default=[], type=Path, help="wheels whose CUDA libraries to add"
     )
-    parser.add_argument("--quick", action="store_true", help="no CUDA kernels, and this Python alone")
     arguments = parser.parse_args()
     check(sys.version_info >= (3, 11), "torch-abi-audit needs Python 3.11 or later; run this with one")
     check(not arguments.folder.exists(), f"{arguments.folder} exists; name another folder")
@@ -154,25 +148,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         programs = make_environment(work / "tools", sys.executable, *TOOLS)
-        source, wheel = build(work, programs, others, arguments.merge, arguments.quick)
-        audit(work, programs, wheel, set(suffixes.values()), arguments.quick)
+        source, wheel = build(work, programs, others, arguments.merge)
+        audit(work, programs, wheel, set(suffixes.values()))
 
         say("the tests of the source distribution, with the libraries of the wheel")
         for path in (work / "content" / "rotnet_fast").glob("*.so"):
             path.rename(source / "rotnet_fast" / path.name)
-        tests = QUICK_TESTS if arguments.quick else ("-n", str(os.cpu_count()), "--dist", "loadfile")
-        print(run(sys.executable, "-m", "pytest", "-q", *tests, cwd=source).splitlines()[-1])
+        tests = ("-q", "-n", str(os.cpu_count()), "--dist", "loadfile")
+        print(run(sys.executable, "-m", "pytest", *tests, cwd=source).splitlines()[-1])
 
         say("try-outs in clean environments")
-        if arguments.quick:
-            # torch, which takes minutes to install, and everything else are those of this environment
-            run(sys.executable, "-m", "venv", "--without-pip", work / "tried")
-            (place,) = (work / "tried" / "lib").glob("python*/site-packages")
-            here = Path(next(path for path in sys.path if path.endswith("site-packages")))
-            (place / "here.pth").write_text(f"{here}\n")
-            run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", place, wheel)
-            try_wheel(work / "tried" / "bin", work / "try")
-        for number, python in enumerate(arguments.pythons if not arguments.quick else []):
+        for number, python in enumerate(arguments.pythons):
             tried = make_environment(work / f"tried-{number}", python, wheel)
             print(run(tried / "python", "-c", "import sys, torch; print(sys.version, torch.__version__)"))
             try_wheel(tried, work / f"try-{number}")

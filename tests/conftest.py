@@ -6,6 +6,7 @@ under that name, or takes the fixture ``fault_log`` and says how often it broke 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -71,6 +72,16 @@ def fault_log(request: pytest.FixtureRequest) -> FaultLog:
     return log
 
 
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not rendered, which takes most of the time: their files are empty."""
+
+    def savefig(self: object, target: io.BytesIO, **options: object) -> None:
+        target.write(b"")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+
+
 @cache
 def why_not_dali() -> str | None:
     """Why the streaming loader cannot be used on this machine; None where it can."""
@@ -91,6 +102,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.stash[BROKEN_BY_TEST] = []
         if (reason := why_not_dali()) and item.get_closest_marker("needs_dali"):
             item.add_marker(pytest.mark.skip(reason=reason))
+        if os.environ.get("ROTNET_TESTS") != "full" and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long; ROTNET_TESTS=full runs it"))
     if not config.getoption("only_cuda"):
         return
     reasons = {

@@ -150,6 +150,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
         buffer = io.BytesIO()
         with style():
             figure.savefig(buffer, format=suffix[1:], dpi=200, metadata=metadata)
+        figure.set_layout_engine("none")  # laid out once for all formats: it takes as long as drawing
         target = path.with_name(path.name + suffix)
         ensure_folder(target.parent)
         content = buffer.getvalue()

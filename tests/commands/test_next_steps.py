@@ -44,6 +44,7 @@ from rotnet_fast.orient import OrientConfig
 from rotnet_fast.reproduce import ReproduceConfig
 from rotnet_fast.visualize import VisualizeConfig
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 SETTINGS: dict[str, Any] = {
     "benchmark": BenchmarkConfig,
     "evaluate": EvaluateConfig,

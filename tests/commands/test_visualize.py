@@ -111,6 +111,7 @@ def test_limits_and_layer_are_heeded(run: Path) -> None:
     assert analyses.embedding()["layer"] == "conv1"
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("rotations", [(90, 270), (0, 180), (270, 0, 90)])
 def test_any_set_of_rotations_is_drawn(tmp_path: Path, rotations: tuple[int, ...]) -> None:
     pretrain(tiny_config(tmp_path / "run", rotations=rotations, epochs=1))
@@ -120,6 +121,7 @@ def test_any_set_of_rotations_is_drawn(tmp_path: Path, rotations: tuple[int, ...
     check_legible(PICTURES["rotations"](analyses)["rotations"])
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_grey_images_of_one_channel_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = datasets.DATASETS["digits"]
 
@@ -171,6 +173,7 @@ def test_wrong_value_is_one_sentence_and_an_exit_code(
     assert not (run / "figures").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_of_one_test_image_there_is_no_embedding(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize(run, "--what embedding rotations --limit-test 1") == 2
     assert "what holds embedding, which needs two test images or more" in capsys.readouterr().err

@@ -12,6 +12,8 @@ import pytest
 
 SOURCES = (cpp_build.ROOT / "tests" / "cpp" / "threads" / "test_threads.cpp", *cpp_build.KERNELS)
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def binary() -> Path:

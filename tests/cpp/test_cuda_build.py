@@ -103,6 +103,7 @@ def kernels(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
     return json.loads(output.read_text())["kernels"]
 
 
+@pytest.mark.long
 def test_no_kernel_spills_or_needs_a_stack_on_any_architecture(
     nvcc: str, kernels: list[dict[str, Any]]
 ) -> None:
@@ -113,6 +114,7 @@ def test_no_kernel_spills_or_needs_a_stack_on_any_architecture(
     assert [kernel for kernel in kernels if kernel["stack_bytes"] > 0] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("element", "stores", "most"), [("BFloat16", 4, 64), ("Float32", 8, 32)])
 def test_a_view_takes_few_instructions(
     nvcc: str, kernels: list[dict[str, Any]], element: str, stores: int, most: int

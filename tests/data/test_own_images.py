@@ -190,6 +190,7 @@ def content(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_pictures_of_streamed_images_show_the_runs_accuracy_and_write_nothing_beside_them(
     crop: str, here: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from benchmarks.soak import LIMITS, Sample, config_of, fit_lines, sampled
 from rotnet_fast.pretrain import pretrain
 
 STEPS_PER_EPOCH = 20
-pytestmark = pytest.mark.needs_dali  # both loaders are watched in one process
+pytestmark = [pytest.mark.long, pytest.mark.needs_dali]  # both loaders are watched in one process
 
 EPOCHS = 10
 

@@ -19,7 +19,8 @@ from raw_op_calls import DATA_OPS, check_raw, plain_torch, raw_calls
 
 from rotnet_fast.ops.library import BATCH_NORM_OPS, LIBRARIES
 
-EXAMPLES = int(os.environ.get("ROTNET_OP_EXAMPLES", "3000"))
+IS_FULL = os.environ.get("ROTNET_TESTS") == "full"
+EXAMPLES = int(os.environ.get("ROTNET_OP_EXAMPLES", "3000" if IS_FULL else "1000"))
 needs_kernels = pytest.mark.skipif(
     not LIBRARIES["cpu"].loaded, reason="the compiled CPU library is not in use"
 )
@@ -58,7 +59,7 @@ def test_a_call_equals_the_definition_or_is_refused_for_a_documented_reason(tall
     reasons: Counter[str] = Counter()
     try_calls(EXAMPLES, calls(), lambda call: check(call, tally, reasons))
     assert_both_kinds(tally, EXAMPLES)
-    if EXAMPLES >= 3000:  # fewer need not find each
+    if EXAMPLES >= 1000:  # fewer need not find each
         arguments = "images indices sample_ids seed epoch pad flip_prob mean std rotations dtype out"
         assert {name for _, name in reasons} >= set(arguments.split())
         assert (IndexError, "indices") in reasons

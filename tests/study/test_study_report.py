@@ -18,7 +18,6 @@ from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.protocols import svm
 from rotnet_fast.report import report as main
-from rotnet_fast.study.pages import figures
 from rotnet_fast.study.pages.document import Table
 from rotnet_fast.study.pages.overview import what_was_run
 from rotnet_fast.study.pages.report import update_readme, write_report
@@ -55,20 +54,6 @@ def empty(tmp_path_factory: pytest.TempPathFactory, complete: Path) -> Path:
     remove_cells(folder)
     write_report(folder)
     return folder
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn, but not rendered, which takes most of a report's time."""
-
-    def save(figure: object, path: Path) -> list[Path]:
-        path.parent.mkdir(exist_ok=True)
-        files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        for file in files:
-            file.write_bytes(b"")
-        return files
-
-    monkeypatch.setattr(figures, "save", save)
 
 
 def markdown(folder: Path) -> str:
@@ -129,6 +114,7 @@ def test_counts_of_the_tables(complete: Path) -> None:
     assert f"one label, C is {svm.PENALTIES[len(svm.PENALTIES) // 2]:g}. It came out as 1e-06 to" in table3
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_machine_that_stopped_short_is_counted(complete: Path, tmp_path: Path) -> None:
     folder = copy_study(complete, tmp_path / "study")
     assert "stopped short" not in markdown(complete)
@@ -219,7 +205,7 @@ def test_nothing_run_is_said_and_never_invented(empty: Path) -> None:
     assert "not run" in section(markdown(empty), "Figure 3")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_half_a_study_shows_its_half(tmp_path: Path, complete: Path) -> None:
     for keep in (1, 10, 20, 40, 80):
         folder = copy_study(complete, tmp_path / str(keep))
@@ -231,7 +217,7 @@ def test_half_a_study_shows_its_half(tmp_path: Path, complete: Path) -> None:
                 assert f"{number.mean:.2f}" in page(folder)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_the_smallest_study_has_all_its_numbers(tmp_path: Path) -> None:
     data = replace(settings_of("digits", "digits").data, train_images=80, test_images=360, smallest_class=8)
     folder = write_study(tmp_path / "study", study_settings("quickstart", 0.05, data, "fp32"), seeds=1)
@@ -246,7 +232,7 @@ def test_the_smallest_study_has_all_its_numbers(tmp_path: Path) -> None:
         assert f"{number.mean:.2f}" in page(folder)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_a_study_of_few_labels_says_so_first_and_is_no_smoke_test(tmp_path: Path) -> None:
     data = replace(
         settings_of("digits", "digits").data, train_images=1437, test_images=360, smallest_class=138
@@ -264,7 +250,7 @@ def test_a_study_of_all_labels_says_nothing_of_few(complete: Path) -> None:
     assert "Few labels" not in markdown(complete)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_one_of_two_seeds_is_one_value(tmp_path: Path, complete: Path) -> None:
     folder = copy_study(complete, tmp_path / "study")
     cells = load_study(folder).entry("table3", "rotnet-conv").cells
@@ -274,7 +260,7 @@ def test_one_of_two_seeds_is_one_value(tmp_path: Path, complete: Path) -> None:
     assert f"| RotNet + conv | {mean:.2f} | 1 | 91.16 |" in markdown(folder)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_the_headline_may_have_more_seeds_than_the_rest(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", settings_of(), seeds=1, headline=3)
     write_report(folder)
@@ -376,7 +362,7 @@ def test_every_column_of_every_table_has_a_name(checked: tuple[Checker, str]) ->
         assert len(names) == len(set(names)), names
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("preset", ["paper", "slides"])
 def test_no_published_number_stands_beside_other_images(preset: StudyPreset, tmp_path: Path) -> None:
     classes = ("ant", "bee", "cicada")
@@ -407,7 +393,7 @@ def test_links_lead_somewhere_and_pictures_have_words(checked: tuple[Checker, st
     assert all(text and len(text) > 20 for text in checker.alternatives)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_a_name_with_markup_stays_a_name(tmp_path: Path) -> None:
     settings = settings_of("folder", "<b>*my*|`set`</b>")
     folder = write_study(tmp_path / "study", settings, seeds=1)
@@ -460,7 +446,7 @@ def test_a_damaged_cell_is_named_with_its_remedy(tmp_path: Path, complete: Path,
         write_report(folder)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     ("item", "name", "result"),
     [
@@ -488,7 +474,7 @@ def test_a_picture_that_cannot_be_drawn_names_its_cell(
 README = "# Title\n\n<!-- accuracy: begin -->\nold\n<!-- accuracy: end -->\n\nMore.\n"
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("unrendered")
 def test_the_command_writes_the_report_and_the_readmes_table(
     tmp_path: Path, one_seed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -566,6 +552,7 @@ def test_machines_that_differ_in_their_kernel_are_told_apart(tmp_path: Path, one
     assert one != other
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_held_out_training_images_are_not_called_test_images_without_a_word(tmp_path: Path) -> None:
     settings = settings_of()
     settings = replace(settings, data=replace(settings.data, validation=settings.data.test_images))
@@ -577,6 +564,7 @@ def test_held_out_training_images_are_not_called_test_images_without_a_word(tmp_
     assert f"{settings.data.test_images:,} test images" not in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_partial_study_counts_the_networks_that_others_need(tmp_path: Path, one_seed: Path) -> None:
     folder = copy_study(one_seed, tmp_path / "study")
     count = len(list((folder / "cells").iterdir()))

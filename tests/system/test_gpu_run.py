@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -285,7 +284,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(os.environ.get("ROTNET_TESTS") != "full", reason="takes minutes; .ci/full runs it")
+@pytest.mark.long
 def test_a_rehearsal_does_every_part(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     pack = tmp_path / "pack"
