@@ -253,10 +253,11 @@ class StepGuard:
     """
 
     def __init__(self, module: nn.Module, device: torch.device, is_scaled: bool) -> None:
-        saved = module.state_dict().keys()
+        # By identity: a network may save its buffers under other names than those of its modules.
+        saved = set(map(id, module.state_dict(keep_vars=True).values()))
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
-        for name, buffer in module.named_buffers():
-            if name in saved and buffer.numel() > 0:
+        for buffer in module.buffers():
+            if id(buffer) in saved and buffer.numel() > 0:
                 by_dtype[buffer.dtype].append(buffer)
         self._buffers = list(by_dtype.values())
         self._before: list[torch.Tensor] = []
@@ -270,10 +271,11 @@ class StepGuard:
         self._before = [_joined(buffers) for buffers in self._buffers]
 
     def mark(self, loss: torch.Tensor, images: int) -> torch.Tensor:
-        """Return the loss, made such that all gradients are NaN if it or a buffer is non-finite.
+        """Return the loss, made such that all gradients are NaN if it is non-finite or a buffer became so.
 
         Call this after the forward pass. A non-finite loss or statistic of one process then shows in the
-        gradients of all processes once these are averaged.
+        gradients of all processes once these are averaged. Constants, such as an attention mask, may hold
+        infinities.
 
         Args:
             loss: fp32 [].
@@ -281,9 +283,9 @@ class StepGuard:
         """
         self._after = [_joined(buffers) for buffers in self._buffers]
         is_healthy = loss.detach().isfinite() if images > 0 else torch.ones_like(self._is_healthy)
-        for values in self._after:
-            if values.is_floating_point():
-                is_healthy = is_healthy & values.sum().isfinite()
+        for before, after in zip(self._before, self._after, strict=True):
+            if after.is_floating_point():
+                is_healthy = is_healthy & (after.isfinite() | ~before.isfinite()).all()
         self._is_healthy = is_healthy
         return loss * torch.where(is_healthy, 1.0, float("nan"))
 

@@ -24,6 +24,9 @@ from rotnet_fast.engine.step import StepGuard
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import NonFiniteError
+from rotnet_fast.models.library import LibraryNetwork
+from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.models.own import OwnNetwork
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
@@ -308,6 +311,7 @@ def test_scaled_gradients_that_overflow_are_skipped_but_do_not_stop_a_run() -> N
 
 def test_the_loss_of_no_images_is_no_fault() -> None:
     guard = StepGuard(torch.nn.BatchNorm2d(2), CPU, is_scaled=True)
+    guard.remember()
     guard.mark(torch.tensor(NAN), images=0)
     assert guard.check([torch.zeros(1)]) == 0
     assert guard.read() == (0, 0)
@@ -331,6 +335,55 @@ def test_all_buffers_are_restored_whatever_their_type(change: str) -> None:
     assert checkpoint.state_hash(module.state_dict()) != before
     guard.restore(torch.ones(()))
     assert checkpoint.state_hash(module.state_dict()) == before
+
+
+def wrapped() -> torch.nn.Module:
+    """A user's own network, whose state-dict keys are not those of the wrapper's modules."""
+    inner = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 4, 3))
+    inner.append(
+        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 4))
+    )
+    return OwnNetwork(inner, 4, 3, 32)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: NetworkInNetwork(4, blocks=3, width=0.1),
+        lambda: LibraryNetwork("resnet18", 4),
+        wrapped,
+        lambda: torch.nn.ModuleDict(
+            {"network": LibraryNetwork("resnet18", 4), "head": torch.nn.BatchNorm1d(4)}
+        ),
+    ],
+    ids=["NIN", "torchvision", "own", "beside a head"],
+)
+def test_statistics_of_every_kind_of_network_are_restored(network: Callable[[], torch.nn.Module]) -> None:
+    module = network()
+    before = checkpoint.state_hash(module.state_dict())
+    guard = StepGuard(module, CPU, is_scaled=False)
+    guard.remember()
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+            norm.running_mean.fill_(NAN)
+            norm.num_batches_tracked.add_(1)
+    marked = guard.mark(torch.ones(()), images=1)
+    assert marked.isnan()
+    guard.restore(guard.check([marked[None]]))
+    assert checkpoint.state_hash(module.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    "constant", [torch.full((2, 2), -INF).triu(1), torch.full((100,), 60_000.0, dtype=torch.float16)]
+)
+def test_constants_that_are_infinite_or_whose_sum_is_are_no_fault(constant: torch.Tensor) -> None:
+    module = torch.nn.BatchNorm2d(2)
+    module.register_buffer("constant", constant)
+    guard = StepGuard(module, CPU, is_scaled=False)
+    guard.remember()
+    assert guard.mark(torch.ones(()), images=1).isfinite()
+    module.running_var[1] = INF
+    assert guard.mark(torch.ones(()), images=1).isnan()
 
 
 def test_a_divergent_run_is_stopped(dataset: Dataset, tmp_path: Path) -> None:
