@@ -42,9 +42,20 @@ def say(text: str) -> None:
 
 
 def find_compiler() -> str | None:
+    """The program that torch's build will call: that of CXX, else c++ or g++; None without one."""
     if sys.platform == "win32":  # whose compiler knows neither these flags nor the kernels' attributes
         return None
-    return shutil.which(os.environ.get("CXX", "c++").split()[0]) or shutil.which("g++")
+    chosen = os.environ.get("CXX", "").split()
+    if chosen:
+        found = shutil.which(chosen[0])
+        if found is None:
+            sys.exit(f"rotnet_fast: CXX is {os.environ['CXX']!r}, which is not found; correct it or unset it")
+        return found
+    os.environ.pop("CXX", None)  # an empty one would be called, too
+    found = shutil.which("c++")
+    if found is None and (found := shutil.which("g++")):
+        os.environ["CXX"] = found
+    return found
 
 
 def cuda_toolkit() -> tuple[Path, str] | None:
@@ -73,9 +84,9 @@ def choose_cuda(torch_cuda: str | None, rocm: str | None) -> tuple[Path | None, 
     wish = os.environ.get("ROTNET_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         sys.exit(f"rotnet_fast: ROTNET_CUDA is {wish!r}; set it to 0, 1 or auto")
-    toolkit = cuda_toolkit()
     if wish == "0":
         return None, "not built: ROTNET_CUDA=0"
+    toolkit = cuda_toolkit()
     if rocm is not None:
         reason = f"not built: torch is a build for ROCm {rocm}, whose GPUs run the plain-torch fallback"
     elif torch_cuda is None:
@@ -98,17 +109,21 @@ def architecture_flags(root: Path) -> tuple[list[str], str]:
     """nvcc flags for the architectures to build, and their names."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if wanted:
-        names = re.split(r"[;\s,]+", wanted.replace("+PTX", ""))
-        if not all(re.fullmatch(r"\d+\.\d+a?", name) for name in names):
+        names = list(filter(None, re.split(r"[;\s,]+", wanted.replace("+PTX", ""))))
+        if not names or not all(re.fullmatch(r"\d+\.\d+[af]?", name) for name in names):
             sys.exit(f'rotnet_fast: TORCH_CUDA_ARCH_LIST is {wanted!r}; give numbers, such as "8.0;9.0"')
     else:
         listing = subprocess.run(
             [str(root / "bin" / "nvcc"), "--list-gpu-arch"], capture_output=True, text=True, check=False
         ).stdout.split()
         names = [name for name in ARCHITECTURES if f"compute_{name.replace('.', '')}" in listing]
+        if not names:
+            sys.exit(f"rotnet_fast: nvcc knows none of {', '.join(ARCHITECTURES)}; set TORCH_CUDA_ARCH_LIST")
+    names.sort(key=lambda name: float(name.rstrip("af")))
     codes = [name.replace(".", "") for name in names]
     flags = [f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes]
-    flags.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")
+    newest = codes[-1].rstrip("af")  # PTX with a suffix would run on that architecture alone
+    flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
     return flags, ";".join(names) + "+PTX"
 
 
@@ -134,7 +149,8 @@ def other_pythons() -> list[tuple[str, str]]:
 def compiler_version() -> str:
     compiler = find_compiler()
     assert compiler is not None
-    lines = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    words = os.environ.get("CXX", compiler).split()  # ccache g++ --version is that of g++
+    lines = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False).stdout
     return lines.splitlines()[0] if lines else compiler
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
+import site
 import sys
 import sysconfig
 from typing import Any
@@ -33,8 +34,11 @@ if int(setuptools.__version__.partition(".")[0]) < _SETUPTOOLS:  # unchecked und
 
 def _use_target_torch() -> bool:
     """Make the target environment's torch importable; say whether there is one that is new enough."""
-    for name in ("purelib", "platlib"):
-        folder = sysconfig.get_path(name)
+    # Those of the base come with --system-site-packages; pip hides the user's own from this process.
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    if sys.prefix == sys.base_prefix:
+        folders.append(site.getusersitepackages())
+    for folder in dict.fromkeys(folders):
         for found in importlib.metadata.distributions(name="torch", path=[folder]):
             release = tuple(int(part) for part in re.findall(r"\d+", found.version)[:2])
             if release >= _OLDEST:

@@ -129,3 +129,92 @@ def test_the_description_elsewhere_has_no_link_that_leads_nowhere(
         assert (ROOT / path.partition("#")[0]).exists()
     assert "tutorial" in text
     assert ("![" in text) == bool(address)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "codes", "ptx"),
+    [
+        ("9.0;8.0", ["80", "90"], "90"),
+        ("8.0 9.0a;", ["80", "90a"], "90"),
+        ("12.0f", ["120f"], "120"),
+        ("8.6+PTX", ["86"], "86"),
+    ],
+)
+def test_machine_code_is_built_for_the_architectures_asked_for_and_ptx_of_the_newest(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str, codes: list[str], ptx: str
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    flags, _ = script.architecture_flags(Path("unused"))
+    assert flags == [
+        *(f"-gencode=arch=compute_{code},code=sm_{code}" for code in codes),
+        f"-gencode=arch=compute_{ptx},code=compute_{ptx}",
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["Hopper", ";", "9"])
+def test_architectures_that_are_no_numbers_are_refused(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    with pytest.raises(SystemExit, match=f"TORCH_CUDA_ARCH_LIST is '{wanted}'; give numbers"):
+        script.architecture_flags(Path("unused"))
+
+
+def program(folder: Path, name: str, says: str = "") -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{says}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_compiler_is_the_one_that_torchs_build_calls(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch.utils import cpp_extension
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert script.find_compiler() is None
+    gnu = program(tmp_path, "g++", "echo one")
+    monkeypatch.setenv("CXX", "")
+    assert script.find_compiler() == str(gnu)
+    assert cpp_extension.get_cxx_compiler() == str(gnu)
+    monkeypatch.setenv("CXX", "")
+    usual = program(tmp_path, "c++", "echo two")
+    assert script.find_compiler() == str(usual)
+    assert cpp_extension.get_cxx_compiler() == "c++"
+    monkeypatch.setenv("CXX", "cache g++")
+    cache = program(tmp_path, "cache", 'exec "$@"')
+    assert script.find_compiler() == str(cache)
+    assert script.compiler_version() == "one"
+    monkeypatch.setenv("CXX", "nosuch g++")
+    with pytest.raises(SystemExit, match="CXX is 'nosuch g\\+\\+', which is not found"):
+        script.find_compiler()
+
+
+def test_a_build_without_cuda_asks_no_nvcc(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROTNET_CUDA", "0")
+    monkeypatch.setattr(script, "cuda_toolkit", lambda: pytest.fail("nvcc was run"))
+    assert script.choose_cuda("13.0", None) == (None, "not built: ROTNET_CUDA=0")
+
+
+def test_a_build_finds_torch_where_the_base_of_the_environment_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("backend_script", ROOT / "build_tools" / "backend.py")
+    assert spec is not None
+    assert spec.loader is not None
+    backend = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(backend)
+    own, base = tmp_path / "own", tmp_path / "base"
+    for folder, version in ((own, "2.9.1"), (base, "2.14.0")):
+        (folder / "torch.dist-info").mkdir(parents=True)
+        (folder / "torch.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(own))
+    monkeypatch.setattr(backend.site, "getsitepackages", lambda: [str(own)])
+    monkeypatch.setattr(backend.site, "getusersitepackages", lambda: str(own))
+    assert backend._requirements([]) == ["torch>=2.10"]
+    monkeypatch.setattr(backend.site, "getsitepackages", lambda: [str(own), str(base)])
+    assert backend._requirements([]) == []
+    assert sys.path[-1] == str(base)
