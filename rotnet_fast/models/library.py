@@ -24,7 +24,7 @@ from rotnet_fast.config import NIN
 from rotnet_fast.engine.ambient import lock_for_forks
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.names import TIMM, unknown_model
-from rotnet_fast.models.network import FeatureNetwork, check_input
+from rotnet_fast.models.network import FeatureNetwork, check_input, check_names, checked_count
 
 PROBE = 96
 """Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
@@ -98,14 +98,14 @@ class ModuleNetwork(FeatureNetwork):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of a batch: [B,C,H,W] -> [B,num_classes]."""
-        check_input(x, next(self.model.parameters()))
+        check_input(x, _weight(self.model))
         logits: torch.Tensor = self.model(x)
         return logits
 
     def features(self, x: torch.Tensor, layers: Sequence[str]) -> dict[str, torch.Tensor]:
         """See `FeatureNetwork`; the library's model decides the memory format of the maps."""
         self.check_layers(layers)
-        check_input(x, next(self.model.parameters()))
+        check_input(x, _weight(self.model))
         maps: dict[str, torch.Tensor] = self._extractor(layers)(x)
         return maps
 
@@ -125,8 +125,7 @@ class ModuleNetwork(FeatureNetwork):
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Raise an ArgumentError unless every name is that of a module whose output is a feature map."""
-        if not layers:
-            raise ArgumentError(f"layers is empty; choose from {', '.join(self.layers)}")
+        check_names(layers, self.layers)
         for layer in layers:
             if layer not in self._maps:
                 raise ArgumentError(
@@ -162,10 +161,11 @@ class ModuleNetwork(FeatureNetwork):
     @torch.no_grad()
     def _run(self, height: int, width: int) -> None:
         """Run the network on one black image, in eval mode."""
-        device = next(self.model.parameters()).device
+        weight = _weight(self.model)
+        black = torch.zeros(1, self.in_channels, height, width, dtype=weight.dtype, device=weight.device)
         modes = _modes(self.model)
         try:
-            logits = self.model.eval()(torch.zeros(1, self.in_channels, height, width, device=device))
+            logits = self.model.eval()(black)
         except Exception as error:  # networks raise various errors for images that they cannot take
             reason = str(error).strip().partition("\n")[0]
             remedy = "choose another size, or a convolutional network for any size, such as resnet18"
@@ -248,6 +248,8 @@ class LibraryNetwork(ModuleNetwork):
     """
 
     def __init__(self, name: str, num_classes: int, in_channels: int = 3, image_size: int = PROBE) -> None:
+        num_classes = checked_count("num_classes", num_classes, 1)
+        in_channels = checked_count("in_channels", in_channels, 1)
         super().__init__(_create(name, num_classes, in_channels), name, num_classes, in_channels, image_size)
 
 
@@ -290,7 +292,7 @@ def _import(module: str, package: str, model: str) -> Any:
 
 
 def _stages(model: nn.Module, maps: dict[str, tuple[int, int]], descends: bool) -> tuple[str, ...]:
-    """Names of the layers in order of execution; see `LibraryNetwork`."""
+    """Names of the layers in order of execution; see `ModuleNetwork`."""
 
     def below(parent: nn.Module, prefix: str) -> list[str]:
         names = []
@@ -389,6 +391,11 @@ def _protect_maps(extractor: Any) -> None:
                 clone = graph.call_method("clone", (node,))
             output.replace_input_with(node, clone)
     extractor.recompile()
+
+
+def _weight(model: nn.Module) -> torch.Tensor:
+    """A tensor of the type and on the device of a model's weights; it may have none."""
+    return next(model.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
 
 
 def _modes(model: nn.Module) -> dict[nn.Module, bool]:

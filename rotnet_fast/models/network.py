@@ -9,6 +9,9 @@ from itertools import chain
 import torch
 from torch import nn
 
+from rotnet_fast.errors import ArgumentError
+from rotnet_fast.plain import as_whole, shown
+
 
 class FeatureNetwork(nn.Module, ABC):
     """An image classifier whose feature maps can be accessed by the names of its layers.
@@ -89,6 +92,22 @@ class FeatureNetwork(nn.Module, ABC):
         """Raise an ArgumentError unless the network accepts images of this size."""
 
 
+def checked_count(name: str, count: object, least: int) -> int:
+    """Return a number of outputs or channels as an int, or raise an ArgumentError."""
+    number = as_whole(count)
+    if number is None or number < least:
+        raise ArgumentError(f"{name} is {shown(count)}; it must be a whole number and at least {least}")
+    return number
+
+
+def check_names(layers: Sequence[str], known: Sequence[str]) -> None:
+    """Raise an ArgumentError unless ``layers`` holds names; ``known`` are those to choose from."""
+    if isinstance(layers, str):
+        raise ArgumentError(f"layers is {layers!r}; pass a sequence, such as ({layers!r},)")
+    if not layers:
+        raise ArgumentError(f"layers is empty; choose from {', '.join(known)}")
+
+
 def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
     """Refuse input that no layer accepts; torch's own error names the dtypes, but not the remedy.
 
@@ -98,6 +117,7 @@ def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
 
     Raises:
         TypeError: images are not normalised yet, or are float64 while the weights are not.
+        ValueError: it is no batch.
     """
     if not isinstance(x, torch.Tensor):  # torch.fx is tracing
         return
@@ -110,6 +130,10 @@ def check_input(x: torch.Tensor, weight: torch.Tensor) -> None:
         raise TypeError(
             f"x is torch.float64, and the network's weights are {weight.dtype}: "
             f"pass x.to({weight.dtype}), or convert the network by .double()"
+        )
+    if x.dim() != 4:
+        raise ValueError(
+            f"x has shape {list(x.shape)}; a network takes a batch [B,C,H,W]: pass one image as x[None]"
         )
 
 

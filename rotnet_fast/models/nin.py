@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
-from rotnet_fast.models.network import FeatureNetwork, check_input
+from rotnet_fast.models.network import FeatureNetwork, check_input, check_names, checked_count
 from rotnet_fast.ops.batch_norm import batch_norm_relu
-from rotnet_fast.plain import as_whole, counted, shown
+from rotnet_fast.plain import as_real, as_whole, counted, shown
 
 BLOCK_COUNTS = (3, 4, 5)
 
@@ -46,9 +46,9 @@ class ConvBnRelu(nn.Module):
         x = self.conv(x)
         bn = self.bn
         # torch.fx records layers rather than our op; the BatchNorm may have been replaced by another kind, or
-        # have hooks.
+        # be watched or wrapped.
         is_traced = isinstance(x, torch.fx.Proxy)
-        if is_traced or type(bn) is not nn.BatchNorm2d or bn.momentum is None or _has_hooks(bn):
+        if is_traced or type(bn) is not nn.BatchNorm2d or bn.momentum is None or _is_changed(bn):
             return functional.relu(bn(x), inplace=True)
         # The rest does what nn.BatchNorm2d does.
         moves = bn.training and bn.track_running_stats
@@ -59,12 +59,13 @@ class ConvBnRelu(nn.Module):
         return batch_norm_relu(x, bn.weight, bn.bias, *running, by_batch, bn.momentum, bn.eps)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_changed(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says, because of hooks or a forward of its own."""
     hooks = (
         *(module._forward_pre_hooks, module._forward_hooks),
         *(module._backward_pre_hooks, module._backward_hooks),
     )
-    return any(hooks)
+    return any(hooks) or "forward" in vars(module) or nn.modules.module._has_any_global_hook()
 
 
 def conv_block(in_channels: int, channels: Sequence[int], kernel_size: int) -> list[nn.Module]:
@@ -112,17 +113,14 @@ class NetworkInNetwork(FeatureNetwork):
         uniform_gamma: bool = False,
     ) -> None:
         super().__init__()
-        if blocks not in BLOCK_COUNTS:
-            raise ArgumentError(f"blocks is {blocks}; a NIN has 3, 4 or 5 conv blocks")
-        if not 0 < width <= 16:
-            raise ArgumentError(f"width is {width}; it must lie in (0, 16], 1 being the published network")
-        for name, count, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
-            if as_whole(count) is None or count < least:
-                raise ArgumentError(
-                    f"{name} is {shown(count)}; it must be a whole number and at least {least}"
-                )
-        self.num_classes = num_classes = int(num_classes)
-        self.in_channels = in_channels = int(in_channels)
+        if as_whole(blocks) not in BLOCK_COUNTS:
+            raise ArgumentError(f"blocks is {shown(blocks)}; a NIN has 3, 4 or 5 conv blocks")
+        if as_real(width) is None or not 0 < width <= 16:
+            raise ArgumentError(
+                f"width is {shown(width)}; it must lie in (0, 16], 1 being the published network"
+            )
+        self.num_classes = num_classes = checked_count("num_classes", num_classes, 0)
+        self.in_channels = in_channels = checked_count("in_channels", in_channels, 1)
         self.layers = tuple(f"conv{block}" for block in range(1, blocks + 1))
         first = [scaled_channels(channels, width) for channels in (192, 160, 96)]
         later = [scaled_channels(192, width)] * 3
@@ -190,8 +188,7 @@ class NetworkInNetwork(FeatureNetwork):
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """Raise an ArgumentError unless every name is a layer of this network."""
-        if not layers:
-            raise ArgumentError(f"layers is empty; choose from {', '.join(self.layers)}")
+        check_names(layers, self.layers)
         for layer in layers:
             if layer not in self.layers:
                 raise ArgumentError(

@@ -13,6 +13,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models import library
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
+from rotnet_fast.models.own import OwnNetwork
 
 
 def test_channels_of_images_are_those_that_the_library_allows() -> None:
@@ -151,3 +152,16 @@ def test_a_torchvision_for_another_torch_is_one_sentence(monkeypatch: pytest.Mon
     monkeypatch.setattr(library, "import_module", mismatched)
     with pytest.raises(ArgumentError, match=rf"with torch {torch.__version__.split('+')[0]}.*nms does not"):
         make_network(4, model="resnet18")
+
+
+def test_sizes_are_checked_in_the_type_of_the_weights() -> None:
+    network = LibraryNetwork("resnet18", 4).bfloat16()
+    network.check_image_size(64, 64)
+    with pytest.raises(ArgumentError, match=r"num_classes is 4\.0; it must be a whole number"):
+        LibraryNetwork("resnet18", 4.0)
+
+
+def test_a_module_without_weights_is_a_network_with_a_head() -> None:
+    pools = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.AvgPool2d(2))
+    network = OwnNetwork(pools, 4, 3, 32)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 4)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.flops import multiply_adds
@@ -178,3 +181,43 @@ def test_unknown_layer_is_named_with_the_choices() -> None:
         network.features(images(), ["conv1", "conv4"])
     with pytest.raises(ArgumentError, match="layers is empty"):
         network.features(images(), [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"blocks": 4.0}, "blocks is 4.0; a NIN has 3, 4 or 5"),
+        ({"blocks": "4"}, "blocks is '4'; a NIN has 3, 4 or 5"),
+        ({"width": "1"}, "width is '1'; it must lie in"),
+        ({"width": None}, "width is None; it must lie in"),
+        ({"num_classes": 4.0}, "num_classes is 4.0; it must be a whole number"),
+    ],
+)
+def test_settings_of_another_type_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        NetworkInNetwork(**settings)
+
+
+def test_the_name_of_one_layer_is_no_sequence_and_one_image_no_batch() -> None:
+    network = NetworkInNetwork(blocks=3, width=0.1)
+    with pytest.raises(ArgumentError, match=r"layers is 'conv2'; pass a sequence, such as \('conv2',\)"):
+        network.features(images(), "conv2")
+    for call in (network, lambda x: network.features(x, ["conv1"])):
+        with pytest.raises(ValueError, match=r"x has shape \[3, 32, 32\].* x\[None\]"):
+            call(images()[0])
+
+
+def test_global_hooks_and_a_forward_of_its_own_reach_every_layer() -> None:
+    network = NetworkInNetwork(blocks=3, width=0.1).eval()
+    expected = network(images())
+    seen: list[str] = []
+    handle = register_module_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__))
+    try:
+        torch.testing.assert_close(network(images()), expected)
+    finally:
+        handle.remove()
+    assert seen.count("BatchNorm2d") == seen.count("Conv2d") == 9
+    norm = network.conv1[0].bn
+    norm.forward = lambda x: torch.zeros_like(x)
+    assert not network.features(images(), ["conv1"])["conv1"].isnan().any()
+    assert torch.equal(network.conv1[0](images()), torch.zeros_like(network.conv1[0].conv(images())))
