@@ -26,7 +26,7 @@ ORDERS = tuple(permutations(range(4)))
 top to bottom. Order 0 is that of the image."""
 
 EPSILON = 1e-5
-"""Added to the variance of a tile, in squares of normalised pixels, far below that of one grey level."""
+"""Added to the variance of a tile, in squares of normalised pixels; 1/24 of one grey level squared."""
 
 SHOWN = PRETEXT_TASKS["jigsaw"].views or 0
 """Orders of each image in a step: as many views as RotNet shows."""
@@ -146,8 +146,8 @@ def puzzles(
         top, left: int64 [V,4]: where each tile, by its number in the image, is cropped.
 
     Returns:
-        fp32 [V,C,S,S], channels_last. Each channel of a tile has mean 0 and standard deviation 1 (0 where all
-        its pixels are equal), and its margin is 0.
+        fp32 [V,C,S,S], channels_last. Each channel of a tile has mean 0 and standard deviation 1 (less where
+        it is nearly flat, and 0 where all its pixels are equal), and its margin is 0.
     """
     views, channels, side, _ = images.shape
     tile = side // 2

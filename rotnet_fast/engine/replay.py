@@ -20,6 +20,7 @@ from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, CaptureError, RotnetError
 from rotnet_fast.models.network import FeatureNetwork, uses_rng
+from rotnet_fast.ops.library import LIBRARIES
 
 Work = Callable[[], None]
 
@@ -168,6 +169,8 @@ def _obstacle(precision: Precision, module: nn.Module, processes: Processes) -> 
         return f"{processes.world} processes train together, whose communication cannot be captured"
     if precision.name == "fp16":
         return "the precision is fp16, whose loss scaling is decided on the host"
+    if not LIBRARIES["cuda"].loaded:
+        return "the op runs as plain torch, which waits for the GPU: its CUDA kernels are not in use"
     if uses_rng(module):
         return "this network draws random numbers in training, which the host seeds at every step"
     return None

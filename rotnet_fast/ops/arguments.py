@@ -214,6 +214,8 @@ def checked_ids(name: str, ids: Any, device: torch.device) -> torch.Tensor:
             )
         if ids.is_floating_point() or ids.is_complex():
             raise TypeError(f"{name} must hold integers, got {ids.dtype}: convert them by {name}.long()")
+        if ids.dtype is torch.uint64:
+            raise TypeError(f"{name} must fit in int64, got torch.uint64: convert them by {name}.long()")
     if ids.dim() != 1:
         raise ValueError(f"{name} must have shape [B], got {list(ids.shape)}")
     if ids.device != device:

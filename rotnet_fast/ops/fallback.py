@@ -39,15 +39,13 @@ def _run(
     rows = indices
     if indices is not None:
         inside = (indices >= 0) & (indices < images.shape[0])
-        if images.device.type == "cpu" and not inside.all():
-            position = int((~inside).nonzero()[0])
-            raise RuntimeError(
-                f"indices[{position}] is {int(indices[position])}, outside [0, {images.shape[0]}): "
-                f"pass rows that images has"
-            )
+        if images.device.type == "cpu":
+            _check_rows(indices, inside, images.shape[0])
         rows = torch.where(inside, indices, 0)
     if len(labels) == 0:
         return  # skip the W x W numbers per angle that all images share
+    if len(images) == 0:
+        images = images.new_zeros(1, *images.shape[1:])  # read for the indices that are outside
     made, made_labels = reference(
         images,
         rows,
@@ -67,6 +65,15 @@ def _run(
     with torch.inference_mode():  # inference tensors are only writable in this mode
         views.copy_(made)
         labels.copy_(made_labels)
+
+
+def _check_rows(indices: torch.Tensor, inside: torch.Tensor, stored: int) -> None:
+    if not inside.all():
+        position = int((~inside).nonzero()[0])
+        raise RuntimeError(
+            f"indices[{position}] is {int(indices[position])}, outside [0, {stored}): "
+            f"pass rows that images has"
+        )
 
 
 def _require(is_allowed: bool, rule: str, op: str = "rotate_batch_out") -> None:
@@ -193,6 +200,9 @@ def _run_on_cpu(
 ) -> None:
     """Make the views on the CPU, by its kernels, and copy them: for a device that has no float64."""
     made, made_labels = torch.empty_like(views, device="cpu"), torch.empty_like(labels, device="cpu")
+    if indices is not None:  # of a whole set, only the images of the batch are copied
+        _check_rows(indices, (indices >= 0) & (indices < len(images)), len(images))
+        images, indices, sample_ids = images[indices], None, indices if sample_ids is None else sample_ids
     read = (None if tensor is None else tensor.cpu() for tensor in (images, indices, sample_ids, key))
     getattr(torch.ops.rotnet_fast, name)(made, made_labels, *read, *numbers)
     with torch.inference_mode():

@@ -124,7 +124,8 @@ def _register() -> dict[str, KernelLibrary]:
         for name, fallback in FALLBACKS.items():
             _definitions.impl(name, fallback, library.device.upper())
     for library in missing:
-        if library.device == "cpu" or torch.cuda.is_available():
+        # Counting GPUs does not initialise CUDA, after which forked processes could not use it.
+        if library.device == "cpu" or torch.cuda.device_count() > 0:
             _log.warning(
                 "the slow plain-torch fallback runs on %s, because its kernels are not in use: %s",
                 library.device,

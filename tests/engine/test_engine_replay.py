@@ -26,6 +26,7 @@ from rotnet_fast.engine.schedule import Schedule
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.errors import ArgumentError, CaptureError
 from rotnet_fast.models.nin import NetworkInNetwork
+from rotnet_fast.ops.library import LIBRARIES
 from rotnet_fast.protocols.ablations import FlipAfterRotation, OneRotation
 
 CPU = torch.device("cpu")
@@ -239,8 +240,13 @@ class Drawing(NetworkInNetwork):
     ],
 )
 def test_a_graph_is_refused_where_it_cannot_work_and_auto_does_without(
-    device: torch.device, precision: Precision, network: type[NetworkInNetwork], message: str
+    device: torch.device,
+    precision: Precision,
+    network: type[NetworkInNetwork],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(LIBRARIES, "cuda", replace(LIBRARIES["cuda"], loaded=True))
     module = network(width=0.05)
     with pytest.raises(ArgumentError, match=f"graph is on, {message}"):
         use_graph("on", device, precision, module, ALONE)
@@ -248,8 +254,13 @@ def test_a_graph_is_refused_where_it_cannot_work_and_auto_does_without(
     assert not use_graph("off", device, precision, module, ALONE)
 
 
-def test_auto_takes_graphs_for_the_papers_network_on_a_gpu() -> None:
+def test_auto_takes_graphs_for_the_papers_network_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
+    monkeypatch.setitem(LIBRARIES, "cuda", replace(LIBRARIES["cuda"], loaded=False))
+    assert not use_graph("auto", device, BF16, NetworkInNetwork(width=0.05), ALONE)
+    with pytest.raises(ArgumentError, match="graph is on, but the op runs as plain torch"):
+        use_graph("on", device, BF16, NetworkInNetwork(width=0.05), ALONE)
+    monkeypatch.setitem(LIBRARIES, "cuda", replace(LIBRARIES["cuda"], loaded=True))
     assert use_graph("auto", device, BF16, NetworkInNetwork(width=0.05), ALONE)
     assert use_graph("on", device, BF16, NetworkInNetwork(width=0.05), ALONE)
 

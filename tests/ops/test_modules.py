@@ -277,3 +277,19 @@ def test_a_wrong_argument_is_named(call: Any, said: str) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     assert RotationLoss(nn.Identity(), np.int64(8)).head.in_features == 8
     assert RotateBatch(seed=np.int64(5)).key.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "pad", "flip_prob"])
+def test_settings_given_as_tensors_are_copied_and_can_be_compiled(name: str) -> None:
+    usual = {"mean": torch.full((3,), 0.5), "std": torch.ones(3), "pad": torch.tensor(2)}
+    usual["flip_prob"] = torch.ones(())
+    module = RotateBatch(**usual)
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    before = module.eval()(images)[0]
+    if name == "pad":
+        usual["pad"].fill_(1)
+    else:
+        usual[name].fill_(0.25)
+    assert torch.equal(module(images)[0], before)
+    assert type(getattr(module, name)) in (int, float, tuple)
+    assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(images)[0], before)

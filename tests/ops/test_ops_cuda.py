@@ -57,6 +57,12 @@ def test_views_of_an_index_out_of_range_are_nan_and_the_others_whole(rotations: 
         assert labels.tolist() == list(range(turned)) * 6
 
 
+def test_indices_into_no_images_at_all_give_nan() -> None:
+    views, labels = rotate_batch(random_images(0), torch.tensor([0, 3], device="cuda"))
+    assert views.isnan().all()
+    assert labels.tolist() == [0, 1, 2, 3] * 2
+
+
 def test_images_of_more_than_2_to_the_31_bytes_are_gathered_correctly() -> None:
     images = torch.empty(720_000, 32, 32, 3, dtype=torch.uint8, device="cuda")
     last = random_images(2)

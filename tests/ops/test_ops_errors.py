@@ -409,3 +409,10 @@ def test_the_compiled_warp_itself_refuses_what_would_be_unsafe(changes: dict[str
 
 def test_quarter_turns_alone_allow_means_that_a_warp_does_not() -> None:
     rotate_batch(IMAGES, mean=(1001.0, 0, 0))
+
+
+def test_ids_beyond_int64_are_refused_whatever_holds_them() -> None:
+    numbers = [0, 2**63]
+    for ids in (numbers, np.array(numbers, dtype=np.uint64), torch.tensor(numbers, dtype=torch.uint64)):
+        with pytest.raises(TypeError, match=r"sample_ids must .*int64"):
+            rotate_batch(IMAGES[:2], sample_ids=ids)

@@ -349,7 +349,9 @@ def test_an_unknown_cpu_kernel_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rotations", [(0, 90, 180, 270), (0, 45)])
-def test_views_made_on_the_cpu_for_another_device_equal_the_definition(rotations: tuple[int, ...]) -> None:
+def test_views_made_on_the_cpu_for_another_device_equal_the_definition(
+    rotations: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = torch.randint(0, 256, (5, 9, 9, 3), dtype=torch.uint8)
     indices = torch.tensor([3, 0, 0])
     expected = rotate_batch(images, indices, rotations=rotations, seed=7, epoch=2)
@@ -359,6 +361,13 @@ def test_views_made_on_the_cpu_for_another_device_equal_the_definition(rotations
     name = "warp_batch_out" if is_warp else "rotate_batch_out"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"rotnet_fast::{name}", "MPS")
     numbers = (7, 2, turns, 4, 0.5, list(CIFAR10_MEAN), list(CIFAR10_STD))
-    ON_CPU[name](views, labels, images, indices, None, None, *numbers)
+    sizes: list[int] = []
+    cpu = torch.Tensor.cpu
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "cpu", lambda self: sizes.append(len(self)) or cpu(self))
+        ON_CPU[name](views, labels, images, indices, None, None, *numbers)
     assert torch.equal(views.permute(0, 3, 1, 2), expected[0])
     assert torch.equal(labels, expected[1])
+    assert sizes == [3, 3]  # of the images that are used and their numbers, not of all
+    with pytest.raises(RuntimeError, match=r"indices\[1\] is 5, outside \[0, 5\)"):
+        ON_CPU[name](views, labels, images, torch.tensor([3, 5, 0]), None, None, *numbers)
