@@ -57,7 +57,7 @@ inline RotateJob make_job(const Tensor& views, const Tensor& labels, const Tenso
   job.indices = optional_ids("indices", indices, -1, images);
   job.batch = indices.has_value() ? indices->size(0) : job.num_images;
   job.sample_ids = optional_ids("sample_ids", sample_ids, job.batch, images);
-  job.key = optional_ids("key", key, 2, images);
+  job.key = optional_ids("seed", key, 2, images);
 
   constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;
   const int64_t per_image = num_views * channels * height * width;  // below 2^6 * 2^2 * 2^30
@@ -115,13 +115,13 @@ inline void set_turns(RotateJob& job, const std::vector<int64_t>& turns) {
   for (size_t k = 0; k < turns.size(); ++k) {
     STD_TORCH_CHECK(turns[k] >= 0 && turns[k] <= 3, "rotate_batch_out: turns must lie in 0..3");
     STD_TORCH_CHECK(turns[k] % 2 == 0 || job.height == job.width,
-                    "rotate_batch_out: only square images can be turned by 90 or 270 degrees");
+                    "rotate_batch_out: only square images can be rotated by 90 or 270 degrees");
     job.turns[k] = static_cast<uint8_t>(turns[k]);
   }
 }
 
 inline WarpJob make_warp_job(const RotateJob& job, const std::vector<int64_t>& degrees) {
-  STD_TORCH_CHECK(job.height == job.width, "warp_batch_out: only square images can be turned by any angle");
+  STD_TORCH_CHECK(job.height == job.width, "warp_batch_out: only square images can be rotated by any angle");
   WarpJob warp{job, {}};
   for (size_t k = 0; k < degrees.size(); ++k) {
     STD_TORCH_CHECK(degrees[k] >= 0 && degrees[k] < 360, "warp_batch_out: degrees must lie in 0..359");

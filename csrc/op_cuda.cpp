@@ -9,11 +9,6 @@
 namespace rotnet {
 namespace {
 
-// The dispatcher calls this if any tensor is on a CUDA device; make_job checks that all of them are.
-void check_device(const Tensor& images) {
-  STD_TORCH_CHECK(images.is_cuda(), "rotate_batch_out: views and labels must be on the device of images");
-}
-
 // Calls `start(stream)` on the device of images with its current stream.
 template <class Start>
 void on_current_stream(const Tensor& images, const Start& start) {
@@ -32,7 +27,7 @@ void rotate_batch_out_cuda(const Tensor& views, const Tensor& labels, const Tens
                            std::optional<Tensor> indices, std::optional<Tensor> sample_ids,
                            std::optional<Tensor> key, int64_t seed, int64_t epoch, std::vector<int64_t> turns,
                            int64_t pad, double flip_prob, std::vector<double> mean, std::vector<double> std) {
-  check_device(images);
+  // The dispatcher comes here if any tensor is on a CUDA device; make_job checks that all of them are.
   RotateJob job = make_job(views, labels, images, indices, sample_ids, key, seed, epoch, turns.size(), pad,
                            flip_prob, mean, std);
   set_turns(job, turns);
@@ -43,7 +38,6 @@ void warp_batch_out_cuda(const Tensor& views, const Tensor& labels, const Tensor
                          std::optional<Tensor> indices, std::optional<Tensor> sample_ids,
                          std::optional<Tensor> key, int64_t seed, int64_t epoch, std::vector<int64_t> degrees,
                          int64_t pad, double flip_prob, std::vector<double> mean, std::vector<double> std) {
-  check_device(images);
   const WarpJob job = make_warp_job(make_job(views, labels, images, indices, sample_ids, key, seed, epoch,
                                              degrees.size(), pad, flip_prob, mean, std),
                                     degrees);

@@ -100,10 +100,8 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
   using Out = typename Lanes::Out;
   const int height = job.height, width = job.width, channels = job.channels;
   const int64_t image_elements = static_cast<int64_t>(height) * width * channels;
-  bool any_upright = false, any_sideways = false;
-  for (int k = 0; k < job.num_views; ++k) {
-    (job.turns[k] % 2 ? any_sideways : any_upright) = true;
-  }
+  bool any_sideways = false;
+  for (int k = 0; k < job.num_views; ++k) any_sideways |= job.turns[k] % 2 == 1;
   const Lanes lanes(job);
   Scratch scratch(height, width);
 
@@ -114,16 +112,14 @@ void rotate_images(const RotateJob& job, int64_t begin, int64_t end) {
       load_crop_row(lanes, job, image, y, scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch);
     }
 
-    if (any_upright) {
-      for (int k = 0; k < job.num_views; ++k) {
-        if (job.turns[k] % 2) continue;
-        Out* view = views + k * image_elements;
-        for (int i = 0; i < height; ++i) {
-          // unrotate: view row i shows tile row i forwards, or row height-1-i backwards.
-          const int y = unrotate(job.turns[k], i, 0, height, width).row;
-          lanes.emit_row(view + static_cast<int64_t>(i) * width * channels,
-                         scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch, width, job.turns[k] == 2);
-        }
+    for (int k = 0; k < job.num_views; ++k) {
+      if (job.turns[k] % 2) continue;
+      Out* view = views + k * image_elements;
+      for (int i = 0; i < height; ++i) {
+        // unrotate: view row i shows tile row i forwards, or row height-1-i backwards.
+        const int y = unrotate(job.turns[k], i, 0, height, width).row;
+        lanes.emit_row(view + static_cast<int64_t>(i) * width * channels,
+                       scratch.tile + static_cast<int64_t>(y) * scratch.tile_pitch, width, job.turns[k] == 2);
       }
     }
 

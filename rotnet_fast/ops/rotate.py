@@ -98,6 +98,7 @@ def rotate_batch(
             aligned to its elements.
         IndexError: an index is outside [0, N), for images on the CPU. On a CUDA device, where checking would
             force a synchronisation, every element of such an image's views is NaN.
+        MemoryError: no memory is left for one image in each thread.
         RuntimeError: the call is under torch.vmap or in an export to ONNX. A graph of torch.compile or
             torch.export also raises it instead of the errors about addresses, indices and the number of
             elements, which it cannot check in advance.
@@ -159,7 +160,7 @@ def rotate_batch(
         else:
             turns = [angle // 90 for angle in degrees]
             torch.ops.rotnet_fast.rotate_batch_out(views, labels, *source, turns, *settings)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise _documented(error) from None
     if out is not None and not (torch.compiler.is_compiling() or out.is_inference()):
         # Otherwise autograd would silently use the new views for gradients that belong to the old ones.
@@ -167,7 +168,7 @@ def rotate_batch(
     return views.permute(0, 3, 1, 2), labels
 
 
-def _documented(error: RuntimeError) -> Exception:
+def _documented(error: Exception) -> Exception:
     """Convert a kernel's error to its documented class; the stable ABI only lets them raise RuntimeError."""
     sentence = str(error).split("\n", 1)[0]
     if "outside [0, " in sentence:
@@ -175,6 +176,11 @@ def _documented(error: RuntimeError) -> Exception:
     if "Batching rule" in sentence:
         return RuntimeError(
             "rotate_batch works on a whole batch and not under torch.vmap: pass all indices [B] at once"
+        )
+    if "bad_alloc" in sentence:
+        return MemoryError(
+            "rotate_batch has no memory left for one image in each thread: use fewer threads or smaller "
+            "images"
         )
     _, is_ours, ours = sentence.partition("rotate_batch: ")
     return ValueError(ours) if is_ours else error

@@ -187,3 +187,13 @@ def test_batch_norm_writes_over_nothing_that_it_reads_or_writes(op: str) -> None
         run(x=odd_tensors.resized(torch.ones(2, 3, 4, 6)))
     with pytest.raises(RuntimeError, match="weight lies at an address that is no multiple of its 4-byte"):
         run(weight=odd_tensors.misaligned(torch.ones(6)))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError])
+def test_a_kernel_without_memory_says_so(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise kind("std::bad_alloc (originally from torch_parallel_for) API call failed at ops.h")
+
+    monkeypatch.setattr(torch.ops.rotnet_fast, "rotate_batch_out", fail)
+    with pytest.raises(MemoryError, match="no memory left for one image in each thread"):
+        call()
