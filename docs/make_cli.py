@@ -20,7 +20,8 @@ LEAD = """\
 
 `python -m rotnet_fast` lists the commands, and `--help` after one shows its flags, as below. The package also
 installs them as `rotnet_fast`: `rotnet_fast pretrain` is `python -m rotnet_fast.pretrain`.
-[Exit codes](training.md#exit-codes) are the same for all.
+[Exit codes](training.md#exit-codes) are the same for all. Where a command takes `--checkpoint`, the model may
+stand first, without the flag: `python -m rotnet_fast.evaluate RUN`.
 
 "None:" says what happens without the flag.
 """

@@ -40,7 +40,7 @@ def check_images(
         DataError: the folder does not exist.
     """
     if dataset == "folder":
-        remedy = "the folder that holds train/ and test/"
+        remedy = "the folder of the images"
         if data_dir is None:
             raise ArgumentError(f"dataset folder needs --{argument}, {remedy}")
         check_folder(data_dir, remedy, argument)

@@ -81,8 +81,8 @@ class EvaluateConfig(PretrainedImageSettings):
 
     random_init: bool | None = None
     """Train the same heads on a frozen untrained network, and its kNN and linear probe, in both BatchNorm
-    modes. None: beside whatever is frozen, in the mode that measures an untrained network higher, that of
-    batch statistics, which doubles the time; where they leave a batch of one image, in the other mode."""
+    modes. None: with batch statistics, which favour an untrained network, for each frozen measurement; this
+    doubles the time. Running statistics are used where a batch would have one image."""
 
     fine_tune: bool = False
     """Train each head once more together with all of the network that is below it."""
@@ -141,7 +141,7 @@ class EvaluateConfig(PretrainedImageSettings):
     """Weight decay of the filters that follow muon. None: weight-decay."""
 
     batch_size: int = 128
-    """Images per step; 128 are the published recipe's, whatever the pretraining had."""
+    """Images per step; 128 is the published recipe's, whatever the pretraining used."""
 
     pad: int | None = None
     """Pixels of black border that a random crop of training images may take in. None: as in pretraining,
@@ -157,7 +157,7 @@ class EvaluateConfig(PretrainedImageSettings):
     """Images with labels. None: those of the pretraining, with its folder, size and limits."""
 
     check_images: Literal["structure", "decode"] = "structure"
-    """How closely images are looked at beforehand, see rotnet_fast.pretrain."""
+    """How thoroughly to check the images first, see rotnet_fast.pretrain."""
 
     compile: Literal["auto", "none", "default", "max"] = "auto"
     """Whether to torch.compile networks that are trained as a whole, as in rotnet_fast.pretrain."""

@@ -189,11 +189,12 @@ class ImageSettings(DeviceSettings):
 
     dataset: Literal["cifar10", "folder", "digits"] = "cifar10"
     """cifar10: the official archive, which is downloaded if necessary.
-    folder: image files or tar shards in train/ and test/, with or without class folders.
+    folder: image files or tar shards, in train/ and test/ or not, with or without class folders.
     digits: scikit-learn's handwritten digits, which need no files."""
 
     data_dir: Path | None = None
-    """Folder of the data set's files."""
+    """Folder of the data set's files. None: for cifar10, data in the current folder, which is where it is
+    downloaded to."""
 
     dataset_name: str | None = None
     """Name of the data set in results. None: its own name."""

@@ -375,7 +375,7 @@ def require_dali(device: torch.device) -> None:
         ArgumentError: DALI is not installed, or was built for another CUDA version than torch.
     """
     if sys.platform != "linux":
-        raise ArgumentError("loader is dali, which only runs on Linux; use --loader resident")
+        raise ArgumentError("loader is dali, which only runs on Linux; use --loader resident --crop pad")
     cuda = (torch.version.cuda or "13").split(".")[0]
     package = f"nvidia-dali-cuda{cuda}0"
     try:

@@ -154,7 +154,7 @@ def test_a_name_that_is_in_no_source_is_refused_with_names_like_it(model: str, n
         ("photos.zip", "an archive; unpack it with `unzip {0}/photos.zip -d {0}`, and pass the"),
         ("photos.tar.gz", "an archive; unpack a data set with `tar -xf {0}/photos.tar.gz -C {0}`, or make"),
         ("photos.tar", "which is not a folder; pass {0}, the folder of the shards, or unpack it"),
-        ("photos.jpg", "which is not a folder; pass the folder that holds train/ and test/"),
+        ("photos.jpg", "which is not a folder; pass the folder of the images"),
     ],
 )
 def test_a_file_in_place_of_a_folder_of_images_is_answered_with_what_to_do(

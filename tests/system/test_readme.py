@@ -348,7 +348,6 @@ def test_the_examples_of_the_features_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert names["maps"].shape == (100, 8, 8, 8)
     assert torch.equal(names["vectors"], names["maps"].mean(dim=(2, 3)))
     assert names["rotations"].shape == (100, 4, 4)
-    assert names["network"].training
     array = names["images"][:8].numpy()
     for place in ("PHOTOS/a.png", "a.jpg", "b.png"):
         save(Path(place), array[0])
