@@ -1,9 +1,9 @@
 """How the command-line programs end: exit codes, and one sentence instead of a traceback.
 
-0 done; 2 arguments; 3 data; 4 checkpoint; 5 non-finite loss; 6 out of memory; 7 cannot write; 8 another
-process of the job ended; 9 a training step that no CUDA graph can capture; 130 and 143 stopped by Ctrl-C and
-SIGTERM; 129, 138, 140 and 152 by SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU. Anything else is a bug and shows its
-traceback.
+0 done; 1 a library is missing, or `doctor` found something to fix; 2 arguments; 3 data; 4 checkpoint; 5
+non-finite loss; 6 out of memory; 7 cannot write; 8 another process of the job ended; 9 a training step that
+no CUDA graph can capture; 130 and 143 stopped by Ctrl-C and SIGTERM; 129, 138, 140 and 152 by SIGHUP,
+SIGUSR1, SIGUSR2 and SIGXCPU. Anything else is a bug and shows its traceback.
 
 Importing this module does not import torch.
 """

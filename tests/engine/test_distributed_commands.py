@@ -107,6 +107,7 @@ def found(output: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_a_study_in_several_processes_has_the_cells_of_one(tmp_path: Path) -> None:
     ((code, _, _),) = on_ranks(1, run_named, "reproduce", [*STUDY, "--output", str(tmp_path / "one")])
     assert code == 0

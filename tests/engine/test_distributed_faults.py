@@ -266,6 +266,7 @@ def wait_for_lines(job: subprocess.Popen[str], log: Path, lines: int) -> None:
 
 
 @pytest.mark.faults("torchrun and its workers killed and stopped")
+@pytest.mark.long
 def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     log = folder / "metrics.jsonl"

@@ -132,6 +132,7 @@ def test_every_precision_trains(
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["default", "max"])
 def test_a_compiled_network_trains_alike(
     mode: str, dataset: Dataset, device: torch.device, tmp_path: Path

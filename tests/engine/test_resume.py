@@ -68,6 +68,7 @@ def test_a_run_killed_before_any_step_resumes_to_the_same_state(
 
 @pytest.mark.needs_dali
 @pytest.mark.faults
+@pytest.mark.long
 def test_a_run_under_repeated_sigkill_ends_in_the_same_state(tmp_path: Path, fault_log: FaultLog) -> None:
     settings = ["--settings", "fp32 resident sgd", "bf16 dali muon"]
     script = subprocess.run(

@@ -36,13 +36,14 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
     return execute_tutorial.executed(tmp_path_factory.mktemp("tutorial"), OMP_NUM_THREADS="1")
 
 
+@pytest.mark.long
 def test_the_notebook_gives_the_outputs_that_it_shows(executed: NotebookNode) -> None:
     again = [cell for cell in read_cells(executed) if cell.outputs]
     assert [cell.source for cell in again] == [cell.source for cell in stored_cells()]
     assert [shown(cell) for cell in again] == [shown(cell) for cell in stored_cells()]
 
 
-@pytest.mark.parametrize("which", ["executed", "stored"])
+@pytest.mark.parametrize("which", [pytest.param("executed", marks=pytest.mark.long), "stored"])
 def test_the_features_beat_those_of_an_untrained_network(which: str, request: pytest.FixtureRequest) -> None:
     cells = stored_cells() if which == "stored" else read_cells(request.getfixturevalue("executed"))
     text = "\n".join(
