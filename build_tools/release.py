@@ -64,7 +64,7 @@ def make_environment(folder: Path, python: str | Path, *packages: str | Path) ->
 
 
 def build(work: Path, programs: Path, pythons: list[str], merged: list[Path]) -> tuple[Path, Path]:
-    """Return the source distribution, the folder where it was unpacked, and the wheel."""
+    """Return the folder where the source distribution was unpacked, and the wheel."""
     say("the source distribution, of what is committed")
     run("git", "archive", "--output", work / "committed.tar", "HEAD", cwd=ROOT)
     with tarfile.open(work / "committed.tar") as archive:

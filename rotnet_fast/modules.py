@@ -16,7 +16,7 @@ from torch.nn import functional
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.image_layout import Layout, channels_last, check_layout
 from rotnet_fast.ops import rotate_batch
-from rotnet_fast.ops.arguments import checked_pad, checked_probability
+from rotnet_fast.ops.arguments import checked_normalisation, checked_pad, checked_probability
 from rotnet_fast.ops.limits import VIEW_TYPES
 from rotnet_fast.paper import CIFAR10_MEAN, CIFAR10_STD
 from rotnet_fast.plain import as_sequence, as_whole, counted, shown
@@ -81,15 +81,16 @@ class RotateBatch(nn.Module):
             raise ArgumentError(
                 f"mean has {counted(len(mean), 'value')} and std {len(std)}; give one per channel to both"
             )
-        # As Python's own numbers: a tensor could be changed by the caller, and cannot be compiled.
-        self.mean, self.std = tuple(as_sequence(mean) or ()), tuple(as_sequence(std) or ())
         self.dtype, self.layout = dtype, layout
         with torch.inference_mode(False), torch.no_grad():  # in which a tensor could never be counted up
             self.register_buffer("key", torch.tensor([number, 0]))  # (seed, calls in training mode)
             # The op knows best what it accepts.
-            black = torch.zeros(1, 1, 1, len(self.mean), dtype=torch.uint8, device="cpu")
+            black = torch.zeros(1, 1, 1, len(mean), dtype=torch.uint8, device="cpu")
             try:
+                # As Python's own numbers: a tensor could be changed by the caller, and cannot be compiled.
                 self.pad, self.flip_prob = checked_pad(pad), checked_probability(flip_prob)
+                is_warped = any(angle % 90 for angle in self.rotations)
+                self.mean, self.std = map(tuple, checked_normalisation(mean, std, len(mean), is_warped))
                 self._views(black, None, key=torch.tensor([number, 0], device="cpu"))
             except (TypeError, ValueError) as error:
                 raise ArgumentError(str(error)) from None

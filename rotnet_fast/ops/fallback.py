@@ -38,9 +38,7 @@ def _run(
     inside = None
     rows = indices
     if indices is not None:
-        inside = (indices >= 0) & (indices < images.shape[0])
-        if images.device.type == "cpu":
-            _check_rows(indices, inside, images.shape[0])
+        inside = _rows_inside(indices, len(images), are_checked=images.device.type == "cpu")
         rows = torch.where(inside, indices, 0)
     if len(labels) == 0:
         return  # skip the W x W numbers per angle that all images share
@@ -67,13 +65,16 @@ def _run(
         labels.copy_(made_labels)
 
 
-def _check_rows(indices: torch.Tensor, inside: torch.Tensor, stored: int) -> None:
-    if not inside.all():
+def _rows_inside(indices: torch.Tensor, stored: int, are_checked: bool) -> torch.Tensor:
+    """Return which indices [B] are rows of the images, as bool [B]; where they are checked, all must be."""
+    inside = (indices >= 0) & (indices < stored)
+    if are_checked and not inside.all():
         position = int((~inside).nonzero()[0])
         raise RuntimeError(
             f"indices[{position}] is {int(indices[position])}, outside [0, {stored}): "
             f"pass rows that images has"
         )
+    return inside
 
 
 def _require(is_allowed: bool, rule: str, op: str = "rotate_batch_out") -> None:
@@ -201,7 +202,7 @@ def _run_on_cpu(
     """Make the views on the CPU, by its kernels, and copy them: for a device that has no float64."""
     made, made_labels = torch.empty_like(views, device="cpu"), torch.empty_like(labels, device="cpu")
     if indices is not None:  # of a whole set, only the images of the batch are copied
-        _check_rows(indices, (indices >= 0) & (indices < len(images)), len(images))
+        _rows_inside(indices, len(images), are_checked=True)
         images, indices, sample_ids = images[indices], None, indices if sample_ids is None else sample_ids
     read = (None if tensor is None else tensor.cpu() for tensor in (images, indices, sample_ids, key))
     getattr(torch.ops.rotnet_fast, name)(made, made_labels, *read, *numbers)

@@ -30,8 +30,8 @@ FLAGS = shlex.split(
     "--batch-size 16 --lr 0.05 --device cpu --precision fp32 --no-tensorboard"
 )
 
-LONG = [*FLAGS, "--epochs", "30", "--checkpoint-every-steps", "1"]
-"""Long enough for kills to come in the middle: 90 lines of metrics."""
+LONG = [*FLAGS, "--epochs", "60", "--checkpoint-every-steps", "1"]
+"""Long enough for kills to come in the middle: 180 lines of metrics."""
 
 
 def my_rank() -> int:
@@ -274,11 +274,11 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
 
     program, environment = torchrun(2, *LONG, "--output", str(folder), restarts=1)
     with subprocess.Popen(program, env=environment, **pipes) as job:
-        wait_for_lines(job, log, 6)
+        wait_for_lines(job, log, 10)
         os.kill(workers_of(job.pid)[1], signal.SIGKILL)
         # torchrun starts both again, and they resume by themselves; the next time, it gives up.
         wait_until(job, lambda: 0 in workers_of(job.pid, attempt=1))
-        wait_for_lines(job, log, 30)
+        wait_for_lines(job, log, 60)
         os.kill(workers_of(job.pid, attempt=1)[0], signal.SIGKILL)
         killed = time.monotonic()
         out, err = job.communicate(timeout=60)
@@ -292,7 +292,7 @@ def test_killed_and_stopped_jobs_of_torchrun_lose_no_steps(tmp_path: Path) -> No
     # A terminal sends Ctrl-C to all three, and torchrun sends it to its workers once more.
     program, environment = torchrun(2, *LONG, "--output", str(folder), "--resume", "auto")
     with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as job:
-        wait_for_lines(job, log, 50)
+        wait_for_lines(job, log, 110)
         os.killpg(job.pid, signal.SIGINT)
         out, err = job.communicate(timeout=60)
     assert job.returncode != 0

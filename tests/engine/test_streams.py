@@ -231,7 +231,7 @@ def test_a_full_disk_that_is_cleared_is_written_to_again(monkeypatch: pytest.Mon
     assert (disk.getvalue(), str(out.loss)) == ("kept\n", "[Errno 28] No space left on device")
 
 
-BACKENDS = ["inline", "qtagg", ""]
+BACKENDS = ["module://matplotlib_inline.backend_inline", "inline", "qtagg", "svg", ""]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -293,3 +293,11 @@ def test_settings_given_as_tensors_are_copied_and_can_be_compiled(name: str) -> 
     assert torch.equal(module(images)[0], before)
     assert type(getattr(module, name)) in (int, float, tuple)
     assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(images)[0], before)
+
+
+def test_means_in_tensors_without_dimensions_become_numbers() -> None:
+    mean = torch.full((3,), 0.5)
+    module = RotateBatch(mean=list(mean), std=list(torch.ones(3)))
+    mean.fill_(0.25)
+    assert module.mean == (0.5, 0.5, 0.5)
+    assert [type(value) for value in (*module.mean, *module.std)] == [float] * 6
