@@ -300,6 +300,11 @@ def _meet(processes: Processes) -> None:
         PeerLostError: they cannot be connected.
     """
     import torch.distributed as dist
+
+    # Imported first, as torch.compile imports it later: its functions keep the group of that moment as a
+    # default argument, and with it gloo's threads, which can end an interpreter that is shutting down with
+    # "terminate called without an active exception".
+    import torch.distributed.nn.functional  # noqa: F401
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 

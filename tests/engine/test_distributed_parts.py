@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+import sys
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +80,22 @@ def test_processes_share_values_and_errors() -> None:
     assert of("int64") == [3 * 2**60 + 3] * 3
     assert of("float64") == [3 * 2.0**40 + 3] * 3
     assert of("device") == [torch.device("cpu")] * 3
+
+
+def forget_the_group() -> bool:
+    """Whether nothing keeps the processes' group, and with it gloo's threads, once they have parted."""
+    holder = "torch.distributed.nn.functional"  # imported by torch.compile; see _meet
+    sys.modules.pop(holder, None)
+    with join() as processes:
+        group = weakref.ref(dist.group.WORLD)
+        importlib.import_module(holder)
+        assert processes.gather(processes.rank) == [0, 1]
+    gc.collect()
+    return group() is None
+
+
+def test_no_thread_of_the_group_outlives_it() -> None:
+    assert on_ranks(2, forget_the_group) == [True, True]
 
 
 def test_a_single_process_needs_nobody() -> None:
