@@ -130,14 +130,7 @@ void rotate_range_avx2(const RotateJob& job, int64_t begin, int64_t end, bool st
   const int64_t row_bytes = static_cast<int64_t>(job.width) * job.channels * bytes_per_element(job.type);
   stream = stream && job.width % 8 == 0 && job.height % 8 == 0 && row_bytes % 32 == 0 &&
            reinterpret_cast<uintptr_t>(job.views) % 32 == 0;
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return run<OutputType::kFloat32>(job, begin, end, stream);
-    case OutputType::kBFloat16:
-      return run<OutputType::kBFloat16>(job, begin, end, stream);
-    case OutputType::kFloat16:
-      return run<OutputType::kFloat16>(job, begin, end, stream);
-  }
+  with_type(job.type, [&](auto type) { run<decltype(type)::value>(job, begin, end, stream); });
 }
 
 }  // namespace rotnet::cpu

@@ -187,16 +187,9 @@ struct Avx512Lanes {
 
 template <OutputType type, bool stream>
 void run(const RotateJob& job, int64_t begin, int64_t end) {
-  switch (job.channels) {
-    case 1:
-      return rotate_images<Avx512Lanes<type, stream, 1>>(job, begin, end);
-    case 2:
-      return rotate_images<Avx512Lanes<type, stream, 2>>(job, begin, end);
-    case 3:
-      return rotate_images<Avx512Lanes<type, stream, 3>>(job, begin, end);
-    case 4:
-      return rotate_images<Avx512Lanes<type, stream, 4>>(job, begin, end);
-  }
+  with_channels(job.channels, [&](auto channels) {
+    rotate_images<Avx512Lanes<type, stream, decltype(channels)::value>>(job, begin, end);
+  });
 }
 
 template <OutputType type>
@@ -216,14 +209,7 @@ void rotate_range_avx512(const RotateJob& job, int64_t begin, int64_t end, bool 
   const int64_t row_bytes = static_cast<int64_t>(job.width) * job.channels * bytes_per_element(job.type);
   stream =
       stream && job.height == job.width && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(job.views) % 64 == 0;
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return run<OutputType::kFloat32>(job, begin, end, stream);
-    case OutputType::kBFloat16:
-      return run<OutputType::kBFloat16>(job, begin, end, stream);
-    case OutputType::kFloat16:
-      return run<OutputType::kFloat16>(job, begin, end, stream);
-  }
+  with_type(job.type, [&](auto type) { run<decltype(type)::value>(job, begin, end, stream); });
 }
 
 }  // namespace rotnet::cpu

@@ -57,14 +57,7 @@ struct ScalarLanes {
 }  // namespace
 
 void rotate_range_scalar(const RotateJob& job, int64_t begin, int64_t end, bool /*stream*/) {
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return rotate_images<ScalarLanes<OutputType::kFloat32>>(job, begin, end);
-    case OutputType::kBFloat16:
-      return rotate_images<ScalarLanes<OutputType::kBFloat16>>(job, begin, end);
-    case OutputType::kFloat16:
-      return rotate_images<ScalarLanes<OutputType::kFloat16>>(job, begin, end);
-  }
+  with_type(job.type, [&](auto type) { rotate_images<ScalarLanes<decltype(type)::value>>(job, begin, end); });
 }
 
 }  // namespace rotnet::cpu

@@ -94,28 +94,11 @@ class Warp {
   std::vector<Pixel> band;        // [16, W] and what sample may write beyond
 };
 
-template <template <OutputType, int> class Lanes, OutputType type>
-void warp_images(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end) {
-  switch (job.channels) {
-    case 1:
-      return Warp<Lanes<type, 1>>(job, plan).run(begin, end);
-    case 2:
-      return Warp<Lanes<type, 2>>(job, plan).run(begin, end);
-    case 3:
-      return Warp<Lanes<type, 3>>(job, plan).run(begin, end);
-    case 4:
-      return Warp<Lanes<type, 4>>(job, plan).run(begin, end);
-  }
-}
-
 template <template <OutputType, int> class Lanes>
 void warp_images(const WarpJob& job, const WarpPlan& plan, int64_t begin, int64_t end) {
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return warp_images<Lanes, OutputType::kFloat32>(job, plan, begin, end);
-    case OutputType::kBFloat16:
-      return warp_images<Lanes, OutputType::kBFloat16>(job, plan, begin, end);
-    case OutputType::kFloat16:
-      return warp_images<Lanes, OutputType::kFloat16>(job, plan, begin, end);
-  }
+  with_type(job.type, [&](auto type) {
+    with_channels(job.channels, [&](auto channels) {
+      Warp<Lanes<decltype(type)::value, decltype(channels)::value>>(job, plan).run(begin, end);
+    });
+  });
 }

@@ -5,8 +5,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
-#include <type_traits>
-
 #include "../rotnet/job.h"
 
 namespace rotnet::cuda {
@@ -34,31 +32,19 @@ struct CastFloat16 {
   }
 };
 
-template <class Cast, class Launch>
-cudaError_t dispatch_channels(const RotateJob& job, const Launch& launch) {
-  switch (job.channels) {
-    case 1:
-      return launch(Cast{}, std::integral_constant<int, 1>{});
-    case 2:
-      return launch(Cast{}, std::integral_constant<int, 2>{});
-    case 3:
-      return launch(Cast{}, std::integral_constant<int, 3>{});
-    default:
-      return launch(Cast{}, std::integral_constant<int, 4>{});
-  }
-}
-
 // Calls `launch(cast, channels)`, whose argument types select the kernel.
 template <class Launch>
 cudaError_t dispatch(const RotateJob& job, const Launch& launch) {
-  switch (job.type) {
-    case OutputType::kFloat32:
-      return dispatch_channels<CastFloat32>(job, launch);
-    case OutputType::kBFloat16:
-      return dispatch_channels<CastBFloat16>(job, launch);
-    default:
-      return dispatch_channels<CastFloat16>(job, launch);
-  }
+  return with_channels(job.channels, [&](auto channels) {
+    switch (job.type) {
+      case OutputType::kFloat32:
+        return launch(CastFloat32{}, channels);
+      case OutputType::kBFloat16:
+        return launch(CastBFloat16{}, channels);
+      default:
+        return launch(CastFloat16{}, channels);
+    }
+  });
 }
 
 }  // namespace rotnet::cuda

@@ -2,12 +2,40 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "normalise.h"
 
 namespace rotnet {
 
 enum class OutputType { kFloat32, kBFloat16, kFloat16 };
+
+// Call a generic function with a number that is known at run time as a constant, which selects a template's instance.
+template <class Function>
+auto with_type(OutputType type, const Function& function) {
+  switch (type) {
+    case OutputType::kFloat32:
+      return function(std::integral_constant<OutputType, OutputType::kFloat32>{});
+    case OutputType::kBFloat16:
+      return function(std::integral_constant<OutputType, OutputType::kBFloat16>{});
+    default:
+      return function(std::integral_constant<OutputType, OutputType::kFloat16>{});
+  }
+}
+
+template <class Function>
+auto with_channels(int channels, const Function& function) {
+  switch (channels) {
+    case 1:
+      return function(std::integral_constant<int, 1>{});
+    case 2:
+      return function(std::integral_constant<int, 2>{});
+    case 3:
+      return function(std::integral_constant<int, 3>{});
+    default:
+      return function(std::integral_constant<int, 4>{});
+  }
+}
 
 inline int bytes_per_element(OutputType type) { return type == OutputType::kFloat32 ? 4 : 2; }
 
