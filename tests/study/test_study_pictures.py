@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from plot_inputs import LONG, check_legible, texts
 from synthetic_study import CLASSES, copy_study, packed_correct, remove_cells, settings_of, write_study
 
 from rotnet_fast import paper
-from rotnet_fast.study.pages import findings
+from rotnet_fast.plots.bars import Bar
+from rotnet_fast.protocols.result import points
+from rotnet_fast.study.pages import figures, findings
+from rotnet_fast.study.pages.ablations import ablated_pairs
+from rotnet_fast.study.pages.classes import per_class
+from rotnet_fast.study.pages.document import Table
 from rotnet_fast.study.pages.figures import FIGURES
 from rotnet_fast.study.pages.tables import mean_difference
 from rotnet_fast.study.plan import Entry
@@ -215,3 +221,57 @@ def test_wilsons_interval_is_that_of_the_books(
     accuracy: float, count: int, expected: tuple[float, float]
 ) -> None:
     assert wilson(accuracy, count) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.fixture
+def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Study], list[Bar]]:
+    """Returns the rows of a bar chart instead of drawing it."""
+    monkeypatch.setattr(figures, "bars", lambda rows, **_: rows)
+    return lambda name, study: FIGURES[name][0](study)  # type: ignore[return-value]
+
+
+def test_a_mark_beside_an_ablation_is_the_run_of_the_same_seed(
+    tmp_path: Path, drawn_rows: Callable[[str, Study], list[Bar]]
+) -> None:
+    found = load_study(write_study(tmp_path / "study", settings_of(), seeds=1, headline=3))
+    pairs = ablated_pairs(found)
+    assert {faithful.n for _, faithful in pairs} == {1}
+    for row, (number, faithful) in zip(drawn_rows("ablations", found), pairs, strict=True):
+        assert row.mean is not None
+        assert row.published is not None
+        assert row.published == faithful.by_seed[0]
+        assert row.mean - row.published == pytest.approx(mean_difference(number, faithful))
+
+
+def test_the_costliest_mistake_is_one_that_costs_object_accuracy(ten: Path) -> None:
+    rotations = {f"ablations__{name}": 1.0 for name in rotation_ablations(ten)}
+    assert rotations
+    costly = findings.costliest(of(ten, ablations__faithful=90.0, ablations__one_rotation=80.0, **rotations))
+    assert costly.startswith("The costliest mistake")
+    assert not any(load_title(ten, name) in costly for name in rotation_ablations(ten))
+
+
+def rotation_ablations(folder: Path) -> list[str]:
+    entries = [number.entry for number in load_study(folder).of("ablations")]
+    return [entry.name.replace("-", "_") for entry in entries if entry.value == "rotation_accuracy"]
+
+
+def load_title(folder: Path, name: str) -> str:
+    return load_study(folder).entry("ablations", name.replace("_", "-")).title[1:]
+
+
+def test_classes_are_compared_over_the_seeds_of_both_networks(
+    tmp_path: Path, drawn_rows: Callable[[str, Study], list[Bar]]
+) -> None:
+    settings = settings_of("folder", "Images", "paper", 1.0, ("`ant` *b*", "bee", "cow"))
+    found = load_study(write_study(tmp_path / "study", settings, seeds=3))
+    seed_2 = found.entry("table3", "supervised").cells[2].key
+    (found.folder / "cells" / f"{seed_2}.json").unlink()
+    found = load_study(found.folder)
+    rows = drawn_rows("per-class", found)
+    assert [row.label for row in rows] == ["`ant` *b*", "bee", "cow"]  # figures are not Markdown
+    (table,) = (block for block in per_class(found, frozenset()).blocks if isinstance(block, Table))
+    differences = [row.mean - row.published for row in rows]  # type: ignore[operator]
+    assert [cells[-1] for cells in table.rows] == [points(difference) for difference in differences]
+    if min(differences) < 0:
+        assert f"by {-min(differences):.1f} points" in findings.best_and_worst_class(found)

@@ -16,17 +16,22 @@ CONFUSED = {"rotnet-conv": "RotNet + conv", "supervised": "supervised network"}
 """Entry of Table 3 whose confusion matrix is shown -> its name."""
 
 
-def class_accuracies(study: Study, name: str) -> dict[int, list[float]]:
-    """Return seed -> accuracy of each class in percent, from the confusion matrix of a Table 3 entry.
+def class_accuracies(study: Study) -> dict[str, dict[int, list[float]]]:
+    """Return key of `CONFUSED` -> seed -> accuracy of each class in percent, from the confusion matrices.
 
-    The matrix has the true class in rows; a class without test images counts as 0.
+    As the two are compared, both have the same seeds, unless they have none in common. A matrix has the true
+    class in rows; a class without test images counts as 0.
     """
-    found = {}
-    for seed, result in study.results(study.entry("table3", name)).items():
-        if "confusion" in result:
-            rows = enumerate(result["confusion"])
-            found[seed] = [100.0 * row[label] / max(1, sum(row)) for label, row in rows]
-    return found
+    found: dict[str, dict[int, list[float]]] = {name: {} for name in CONFUSED}
+    for name, by_seed in found.items():
+        for seed, result in study.results(study.entry("table3", name)).items():
+            if "confusion" in result:
+                rows = enumerate(result["confusion"])
+                by_seed[seed] = [100.0 * row[label] / max(1, sum(row)) for label, row in rows]
+    common = set.intersection(*(set(by_seed) for by_seed in found.values()))
+    if not common:
+        return found
+    return {name: {seed: by_seed[seed] for seed in sorted(common)} for name, by_seed in found.items()}
 
 
 def summed_confusion(study: Study, name: str) -> list[list[int]] | None:
@@ -43,7 +48,7 @@ def summed_confusion(study: Study, name: str) -> list[list[int]] | None:
 
 def per_class(study: Study, drawn: frozenset[str]) -> Section:
     """Show the accuracy of each class, and confusion matrices."""
-    accuracies = {name: class_accuracies(study, name) for name in CONFUSED}
+    accuracies = class_accuracies(study)
     rows = []
     for label, title in enumerate(study.settings.data.classes):
         means = []
@@ -56,7 +61,7 @@ def per_class(study: Study, drawn: frozenset[str]) -> Section:
         difference = None if rotnet is None or supervised is None else rotnet - supervised
         rows.append((*row, points(difference)))
     header = ("class", *(f"{name}, %" for name in CONFUSED.values()), "difference")
-    caption = f"Test accuracy in % of each class, {data_set(study)}"
+    caption = f"Test accuracy in % of each class, {data_set(study)}, over the seeds of both networks"
     blocks: list[Block] = list(
         figure(
             drawn,

@@ -25,7 +25,6 @@ from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
-from rotnet_fast.study.pages.document import escaped
 from rotnet_fast.study.pages.tables import NETWORKS, of_table3, quoted_methods
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
@@ -162,18 +161,18 @@ def figure4(study: Study) -> Figure | None:
 
 def per_class(study: Study) -> Figure | None:
     """Draw RotNet's accuracy of each class as bars, and the supervised network's as marks."""
-    rotnet, supervised = (list(class_accuracies(study, name).values()) for name in CONFUSED)
+    rotnet, supervised = (list(by_seed.values()) for by_seed in class_accuracies(study).values())
     if not rotnet:
         return None
-    matrix = summed_confusion(study, "rotnet-conv")
+    matrix, seeds = summed_confusion(study, "rotnet-conv"), study.number("table3", "rotnet-conv").n
     assert matrix is not None
     rows = []
     for label, name in enumerate(study.settings.data.classes):
         ours = Number(_ANY, dict(enumerate(values[label] for values in rotnet)))
         theirs = Number(_ANY, dict(enumerate(values[label] for values in supervised)))
-        images = max(1, sum(matrix[label]))
+        images = max(1, sum(matrix[label]) // seeds)
         interval = None if ours.mean is None else wilson(ours.mean, images)
-        rows.append(Bar(escaped(name), ours.mean, ours.deviation, interval, theirs.mean))
+        rows.append(Bar(name, ours.mean, ours.deviation, interval, theirs.mean))
     bar = "error bars: 95 % interval of the class's test images"
     if len(rotnet) > 1:
         bar = "error bars: standard deviation over seeds"
