@@ -36,7 +36,8 @@ def check_images(
         argument: name of the folder's argument in error messages.
 
     Raises:
-        ArgumentError: the folder is missing from the settings, or a limit exceeds the number of images.
+        ArgumentError: the folder is missing from the settings or is of no use to the data set, or a limit
+            exceeds the number of images.
         DataError: the folder does not exist.
     """
     if dataset == "folder":
@@ -44,6 +45,11 @@ def check_images(
         if data_dir is None:
             raise ArgumentError(f"dataset folder needs --{argument}, {remedy}")
         check_folder(data_dir, remedy, argument)
+    if dataset == "digits" and data_dir is not None:
+        raise ArgumentError(
+            f"{argument} is {data_dir}, but the images of dataset digits come with scikit-learn; omit it, or "
+            f"choose a dataset that is read from a folder"
+        )
     limits = (("limit-train", limit_train), ("limit-test", limit_test))
     for (name, limit), count in zip(limits, SIZES.get(dataset, ()), strict=False):
         if limit is not None and limit > count:

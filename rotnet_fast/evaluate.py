@@ -441,7 +441,7 @@ def load_setup(
     network = pretrained.network()
     layers = (network.default_layer,) if config.layers is None else config.layers
     network.check_layers(layers)  # before a data set is read
-    dataset = open_images(
+    dataset, has_same_images = open_images(
         pretrained,
         device,
         name=config.dataset,
@@ -473,7 +473,7 @@ def load_setup(
         compile=config.compile,
         graph=config.graph,
         folder=folder,
-        pretraining=described(pretrained, dataset, config.data_dir),
+        pretraining=described(pretrained, has_same_images),
         progress=processes.is_main,
     )
     heads_recipe = config.recipe(config.preset_for(recipe))

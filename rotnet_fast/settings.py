@@ -244,7 +244,7 @@ class PretrainedImageSettings(DeviceSettings):
 
     validation: int | None = None
     """Test on this many held-out training images instead of the test images, see rotnet_fast.pretrain.
-    None: as in pretraining."""
+    0: on the test images. None: as in pretraining."""
 
     limit_train: int | None = None
     """Use only this many training images, balanced over the classes. None: as in pretraining."""
@@ -259,7 +259,11 @@ class PretrainedImageSettings(DeviceSettings):
             ArgumentError: a setting has an invalid value.
         """
         super().validate()
-        at_least_one(self, "validation", "limit_train", "limit_test")
+        at_least_one(self, "limit_train", "limit_test")
+        if self.validation is not None and self.validation < 0:
+            raise ArgumentError(
+                f"validation is {self.validation}; it must be at least 1, or 0 for the test images"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

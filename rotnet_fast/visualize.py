@@ -172,7 +172,7 @@ class Analyses:
         self.is_grey = recipe.dataset == "digits"
         if self.pictures == ["filters"]:  # which need no images
             return
-        dataset = open_images(
+        dataset, _ = open_images(
             pretrained,
             device,
             data_dir=config.data_dir,

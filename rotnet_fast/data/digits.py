@@ -28,7 +28,7 @@ def load(data_dir: Path | None, image_size: int, progress: bool, bad_images: str
     Grey values are scaled to 0..255, upsampled bilinearly and copied to the three channels.
 
     Args:
-        data_dir: ignored; the images come with scikit-learn.
+        data_dir: None, as the images come with scikit-learn.
         image_size: H = W in pixels.
         progress: ignored; reading takes a fraction of a second.
         bad_images: ignored; there are none.

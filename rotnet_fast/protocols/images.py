@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,22 @@ def open_images(
     progress: bool = True,
     check_images: str = "structure",
     validation: int | None = None,
-) -> Dataset[AnySplit]:
+) -> tuple[Dataset[AnySplit], bool]:
     """Open the images of the pretraining, or others of the same size, in memory or streamed, with its crops.
 
     Args:
         pretrained: network whose images are opened.
         device: device of the batches.
-        name: name of the data set; None for that of the pretraining, with its folder and limits where the
-            other arguments do not say otherwise.
-        data_dir, limit_train, limit_test, validation: see `load_dataset`.
+        name: name of the data set; None for that of the pretraining.
+        data_dir: its folder; None for that of the pretraining.
+        limit_train, limit_test, validation: see `load_dataset`; None for those of the pretraining if the
+            images are its images, and for none otherwise. A ``validation`` of 0 is none, too.
         bad_images: see `load_dataset`; None for what the pretraining did about them.
         loader: see `rotnet_fast.data.loaders.Streaming`; None for what the pretraining used.
         progress, check_images: see `rotnet_fast.data.loaders.open_dataset`.
+
+    Returns:
+        The images, and whether they come from those of the pretraining.
 
     Raises:
         ArgumentError: a value that cannot be used.
@@ -50,15 +55,23 @@ def open_images(
     """
     run, recipe = pretrained.run, pretrained.config
     settings = (read_settings(run) if run else None) or {}
-    is_own = name in (None, recipe.dataset) and data_dir is None
-    if name in (None, recipe.dataset):
-        limit_train = limit_train or recipe.limit_train
-        limit_test = limit_test or recipe.limit_test
-        validation = validation or recipe.validation
+    bad_images = bad_images or settings.get("bad_images", "fail")
+    is_named_alike = name in (None, recipe.dataset)
+    is_own = is_named_alike and data_dir is None
     name = name or recipe.dataset
     if is_own:
         data_dir = _own_folder(pretrained, settings.get("data_dir"))
     checks.check_images(name, data_dir, limit_train, limit_test)
+    own_limits = recipe.limit_train, recipe.limit_test, recipe.validation
+    is_elsewhere = is_named_alike and not is_own and name == "folder"
+    has_same = is_named_alike and not is_elsewhere
+    if is_elsewhere and any(own_limits):
+        has_same = _is_moved(pretrained, None, data_dir, own_limits, bad_images)
+    if has_same:
+        limit_train = limit_train or recipe.limit_train
+        limit_test = limit_test or recipe.limit_test
+        validation = recipe.validation if validation is None else validation
+    limits = limit_train, limit_test, validation or None
     if name == "cifar10" and recipe.image_size != checks.CIFAR10_SIDE:
         raise ArgumentError(
             f"dataset is cifar10, whose images have {checks.CIFAR10_SIDE} pixels, and the checkpoint is "
@@ -71,45 +84,43 @@ def open_images(
     if loader is None:
         loader, begun = "auto", loader_of(run) if run else None
     decoder: Decoder = recipe.decoder if device.type == "cuda" else "auto"
-    bad_images = bad_images or settings.get("bad_images", "fail")
     try:
         dataset = open_dataset(
             name,
             data_dir,
             recipe.image_size,
-            limit_train,
-            limit_test,
+            *limits[:2],
             Streaming(device, loader, crop, decoder, begun),
             progress=progress,
             bad_images=bad_images,
             check_images=check_images,
-            validation=validation,
+            validation=limits[2],
             display_name=settings.get("dataset_name") if is_own else None,  # that of the very images
         )
     except ArgumentError as error:
-        limits = {"limit_train": limit_train, "limit_test": limit_test, "validation": validation}
         blamed = str(error).partition(" is ")[0]
-        if is_own and blamed in limits and limits[blamed] == getattr(recipe, blamed):
+        chosen = dict(zip(("limit_train", "limit_test", "validation"), limits, strict=True))
+        if is_own and blamed in chosen and chosen[blamed] == getattr(recipe, blamed):
             said = str(error).partition(":")[0]
-            if all(limit == getattr(recipe, name) for name, limit in limits.items()):  # which once were there
+            if limits == own_limits:  # which once were there
                 raise _others(pretrained, data_dir, said) from error
             flag = blamed.replace("_", "-")
             raise ArgumentError(f"{said}; that is the pretraining's: give another with --{flag}") from error
         raise
     if is_own:
-        _check_own(pretrained, dataset, data_dir, (limit_train, limit_test, validation), bad_images)
-    return dataset
+        _check_own(pretrained, dataset, data_dir, limits, bad_images)
+    elif is_elsewhere and not has_same:
+        has_same = _is_moved(pretrained, dataset, data_dir, limits, bad_images)
+    return dataset, has_same
 
 
-def described(pretrained: Pretrained, dataset: Dataset[AnySplit], data_dir: Path | None) -> dict[str, Any]:
-    """Return what results say of the pretraining next to a data set that was opened from this folder."""
+def described(pretrained: Pretrained, has_same_images: bool) -> dict[str, Any]:
+    """Return what results say of the pretraining, and whether they are about its images."""
     recipe = pretrained.config
-    is_other_folder = dataset.name == "folder" and data_dir is not None
-    is_same = not is_other_folder or dataset.fingerprint == pretrained.identity["data_fingerprint"]
     return {
         "epochs": pretrained.epoch,
         "is_limited": (recipe.limit_train, recipe.validation) != (None, None),
-        "has_same_images": dataset.name == recipe.dataset and is_same,
+        "has_same_images": has_same_images,
     }
 
 
@@ -139,22 +150,55 @@ def _check_own(
     limits: tuple[int | None, ...],
     bad: str,
 ) -> None:
-    """Make sure that images are those that the network was pretrained on.
+    """Make sure that images are those that the network was pretrained on; arguments as of `_identity`."""
+    found = _identity(pretrained, dataset, data_dir, limits, bad)
+    for name, what in (
+        ("data_fingerprint", "fingerprint"),
+        ("data_contents", "digest of their contents"),
+    ):
+        old, new = (_digest(values, name) for values in (pretrained.identity, found))
+        if old != new:
+            raise _others(pretrained, data_dir, f"their {what} is {new}..., and the checkpoint's is {old}...")
+
+
+def _is_moved(
+    pretrained: Pretrained,
+    dataset: Dataset[AnySplit] | None,
+    data_dir: Path | None,
+    limits: tuple[int | None, ...],
+    bad: str,
+) -> bool:
+    """Whether another folder holds the images of the pretraining; arguments as of `_identity`."""
+    try:
+        found = _identity(pretrained, dataset, data_dir, limits, bad)
+    except ArgumentError:  # too few images for the pretraining's limits
+        return False
+    names = ("data_fingerprint", "data_contents")
+    return all(_digest(pretrained.identity, name) == _digest(found, name) for name in names)
+
+
+def _identity(
+    pretrained: Pretrained,
+    dataset: Dataset[AnySplit] | None,
+    data_dir: Path | None,
+    limits: tuple[int | None, ...],
+    bad: str,
+) -> dict[str, str]:
+    """Return the identity of images in the form and within the limits of the pretraining.
 
     Args:
         pretrained: the network.
-        dataset: images found there now, after the limits.
+        dataset: images found there now, after the limits; None if they have not been read.
         data_dir: their folder; None for a data set that needs no folder.
         limits: limits of training and test images, and how many are held out for validation.
         bad: what to do about damaged images.
     """
     recipe = pretrained.config
-    known = pretrained.identity
-    is_encoded = known["data_fingerprint"].startswith("files:")
+    is_encoded = pretrained.identity["data_fingerprint"].startswith("files:")
     own_limits = recipe.limit_train, recipe.limit_test, recipe.validation
-    if limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
+    if dataset is None or limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
         # Fingerprints are over what was taken of a data set, and in what form.
-        dataset = load_dataset(
+        return load_dataset(
             recipe.dataset,
             data_dir,
             recipe.image_size,
@@ -163,15 +207,13 @@ def _check_own(
             progress=False,
             bad_images=bad,
             encoded=is_encoded,
-        )
-    found = dataset.identity()
-    for name, what in (
-        ("data_fingerprint", "fingerprint"),
-        ("data_contents", "digest of their contents"),
-    ):
-        old, new = (str(values.get(name)).removeprefix("files:")[:12] for values in (known, found))
-        if old != new:
-            raise _others(pretrained, data_dir, f"their {what} is {new}..., and the checkpoint's is {old}...")
+        ).identity()
+    return dataset.identity()
+
+
+def _digest(identity: Mapping[str, Any], name: str) -> str:
+    """The beginning of a digest of images, by which they are told from others."""
+    return str(identity.get(name)).removeprefix("files:")[:12]
 
 
 def _others(pretrained: Pretrained, data_dir: Path | None, finding: str) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,71 @@ def test_images_without_labels_serve_pretraining_alone(
             check_legible(figure)
 
 
+def write_pets(folder: Path, first: int, train: int, test: int = 4) -> None:
+    for half, count in (("train", train), ("test", test)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                first += 1
+                save(folder / half / label / f"{number}.png", pixels(first, 16, 16))
+
+
+def evaluated(place: Path, *flags: str) -> dict[str, Any]:
+    """What an evaluation of the run found: the numbers of images, and whether they are the pretraining's."""
+    command = ["--checkpoint", "run", "--no-frozen", "--knn", "--output", "evaluated", *flags]
+    assert evaluate.main(command) == 0
+    found = results(place / "evaluated")
+    shutil.rmtree(place / "evaluated")
+    return {**found["dataset"], **found["pretraining"]}
+
+
+def test_limits_of_the_pretraining_are_those_of_its_images_alone(place: Path) -> None:
+    write_pets(place / "pets", 0, train=12)
+    write_pets(place / "others", 1000, train=5)
+    assert run_pretrain(place / "pets", "--limit-train", "14", "--validation", "6") == 0
+    own = {"train_images": 14, "test_images": 6, "has_same_images": True}
+    others = {"train_images": 10, "test_images": 8, "has_same_images": False}
+
+    def has(expected: dict[str, Any], *flags: str) -> None:
+        found = evaluated(place, *flags)
+        assert {name: found[name] for name in expected} == expected
+
+    has(own)
+    has(own, "--data-dir", "pets")
+    has({**own, "test_images": 8}, "--validation", "0")  # its test images, which were held back until now
+    has({**own, "test_images": 2}, "--data-dir", "pets", "--validation", "2")
+    has(others, "--data-dir", "others")
+    has({**others, "test_images": 2}, "--data-dir", "others", "--limit-test", "2")
+    (place / "pets").rename(place / "moved")
+    has(own, "--data-dir", "moved")
+    has(own, "--data-dir", "moved", "--dataset", "folder")
+
+
+def test_the_images_are_the_same_whatever_is_taken_of_them(place: Path) -> None:
+    write_pets(place / "pets", 0, train=12)
+    assert run_pretrain(place / "pets") == 0
+    for limits in ([], ["--limit-test", "2"], ["--validation", "4"]):
+        assert evaluated(place, "--data-dir", "pets", *limits)["has_same_images"], limits
+
+
+def test_a_folder_for_images_that_need_none_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pets(place / "pets", 0, train=2)
+    digits = ["--preset", "quickstart", "--limit-train", "20", "--limit-test", "10", *PRETRAIN[4:]]
+    assert pretrain.main([*digits, "--output", "run"]) == 0
+    for command, flags in (
+        (pretrain.main, [*digits, "--output", "other"]),
+        (evaluate.main, ["--checkpoint", "run", "--no-frozen", "--knn"]),
+        (visualize.main, ["--checkpoint", "run"]),
+        (reproduce.main, ["--preset", "quickstart", "--dataset", "digits", "--dry-run"]),
+    ):
+        capsys.readouterr()
+        assert command([*flags, "--data-dir", "pets"]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: data-dir is ")
+        assert "but the images of dataset digits come with scikit-learn; omit it" in printed
+
+
 def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +157,7 @@ def test_a_damaged_image_stops_the_run_until_it_may_be_left_out(
     # What the pretraining did about it holds for its images later, too.
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn"]) == 0
     assert results(place / "run" / "evaluate-001")["dataset"]["skipped"] == ["train/cat/3.png"]
-    opened = open_images(read_pretrained("run"), torch.device("cpu"))
+    opened, _ = open_images(read_pretrained("run"), torch.device("cpu"))
     assert opened.fingerprint == found["data_fingerprint"]
     assert evaluate.main(["--checkpoint", "run", "--no-frozen", "--knn", "--bad-images", "fail"]) == 3
 

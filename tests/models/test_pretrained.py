@@ -31,7 +31,7 @@ def test_pretrained_network_and_images_are_those_of_the_run(tmp_path: Path) -> N
     with read_digits_once():
         pretrain(tiny_config(tmp_path / "run", rotations=(90, 270), epochs=1, dataset_name="Digits"))
         pretrained = read_pretrained(tmp_path / "run" / "checkpoints" / "last.pt")
-        dataset = open_images(pretrained, torch.device("cpu"), limit_test=10)
+        dataset, _ = open_images(pretrained, torch.device("cpu"), limit_test=10)
     assert pretrained.run == tmp_path / "run"
     assert (pretrained.config.rotations, pretrained.epoch) == ((90, 270), 1)
     state = pretrained.network().state_dict()
