@@ -173,23 +173,26 @@ def _export(config: ExportConfig, folder: Path) -> None:
         facts = replace(facts, evaluations=[(f"study {study.folder.name}", evaluation_of(study, run.name))])
     card = render_card(facts)
     ensure_folder(folder)
-    for name, written in ((MODEL_FILE, content), (CARD_FILE, card.encode())):
+    for name, written in ((CARD_FILE, card.encode()), (MODEL_FILE, content)):
         print(f"writing {folder / name}", flush=True)
         write_atomically(folder / name, written)
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse to replace what is not an earlier export.
+    """Refuse to replace what is not an earlier export, which its model card tells; it is written first.
 
     Raises:
-        ArgumentError: the folder has a README.md that is no model card of this program.
+        ArgumentError: the folder has a model or a README.md, but no model card of this program.
     """
     card = folder / CARD_FILE
-    if card.exists() and "library_name: rotnet_fast" not in card.read_text(errors="replace"):
-        raise ArgumentError(
-            f"output {folder} has a {CARD_FILE} that is no model card of rotnet_fast; choose another folder "
-            f"with --output"
-        )
+    if card.exists() and "library_name: rotnet_fast" in card.read_text(errors="replace"):
+        return
+    for path, lack in ((card, "that is no model card"), (folder / MODEL_FILE, "without a model card")):
+        if path.exists():
+            raise ArgumentError(
+                f"output {folder} has a {path.name} {lack} of rotnet_fast; choose another folder with "
+                f"--output"
+            )
 
 
 def read_run(run: Path, pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, Any]]:

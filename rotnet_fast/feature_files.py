@@ -179,23 +179,25 @@ def read_metadata(output: Path) -> dict[str, Any] | None:
     """Read the metadata of a finished output; None if there is no such file.
 
     Raises:
-        ArgumentError: the file was not written by this program.
+        ArgumentError: the file, or the one beside it with the metadata, was not written by this program.
     """
-    if not output.exists():
+    beside = metadata_path(output)
+    if not output.exists() and not (output.suffix == ".csv" and beside.exists()):
         return None
     try:
         if output.suffix == ".csv":
-            text = metadata_path(output).read_text(encoding="utf-8")
+            text = beside.read_text(encoding="utf-8")
         else:
             with np.load(output, allow_pickle=False) as arrays:
                 text = str(arrays["metadata"])
         metadata = json.loads(text)
-        if isinstance(metadata, dict):
-            return metadata
+        if isinstance(metadata, dict) and {"layer", "rotations"} <= metadata.keys():
+            return metadata if output.exists() else None  # what was written beside it comes first
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         pass
+    found = output if output.exists() else beside
     raise ArgumentError(
-        f"output {output} exists, but was not written by python -m rotnet_fast.embed; remove it, or choose "
+        f"output {found} exists, but was not written by python -m rotnet_fast.embed; remove it, or choose "
         f"another file with --output"
     )
 

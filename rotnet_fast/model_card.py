@@ -260,8 +260,13 @@ def _training(facts: CardFacts) -> str:
     images = _count(facts.train_images, "training image")
     data = f"{_text(facts.dataset_name)}, {images} of {size} x {size} pixels"
     data += ". No labels were used"
+    uses = []
     if config.limit_train is not None:
-        data += ", except to choose a subset that is balanced over the classes"
+        uses.append("choose a subset that is balanced over the classes")
+    if config.validation is not None:
+        uses.append("hold out some images of each class")
+    if uses:
+        data += f", except to {' and to '.join(uses)}"
     nesterov = "Nesterov momentum" if config.nesterov else "momentum"
     optimiser = f"SGD, {nesterov} 0.9"
     if config.optimizer == "muon":

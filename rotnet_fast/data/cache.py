@@ -38,11 +38,16 @@ def cache_places(data_dir: Path) -> list[Path]:
     ($XDG_CACHE_HOME/rotnet_fast, or ~/.cache/rotnet_fast), with one subfolder per data folder.
     """
     resolved = data_dir.resolve()
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    user_cache = configured if configured.is_absolute() else Path.home() / ".cache"
+    inside = resolve_path(data_dir) / FOLDER_NAME
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not user_cache.is_absolute():
+        try:
+            user_cache = Path.home() / ".cache"
+        except RuntimeError:  # some containers have users without a home
+            return [inside]
     key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
     return [
-        resolve_path(data_dir) / FOLDER_NAME,
+        inside,
         resolve_path(user_cache / "rotnet_fast") / f"{resolved.name}-{key}",
     ]
 

@@ -21,6 +21,7 @@ from rotnet_fast.errors import DataError
 
 MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # Pillow's names, all of 8 bits or fewer
 DEEP_MODES = ("I", "F")  # how Pillow's names of grey modes of 16 bits or more begin
+_LONGEST = 16  # times the shorter side: the middle of a longer image is all that is enlarged
 # 16-bit grey images often use only 10 or 12 bits, so no conversion to 8 bits is right for all of them.
 DEEP_GREY = "is a grey image of 16 bits or more; save it with 8 bits per channel"
 
@@ -225,7 +226,12 @@ def upright_rgb(image: Image.Image, name: str = "an image") -> Image.Image:
 def _resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
     if image.size == (image_size, image_size):
         return image
-    scale = image_size / min(image.size)
+    shorter = min(image.size)
+    if max(image.size) > _LONGEST * shorter:  # enlarging a whole strip could take gigabytes
+        width, height = (min(side, _LONGEST * shorter) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    scale = image_size / shorter
     width, height = (max(image_size, round(side * scale)) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - image_size) // 2, (height - image_size) // 2

@@ -83,10 +83,11 @@ def open_every_image(
     places = cache_places(folder)
     scanner = Scanner(listing.source, places, progress, check)
     scanner.check(np.arange(len(listing.source)))
-    kept = check_images(listing.source, scanner.scan, bad_images, places)
+    is_good = scanner.scan.verdicts == GOOD
+    kept, bad = np.flatnonzero(is_good), np.flatnonzero(~is_good)
+    check_images(listing.source, scanner.scan, bad, bad_images, places)
     if len(kept) == 0:
         raise DataError(f"{folder} has no usable images; add some")
-    bad = np.flatnonzero(scanner.scan.verdicts != GOOD)
     return EveryImage(
         files=encoded_split(listing, scanner.scan, kept, image_size),
         classes=listing.classes,

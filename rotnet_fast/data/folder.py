@@ -16,7 +16,7 @@ import torch
 from rotnet_fast.data.cache import cache_places, read_cache, write_cache
 from rotnet_fast.data.decode import UndecodableError, decode_images
 from rotnet_fast.data.layout import Listing, list_folder, readable
-from rotnet_fast.data.scan import GOOD, UNKNOWN, Scan, Scanner, check_images, find_rows
+from rotnet_fast.data.scan import GOOD, Scan, Scanner, check_images, find_rows
 from rotnet_fast.data.split import AnySplit, EncodedSplit, RawDataset, Split, limit_rows, validation_rows
 from rotnet_fast.errors import ArgumentError, DataError, printable
 from rotnet_fast.plain import counted
@@ -78,14 +78,18 @@ class OpenFolder:
         A bad image within a limit is replaced by the next one of its class, so that the result equals the
         limit applied to the good images only.
         """
-        is_settled = False
-        while not is_settled:
+        # Only those met within the limits, whatever an earlier run has seen.
+        self._bad = np.empty(0, np.int64)
+        while True:
             kept = self._within_limits()
             self._scanner.check(kept)
-            is_settled = bool((self._scanner.scan.verdicts[kept] == GOOD).all())
-            if not is_settled and self._choice.bad_images != "skip":
+            found = kept[self._scanner.scan.verdicts[kept] != GOOD]
+            self._bad = np.union1d(self._bad, found)
+            if len(found) == 0 or self._choice.bad_images != "skip":
                 break
-        check_images(self._listing.source, self._scanner.scan, self._choice.bad_images, self._places)
+        check_images(
+            self._listing.source, self._scanner.scan, self._bad, self._choice.bad_images, self._places
+        )
         return kept
 
     def _warn_of_common_images(self) -> None:
@@ -105,8 +109,8 @@ class OpenFolder:
             print(f"WARNING: {printable(message)}", file=sys.stderr)
 
     def _within_limits(self) -> npt.NDArray[np.int64]:
-        """Apply the limits to the images that are not known to be bad."""
-        usable = np.flatnonzero(np.isin(self._scanner.scan.verdicts, (GOOD, UNKNOWN)))
+        """Apply the limits to the images that have not been found to be bad."""
+        usable = np.setdiff1d(np.arange(len(self._listing.source)), self._bad)
         is_train = usable < self._listing.train_count
         if is_train.all() or not is_train.any():
             raise DataError(f"one split of {self._root} has no usable images; add some")
@@ -180,14 +184,13 @@ class OpenFolder:
     def _dataset(
         self, train: SplitT, test: SplitT, files: tuple[EncodedSplit, EncodedSplit]
     ) -> RawDataset[SplitT]:
-        listing, verdicts = self._listing, self._scanner.scan.verdicts
-        bad = np.flatnonzero(~np.isin(verdicts, (GOOD, UNKNOWN)))
+        listing = self._listing
         return RawDataset(
             display_name=f"folder {readable(self._root.resolve().name)}",
             classes=listing.classes,
             train=train,
             test=test,
-            skipped=tuple(listing.source.relative_name(i) for i in bad.tolist()),
+            skipped=tuple(listing.source.relative_name(i) for i in self._bad.tolist()),
             files=files,
             ignored=listing.ignored,
             held_out=listing.held_out,

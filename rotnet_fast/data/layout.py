@@ -8,7 +8,7 @@ train/<class>/  and  test/<class>/    images, also in subfolders; a label is the
 train/  and  test/                    images without classes
 train/*.tar  and  test/*.tar          WebDataset shards, see :mod:`rotnet_fast.data.webdataset`
 *.tar in DATA_DIR itself              shards whose names tell their split, such as x-train-0.tar
-only train/, of any of these kinds    the first and then every 20th image is a test image
+only train/, of any of these kinds    the first and then every 20th image of a class is a test image
 images or *.tar in DATA_DIR itself    likewise
 ====================================  ===================================================================
 
@@ -465,7 +465,10 @@ def _list_shards(
     paths = [os.path.join(root, shard) for shard in shards]
     index = index_shards(root, paths, digest, cache_places(Path(root)), progress, times.tolist())
     source, labels = index.source, index.labels
-    classes = () if labels is None else tuple(str(label) for label in range(int(labels.max()) + 1))
+    classes: tuple[str, ...] = ()
+    if labels is not None:  # counted from 0 or 1, or with gaps
+        values, labels = np.unique(labels, return_inverse=True)
+        classes = tuple(map(str, values.tolist())) if len(values) > 1 else ()
     ignored.update(index.ignored)
     return Listing(
         classes=classes,
@@ -511,8 +514,27 @@ def _divide(root: str, shards: list[str]) -> dict[str, list[str]] | None:
     return {half: names for half, names in by_half.items() if half is not None}
 
 
+def held_out(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Choose test images: the first of each class and every 20th after it, identical on every machine.
+
+    A class of a single image is only trained on.
+
+    Args:
+        labels: int64 [N]; all the same where there are no classes.
+    """
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    is_test = np.zeros(len(labels), dtype=np.bool_)
+    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+        if size > 1:
+            is_test[order[start : start + size : HOLD_OUT_EVERY]] = True
+    if not is_test.any():  # no class has two images
+        is_test[::HOLD_OUT_EVERY] = True
+    return is_test
+
+
 def _list_undivided(root: str, folder: _Folder, ignored: IgnoredFiles, progress: bool) -> Listing:
-    """Hold out the first image and every 20th after it, evenly spaced and identical on every machine."""
+    """List images of which some are held out for testing, see :func:`held_out`."""
     form = _form(root, folder)
     if form == "shards":
         halves = _divide(os.path.join(root, folder.place), folder.shards)
@@ -532,7 +554,7 @@ def _list_undivided(root: str, folder: _Folder, ignored: IgnoredFiles, progress:
         path = os.path.join(root, folder.place)
         raise DataError(f"{path} holds one image; at least two are needed, one of them as the test split")
     numbers = np.arange(len(whole.source))
-    is_test = numbers % HOLD_OUT_EVERY == 0
+    is_test = held_out(whole.labels)
     order = np.concatenate([numbers[~is_test], numbers[is_test]])
     return replace(
         whole,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from rotnet_fast.data.datasets import Dataset, choose_in_memory, make_dataset
 from rotnet_fast.data.decode import fit_image, upright_rgb
-from rotnet_fast.data.layout import HOLD_OUT_EVERY
+from rotnet_fast.data.layout import held_out
 from rotnet_fast.data.loaders import RESIDENT_SHARE, free_memory
 from rotnet_fast.data.split import RawDataset, Split
 from rotnet_fast.errors import ArgumentError
@@ -68,7 +68,7 @@ class OwnImages:
         """
         images, labels = self._pixels(self.train, "dataset", progress)
         if self.test is None:
-            is_test = np.arange(len(images)) % HOLD_OUT_EVERY == 0
+            is_test = held_out(labels)
             train, test = ((images[rows], labels[rows]) for rows in (~is_test, is_test))
         else:
             train, test = (images, labels), self._pixels(self.test, "test", progress)
@@ -121,7 +121,8 @@ def own_images(
     Args:
         dataset: uint8 [N,H,W,3] or [N,3,H,W]; or a map-style data set, or a list, of PIL images of any sizes
             or of uint8 images [H,W,3] or [3,H,W]; an item may also be a tuple of an image and a label.
-        test: images to test on, of the same kinds; None holds out every 20th image, as of a folder.
+        test: images to test on, of the same kinds; None holds out every 20th image of each class, as of a
+            folder.
         image_size: H = W in pixels that all are resized to; None: they are square and of one size.
         layout: of arrays and tensors; None: told from which dimension is 3.
 

@@ -171,11 +171,17 @@ class Scanner:
 
 
 def check_images(
-    source: ImageSource, scan: Scan, bad_images: str, places: Sequence[Path] = ()
-) -> npt.NDArray[np.int64]:
-    """Report bad images, and return the positions of the good ones.
+    source: ImageSource,
+    scan: Scan,
+    positions: npt.NDArray[np.int64],
+    bad_images: str,
+    places: Sequence[Path] = (),
+) -> None:
+    """Report bad images.
 
     Args:
+        source, scan: all images, and what is known of them.
+        positions: int64 [N] of the bad ones, sorted.
         bad_images: ``fail`` to raise an error if there are any. ``skip`` to list them on stderr if they are
             at most one in a thousand (or a single one in smaller sets): more suggest that the whole set is
             faulty, and skipping many would change what is measured.
@@ -184,10 +190,9 @@ def check_images(
     Raises:
         DataError: there are bad images, or more than may be skipped.
     """
-    bad = np.flatnonzero((scan.verdicts != GOOD) & (scan.verdicts != UNKNOWN)).tolist()
-    good = np.flatnonzero(scan.verdicts == GOOD)
+    bad = positions.tolist()
     if not bad:
-        return good
+        return
     lines = [(source.names[i], REASONS[scan.verdicts[i]]) for i in bad]
     allowed = max(1, len(source) // 1000)
     count = f"{len(bad)} of {counted(len(source), 'image')} are unusable"
@@ -195,7 +200,7 @@ def check_images(
     if is_allowed:
         listed_lines = [printable(f"{name} {reason}") for name, reason in lines]
         print(f"WARNING: {count} and are skipped:", *listed_lines, sep="\n  ", file=sys.stderr)
-        return good
+        return
     shown = "; ".join(f"{name} {reason}" for name, reason in lines[:_SHOWN])
     if len(bad) > _SHOWN:
         one_line = (printable(name).replace("\n", "\\n") for name, _ in lines)

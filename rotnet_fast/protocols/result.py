@@ -15,7 +15,7 @@ from rotnet_fast.checks import SIZES
 from rotnet_fast.config import NIN
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named
-from rotnet_fast.json_files import read_object
+from rotnet_fast.json_files import Parts, read_object
 from rotnet_fast.plain import counted
 from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.verdict import is_at_chance
@@ -310,6 +310,9 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+_PARTS: Parts = {"cells": list, "dataset": dict, "network": dict, "pretraining": dict, "settings": dict}
+
+
 def load_results(folder: Path) -> dict[str, Any]:
     """Read ``results.json`` of an evaluation's folder, or the file itself.
 
@@ -319,7 +322,7 @@ def load_results(folder: Path) -> dict[str, Any]:
     folder = named(folder)
     path = folder / "results.json" if folder.is_dir() else folder
     remedy = "give a folder that rotnet_fast.evaluate or reproduce wrote"
-    results = read_object(path, "evaluation", {"cells": list, "dataset": dict}, remedy)
+    results = read_object(path, "evaluation", _PARTS, remedy)
     if "tested_on" not in results["dataset"]:
         raise ArgumentError(f"{path} was written by another version of rotnet_fast; evaluate again")
     return results

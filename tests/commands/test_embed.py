@@ -332,6 +332,14 @@ def test_a_finished_output_is_kept(
     assert run(model, photos, output) == 2
     assert "holds features of other images than those in" in capsys.readouterr().err
     assert Path(output).read_bytes() == content
+    if output.endswith(".csv"):
+        Path(output).unlink()  # as if the program had been killed between the two files
+        assert run(model, photos, output) == 0
+        Path(output).unlink()
+        Path("x.csv.json").write_text('{"mine": 1}')
+        assert run(model, photos, output) == 2
+        assert "x.csv.json exists, but was not written by" in capsys.readouterr().err
+        assert Path("x.csv.json").read_text() == '{"mine": 1}'
     Path(output).write_text("my notes")
     Path("x.csv.json").unlink(missing_ok=True)
     assert run(model, photos, output) == 2

@@ -265,6 +265,14 @@ def test_the_card_names_the_optimiser_and_the_warm_up(tmp_path: Path) -> None:
     assert "learning rate 0.05 after a warm-up of 0.5 epochs, falling to 0 (linear)" in text
 
 
+def test_the_card_says_what_labels_were_used_for(tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "run", epochs=1, validation=10, limit_test=None))
+    assert export(tmp_path / "run") == 0
+    uses = "to choose a subset that is balanced over the classes and to hold out some images of each class"
+    text = " ".join(card(tmp_path / "run" / "export").split())
+    assert f"No labels were used, except {uses}" in text
+
+
 def test_files_of_others_are_not_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "README.md").write_text("mine")
     assert export(run, "--output", str(run)) == 2
@@ -318,3 +326,18 @@ def test_help_and_wrong_flags_answer_without_torch(flags: str) -> None:
     )
     expected = {"--help": 0, "--checkpoint nowhere": 4}.get(flags, 2)
     assert done.returncode == expected, done.stderr
+
+
+def test_a_model_of_others_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "model.safetensors").write_bytes(b"mine")
+    assert export(run, "--output", str(output)) == 2
+    assert "has a model.safetensors without a model card of rotnet_fast" in capsys.readouterr().err
+    assert (output / "model.safetensors").read_bytes() == b"mine"
+    (output / "model.safetensors").unlink()
+    assert export(run, "--output", str(output)) == 0
+    (output / "model.safetensors").unlink()  # as if the export had been killed between its two files
+    assert export(run, "--output", str(output)) == 0

@@ -173,6 +173,25 @@ def test_of_16_bits_per_channel_the_upper_byte_is_taken(colour: int, channels: i
     assert np.array_equal(decode_rgb(deep_png(deep[:, :, :channels], colour)), deep[:, :, :3] >> 8)
 
 
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (3000, 2)])
+def test_of_a_thin_image_no_more_than_its_middle_is_enlarged(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarged: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *arguments: Any) -> Image.Image:
+        enlarged.append(size)
+        return resize(image, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    strip = np.zeros((size[1], size[0], 3), np.uint8)
+    strip[1400:1600] = 255
+    strip[:, 1400:1600] = 255
+    assert (decode_image(encoded(strip), 64) == 255).all()
+    assert all(max(to) <= 16 * 64 for to in enlarged)
+
+
 def test_bytes_give_the_same_as_the_file(tmp_path: Path) -> None:
     save(tmp_path / "x.png", pixels(0, 20, 30))
     content = (tmp_path / "x.png").read_bytes()

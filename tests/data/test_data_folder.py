@@ -385,3 +385,13 @@ def test_the_same_image_in_one_half_is_no_matter(tmp_path: Path, capsys: pytest.
         save(tmp_path / f"{name}.png", pixels(name.startswith("test")))
     load_dataset("folder", tmp_path, 8, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_user_without_a_home_needs_none(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache.cache_places(pets) == [pets / cache.FOLDER_NAME]
+    assert len(load(pets).train) == 6

@@ -11,12 +11,13 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_files import encoded, pixels, save, write_tar
 
 from rotnet_fast.data.datasets import load_dataset
 from rotnet_fast.data.kinds import IMAGE_SUFFIXES
-from rotnet_fast.data.layout import Listing, list_folder
+from rotnet_fast.data.layout import Listing, held_out, list_folder
 from rotnet_fast.data.webdataset import DOTTED
 from rotnet_fast.errors import DataError
 
@@ -117,10 +118,10 @@ def test_shards_in_the_folder_itself_hold_out_every_20th_sample(tmp_path: Path) 
     write_tar(tmp_path / "b.tar", shard(15, 15))
     listing = list_folder(tmp_path)
     train, test = halves(listing)
-    assert test == ["a.tar/000.png", "b.tar/020.png"]
-    assert len(train) == 28
-    assert listing.labels[listing.train_count :].tolist() == [0, 2]
-    assert [listing.source.read(28), listing.source.read(29)] == [encoded(pixels(0)), encoded(pixels(20))]
+    assert test == ["a.tar/000.png", "a.tar/001.png", "a.tar/002.png"]  # the first ones of three classes
+    assert len(train) == 27
+    assert listing.labels[listing.train_count :].tolist() == [0, 1, 2]
+    assert [listing.source.read(27), listing.source.read(29)] == [encoded(pixels(0)), encoded(pixels(2))]
 
 
 def test_shards_without_labels_have_no_classes(tmp_path: Path) -> None:
@@ -337,7 +338,8 @@ def test_shards_of_one_half_or_none_are_divided_by_holding_out(names: list[str],
     for number, name in enumerate(names):
         write_tar(tmp_path / f"{name}.tar", shard(10 * number, 10))
     train, test = halves(list_folder(tmp_path))
-    assert len(test) == -(-10 * len(names) // 20)
+    counts = np.bincount(np.arange(10 * len(names)) % 3)
+    assert len(test) == sum(-(-count // 20) for count in counts.tolist())
     assert len(train) + len(test) == 10 * len(names)
 
 
@@ -389,7 +391,7 @@ def test_train_alone_holds_out_every_20th_image(tmp_path: Path) -> None:
     make(tmp_path, [f"train/{name}/{number:02}.jpg" for name in "ab" for number in range(15)])
     listing = list_folder(tmp_path)
     train, test = halves(listing)
-    assert test == ["train/a/00.jpg", "train/b/05.jpg"]
+    assert test == ["train/a/00.jpg", "train/b/00.jpg"]
     assert len(train) == 28
     assert listing.classes == ("a", "b")
     assert listing.labels.tolist() == [0] * 14 + [1] * 14 + [0, 1]
@@ -488,7 +490,8 @@ def test_without_labels_of_the_second_half_there_is_a_way_out(tmp_path: Path) ->
         list_folder(tmp_path)
     for name in ("test", "val"):
         (tmp_path / name).rename(tmp_path / f"old-{name}")
-    assert halves(list_folder(tmp_path))[1] == ["train/n01/images/n01_0.JPEG"]
+    held_back = [f"train/{name}/images/{name}_0.JPEG" for name in ("n01", "n02", "n03")]
+    assert halves(list_folder(tmp_path))[1] == held_back
 
 
 def test_a_half_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
@@ -600,9 +603,47 @@ def test_class_folders_are_read_once_they_are_moved_into_train(tmp_path: Path) -
         (tmp_path / name).rename(tmp_path / "train" / name)
     listing = list_folder(tmp_path)
     assert listing.classes == ("cats", "dogs")
-    assert halves(listing)[1] == ["train/cats/00.jpg", "train/dogs/09.jpg"]
+    assert halves(listing)[1] == ["train/cats/00.jpg", "train/dogs/00.jpg"]
 
 
 def test_a_folder_that_is_called_like_a_half_and_holds_something_else_is_none(tmp_path: Path) -> None:
     make(tmp_path, ["train/0.jpg", "train/1.jpg", "eval/score.py", "Train/0.jpg"])
     assert halves(list_folder(tmp_path)) == (["train/1.jpg"], ["train/0.jpg"])
+
+
+def test_what_is_held_out_is_every_20th_image_of_each_class() -> None:
+    labels = np.array([2] * 41 + [0] + [1] * 12 + [2] * 3)
+    is_test = held_out(labels)
+    assert np.flatnonzero(is_test).tolist() == [0, 20, 40, 42]
+    assert np.flatnonzero(held_out(np.arange(30))).tolist() == [0, 20]
+    assert (held_out(np.zeros(41, np.int64)) == (np.arange(41) % 20 == 0)).all()
+    shuffled = np.random.default_rng(0).integers(0, 7, 500)
+    for label in range(7):  # whatever the order, both halves have every class
+        of_class = held_out(shuffled)[shuffled == label]
+        assert (of_class == (np.arange(len(of_class)) % 20 == 0)).all()
+
+
+def test_every_class_of_a_folder_without_test_images_is_trained_on(tmp_path: Path) -> None:
+    for name, count in (("a", 1), ("b", 12), ("c", 15)):
+        for number in range(count):
+            save(tmp_path / "train" / name / f"{number:02d}.png", pixels(number))
+    found = list_folder(tmp_path)
+    train, test = np.split(found.labels, [found.train_count])
+    assert np.bincount(train, minlength=3).tolist() == [1, 11, 14]
+    assert np.bincount(test, minlength=3).tolist() == [0, 1, 1]
+
+
+def test_labels_of_shards_need_not_count_from_0(tmp_path: Path) -> None:
+    labels = [1, 2, 5] * 4
+    members = {f"{number:02d}.png": encoded(pixels(number)) for number in range(12)}
+    members |= {f"{number:02d}.cls": b"%d" % label for number, label in enumerate(labels)}
+    for half in ("train", "test"):
+        write_tar(tmp_path / half / "0.tar", members)
+    found = list_folder(tmp_path)
+    assert found.classes == ("1", "2", "5")
+    assert sorted(found.labels.tolist()) == sorted([0, 1, 2] * 8)
+    for name in list(members):
+        members[name] = b"7" if name.endswith("cls") else members[name]
+    for half in ("train", "test"):
+        write_tar(tmp_path / half / "0.tar", members)
+    assert list_folder(tmp_path).classes == ()  # one class is none

@@ -152,3 +152,18 @@ def test_the_loader_is_chosen_for_the_images_that_a_limit_leaves_and_no_other_is
         assert counts["decoded"] == chosen
         counts["decoded"] = 0
     assert counts["looked at"] == 6
+
+
+def test_what_lies_beyond_a_limit_does_not_matter_even_if_it_was_seen_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class_folders(tmp_path)
+    last = sorted((tmp_path / "train" / "b").iterdir())[-1]
+    last.write_bytes(b"damaged")
+    before = load(tmp_path, (2, 2))
+    with pytest.raises(DataError, match=r"1 of .* images are unusable"):
+        load(tmp_path, (None, None))  # which notes what it has found
+    after = load(tmp_path, (2, 2))
+    assert after.fingerprint == before.fingerprint
+    assert load(tmp_path, (2, 2), bad_images="skip").skipped == ()
+    capsys.readouterr()

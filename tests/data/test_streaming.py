@@ -229,8 +229,14 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPat
     ("changes", "message"),
     [
         ({"loader": "resident", "crop": "resized"}, "use --loader dali, or --crop pad"),
-        ({"dataset": "digits", "loader": "dali"}, "data set digits is always in memory: omit --loader"),
-        ({"dataset": "digits", "crop": "resized"}, "data set digits is always in memory: omit --crop"),
+        (
+            {"dataset": "digits", "data_dir": None, "loader": "dali"},
+            "data set digits is always in memory: omit --loader",
+        ),
+        (
+            {"dataset": "digits", "data_dir": None, "crop": "resized"},
+            "data set digits is always in memory: omit --crop",
+        ),
         ({"decoder": "gpu", "loader": "dali"}, "decoder is gpu, which needs a GPU"),
         ({"crop_scale": (0.5, 0.2)}, "crop-scale is"),
         ({"crop_ratio": (0.0, 1.0)}, "crop-ratio is"),

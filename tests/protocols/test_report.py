@@ -234,6 +234,15 @@ def test_tables_of_the_paper_agree_where_they_overlap() -> None:
     assert paper.LABEL_SCARCITY["supervised"][5000] == paper.SUPERVISED
 
 
+@pytest.mark.parametrize("part", ["cells", "dataset", "network", "pretraining", "settings"])
+def test_an_incomplete_evaluation_is_refused(part: str, tmp_path: Path) -> None:
+    content = results()
+    del content[part]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ArgumentError, match=f"holds no evaluation, as its {part} is missing"):
+        load_results(tmp_path)
+
+
 def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
     content = results()
     del content["dataset"]["tested_on"]
