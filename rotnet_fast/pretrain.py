@@ -325,7 +325,8 @@ def _pretrain(config: PretrainConfig, run: RunFolder, processes: Processes, own:
     monitor = processes.local_main_first(
         lambda: make_monitor(config, dataset, device, precision, is_shown, own.network)
     )
-    init, init_hash = processes.everywhere(lambda: beginning_of(config, None if found is None else found[1]))
+    saved = None if found is None else found[1]
+    init, init_hash = processes.everywhere(lambda: beginning_of(config, saved, run.path))
     trainer = pretraining(
         config,
         dataset,
@@ -425,20 +426,25 @@ def checkpoint_to_resume(config: PretrainConfig, run: Path) -> tuple[Path, dict[
 
 
 def beginning_of(
-    config: PretrainConfig, saved: Mapping[str, Any] | None
+    config: PretrainConfig, saved: Mapping[str, Any] | None, run: Path
 ) -> tuple[Pretrained | None, str | None]:
     """Return the network to start from and the hash of its weights; None for random weights.
 
     Args:
         config: the settings.
-        saved: the state in the checkpoint that the run is resumed from, which goes on without the network if
-            that is gone.
+        saved: the state in the checkpoint that the run is resumed from, which goes on without the network:
+            that may be gone, or have been trained further.
+        run: folder of the run.
 
     Raises:
         CheckpointError: the network cannot be read.
     """
+    from rotnet_fast.protocols.pretext import place_of_init
+
     if config.init_from is None:
         return None, None
+    if saved is not None and (read_settings(run) or {}).get("init_from") == place_of_init(config):
+        return None, saved["config"].get("init")
     try:
         init = read_pretrained(config.init_from, "init-from")
     except CheckpointError:

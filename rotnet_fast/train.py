@@ -68,7 +68,7 @@ def train_rotnet(
             it has. Its layers are its direct children that return maps; its own forward has to be traceable
             by torch.fx.
         test: images to test on, of the same kinds as ``dataset``. None: a folder's or data set's own, or
-            else every 20th image of each class, which is then not trained on.
+            else every 20th image (of each class, in class folders), which is then not trained on.
         layout: ``NHWC`` or ``NCHW``, for images of which either could be true.
         progress: print what the command prints.
         settings: fields of `PretrainConfig`, such as ``preset="speedrun"``, ``epochs``, ``batch_size``,

@@ -68,7 +68,7 @@ class OwnImages:
         """
         images, labels = self._pixels(self.train, "dataset", progress)
         if self.test is None:
-            is_test = held_out(labels)
+            is_test = held_out(np.zeros_like(labels))  # labels change nothing but what is monitored
             train, test = ((images[rows], labels[rows]) for rows in (~is_test, is_test))
         else:
             train, test = (images, labels), self._pixels(self.test, "test", progress)
@@ -121,8 +121,7 @@ def own_images(
     Args:
         dataset: uint8 [N,H,W,3] or [N,3,H,W]; or a map-style data set, or a list, of PIL images of any sizes
             or of uint8 images [H,W,3] or [3,H,W]; an item may also be a tuple of an image and a label.
-        test: images to test on, of the same kinds; None holds out every 20th image of each class, as of a
-            folder.
+        test: images to test on, of the same kinds; None holds out every 20th image.
         image_size: H = W in pixels that all are resized to; None: they are square and of one size.
         layout: of arrays and tensors; None: told from which dimension is 3.
 

@@ -268,7 +268,7 @@ def join() -> Iterator[Processes]:
         The processes.
 
     Raises:
-        ArgumentError: see `Processes.of_environment`.
+        ArgumentError: see `Processes.of_environment`; or the program has a process group of its own.
         PeerLostError: another process ended while this one was waiting for it.
     """
     processes = Processes.of_environment()
@@ -277,6 +277,11 @@ def join() -> Iterator[Processes]:
         return
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        raise ArgumentError(
+            "a process group of torch.distributed exists already; rotnet_fast makes its own from torchrun's "
+            "environment variables: call torch.distributed.destroy_process_group() first"
+        )
     try:
         _meet(processes)
         yield processes

@@ -117,6 +117,8 @@ class Trainer:
         is_watched = settings.progress and loader.device.type == "cpu" and processes.world == 1
         self.contention = Contention(torch.get_num_threads()) if is_watched else None
         self._saved_at = time.monotonic()
+        weights = task.module.state_dict()
+        self._constants = {name for name, part in weights.items() if not checkpoint.all_finite(part)}
 
     def fit(self) -> dict[str, float]:
         """Train to the end.
@@ -351,9 +353,11 @@ class Trainer:
         wider = " or use --precision bf16 or fp32" if precision == "fp16" else ""
         good = [str(path) for path in candidates(self.run.path)]
         kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint had been written yet"
+        epoch, step = self.progress.epoch, self.progress.step
+        place = f"epoch {epoch + 1}, at or before step {step}" if step else f"epoch {epoch}"
         return NonFiniteError(
-            f"{finding} in epoch {self.progress.epoch + 1}, at or before step {self.progress.step}, with "
-            f"learning rate {rates} in {precision}: start again with a lower --lr{wider}; {kept}"
+            f"{finding} in {place}, with learning rate {rates} in {precision}: start again with a lower "
+            f"--lr{wider}; {kept}"
         )
 
     def state(self) -> dict[str, Any]:
@@ -405,7 +409,9 @@ class Trainer:
         def save() -> None:
             if (in_a_row := state["guard"]["most_in_a_row"]) >= MOST_IN_A_ROW:
                 raise self._non_finite(_TOO_MANY.format(in_a_row))
-            if not checkpoint.all_finite([state["module"], state["optimizer"]]):
+            # Constants, such as an attention mask, may hold infinities from the beginning.
+            changing = [part for name, part in state["module"].items() if name not in self._constants]
+            if not checkpoint.all_finite([changing, state["optimizer"]]):
                 raise self._non_finite("a weight, momentum or BatchNorm statistic became non-finite")
             first, *others = (self.run.checkpoints / name for name in names)
             checkpoint.save(first, state)

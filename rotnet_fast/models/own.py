@@ -41,6 +41,12 @@ def check_module(model: object) -> None:
         raise ArgumentError(
             f"model {own_name(model)} has parameters without a shape; call it once on an image"
         )
+    extra = sorted(name for name, part in model.state_dict().items() if not isinstance(part, torch.Tensor))
+    if extra:
+        raise ArgumentError(
+            f"model {own_name(model)} saves {extra[0]}, which is no tensor; keep it in a buffer, or leave "
+            f"out get_extra_state"
+        )
 
 
 def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_size: int) -> FeatureNetwork:
@@ -53,14 +59,24 @@ def wrap_module(module: nn.Module, num_classes: int, in_channels: int, image_siz
     Raises:
         ArgumentError: the module is unsuitable.
     """
-    own = copy.deepcopy(module).cpu().float()
+    try:
+        own = copy.deepcopy(module).cpu().float()
+    except RuntimeError as error:  # old weight_norm, after a call
+        reason = str(error).partition(".")[0]
+        raise ArgumentError(
+            f"model {own_name(module)} cannot be copied ({reason}); use modules of "
+            f"torch.nn.utils.parametrizations instead, or pass a module that was not called yet"
+        ) from error
+    for holder in own.modules():
+        for name, buffer in list(holder.named_buffers(recurse=False)):
+            setattr(holder, name, buffer.contiguous())  # an expanded one cannot be restored in place
     if not isinstance(own, FeatureNetwork):
         return OwnNetwork(own, num_classes, in_channels, image_size)
     if (own.num_classes, own.in_channels) != (num_classes, in_channels):
         raise ArgumentError(
             f"model {own.name} has {counted(own.num_classes, 'output')} and takes images of "
-            f"{counted(own.in_channels, 'channel')}; there are {counted(num_classes, 'rotation')} and "
-            f"{counted(in_channels, 'channel')}"
+            f"{counted(own.in_channels, 'channel')}; build it with num_classes={num_classes} and "
+            f"in_channels={in_channels}"
         )
     return own
 
@@ -126,3 +142,8 @@ class OwnNetwork(ModuleNetwork):
                     f"is added, but it has one; rename it, or let it return [1, {self.num_classes}]"
                 )
             self.rotation_head = None if has_logits else nn.Linear(output.shape[1], self.num_classes)
+        elif self.rotation_head is not None and output.shape[1] != self.rotation_head.in_features:
+            raise ArgumentError(
+                f"model {self.name} returns {output.shape[1]} features for an image of this size and "
+                f"{self.rotation_head.in_features} for another; let it pool its maps, or return them"
+            )

@@ -265,7 +265,10 @@ def pretrain_with(
         load(trainer)
     # Only now, because a refused checkpoint must leave the folder's settings unchanged.
     loader = "dali" if isinstance(dataset.train, EncodedSplit) else "resident"
-    settings = {**asdict(config), "data_dir": place_of_images(config), "init_from": place_of_init(config)}
+    places = {"data_dir": place_of_images(config), "init_from": place_of_init(config)}
+    if config.monitor_data is not None:
+        places["monitor_data"] = os.path.abspath(config.monitor_data)
+    settings = {**asdict(config), **places}
     written = {"settings": settings, "environment": where, "loader": loader, "job": job()}
     trainer.processes.on_main(lambda: run.write_config(written))
     metrics = trainer.fit()

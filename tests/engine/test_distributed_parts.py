@@ -98,6 +98,23 @@ def test_no_thread_of_the_group_outlives_it() -> None:
     assert on_ranks(2, forget_the_group) == [True, True]
 
 
+def meet_twice() -> tuple[str, bool]:
+    """What is said to a program that has a process group, and whether the group is still there."""
+    dist.init_process_group("gloo")
+    try:
+        with join():
+            pass
+    except ArgumentError as error:
+        return str(error), dist.is_initialized()
+    return "", dist.is_initialized()
+
+
+def test_a_program_keeps_its_own_group() -> None:
+    for said, is_there in on_ranks(2, meet_twice):
+        assert "a process group of torch.distributed exists already" in said
+        assert is_there
+
+
 def test_a_single_process_needs_nobody() -> None:
     with join() as processes:
         assert processes is not None

@@ -102,6 +102,17 @@ def test_an_interrupted_run_resumes_even_where_the_model_is_gone(
         pretrain(tiny_config(tmp_path / "new", **start))
 
 
+def test_a_run_resumes_although_the_model_was_trained_further(first: Path, tmp_path: Path) -> None:
+    shutil.copytree(first, tmp_path / "first")
+    start: dict[str, Any] = {"init_from": str(tmp_path / "first")}
+    pretrain(tiny_config(tmp_path / "run", epochs=1, **start))
+    before = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "first")
+    pretrain(tiny_config(tmp_path / "first", seed=8))
+    pretrain(tiny_config(tmp_path / "run", epochs=1, resume="auto", **start))
+    assert_same(weights(tmp_path / "run"), before)
+
+
 def test_a_run_of_another_beginning_is_not_resumed(first: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "run", epochs=1, init_from=str(first)))
     with pytest.raises(

@@ -19,6 +19,7 @@ from tiny import folder_config, read_digits_once, tiny_config
 
 from rotnet_fast.data.loader import Loader
 from rotnet_fast.engine import checkpoint
+from rotnet_fast.engine.run_folder import read_settings
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.errors import ArgumentError, DataError
 from rotnet_fast.evaluate import EvaluateConfig, evaluate
@@ -226,7 +227,7 @@ def labelled_folder(folder: Path, classes: int, images: int = 6) -> Path:
     return folder
 
 
-def test_labels_may_come_from_another_folder(tmp_path: Path) -> None:
+def test_labels_may_come_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos, run = tmp_path / "photos", tmp_path / "run"
     for number in range(24):
         save(photos / f"{number}.png", pixels(number))
@@ -246,6 +247,10 @@ def test_labels_may_come_from_another_folder(tmp_path: Path) -> None:
     assert accuracies == evaluated(run, "last.pt", dataset="folder", data_dir=labelled)
     with pytest.raises(DataError, match=r"^monitor-data is .*/none, which does not exist; pass"):
         watch(tmp_path / "none")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        watch(Path("labelled"))
+    assert (read_settings(run) or {})["monitor_data"] == str(labelled)  # for a resume from elsewhere
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty") as refused:
         watch(tmp_path / "empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import warnings
@@ -251,6 +252,46 @@ class Encoder(Own):
         return maps
 
 
+class Flat(Encoder):
+    """A network whose features depend on the size of the images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).flatten(1)
+
+
+class WithState(Own):
+    """A network that saves something other than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Nothing depends on it."""
+
+
+class Masked(Encoder):
+    """A network with constants: one with infinities, and one whose elements share memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+        self.register_buffer("scale", torch.ones(1).expand(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale: torch.Tensor = self.scale  # type: ignore[assignment]
+        return super().forward(x) * scale.view(1, 8, 1, 1)
+
+
+def called() -> nn.Module:
+    """A module that cannot be copied any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm is deprecated
+        convolution = nn.utils.weight_norm(nn.Conv2d(3, 4, 3))
+    module = nn.Sequential(convolution, nn.ReLU())
+    module(torch.zeros(1, 3, 8, 8))
+    return module
+
+
 def made(network: type[nn.Module], *arguments: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -303,6 +344,14 @@ def test_a_network_of_ones_own_is_trained_saved_and_loaded(
             CheckpointError, match=f"model own/{network[0].__name__} is a module that a program"
         ):
             load_backbone(place, "cpu")
+
+
+def test_constants_of_a_network_may_hold_infinities_and_share_memory(tmp_path: Path) -> None:
+    trained = train_rotnet(IMAGES, made(Masked), output=tmp_path / "run", **SMALL)
+    found = weights(trained.folder)
+    assert torch.equal(found["mask"], torch.full((4, 4), -math.inf).triu(1))
+    assert torch.equal(found["scale"], torch.ones(8))
+    train_rotnet(IMAGES, made(Masked), resume=trained.folder)
 
 
 def test_a_network_of_this_package_can_be_given_as_a_module(tmp_path: Path) -> None:
@@ -622,13 +671,31 @@ SQUARE = Image.new("RGB", (16, 16))
             IMAGES,
             {"model": make_network(10)},
             ArgumentError,
-            "model nin has 10 outputs and takes images of 3 channels; there are 4 rot",
+            "takes images of 3 channels; build it with num_classes=4 and in_channels=3",
         ),
         (
             IMAGES,
             {"model": Own(), "image_size": 20},
             ArgumentError,
             "own/Own does not accept images of 20 x 20 pixels",
+        ),
+        (
+            IMAGES,
+            {"model": Flat()},
+            ArgumentError,
+            "own/Flat returns 128 features for an image of this size and 4608 for another; let it pool",
+        ),
+        (
+            IMAGES,
+            {"model": WithState()},
+            ArgumentError,
+            "own/WithState saves _extra_state, which is no tensor",
+        ),
+        (
+            IMAGES,
+            {"model": called()},
+            ArgumentError,
+            r"own/Sequential cannot be copied \(Only Tensors created",
         ),
         (IMAGES, {"model": Own(), "blocks": 3}, ArgumentError, "blocks is 3; it only applies to --model nin"),
         (
