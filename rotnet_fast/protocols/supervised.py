@@ -45,7 +45,7 @@ def supervised(setup: EvaluationSetup, subject: Subject) -> dict[Placement, Outc
     outcomes = setup.train(
         subject,
         make_task,
-        identity={"kind": KIND, "blocks": BLOCKS},
+        identity={"kind": KIND, "blocks": BLOCKS, "image_size": setup.config.image_size},
     )
     return {WHOLE_NETWORK: outcomes["object"]}
 
@@ -98,6 +98,7 @@ def load_supervised(path: Path) -> FeatureNetwork:
         known["model"],
         blocks=known["blocks"],
         width=known["width"],
+        image_size=known["image_size"],  # some networks take no other
     )
     network.load_state_dict(state["module"])
     return network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 from tiny import read_digits_once, tiny_config
 
-from rotnet_fast.data import datasets
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.evaluate import EvaluateConfig, main
@@ -156,12 +154,8 @@ def test_heads_on_a_network_trained_by_the_slides_follow_the_slides(tmp_path: Pa
 def test_data_set_is_called_as_in_pretraining(tmp_path: Path) -> None:
     pretrain(tiny_config(tmp_path / "run", epochs=1, dataset_name="Digits (a copy)"))
     assert evaluate(tmp_path / "run", "--no-frozen --knn") == 0
-    assert evaluate(tmp_path / "run", "--no-frozen --knn --data-dir elsewhere") == 0
-    names = [
-        load_results(tmp_path / "run" / folder)["dataset"]["display_name"]
-        for folder in ("evaluate-001", "evaluate-002")
-    ]
-    assert names == ["Digits (a copy)", "handwritten digits (scikit-learn)"]
+    found = load_results(tmp_path / "run" / "evaluate-001")
+    assert found["dataset"]["display_name"] == "Digits (a copy)"
 
 
 def test_refused_evaluation_leaves_the_folder_as_it_was(
@@ -308,23 +302,6 @@ def test_unreadable_settings_of_a_run_are_named(run: Path, capsys: pytest.Captur
     (run / "config.json").write_text("{")
     assert evaluate(run, "--no-frozen --knn") == 2
     assert "config.json cannot be read" in capsys.readouterr().err
-
-
-def test_data_folder_of_the_pretraining_is_remembered(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads((run / "config.json").read_text())
-    config["settings"]["data_dir"] = "the old place"
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.MonkeyPatch.context() as patch:
-        seen = []
-
-        def refuse(data_dir: Path | None, *_: object) -> None:
-            seen.append(data_dir)
-            raise KeyboardInterrupt
-
-        patch.setitem(datasets.DATASETS, "digits", refuse)
-        assert evaluate(run) == 130
-        assert evaluate(run, "--data-dir 'the new place'") == 130
-    assert seen == [Path("the old place"), Path("the new place")]
 
 
 def test_report_prints_the_table_again(run: Path) -> None:

@@ -182,7 +182,8 @@ def test_functions_take_paths_as_users_write_them(home: Path) -> None:
     for wrong in (None, 3, b"run"):
         with pytest.raises(ArgumentError, match=r"path_or_name is .*; give a path as a string or a Path"):
             rotnet_fast.load_backbone(wrong)  # type: ignore[arg-type]
-    content = {"cells": [], "dataset": {"tested_on": "test"}}
+    content: dict[str, Any] = {"cells": [], "dataset": {"tested_on": "test"}}
+    content |= {name: {} for name in ("network", "pretraining", "settings")}
     (home / "results.json").write_text(json.dumps(content))
     assert load_results("~") == content  # type: ignore[arg-type]
     assert resolve_path(Path("~/run")) == home / "run"

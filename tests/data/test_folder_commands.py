@@ -92,15 +92,19 @@ def evaluated(place: Path, *flags: str) -> dict[str, Any]:
 def test_limits_of_the_pretraining_are_those_of_its_images_alone(place: Path) -> None:
     write_pets(place / "pets", 0, train=12)
     write_pets(place / "others", 1000, train=5)
-    assert run_pretrain(place / "pets", "--limit-train", "14", "--validation", "6") == 0
+    assert (
+        run_pretrain(Path("pets"), *shlex.split("--limit-train 14 --validation 6 --dataset-name Pets")) == 0
+    )
     own = {"train_images": 14, "test_images": 6, "has_same_images": True}
-    others = {"train_images": 10, "test_images": 8, "has_same_images": False}
+    others = {"train_images": 10, "test_images": 8, "has_same_images": False, "display_name": "folder others"}
 
     def has(expected: dict[str, Any], *flags: str) -> None:
         found = evaluated(place, *flags)
         assert {name: found[name] for name in expected} == expected
 
-    has(own)
+    settings = json.loads((place / "run" / "config.json").read_text())["settings"]
+    assert settings["data_dir"] == str(place / "pets")  # from wherever it is called
+    has({**own, "display_name": "Pets"})
     has(own, "--data-dir", "pets")
     has({**own, "test_images": 8}, "--validation", "0")  # its test images, which were held back until now
     has({**own, "test_images": 2}, "--data-dir", "pets", "--validation", "2")

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,10 @@ from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.pretrained import read_pretrained
+from rotnet_fast.protocols import supervised
 from rotnet_fast.protocols.result import load_results, render
 from rotnet_fast.protocols.supervised import load_supervised
 
@@ -161,8 +164,17 @@ def test_unknown_layers_are_named_before_data_are_read(
     assert f"'conv2', which is no feature map of {MODEL}; choose from features.0, " in capsys.readouterr().err
 
 
-def test_supervised_training_is_of_the_same_network(run: Path) -> None:
+def test_supervised_training_is_of_the_same_network(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    def noted(*arguments: Any, **settings: Any) -> FeatureNetwork:
+        made.append(settings)
+        return make_network(*arguments, **settings)
+
+    monkeypatch.setattr(supervised, "make_network", noted)
     network = load_supervised(run / "evaluate-001" / "supervised")
+    (settings,) = made
+    assert settings["image_size"] == read_pretrained(run).config.image_size  # some networks take no other
     assert (network.name, network.num_classes) == (MODEL, 10)
     with pytest.raises(CheckpointError, match="is not one of a supervised training"):
         load_supervised(run / "evaluate-001" / "frozen")
