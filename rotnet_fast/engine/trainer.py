@@ -118,7 +118,8 @@ class Trainer:
         self.contention = Contention(torch.get_num_threads()) if is_watched else None
         self._saved_at = time.monotonic()
         weights = task.module.state_dict()
-        self._constants = {name for name, part in weights.items() if not checkpoint.all_finite(part)}
+        infinite = {name: part for name, part in weights.items() if not checkpoint.all_finite(part)}
+        self._constants = {name for name, part in infinite.items() if not part.isnan().any()}
 
     def fit(self) -> dict[str, float]:
         """Train to the end.

@@ -25,6 +25,7 @@ from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import NonFiniteError
 from rotnet_fast.models.library import LibraryNetwork
+from rotnet_fast.models.network import FeatureNetwork
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.models.own import OwnNetwork
 
@@ -384,6 +385,24 @@ def test_constants_that_are_infinite_or_whose_sum_is_are_no_fault(constant: torc
     assert guard.mark(torch.ones(()), images=1).isfinite()
     module.running_var[1] = INF
     assert guard.mark(torch.ones(()), images=1).isnan()
+
+
+class Diverged(RotationTask):
+    """A task that begins with the statistics of a network that has diverged."""
+
+    def __init__(self, network: FeatureNetwork, *arguments: Any, **settings: Any) -> None:
+        means = [buffer for name, buffer in network.named_buffers() if name.endswith("running_mean")]
+        means[0].fill_(math.nan)
+        super().__init__(network, *arguments, **settings)
+
+
+def test_statistics_that_were_no_numbers_from_the_beginning_are_no_constants(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(dataset, run, CPU, Schedule(0.1), task_class=Diverged)
+        with pytest.raises(NonFiniteError, match="BatchNorm statistic became non-finite"):
+            trainer.save_checkpoint("last.pt")
 
 
 def test_a_divergent_run_is_stopped(dataset: Dataset, tmp_path: Path) -> None:
