@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,10 @@ def open_images(
     is_elsewhere = is_named_alike and not is_own and name == "folder"
     has_same = is_named_alike and not is_elsewhere
     if is_elsewhere and any(own_limits):
-        has_same = _is_moved(pretrained, None, data_dir, own_limits, bad_images)
+        try:
+            has_same = not _difference(pretrained, None, data_dir, own_limits, bad_images)
+        except ArgumentError:  # too few images for the pretraining's limits
+            has_same = False
     if has_same:
         limit_train = limit_train or recipe.limit_train
         limit_test = limit_test or recipe.limit_test
@@ -107,10 +109,10 @@ def open_images(
             flag = blamed.replace("_", "-")
             raise ArgumentError(f"{said}; that is the pretraining's: give another with --{flag}") from error
         raise
-    if is_own:
-        _check_own(pretrained, dataset, data_dir, limits, bad_images)
-    elif is_elsewhere and not has_same:
-        has_same = _is_moved(pretrained, dataset, data_dir, limits, bad_images)
+    if is_own and (found := _difference(pretrained, dataset, data_dir, limits, bad_images)):
+        raise _others(pretrained, data_dir, found)
+    if is_elsewhere and not any(own_limits):
+        has_same = not _difference(pretrained, dataset, data_dir, limits, bad_images)
     return dataset, has_same
 
 
@@ -143,48 +145,14 @@ def _record(pretrained: Pretrained) -> Path:
     return pretrained.path if pretrained.run is None else pretrained.run / "config.json"
 
 
-def _check_own(
-    pretrained: Pretrained,
-    dataset: Dataset[AnySplit],
-    data_dir: Path | None,
-    limits: tuple[int | None, ...],
-    bad: str,
-) -> None:
-    """Make sure that images are those that the network was pretrained on; arguments as of `_identity`."""
-    found = _identity(pretrained, dataset, data_dir, limits, bad)
-    for name, what in (
-        ("data_fingerprint", "fingerprint"),
-        ("data_contents", "digest of their contents"),
-    ):
-        old, new = (_digest(values, name) for values in (pretrained.identity, found))
-        if old != new:
-            raise _others(pretrained, data_dir, f"their {what} is {new}..., and the checkpoint's is {old}...")
-
-
-def _is_moved(
+def _difference(
     pretrained: Pretrained,
     dataset: Dataset[AnySplit] | None,
     data_dir: Path | None,
     limits: tuple[int | None, ...],
     bad: str,
-) -> bool:
-    """Whether another folder holds the images of the pretraining; arguments as of `_identity`."""
-    try:
-        found = _identity(pretrained, dataset, data_dir, limits, bad)
-    except ArgumentError:  # too few images for the pretraining's limits
-        return False
-    names = ("data_fingerprint", "data_contents")
-    return all(_digest(pretrained.identity, name) == _digest(found, name) for name in names)
-
-
-def _identity(
-    pretrained: Pretrained,
-    dataset: Dataset[AnySplit] | None,
-    data_dir: Path | None,
-    limits: tuple[int | None, ...],
-    bad: str,
-) -> dict[str, str]:
-    """Return the identity of images in the form and within the limits of the pretraining.
+) -> str:
+    """Say in what images differ from those that the network was pretrained on; empty if they are the same.
 
     Args:
         pretrained: the network.
@@ -194,11 +162,12 @@ def _identity(
         bad: what to do about damaged images.
     """
     recipe = pretrained.config
-    is_encoded = pretrained.identity["data_fingerprint"].startswith("files:")
+    known = pretrained.identity
+    is_encoded = known["data_fingerprint"].startswith("files:")
     own_limits = recipe.limit_train, recipe.limit_test, recipe.validation
     if dataset is None or limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
         # Fingerprints are over what was taken of a data set, and in what form.
-        return load_dataset(
+        dataset = load_dataset(
             recipe.dataset,
             data_dir,
             recipe.image_size,
@@ -207,13 +176,16 @@ def _identity(
             progress=False,
             bad_images=bad,
             encoded=is_encoded,
-        ).identity()
-    return dataset.identity()
-
-
-def _digest(identity: Mapping[str, Any], name: str) -> str:
-    """The beginning of a digest of images, by which they are told from others."""
-    return str(identity.get(name)).removeprefix("files:")[:12]
+        )
+    found = dataset.identity()
+    for name, what in (
+        ("data_fingerprint", "fingerprint"),
+        ("data_contents", "digest of their contents"),
+    ):
+        old, new = (str(values.get(name)).removeprefix("files:")[:12] for values in (known, found))
+        if old != new:
+            return f"their {what} is {new}..., and the checkpoint's is {old}..."
+    return ""
 
 
 def _others(pretrained: Pretrained, data_dir: Path | None, finding: str) -> DataError:
