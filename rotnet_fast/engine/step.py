@@ -25,7 +25,7 @@ from rotnet_fast.engine.task import ParameterGroup, Task, TrainerSettings
 from rotnet_fast.models.network import uses_rng
 
 MOST_IN_A_ROW = 3
-"""This many steps in a row without a finite loss stop a run: one bad batch no longer explains them."""
+"""This many bad steps in a row stop a run: one bad batch no longer explains them."""
 
 
 class TrainingStep:
@@ -69,11 +69,12 @@ class TrainingStep:
         self._groups = task.parameter_groups()
         self.lrs = [0.0] * len(self._groups)  # set from the schedules before every step
         self._device = device
+        self._one = torch.ones((), device=device)
         self._device_lrs = [torch.zeros((), device=device) for _ in self._groups]
         self._optimizer = make_optimizer(self._groups, self._device_lrs, settings)
         self._scaler = settings.precision.grad_scaler()
         self.sums = MetricSums(processes)
-        self.guard = StepGuard(task.module, device, is_scaled=self._scaler.is_enabled())
+        self.guard = StepGuard(task.module, device)
         self._uses_rng = uses_rng(task.module)
         self._is_warm = processes.world == 1
         if capture is None and use_graph(settings.graph, device, settings.precision, task.module, processes):
@@ -124,7 +125,8 @@ class TrainingStep:
         self._scaler.unscale_(self._optimizer)
         parameters = [parameter for group in self._groups for parameter in group.parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        is_skipped = self.guard.check(gradients)  # 1.0 or 0.0, on the device
+        loss_scale = self._scaler.scale(self._one)  # 1 without scaling
+        is_skipped = self.guard.check(gradients, loss_scale)  # 1.0 or 0.0, on the device
 
         if not self._scaler.is_enabled():
             # Where this is 1, torch's fused kernels leave weights and momentum alone.
@@ -228,7 +230,7 @@ class Findings(NamedTuple):
 
     Attributes:
         skipped: skipped steps, including those that loss scaling skips by design.
-        in_a_row: largest number of steps in a row without a finite loss.
+        in_a_row: largest number of skipped steps in a row that no loss scale explains.
     """
 
     skipped: int
@@ -247,12 +249,9 @@ class StepGuard:
     Args:
         module: module whose buffers are guarded; its parameters lie on ``device``.
         device: device of the counts.
-        is_scaled: whether gradients come from a scaled loss. They overflow now and then while the scaler
-            looks for a scale; such steps are skipped, but only those without a finite loss count towards
-            ``MOST_IN_A_ROW``.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, is_scaled: bool) -> None:
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
         # By identity: a network may save its buffers under other names than those of its modules.
         saved = set(map(id, module.state_dict(keep_vars=True).values()))
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
@@ -262,7 +261,6 @@ class StepGuard:
         self._buffers = list(by_dtype.values())
         self._before: list[torch.Tensor] = []
         self._after: list[torch.Tensor] = []
-        self._is_scaled = is_scaled
         self._is_healthy = torch.ones((), dtype=torch.bool, device=device)
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)  # skipped, in a row now, and at most
 
@@ -289,14 +287,19 @@ class StepGuard:
         self._is_healthy = is_healthy
         return loss * torch.where(is_healthy, 1.0, float("nan"))
 
-    def check(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    def check(self, gradients: Sequence[torch.Tensor], loss_scale: torch.Tensor) -> torch.Tensor:
         """Return 1 if the step must be skipped, else 0, as fp32 []. Call this after the backward pass.
+
+        Gradients of a scaled loss overflow now and then, until the scaler has found a scale. Such steps are
+        skipped, too, but count towards ``MOST_IN_A_ROW`` only where the scale cannot be the reason: without a
+        finite loss, or at a scale of 1 or less, which each skipped step halves.
 
         Args:
             gradients: gradients of all parameters, averaged over processes and without a loss scale.
+            loss_scale: fp32 [], what the loss was multiplied by.
         """
         is_bad = ~torch.nn.utils.get_total_norm(gradients).isfinite()
-        counts_in_a_row = ~self._is_healthy if self._is_scaled else is_bad
+        counts_in_a_row = is_bad & (~self._is_healthy | (loss_scale <= 1))
         skipped, in_a_row, at_most = self._counts.unbind()
         skipped += is_bad
         in_a_row += 1

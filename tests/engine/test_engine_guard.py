@@ -31,6 +31,7 @@ from rotnet_fast.models.own import OwnNetwork
 
 CPU = torch.device("cpu")
 NAN, INF = float("nan"), float("inf")
+UNSCALED = torch.ones(())
 STEPS_PER_EPOCH = 3
 
 
@@ -258,10 +259,10 @@ def test_three_in_a_row_stop_a_run_and_the_last_good_checkpoint_is_kept(
 
 
 def test_two_in_a_row_do_not_stop_a_run(dataset: Dataset, tmp_path: Path) -> None:
-    guard = StepGuard(torch.nn.BatchNorm2d(1), CPU, is_scaled=False)
+    guard = StepGuard(torch.nn.BatchNorm2d(1), CPU)
     worst = 0
     for verdict in (NAN, NAN, 1.0, NAN, NAN, 1.0, 1.0, NAN):
-        guard.check([torch.tensor([verdict])])
+        guard.check([torch.tensor([verdict])], UNSCALED)
         worst = guard.read().in_a_row
     assert (worst, guard.read().skipped) == (2, 5)
 
@@ -297,24 +298,42 @@ def test_a_row_is_counted_on_by_a_resumed_run(cut: int, dataset: Dataset, tmp_pa
 
 def test_scaled_gradients_that_overflow_are_skipped_but_do_not_stop_a_run() -> None:
     module = torch.nn.BatchNorm2d(2)
-    guard = StepGuard(module, CPU, is_scaled=True)
+    guard = StepGuard(module, CPU)
+    scale = torch.tensor(1.5)
     for _ in range(5):
         guard.remember()
         guard.mark(torch.ones(()), images=1)
-        assert guard.check([torch.tensor([INF])]) == 1
+        assert guard.check([torch.tensor([INF])], scale) == 1
     assert guard.read() == (5, 0)
     for _ in range(3):
         guard.remember()
         guard.mark(torch.tensor(NAN), images=1)
-        guard.check([torch.tensor([NAN])])
+        guard.check([torch.tensor([NAN])], scale)
     assert guard.read() == (8, 3)
 
 
+def test_gradients_that_no_loss_scale_makes_finite_stop_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    # The loss stays finite: nothing but the gradients shows it, and lower scales do not help.
+    task = poisoned("one gradient", *range(40))
+    with RunFolder(tmp_path) as run:
+        trainer = make_trainer(dataset, run, CPU, Schedule(0.01), task_class=task)
+        step = trainer.training_step
+        step._scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # as with fp16, which needs a GPU
+        found = []
+        for epoch in (0, 1):
+            trainer.task.begin_epoch(epoch)
+            for batch in trainer.loader.epoch(epoch):
+                scale = step._scaler.get_scale()
+                trainer.train_step(batch)
+                found.append((scale, *step.guard.read()))
+    assert found[:5] == [(4, 1, 0), (2, 2, 0), (1, 3, 1), (0.5, 4, 2), (0.25, 5, 3)]
+
+
 def test_the_loss_of_no_images_is_no_fault() -> None:
-    guard = StepGuard(torch.nn.BatchNorm2d(2), CPU, is_scaled=True)
+    guard = StepGuard(torch.nn.BatchNorm2d(2), CPU)
     guard.remember()
     guard.mark(torch.tensor(NAN), images=0)
-    assert guard.check([torch.zeros(1)]) == 0
+    assert guard.check([torch.zeros(1)], UNSCALED) == 0
     assert guard.read() == (0, 0)
 
 
@@ -328,7 +347,7 @@ def test_all_buffers_are_restored_whatever_their_type(change: str) -> None:
         "other buffer": lambda: module.mask.logical_not_(),
     }
     before = checkpoint.state_hash(module.state_dict())
-    guard = StepGuard(module, CPU, is_scaled=False)
+    guard = StepGuard(module, CPU)
     guard.remember()
     changes[change]()
     guard.mark(torch.ones(()), images=1)
@@ -362,7 +381,7 @@ def wrapped() -> torch.nn.Module:
 def test_statistics_of_every_kind_of_network_are_restored(network: Callable[[], torch.nn.Module]) -> None:
     module = network()
     before = checkpoint.state_hash(module.state_dict())
-    guard = StepGuard(module, CPU, is_scaled=False)
+    guard = StepGuard(module, CPU)
     guard.remember()
     for norm in module.modules():
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
@@ -370,7 +389,7 @@ def test_statistics_of_every_kind_of_network_are_restored(network: Callable[[], 
             norm.num_batches_tracked.add_(1)
     marked = guard.mark(torch.ones(()), images=1)
     assert marked.isnan()
-    guard.restore(guard.check([marked[None]]))
+    guard.restore(guard.check([marked[None]], UNSCALED))
     assert checkpoint.state_hash(module.state_dict()) == before
 
 
@@ -380,7 +399,7 @@ def test_statistics_of_every_kind_of_network_are_restored(network: Callable[[], 
 def test_constants_that_are_infinite_or_whose_sum_is_are_no_fault(constant: torch.Tensor) -> None:
     module = torch.nn.BatchNorm2d(2)
     module.register_buffer("constant", constant)
-    guard = StepGuard(module, CPU, is_scaled=False)
+    guard = StepGuard(module, CPU)
     guard.remember()
     assert guard.mark(torch.ones(()), images=1).isfinite()
     module.running_var[1] = INF
