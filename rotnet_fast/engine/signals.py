@@ -63,7 +63,9 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             numbers = (*REQUESTS, *(number for number in WARNINGS if _is_ours(number)))
-            self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+            # A handler that is None was not set by Python, which could not set it again afterwards.
+            known = [number for number in numbers if signal.getsignal(number) is not None]
+            self._previous = {number: signal.signal(number, self._handle) for number in known}
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -22,7 +22,9 @@ from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.muon import Muon
 from rotnet_fast.engine.replay import Capture, CudaCapture, ReplayedStep, use_graph
 from rotnet_fast.engine.task import ParameterGroup, Task, TrainerSettings
+from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import uses_rng
+from rotnet_fast.plain import counted
 
 MOST_IN_A_ROW = 3
 """This many bad steps in a row stop a run: one bad batch no longer explains them."""
@@ -143,12 +145,25 @@ class TrainingStep:
         three or more processes, the grouping decides in which order their shares are added up. A resumed run
         would have its first backward pass where an uninterrupted run does not; with this one, neither has it
         in training.
+
+        Raises:
+            ArgumentError, ElsewhereError: the loss does not depend on every parameter.
         """
         buffers = [buffer.clone() for buffer in self._task.module.buffers()]
         views, labels = self._task.views(batch)
         with self._precision.autocast():
             output = self._task.loss(self._task.forward(views), labels)
         output.loss.backward()
+        named = self._task.module.state_dict(keep_vars=True).items()
+        unused = [name for name, part in named if part.requires_grad and part.grad is None]
+        if unused:  # DistributedDataParallel would wait for their gradients
+            raise self._processes.shared(
+                ArgumentError(
+                    f"model has {counted(len(unused), 'parameter')} that its output does not depend on, as "
+                    f"{unused[0]}, so that processes cannot average the gradients; freeze them with "
+                    f"requires_grad_(False), or train in one process"
+                )
+            )
         self._optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(self._task.module.buffers(), buffers, strict=True):
             buffer.copy_(before)

@@ -31,6 +31,7 @@ from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.run_folder import open_run_folder
 from rotnet_fast.engine.task import StepOutput
 from rotnet_fast.engine.trainer import Trainer
+from rotnet_fast.errors import RotnetError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.ops.reference import rotate_batch_reference
 from rotnet_fast.pretrain import pretrain
@@ -50,12 +51,13 @@ def load(config: PretrainConfig) -> Dataset:
 
 
 @contextmanager
-def trainer_of(config: PretrainConfig) -> Iterator[Trainer]:
+def trainer_of(config: PretrainConfig, module: nn.Module | None = None) -> Iterator[Trainer]:
     """This process's trainer."""
     assert config.output is not None
     with join() as processes, open_run_folder(config.output, False, processes) as run:
+        data, precision = load(config), Precision("fp32", "cpu")
         yield pretraining(
-            config, load(config), CPU, Precision("fp32", "cpu"), run, progress=False, processes=processes
+            config, data, CPU, precision, run, progress=False, processes=processes, module=module
         )
 
 
@@ -264,6 +266,39 @@ def test_the_class_of_the_task_is_what_trains(tmp_path: Path) -> None:
     with trainer_of(config_in(tmp_path / "run")) as trainer:
         assert type(trainer.task) is RotationTask
         assert trainer.task._train_forward is trainer.task.module  # no wrapper around a single process
+
+
+class WithAuxiliary(nn.Module):
+    """A network with a second classifier that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.ReLU())
+        self.auxiliary = nn.Linear(4, 4)
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return self.maps(views)
+
+
+def train_with_auxiliary(folder: Path, is_frozen: bool) -> str:
+    """Hash of the weights, or the error."""
+    module = WithAuxiliary()
+    module.auxiliary.requires_grad_(not is_frozen)
+    try:
+        with trainer_of(config_in(folder), module) as trainer:
+            trainer.fit()
+            return checkpoint.state_hash(trainer.task.module.state_dict())
+    except RotnetError as error:
+        return str(error)
+
+
+def test_several_processes_need_a_loss_that_depends_on_every_parameter(tmp_path: Path) -> None:
+    reason, elsewhere = on_ranks(2, train_with_auxiliary, tmp_path / "refused", False)
+    assert "model has 2 parameters that its output does not depend on, as auxiliary.weight" in reason
+    assert "another process" in elsewhere
+    first, second = on_ranks(2, train_with_auxiliary, tmp_path / "frozen", True)
+    assert first == second
+    assert len(first) == 64
 
 
 def fit_with_an_infinite_loss(folder: Path) -> tuple[dict[str, int], str, list[dict[str, Any]]]:

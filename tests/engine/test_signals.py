@@ -64,3 +64,16 @@ def test_an_import_that_does_not_end_is_interrupted_all_the_same(
             import_slowly(tmp_path, "imported_for_ever", rounds=6000)
         stop.forget()
     assert "imported_for_ever" not in sys.modules
+
+
+def test_a_handler_that_python_did_not_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a program that embeds Python and had its own handler before.
+    before = signal.getsignal(signal.SIGTERM)
+    known = signal.getsignal
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: None if number == signal.SIGTERM else known(number)
+    )
+    with StopSignals():
+        assert known(signal.SIGTERM) is before
+        assert known(signal.SIGINT) != before
+    assert known(signal.SIGTERM) is before
