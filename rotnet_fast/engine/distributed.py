@@ -13,11 +13,13 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +42,9 @@ _START_TIMEOUT = datetime.timedelta(minutes=15)
 """How long rank 0 waits for all other processes to start."""
 
 _SECONDS_TO_LEAVE = 10.0
+
+_SECONDS_APART = 5.0
+"""Time between two meetings of processes on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,45 @@ class Processes:
 
 ALONE = Processes()
 """A process that works alone."""
+
+
+class Meetings:
+    """The steps after which processes compare what each has found, such as a signal.
+
+    On a CPU, processes wait for each other within every step, and can as well meet after it. On GPUs, the
+    host runs ahead of the device, and waiting would cost time; but torchrun kills what has not ended half a
+    minute after its signal. There, processes meet every few seconds, and tell each other how long their steps
+    take.
+
+    Args:
+        processes: the processes that meet.
+        runs_ahead: whether the host does not wait for its device.
+    """
+
+    def __init__(self, processes: Processes, runs_ahead: bool) -> None:
+        self._processes = processes
+        self._runs_ahead = runs_ahead
+        self._every = 1
+        self._last, self._met_at = 0, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the processes meet after so many steps of the run; all of them say the same."""
+        return not self._runs_ahead or step - self._last >= self._every
+
+    def maximum(self, step: int, *numbers: int) -> tuple[int, ...]:
+        """Collective: the largest value of each number over all processes.
+
+        Args:
+            step: number of finished steps of the run.
+            numbers: what this process has found.
+        """
+        now = time.monotonic()
+        microseconds = math.ceil(1e6 * (now - self._met_at) / max(1, step - self._last))
+        *largest, slowest = self._processes.maximum(*numbers, microseconds)
+        # Twice at most: the first steps fill the device's queue, which takes the host hardly any time.
+        self._every = max(1, min(2 * self._every, int(1e6 * _SECONDS_APART / max(1, slowest))))
+        self._last, self._met_at = step, now
+        return tuple(largest)
 
 
 @contextmanager

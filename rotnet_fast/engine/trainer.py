@@ -15,7 +15,7 @@ from rotnet_fast.data.loader import Batch, Loader
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.ambient import kept_generators
 from rotnet_fast.engine.contention import Contention
-from rotnet_fast.engine.distributed import ALONE, Processes
+from rotnet_fast.engine.distributed import ALONE, Meetings, Processes
 from rotnet_fast.engine.metrics import means
 from rotnet_fast.engine.replay import Capture
 from rotnet_fast.engine.run_folder import RunFolder, candidates, epoch_checkpoints
@@ -117,6 +117,7 @@ class Trainer:
         is_watched = settings.progress and loader.device.type == "cpu" and processes.world == 1
         self.contention = Contention(torch.get_num_threads()) if is_watched else None
         self._saved_at = time.monotonic()
+        self._meetings = Meetings(processes, runs_ahead=loader.device.type == "cuda")
         weights = task.module.state_dict()
         infinite = {name: part for name, part in weights.items() if not checkpoint.all_finite(part)}
         self._constants = {name for name, part in infinite.items() if not part.isnan().any()}
@@ -315,12 +316,10 @@ class Trainer:
         is_old = seconds is not None and time.monotonic() - self._saved_at >= seconds
         if self.processes.world == 1:
             return stop.received, is_due or is_old
-        # Signals and clocks differ between processes, which must stop and save at the same step. On GPUs,
-        # they agree only where they wait for each other anyway.
-        waits = step % self.log_every == 0 or step == len(self.loader)
-        if self.loader.device.type == "cuda" and not waits:
+        # Signals and clocks differ between processes, which must stop and save at the same step.
+        if not self._meetings.is_due(self._steps_done()):
             return 0, is_due
-        signal_number, age_matters = self.processes.maximum(stop.received, is_old)
+        signal_number, age_matters = self._meetings.maximum(self._steps_done(), stop.received, is_old)
         return signal_number, is_due or bool(age_matters)
 
     def _read_metrics(self) -> dict[str, float]:

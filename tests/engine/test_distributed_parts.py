@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import itertools
 import sys
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
 
-from rotnet_fast.engine.distributed import ALONE, Processes, _reason, join
+from rotnet_fast.engine import distributed
+from rotnet_fast.engine.distributed import ALONE, Meetings, Processes, _reason, join
 from rotnet_fast.errors import ArgumentError, DataError, RotnetError
 from rotnet_fast.models.nin import NetworkInNetwork
 from rotnet_fast.models.sync_batchnorm import SyncBatchNorm2d, synchronise_batchnorm
@@ -127,6 +129,50 @@ def test_a_single_process_needs_nobody() -> None:
         assert processes.tensor_group(torch.device("cpu")) is None
         with pytest.raises(DataError, match="gone"):
             processes.on_main(lambda: fail_with(DataError("gone")))
+
+
+class Clock:
+    """A clock that moves only when told to, and a second process whose steps are slower."""
+
+    def __init__(self, slower: float) -> None:
+        self.now = 0.0
+        self.slower = slower
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def maximum(self, *numbers: int) -> tuple[int, ...]:
+        *found, microseconds = numbers
+        return (*found, round(microseconds * self.slower))
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.002, 0.1, 1.9, 20.0])
+def test_processes_that_run_ahead_of_their_gpus_meet_every_few_seconds(
+    seconds: float, slower: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(slower)
+    monkeypatch.setattr(distributed, "time", clock)
+    meetings = Meetings(clock, runs_ahead=True)  # type: ignore[arg-type]
+    met = []
+    for step in range(1, 20_001):
+        clock.now += seconds if step > 8 else 0.0001  # the first ones are only queued
+        if meetings.is_due(step):
+            assert meetings.maximum(step, 15, 0) == (15, 0)
+            met.append((step, clock.now))
+    assert [step for step, _ in met[:3]] == [1, 3, 7]
+    gaps = [later - sooner for (_, sooner), (_, later) in itertools.pairwise(met)]
+    assert max(gaps[:4]) <= 16 * seconds + 1  # no interval is longer than all before it, and one step
+    longest = max(seconds, 5 / slower)
+    assert len(gaps) > 14
+    assert all(longest - 2 * seconds <= gap <= longest + 1e-6 for gap in gaps[13:])
+
+
+def test_processes_on_a_cpu_meet_after_every_step() -> None:
+    meetings = Meetings(Processes(), runs_ahead=False)
+    for step in range(1, 4):
+        assert meetings.is_due(step)
+        assert meetings.maximum(step, 0, 1) == (0, 1)
 
 
 def test_processes_of_a_machine_have_a_gpu_each_or_share_them(
