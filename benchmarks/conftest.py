@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; read 
 
 import torch
 
-from rotnet_fast.engine.memory import reuse_freed_memory
 from rotnet_fast.engine.run_folder import environment
+from rotnet_fast.memory import reuse_freed_memory
 
 DEVICES = [
     "cpu",

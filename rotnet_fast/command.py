@@ -20,7 +20,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rotnet_fast.dependencies import named_if_missing
 from rotnet_fast.engine.distributed import is_main, is_under_torchrun
-from rotnet_fast.engine.memory import is_out_of_memory, reuse_freed_memory
 from rotnet_fast.engine.signals import Interrupted
 from rotnet_fast.engine.streams import open_standard_descriptors, robust_streams
 from rotnet_fast.errors import (
@@ -33,6 +32,7 @@ from rotnet_fast.errors import (
     printable,
 )
 from rotnet_fast.files import cannot_read, cannot_write, is_out_of_descriptors
+from rotnet_fast.memory import is_out_of_memory, reuse_freed_memory
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """From a library that writes by itself, such as TensorBoard."""

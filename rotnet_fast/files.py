@@ -303,6 +303,10 @@ def _checked_plain(descriptor: int, path: str | os.PathLike[str]) -> int:
     return descriptor
 
 
+_CANNOT_FLUSH = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)
+"""What some file systems, of networks and virtual machines, answer for any folder."""
+
+
 def _flush(folder: int | None) -> None:
     if folder is None:  # which cannot be flushed there
         return
@@ -310,6 +314,9 @@ def _flush(folder: int | None) -> None:
     readable = os.open(".", system.LISTED_FOLDER, dir_fd=folder)
     try:
         os.fsync(readable)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
     finally:
         os.close(readable)
 

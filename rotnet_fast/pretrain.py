@@ -117,15 +117,17 @@ def base_settings(given: Mapping[str, Any]) -> PretrainConfig:
         ArgumentError, CheckpointError: see :func:`parse`.
     """
     # The width in a preset is meant for its own network; a width from a flag stays.
-    preset = PRESETS[given.get("preset", "paper")]().with_model(given.get("model", NIN))
+    preset = PRESETS[given.get("preset", "paper")]().with_model(given.get("model", NIN)).followed_by(given)
     if given.get("resume") is None or "preset" in given or not is_main():  # other ranks take over rank 0's
         return preset
     if given["resume"] == "auto":
         saved = settings_of_run(replace(preset, **given).output_folder())
-        return preset if saved is None else saved.with_model(given.get("model", saved.model))
-    path = check_resume(given["resume"], given.get("output"))
-    saved = settings_of_run(run_of(path), "resume") or settings_in_checkpoint(path)
-    return saved.with_model(given.get("model", saved.model))
+        if saved is None:
+            return preset
+    else:
+        path = check_resume(given["resume"], given.get("output"))
+        saved = settings_of_run(run_of(path), "resume") or settings_in_checkpoint(path)
+    return saved.with_model(given.get("model", saved.model)).followed_by(given)
 
 
 def settings_of_run(run: Path, argument: str = "output") -> PretrainConfig | None:
@@ -240,8 +242,16 @@ def pretrain(config: PretrainConfig, own: OwnParts = NOTHING) -> dict[str, Any]:
         processes.on_main(lambda: check_folder(folder))
         if processes.is_main:
             warn_of_late_milestones(config)
-        with claimed(folder, is_restarted or config.resume is not None, processes) as run:
+        goes_on = is_restarted or processes.from_main(lambda: goes_on_in(folder, config.resume))
+        with claimed(folder, goes_on, processes) as run:
             return _pretrain(config, run, processes, own)
+
+
+def goes_on_in(folder: Path, resume: str | None) -> bool:
+    """Whether the run to resume is the one in this folder, not one that a run begun here starts from."""
+    if resume is None or resume == "auto":
+        return resume is not None
+    return run_of(Path(resume)).resolve() == folder.resolve()
 
 
 def check_folder(folder: Path) -> None:

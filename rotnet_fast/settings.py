@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -339,6 +339,19 @@ class Optimisation(Settings):
         if self.muon_weight_decay is None:
             del values["muon_weight_decay"]
         return values
+
+    def followed_by(self: OptimisationT, given: Mapping[str, Any]) -> OptimisationT:
+        """Return a preset's settings for others that replace some: without what would not apply beside them.
+
+        Args:
+            given: settings by name.
+        """
+        changes: dict[str, Any] = {}
+        if given.get("optimizer", self.optimizer) != "muon":
+            changes |= {"muon_lr": Optimisation.muon_lr, "muon_weight_decay": None}
+        if given.get("schedule", self.schedule) == "step":
+            changes["warmup"] = 0.0
+        return replace(self, **changes)
 
     def stretched(self: OptimisationT, epochs: int) -> OptimisationT:
         """Return these settings for another number of epochs, with milestones and warm-up in proportion."""

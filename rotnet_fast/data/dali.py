@@ -26,6 +26,7 @@ from rotnet_fast.data.sampling import WHOLE, BatchShare, Order
 from rotnet_fast.data.split import EncodedSplit
 from rotnet_fast.data.workers import processes_of_this_machine
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.memory import is_out_of_memory
 from rotnet_fast.plain import counted
 from rotnet_fast.system import available_cores
 
@@ -182,7 +183,7 @@ class DaliLoader:
         except Exception as error:  # RuntimeError mostly, but other types, too
             # A pipeline that failed would silently continue with the batch after this one.
             self._pipeline = self._running = None
-            if isinstance(error, (DataError, MemoryError)):
+            if isinstance(error, DataError) or is_out_of_memory(error):
                 raise
             raise self._name_damaged(feed, part, error) from error
         feed.left -= 1
@@ -376,6 +377,8 @@ def require_dali(device: torch.device) -> None:
     """
     if sys.platform != "linux":
         raise ArgumentError("loader is dali, which only runs on Linux; use --loader resident --crop pad")
+    if device.type == "cuda" and torch.version.hip is not None:
+        raise ArgumentError("loader is dali, which has no AMD GPUs; use --loader resident --crop pad")
     cuda = (torch.version.cuda or "13").split(".")[0]
     package = f"nvidia-dali-cuda{cuda}0"
     try:

@@ -11,7 +11,7 @@ import os
 import shlex
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from rotnet_fast.data import kinds
@@ -27,23 +27,22 @@ _LONGEST_PADDING = 1 << 24  # tar pads its last record, which has 10240 bytes by
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_WITHOUT_DATA = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-)
+_LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+_WITHOUT_DATA = (*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 
 @dataclass(frozen=True)
 class Member:
-    """Describe a file inside an archive: its name, and the offset and size of its contents in bytes."""
+    """Describe a file inside an archive: its name, and the offset and size of its contents in bytes.
+
+    A hard link has the contents of the file that it names. ``is_link``: it names none before it, or is a
+    symbolic link, which may lead anywhere; it then has no contents.
+    """
 
     name: str
     offset: int
     size: int
+    is_link: bool = False
 
 
 @dataclass
@@ -52,6 +51,7 @@ class _Extension:
 
     name: str | None = None
     size: int | None = None
+    link: str | None = None
     count: int = 0
 
 
@@ -60,7 +60,7 @@ class _DamageError(ValueError):
 
 
 def list_members(file: BinaryIO) -> list[Member]:
-    """Return every regular file of an archive, in order, without links, folders and the like.
+    """Return every file and link of an archive, in order, without folders and the like.
 
     Memory and time are proportional to the number of headers, whatever they claim.
 
@@ -69,6 +69,7 @@ def list_members(file: BinaryIO) -> list[Member]:
             more data.
     """
     members: list[Member] = []
+    by_name: dict[str, Member] = {}
     length = os.fstat(file.fileno()).st_size
     extension = _Extension()
     position = 0
@@ -87,8 +88,13 @@ def list_members(file: BinaryIO) -> list[Member]:
                     size = 0
                 if not 0 <= size <= length - start:
                     raise _DamageError(f"{name} has {size} bytes, but only {length - start} are left")
-                if header.type in _PLAIN:
-                    members.append(Member(name, start, size))
+                if header.type in (*_PLAIN, *_LINKS):
+                    member = Member(name, start, size, header.type in _LINKS)
+                    if header.type == tarfile.LNKTYPE:
+                        target = header.linkname if extension.link is None else extension.link
+                        member = replace(by_name.get(target, member), name=name)
+                    members.append(member)
+                    by_name[name] = member
                 extension = _Extension()
             position = start + _whole_blocks(size)
         if extension.count:
@@ -154,16 +160,20 @@ def _extend(extension: _Extension, kind: bytes, data: bytes) -> None:
         raise _DamageError(f"more than {_MOST_EXTENSIONS} headers precede one file")
     if kind == tarfile.GNUTYPE_LONGNAME:
         _set_name(extension, data.partition(b"\0")[0])
+    elif kind == tarfile.GNUTYPE_LONGLINK:
+        extension.link = _text(data.partition(b"\0")[0])
     elif kind in _PAX:
         for key, value in _pax_records(data):
             if key.startswith(b"GNU.sparse."):
                 raise _SparseError(_text(value) if key == b"GNU.sparse.name" else "a file")
-            if key not in (b"path", b"size"):
+            if key not in (b"path", b"size", b"linkpath"):
                 continue
             if kind == tarfile.XGLTYPE:
                 raise _DamageError(f"a header gives all files the same {key.decode()}")
             if key == b"path":
                 _set_name(extension, value)
+            elif key == b"linkpath":
+                extension.link = _text(value)
             else:
                 extension.size = _number(value)
 

@@ -142,6 +142,9 @@ def _samples(
     dotted: list[tuple[str, str]] = []
     for member in members:
         place = f"{os.path.basename(shard)}/{member.name}"
+        if member.is_link:
+            ignored.add("links", place)
+            continue
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         sample = f"{folder}/{stem}"

@@ -5,26 +5,27 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+# The last hook to be registered is the first that a fork calls. These register hooks that take locks, which
+# the fork would hold while it waits for ours, and whoever holds ours may need them: so they come first.
+import concurrent.futures.thread  # noqa: F401
+import logging  # noqa: F401
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 
-def lock_for_forks() -> AbstractContextManager[bool]:
-    """Make a lock for which forks wait: a forked process lacks the thread that would release it."""
-    lock = threading.RLock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=lock.acquire, after_in_child=lock.release, after_in_parent=lock.release)
-    return lock
+TORCH = threading.RLock()
+"""Held by whoever uses what all threads of a process share in torch: its generator, its default type, and the
+tracing of modules. A fork waits for it, because a forked process lacks the thread that would release it. It
+is one lock, because a fork would wait for several in another order than threads do."""
 
-
-GENERATOR = lock_for_forks()
-"""Held by whoever draws from torch's generator, which all threads of a process share."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=TORCH.acquire, after_in_child=TORCH.release, after_in_parent=TORCH.release)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -48,7 +49,7 @@ def own_draws(seed: int | None = None) -> Iterator[None]:
     """
     import torch
 
-    with GENERATOR, torch.random.fork_rng(devices=[]):
+    with TORCH, torch.random.fork_rng(devices=[]):
         if seed is not None:
             seed_generators(seed, torch.device("cpu"))
         yield
@@ -63,12 +64,12 @@ def kept_generators(devices: Sequence[torch.device]) -> Iterator[None]:
     import torch
 
     with ExitStack() as stack:
-        with GENERATOR:
+        with TORCH:
             stack.enter_context(torch.random.fork_rng(devices))
         try:
             yield
         finally:
-            with GENERATOR:
+            with TORCH:
                 stack.close()
 
 
@@ -76,7 +77,6 @@ class _DefaultType:
     """The default type of all threads: float32 until the last of those that want it so has ended."""
 
     def __init__(self) -> None:
-        self._lock = lock_for_forks()
         self._users = 0
         self._before: torch.dtype
 
@@ -84,7 +84,7 @@ class _DefaultType:
     def is_float32(self) -> Iterator[None]:
         import torch
 
-        with self._lock:
+        with TORCH:
             if self._users == 0:
                 self._before = torch.get_default_dtype()
             self._users += 1
@@ -92,7 +92,7 @@ class _DefaultType:
         try:
             yield
         finally:
-            with self._lock:
+            with TORCH:
                 self._users -= 1
                 if self._users == 0:
                     torch.set_default_dtype(self._before)

@@ -29,10 +29,10 @@ import safetensors.torch
 import torch
 
 from rotnet_fast.engine.ambient import plain_torch
-from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.run_folder import candidates
 from rotnet_fast.errors import CheckpointError
 from rotnet_fast.files import named, write_atomically
+from rotnet_fast.memory import is_out_of_memory
 from rotnet_fast.plain import counted
 
 _TRAILER = "\nrotnet_fast checkpoint 1 sha256 {digest}\n"

@@ -16,9 +16,9 @@ from torch import nn
 from rotnet_fast.checks import check_needs_gpu
 from rotnet_fast.data.loader import Batch
 from rotnet_fast.engine.distributed import Processes
-from rotnet_fast.engine.memory import is_out_of_memory
 from rotnet_fast.engine.precision import Precision
 from rotnet_fast.errors import ArgumentError, CaptureError, RotnetError
+from rotnet_fast.memory import is_out_of_memory
 from rotnet_fast.models.network import FeatureNetwork, uses_rng
 from rotnet_fast.ops.library import LIBRARIES
 

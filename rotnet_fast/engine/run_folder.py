@@ -406,7 +406,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if is_cuda else _cpu_model(),
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
-        "kernel": LIBRARIES[torch.device(device).type].detail,
+        "kernel": LIBRARIES.get(torch.device(device).type, LIBRARIES["cpu"]).detail,
         "libraries": {
             name: sys.modules[name].__version__
             for name in ("nvidia.dali", "torchvision", "timm")

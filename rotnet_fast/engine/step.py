@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.data.loader import Batch
-from rotnet_fast.engine.ambient import GENERATOR, seed_generators
+from rotnet_fast.engine.ambient import TORCH, seed_generators
 from rotnet_fast.engine.distributed import Processes
 from rotnet_fast.engine.metrics import MetricSums
 from rotnet_fast.engine.muon import Muon
@@ -98,7 +98,7 @@ class TrainingStep:
             if lr != self.lrs[number]:
                 self._device_lrs[number].fill_(lr)
                 self.lrs[number] = lr
-        with GENERATOR if self._uses_rng else nullcontext():
+        with TORCH if self._uses_rng else nullcontext():
             if not self._is_warm:
                 self._warm_up(batch)
             if self._uses_rng:

@@ -25,7 +25,7 @@ from rotnet_fast.engine.step import MOST_IN_A_ROW, TrainingStep
 from rotnet_fast.engine.streams import robust_streams
 from rotnet_fast.engine.task import Task, TrainerSettings
 from rotnet_fast.errors import NonFiniteError
-from rotnet_fast.files import link_atomically
+from rotnet_fast.files import link_atomically, write_atomically
 from rotnet_fast.plain import counted
 
 KEPT_EPOCH_CHECKPOINTS = 3
@@ -459,7 +459,18 @@ class Trainer:
             log["skipped"],
             {name: dict(known) for name, known in log["monitored"].items()},
         )
+        self.processes.on_main(lambda: self._make_last(origin))
         self.run.truncate_metrics(log["metrics_position"])
+
+    def _make_last(self, origin: Path) -> None:
+        """Make a checkpoint the last one: a run that goes on from an older one leaves what came after."""
+        last = self.run.checkpoints / "last.pt"
+        if origin.resolve() == last.resolve():
+            return
+        if origin.parent.resolve() == last.parent.resolve():
+            link_atomically(origin, last)
+        else:
+            write_atomically(last, origin.read_bytes())
 
 
 def score(metrics: Mapping[str, float]) -> float:

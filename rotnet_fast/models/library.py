@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from rotnet_fast.config import NIN
-from rotnet_fast.engine.ambient import lock_for_forks
+from rotnet_fast.engine.ambient import TORCH
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.names import TIMM, unknown_model
 from rotnet_fast.models.network import FeatureNetwork, check_input, check_names, checked_count
@@ -29,9 +29,6 @@ from rotnet_fast.models.network import FeatureNetwork, check_input, check_names,
 PROBE = 96
 """Height and width of the image that finds the feature maps: small, and a multiple of 32, the usual stride,
 that leaves the last maps with more than one cell."""
-
-_TRACING = lock_for_forks()
-"""torch.fx traces one module of a process at a time."""
 
 _ONE_OUTPUT: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -347,7 +344,7 @@ def _traced(model: nn.Module, layers: Sequence[str]) -> Any:
 
     tensors = (*model.parameters(), *model.buffers())
     double = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    with _TRACING:
+    with TORCH:  # torch.fx traces one module of a process at a time
         usual, extraction.NodePathTracer = extraction.NodePathTracer, OneThreadTracer
         try:
             extractor = extraction.create_feature_extractor(

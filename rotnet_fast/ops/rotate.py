@@ -173,6 +173,8 @@ def _documented(error: Exception) -> Exception:
     sentence = str(error).split("\n", 1)[0]
     if "outside [0, " in sentence:
         return IndexError(sentence[sentence.index("indices[") :])
+    if "did not start" in sentence:  # such as "no kernel image is available", for a GPU not built for
+        return RuntimeError(f"{sentence}; python -m rotnet_fast.doctor says what to do")
     if "Batching rule" in sentence:
         return RuntimeError(
             "rotate_batch works on a whole batch and not under torch.vmap: pass all indices [B] at once"

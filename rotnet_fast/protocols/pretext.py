@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from rotnet_fast.engine.task import TrainerSettings
 from rotnet_fast.engine.trainer import Trainer
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.ops.limits import MAX_ELEMENTS
 from rotnet_fast.plain import counted
 from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import SHIPPED, Pretrained
@@ -99,6 +101,14 @@ def pretraining(
     channels = dataset.train.image_shape[-1]
     named = task_class(config.pretext_task)
     task_type = task_type or named
+    rotations = config.rotations if config.pretext_task == ROTATION else (0,)
+    per_image = len(rotations) * math.prod(dataset.train.image_shape)
+    if (most := MAX_ELEMENTS // per_image * processes.world) < config.batch_size:
+        message = (
+            f"batch-size is {config.batch_size}, whose views would have more than 2**31 - 1 values in a "
+            f"process; use {most} or less"
+        )
+        raise processes.shared(ArgumentError(message))
 
     def build() -> tuple[Loader, Loader, FeatureNetwork]:
         visits = len(config.rotations) if task_type.shows_views_apart else 1
@@ -145,7 +155,7 @@ def pretraining(
         network,
         schedule,
         test_loader,
-        rotations=config.rotations if config.pretext_task == ROTATION else (0,),
+        rotations=rotations,
         seed=config.seed,
         pad=0 if dataset.crop else config.pad,
         flip_prob=config.flip_prob,

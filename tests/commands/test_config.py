@@ -181,6 +181,17 @@ def test_speedrun_changes_the_training_but_neither_the_network_nor_the_data() ->
     assert fast["epochs"] < paper["epochs"]
 
 
+def test_what_a_preset_sets_for_another_optimizer_or_schedule_does_not_stay() -> None:
+    usual = PretrainConfig()
+    other = parse(["--preset", "speedrun", "--optimizer", "sgd"])
+    assert (other.optimizer, other.muon_lr, other.muon_weight_decay) == ("sgd", usual.muon_lr, None)
+    assert other.warmup == PRESETS["speedrun"]().warmup > 0
+    assert parse(["--preset", "speedrun", "--schedule", "step"]).warmup == 0
+    assert parse(["--preset", "speedrun"]) == replace(PRESETS["speedrun"]())
+    with pytest.raises(ArgumentError, match=r"muon-weight-decay is 0\.1; it only applies to"):
+        parse(["--preset", "speedrun", "--optimizer", "sgd", "--muon-weight-decay", "0.1"])
+
+
 def test_a_recipe_names_a_decay_of_muon_only_where_it_is_apart() -> None:
     apart = PretrainConfig(optimizer="muon", muon_weight_decay=0.0)
     same = PretrainConfig(optimizer="muon")

@@ -25,6 +25,7 @@ from rotnet_fast.data.scan import GOOD
 from rotnet_fast.data.source import FileSource
 from rotnet_fast.data.split import EncodedSplit, Split
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.memory import is_out_of_memory
 
 pytestmark = pytest.mark.needs_dali
 
@@ -278,6 +279,28 @@ def test_a_file_that_changed_under_the_loader_is_named(
     change(tmp_path / "004.jpg")
     with pytest.raises(DataError, match=r"004\.jpg"):
         list(DaliLoader(split, "cpu", batch_size=2, seed=0, shuffle=False).epoch(0))
+
+
+@pytest.mark.parametrize("said", ["CUDA allocation failed", "std::bad_alloc"])
+def test_a_lack_of_memory_is_no_damaged_image(
+    said: str, photos: EncodedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = DaliLoader(photos, "cpu", batch_size=4, seed=0)
+
+    def fail() -> torch.Tensor:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(loader, "_run", fail)
+    with pytest.raises(RuntimeError, match=said) as caught:
+        next(iter(loader.epoch(0)))
+    assert is_out_of_memory(caught.value)
+
+
+def test_an_amd_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with pytest.raises(ArgumentError, match="use --loader resident --crop pad"):
+        require_dali(torch.device("cuda"))
+    require_dali(torch.device("cpu"))
 
 
 def test_a_missing_dali_is_answered_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,6 +301,34 @@ def test_only_plain_files_are_images(tmp_path: Path, kind: bytes) -> None:
     assert [path.name for path in tmp_path.parent.glob("*.jpg")] == []
 
 
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_hard_link_has_the_bytes_of_the_file_before_it(form: int, tmp_path: Path) -> None:
+    long = "a" * 120 + ".jpg"
+    links = {"0.jpg": "", long: "", "1.jpg": "0.jpg", "2.jpg": long, "3.jpg": "1.jpg"}
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as tar:
+        for name, link in links.items():
+            member = tarfile.TarInfo(name)
+            if link:
+                member.type, member.linkname = tarfile.LNKTYPE, link
+            else:
+                member.size = 1
+            tar.addfile(member, io.BytesIO(name[:1].encode()))
+    found = index(tmp_path, "x.tar")[0]
+    assert "".join(content.decode() for content in contents(found).values()) == "0a0a0"
+    assert list(contents(found)) == [f"x.tar/{name}" for name in links]
+
+
+def test_links_that_lead_elsewhere_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, kind in enumerate((tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.type, member.linkname = kind, "later.jpg"
+            tar.addfile(member)
+    shards = [str(tmp_path / "x.tar")]
+    found = index_shards(str(tmp_path), shards, "listing", [tmp_path / "cache"], progress=False)
+    assert str(found.ignored) == "2 links (such as x.tar/1.jpg)"
+
+
 def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "0.jpg", "wb") as file:
         file.truncate(1 << 20)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -322,3 +325,34 @@ def test_weights_that_a_step_changed_are_not_taken_from_the_cache_of_an_outer_au
             with torch.autocast("cpu", torch.bfloat16):
                 assert layer(inputs).count_nonzero() == 0
         assert torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_waits_for_a_thread_that_makes_a_network(tmp_path: Path) -> None:
+    # In a process of its own, which would hang for ever.
+    program = """
+        import os, threading, time
+        from rotnet_fast.engine.ambient import own_draws
+        from rotnet_fast.models.build import make_network
+
+        def make():
+            with own_draws():
+                is_drawing.set()
+                time.sleep(0.5)  # until the fork waits
+                make_network(4, model="resnet18")
+
+        is_drawing = threading.Event()
+        thread = threading.Thread(target=make)
+        thread.start()
+        is_drawing.wait()
+        child = os.fork()
+        if child == 0:
+            with own_draws():
+                os._exit(0)
+        thread.join()
+        print(os.waitpid(child, 0)[1])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "0\n", done.stderr

@@ -153,7 +153,7 @@ def test_freed_memory_stays_in_the_process_once_that_was_asked_for() -> None:
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from rotnet_fast.engine.memory import reuse_freed_memory
+from rotnet_fast.memory import reuse_freed_memory
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 def left(): block = bytearray(b"1") * (200 * 2**20); del block; return resident()
 before = left()
@@ -223,6 +223,7 @@ def test_the_environment_names_versions_and_hardware() -> None:
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
     assert found["device"] == found["cpu"] != ""
+    assert environment("mps")["kernel"] == found["kernel"]  # the CPU makes the views
 
 
 def test_a_run_records_the_commit_of_its_checkout() -> None:

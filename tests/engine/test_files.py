@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -312,3 +313,22 @@ def test_of_too_many_open_files_the_remedy_is_one_that_can_be_done(
     assert said == "x.tar cannot be read ([Errno 5] Input/output error); repair it"
     said = str(cannot_write("last.pt", OSError(errno.EMFILE, "Too many open files")))
     assert f"cannot write last.pt, as this process has {limit} files open, its limit; {remedy}" in said
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+def test_a_folder_that_cannot_be_flushed_is_written_to_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    monkeypatch.setattr(sys.modules["rotnet_fast.files"], "_CANNOT_FLUSH", ())
+    with pytest.raises(CannotWriteError, match=os.strerror(number)):
+        write_atomically(tmp_path / "file", b"other")

@@ -22,7 +22,7 @@ from rotnet_fast.data import datasets, digits
 from rotnet_fast.engine import checkpoint
 from rotnet_fast.engine.rotation_task import RotationTask
 from rotnet_fast.engine.signals import REQUESTS, WARNINGS, Interrupted
-from rotnet_fast.errors import CheckpointError
+from rotnet_fast.errors import ArgumentError, CheckpointError
 from rotnet_fast.pretrain import pretrain
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -205,6 +205,34 @@ def test_a_named_checkpoint_starts_a_new_folder(undisturbed: dict[str, Any], tmp
     epoch_1 = tmp_path / "first" / "checkpoints" / "epoch-0001.pt"
     second = pretrain(tiny_config(tmp_path / "second", resume=str(epoch_1)))
     assert second["state_hash"] == undisturbed["state_hash"]
+
+
+def test_another_runs_folder_is_not_gone_on_in(tmp_path: Path) -> None:
+    pretrain(tiny_config(tmp_path / "first"))
+    pretrain(tiny_config(tmp_path / "second", seed=7))
+    files = {path: path.read_bytes() for path in (tmp_path / "second").rglob("*") if path.is_file()}
+    for resume in (tmp_path / "first", tmp_path / "first" / "checkpoints" / "epoch-0001.pt"):
+        with pytest.raises(ArgumentError, match="second already holds a run"):
+            pretrain(tiny_config(tmp_path / "second", resume=str(resume)))
+    after = {path: path.read_bytes() for path in (tmp_path / "second").rglob("*") if path.is_file()}
+    lock = tmp_path / "second" / "lock"  # of the last process that looked
+    assert {**after, lock: b""} == {**files, lock: b""}
+
+
+@pytest.mark.faults("killed after going on from an older checkpoint")
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_what_came_after(
+    step: int, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(tiny_config(run))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    older = tiny_config(run, resume=str(run / "checkpoints" / "epoch-0001.pt"), checkpoint_every_steps=None)
+    pretrain_until_killed(older, step)
+    assert checkpoint.load_newest(run)[1]["epoch"] == 1
+    assert pretrain(tiny_config(run, resume="auto"))["state_hash"] == undisturbed["state_hash"]
+    kinds = [[json.loads(line)["kind"] for line in some] for some in (lines, (run / "metrics.jsonl").open())]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(

@@ -389,3 +389,15 @@ def test_features_are_monitored_while_training(task: PretextTaskName, tmp_path: 
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert plain["features"] == {}
+
+
+def test_a_batch_of_too_many_values_is_refused_before_a_run_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_view = 3 * 16 * 16
+    monkeypatch.setattr("rotnet_fast.protocols.pretext.MAX_ELEMENTS", 60 * a_view + 1)
+    with pytest.raises(ArgumentError, match=r"batch-size is 16, whose views .* use 15 or less"):
+        pretrain(tiny_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    pretrain(tiny_config(tmp_path / "run", batch_size=15))
+    pretrain(tiny_config(tmp_path / "jigsaw", pretext_task="jigsaw", image_size=18, epochs=1))

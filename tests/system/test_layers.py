@@ -19,6 +19,7 @@ LAYERS = {
     "rotnet_fast.dependencies": 0,
     "rotnet_fast.files": 0,
     "rotnet_fast.json_files": 0,
+    "rotnet_fast.memory": 0,
     "rotnet_fast.arrays": 0,
     "rotnet_fast.image_layout": 0,
     "rotnet_fast.plain": 0,

@@ -11,8 +11,14 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Parts of the messages of torch's RuntimeErrors, on CUDA devices and on the CPU."""
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "allocation failed",
+    "bad_alloc",
+)
+"""Parts of the messages of torch's RuntimeErrors, on CUDA devices and on the CPU, and of DALI's."""
 
 _OUT_OF_MEMORY_IN_ONEDNN = "could not create a primitive"
 """The whole message of oneDNN if it gets no memory for a convolution; longer ones have other causes."""
