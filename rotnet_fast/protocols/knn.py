@@ -23,7 +23,8 @@ from rotnet_fast.protocols.result import Outcome
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-_CHUNK = 1024
+_MOST_SIMILARITIES = 2**26
+"""Elements of the matrix of similarities that is held at once: 256 MB."""
 
 
 def knn_predict(
@@ -49,7 +50,7 @@ def knn_predict(
     """
     bank = functional.normalize(bank, dim=1)
     predictions = []
-    for chunk in torch.split(functional.normalize(queries, dim=1), _CHUNK):  # bounds the [Q,N] matrix
+    for chunk in torch.split(functional.normalize(queries, dim=1), max(1, _MOST_SIMILARITIES // len(bank))):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)  # [Q,k]
         # Relative to the nearest: the same vote, and no overflow at small temperatures.
         weights = torch.exp((similarity - similarity[:, :1]) / temperature)

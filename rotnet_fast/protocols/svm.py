@@ -37,7 +37,7 @@ class LinearSVM:
     """A fitted support vector machine.
 
     Attributes:
-        weights: fp32 [num_classes,D].
+        weights: fp32 [num_classes,D+1], of which the last is the bias.
         has_converged: whether a minimum was found before the last iteration or evaluation.
     """
 
@@ -46,7 +46,11 @@ class LinearSVM:
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """Return the class of the largest of the linear functions: fp32 [Q,D] -> int64 [Q]."""
-        return (features @ self.weights.T).argmax(dim=1)
+        return _linear(features, self.weights).argmax(dim=1)
+
+
+def _linear(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(weights[:, -1], features, weights[:, :-1].T)
 
 
 def fit(
@@ -55,19 +59,23 @@ def fit(
     num_classes: int,
     penalty: float,
     start: torch.Tensor | None = None,
+    is_known: torch.Tensor | None = None,
 ) -> LinearSVM:
     """Minimise 0.5 |w|^2 + C * sum(max(0, 1 - y f(x))^2) for every class against the rest.
 
     Args:
-        features: fp32 [N,D], the last of which is 1 for a bias that is penalised as the weights are.
+        features: fp32 [N,D]; the bias is penalised as the weights are.
         labels: int64 [N] in [0, num_classes).
         num_classes: object classes.
         penalty: C.
-        start: weights to begin with, fp32 [num_classes,D]; None for zeros.
+        start: weights to begin with, fp32 [num_classes,D+1]; None for zeros.
+        is_known: bool [N], images to learn from, in place of a copy of their features; None for all.
     """
     targets = 2.0 * functional.one_hot(labels, num_classes).float() - 1.0  # [N,num_classes]
-    weights = features.new_zeros(num_classes, features.shape[1]) if start is None else start.clone()
+    weights = features.new_zeros(num_classes, features.shape[1] + 1) if start is None else start.clone()
     weights.requires_grad_()
+    counts = None if is_known is None else is_known[:, None].float()
+    images = len(features) if is_known is None else int(is_known.sum())
     optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=_ITERATIONS,
@@ -79,11 +87,13 @@ def fit(
     )
 
     def objective() -> torch.Tensor:
-        margins = functional.relu(1.0 - targets * (features @ weights.T))
+        margins = functional.relu(1.0 - targets * _linear(features, weights))
+        if counts is not None:
+            margins = margins * counts
         # Divided by C and the number of images, which moves no minimum: gradients at zero weights are then of
         # order 1, and tolerances mean the same for any C. Undivided, a small C stops before its first step.
-        length = 0.5 / (penalty * len(features)) * weights.square().sum()
-        loss: torch.Tensor = length + margins.square().sum() / len(features)
+        length = 0.5 / (penalty * images) * weights.square().sum()
+        loss: torch.Tensor = length + margins.square().sum() / images
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -127,13 +137,11 @@ def choose_penalty(features: torch.Tensor, labels: torch.Tensor, num_classes: in
     correct = dict.fromkeys(PENALTIES, 0)
     for fold in range(FOLDS if len(labels) < ENOUGH else 1):
         is_held_out = folds == fold
-        known, known_labels = features[~is_held_out], labels[~is_held_out]
-        queries, truth = features[is_held_out], labels[is_held_out]
         weights = None
         for penalty in PENALTIES:  # each begins at the minimum of the one before it
-            machine = fit(known, known_labels, num_classes, penalty, weights)
+            machine = fit(features, labels, num_classes, penalty, weights, ~is_held_out)
             weights = machine.weights
-            correct[penalty] += int((machine.predict(queries) == truth).sum())
+            correct[penalty] += int((is_held_out & (machine.predict(features) == labels)).sum())
     return max(correct, key=correct.__getitem__)
 
 
@@ -141,6 +149,8 @@ def svm_predict(
     bank: torch.Tensor, bank_labels: torch.Tensor, queries: torch.Tensor, num_classes: int
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Predict the class of each query by the largest of the linear functions.
+
+    Both sets of features are standardised in place, as 50,000 feature maps are not to need memory twice.
 
     Args:
         bank: fp32 [N,D], features of the labelled images, whose mean and deviation standardise all.
@@ -153,17 +163,12 @@ def svm_predict(
     """
     deviation, mean = torch.std_mean(bank, dim=0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1.0)  # a constant feature tells nothing
-
-    def standardised(values: torch.Tensor) -> torch.Tensor:
-        with_bias = functional.pad(values, (0, 1), value=1.0)
-        with_bias[:, :-1].sub_(mean).div_(deviation)
-        return with_bias
-
-    known = standardised(bank)
-    penalty = choose_penalty(known, bank_labels, num_classes)
-    machine = fit(known, bank_labels, num_classes, penalty)
+    for values in (bank, queries):
+        values.sub_(mean).div_(deviation)
+    penalty = choose_penalty(bank, bank_labels, num_classes)
+    machine = fit(bank, bank_labels, num_classes, penalty)
     found = {"penalty": penalty, "has_converged": machine.has_converged}
-    return machine.predict(standardised(queries)), found
+    return machine.predict(queries), found
 
 
 def flattened(maps: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from rotnet_fast.errors import (
     OutOfMemoryError,
     RotnetError,
 )
+from rotnet_fast.memory import is_out_of_memory
 from rotnet_fast.plain import counted, duration
 from rotnet_fast.study.builder import rotation_set_name
 from rotnet_fast.study.cells import StudyCell, with_needs
@@ -172,9 +173,15 @@ def _run_group(
     start = time.monotonic()
     try:
         found = KINDS[first.kind](context, group, folder)
-    except (CannotWriteError, CaptureError, OutOfMemoryError):
+    except (CannotWriteError, CaptureError):
         raise  # the next cell would fare no better
-    except (RotnetError, ImportError) as error:
+    except (RotnetError, ImportError, MemoryError, RuntimeError) as found_wrong:
+        error: Exception = found_wrong
+        if is_out_of_memory(error):
+            said = str(error).partition("\n")[0]
+            error = OutOfMemoryError(f"the device ran out of memory ({said}); run it where there is more")
+        elif not isinstance(error, (RotnetError, ImportError)):
+            raise
         if not is_network:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, CheckpointError) and was_begun and not is_network:

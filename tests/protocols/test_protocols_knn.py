@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from rotnet_fast.protocols.knn import knn_predict
@@ -33,6 +34,18 @@ def test_vote_equals_brute_force() -> None:
             vote(bank.tolist(), labels.tolist(), query, 5, k, temperature) for query in queries.tolist()
         ]
         assert knn_predict(bank, labels, queries, 5, k, temperature).tolist() == expected
+
+
+def test_a_vote_does_not_depend_on_how_many_queries_are_compared_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 6, generator=generator) for n in (200, 30))
+    labels = torch.randint(0, 5, (200,), generator=generator)
+    expected = knn_predict(bank, labels, queries, 5)
+    for most in (1, 400, 200 * 29):
+        monkeypatch.setattr("rotnet_fast.protocols.knn._MOST_SIMILARITIES", most)
+        assert torch.equal(knn_predict(bank, labels, queries, 5), expected)
 
 
 def test_length_of_features_has_no_say() -> None:

@@ -20,6 +20,7 @@ from rotnet_fast.errors import (
     CaptureError,
     DataError,
     NonFiniteError,
+    OutOfMemoryError,
     RotnetError,
 )
 from rotnet_fast.study import kinds, run
@@ -86,7 +87,13 @@ def test_heads_and_machines_are_put_on_fixed_features_and_on_few_labels(context:
 
 
 def test_every_kind_of_training_gives_a_confusion_of_all_test_images(context: Context) -> None:
-    wishes = ("table1/3-conv1", "table3", "figure5b", "extras/knn-conv1", "extras/linear-random-conv2")
+    wishes = (
+        "table1/3-conv1",
+        "table3",
+        "figure5b",
+        "extras/knn-conv1",
+        "extras/linear-random-conv2-batch",
+    )
     compute(context, *wishes, "ablations/no-revisiting-1")
     for found in results(context, *wishes, "ablations/no-revisiting-1"):
         assert sum(map(sum, found["confusion"])) == 12
@@ -100,8 +107,10 @@ def test_a_study_of_few_labels_sees_no_other_labelled_images(context: Context, t
         "table3/scattering-conv",
         "table3/scattering-svm",
         "table3/pixels",
-        "extras/knn-random-conv2",
-        "extras/linear-random-conv2",
+        "extras/knn-random-conv2-batch",
+        "extras/knn-random-conv2-running",
+        "extras/linear-random-conv2-batch",
+        "extras/linear-random-conv2-running",
     )
     settings = replace(context.settings, few_labels=(2, 4))
     train = context.dataset.train
@@ -210,6 +219,23 @@ def test_a_failed_cell_does_not_stop_the_others(context: Context, monkeypatch: p
     progress = compute(context, "table3/rotnet-conv", "table3/supervised")
     assert [cell.kind for cell in progress.failed] == ["pretext"]
     assert [cell.kind for cell in progress.computed] == ["supervised"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory. Tried to allocate"), MemoryError()])
+def test_a_cell_without_memory_does_not_stop_the_others(
+    error: Exception, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(context: Context, cells: list[StudyCell], folder: Path) -> kinds.Found:
+        raise error
+
+    monkeypatch.setitem(KINDS, "classical", fails)
+    progress = compute(context, "table3/pixels", "table3/supervised")
+    ((cell, found),) = progress.failed.items()
+    assert (cell.kind, [cell.kind for cell in progress.computed]) == ("classical", ["supervised"])
+    assert isinstance(found, OutOfMemoryError)
+    error = RuntimeError("a mistake of ours")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        compute(context, "table3/hog")
 
 
 def test_a_network_whose_weights_are_gone_is_trained_again_where_it_is_needed(context: Context) -> None:
