@@ -12,6 +12,7 @@ Exit codes: see `rotnet_fast.command`. torch is imported only once the flags are
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -41,7 +42,7 @@ from rotnet_fast.plain import counted
 from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretext_tasks import ROTATION
 from rotnet_fast.pretrained import find_model, read_pretrained
-from rotnet_fast.protocols.result import BATCHNORM_MODES, render
+from rotnet_fast.protocols.result import BATCHNORM_MODES, load_results, render
 from rotnet_fast.settings import Optimisation, PretrainedImageSettings, at_least_one
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ if TYPE_CHECKING:
     from rotnet_fast.protocols.evaluation import EvaluationSetup
 
 PROGRAM = "python -m rotnet_fast.evaluate"
+
+
+_DECISIVE = (
+    *(field.name for field in fields(Optimisation)),
+    *("batch_size", "pad", "flip_prob", "seed", "precision", "images_per_class"),
+)
+"""Settings on which every row of an evaluation depends."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +89,8 @@ class EvaluateConfig(PretrainedImageSettings):
 
     random_init: bool | None = None
     """Train the same heads on a frozen untrained network, and its kNN and linear probe, in both BatchNorm
-    modes. None: with batch statistics, which favour an untrained network, for each frozen measurement; this
-    doubles the time. Running statistics are used where a batch would have one image."""
+    modes. None: with batch statistics, which mostly favour an untrained network, for each frozen measurement;
+    this doubles the time. Running statistics are used where a batch would have one image."""
 
     fine_tune: bool = False
     """Train each head once more together with all of the network that is below it."""
@@ -368,6 +376,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         "environment": {**environment(str(setup.device)), "processes": processes.world},
         "cells": [],
     }
+    earlier = processes.from_main(lambda: earlier_rows(folder, results))
     rows: dict[int, list[dict[str, Any]]] = {}
     with claimed(folder, True, processes) as run:
         # Absolute, because this evaluation may be resumed from another working directory.
@@ -375,6 +384,10 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         written = {"settings": there, "environment": results["environment"], "job": job()}
 
         def write() -> None:
+            table = dict(earlier)
+            for number in sorted(rows):
+                table |= {_place(row): row for row in rows[number]}
+            results["cells"] = list(table.values())
             # Not before a training: a folder of trainings with other settings is refused and stays as it was.
             run.write_config(written)
             run.write_results(results)
@@ -385,7 +398,6 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
                     print(f"{number + 1} of {len(units)}: {units[number].title}", flush=True)
                 rows[number] = [asdict(cell) for cell in units[number].cells(setup)]
                 if processes.world == 1:
-                    results["cells"] += rows[number]
                     write()
 
         if is_new:
@@ -394,9 +406,48 @@ def _evaluate(config: EvaluateConfig, folder: Path, processes: Processes, is_new
         if processes.world > 1:
             for mine in processes.gather(rows):
                 rows |= mine
-            results["cells"] = [row for number in range(len(units)) for row in rows[number]]
             processes.on_main(write)
     return results
+
+
+def earlier_rows(folder: Path, results: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Return the rows that an evaluation of the same network has already written, by their places.
+
+    It had other protocols, or was not finished: rows that are not computed anew stay.
+
+    Args:
+        folder: folder of the evaluation.
+        results: content of results.json, as far as it is known before.
+
+    Raises:
+        ArgumentError: they were found on other images or with other settings.
+    """
+    try:
+        found = load_results(folder)
+    except ArgumentError:
+        return {}
+
+    def decisive(content: Mapping[str, Any]) -> dict[str, Any]:
+        settings, dataset = content["settings"], content["dataset"]
+        images = {name: dataset[name] for name in ("fingerprint", "train_images", "test_images", "tested_on")}
+        kept = {name: settings[name] for name in _DECISIVE}
+        return {"backbone": content["backbone"], **images, **kept}
+
+    there, here = decisive(found), decisive(json.loads(json.dumps(dict(results), default=str)))
+    differing = [
+        f"{name} is {there[name]} there and {here[name]} here" for name in here if there[name] != here[name]
+    ]
+    if differing:
+        raise ArgumentError(
+            f"output {folder} has results of another evaluation ({', '.join(differing)}); choose another "
+            f"folder with --output"
+        )
+    return {_place(row): row for row in found["cells"]}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a row of the table from the others."""
+    return tuple(str(row[name]) for name in ("method", "layer", "head", "note"))
 
 
 def place_of(checkpoint: str) -> str:

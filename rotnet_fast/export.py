@@ -168,9 +168,12 @@ def _export(config: ExportConfig, folder: Path) -> None:
         file_sha256=hashlib.sha256(content).hexdigest(),
         data_licence=config.data_licence,
     )
-    if pretrained.epoch == recipe.epochs and (run.parent.parent / STUDY_FILE).exists():
+    is_of_study = run.parent.name == "runs" and (run.parent.parent / STUDY_FILE).exists()
+    if is_of_study and pretrained.epoch == recipe.epochs:
         study = load_study(run.parent.parent)
-        facts = replace(facts, evaluations=[(f"study {study.folder.name}", evaluation_of(study, run.name))])
+        if (found := evaluation_of(study, run.name)) is not None:
+            of_study = (f"study {study.folder.name}", found)
+            facts = replace(facts, evaluations=[of_study, *facts.evaluations])
     card = render_card(facts)
     ensure_folder(folder)
     for name, written in ((CARD_FILE, card.encode()), (MODEL_FILE, content)):

@@ -49,7 +49,8 @@ def attention(
     The equivariance number of a layer and a power is the mean, over images and the turns by 90, 180
     and 270 degrees, of Pearson's correlation between the map of the upright image and that of the
     turned image, turned back. 1 means that the map turns exactly with the image. Pairs with a constant
-    map are left out and counted. Images are enlarged first, see :func:`on_turning_grid`.
+    map are left out and counted. Images are enlarged first, see :func:`on_turning_grid`, if the network
+    takes other sizes than theirs.
 
     Args:
         network: put in eval mode.
@@ -75,7 +76,9 @@ def attention(
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
     for _, plain in batches_of(images, views.batch_size):
-        for _, batch in views.rotated(on_turning_grid(plain, network.stride), FOUR_ROTATIONS):
+        for _, batch in views.rotated(
+            on_turning_grid(plain, grid_stride(network, plain.shape[1])), FOUR_ROTATIONS
+        ):
             for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
                 values, defined = equivariance(maps)
                 totals[layer] += values.sum(dim=(1, 2)).cpu()
@@ -107,6 +110,19 @@ def attention(
         },
         "left_out": {layer: named((every_pair - pairs[layer]).tolist()) for layer in chosen},
     }
+
+
+def grid_stride(network: FeatureNetwork, side: int) -> int:
+    """Return the stride for :func:`on_turning_grid`.
+
+    It is the network's; or 1, which enlarges nothing, for a network that takes images of this side alone.
+    """
+    enlarged = side + (1 - side) % network.stride
+    try:
+        network.check_image_size(enlarged, enlarged)
+    except ArgumentError:
+        return 1
+    return network.stride
 
 
 def on_turning_grid(images: torch.Tensor, stride: int = 4) -> torch.Tensor:
@@ -221,7 +237,8 @@ def resemblance(
     found: list[list[list[torch.Tensor]]] = [[[] for _ in chosen[0]] for _ in networks]
     for _, plain in batches_of(images, views.batch_size):
         for number, (network, layers) in enumerate(zip(networks, chosen, strict=True)):
-            for _, batch in views.rotated(on_turning_grid(plain, network.stride), (0,)):
+            stride = grid_stride(network, plain.shape[1])
+            for _, batch in views.rotated(on_turning_grid(plain, stride), (0,)):
                 with views.precision.autocast():
                     features = network.features(batch, layers)
                 for place, (layer, power) in enumerate(zip(layers, POWERS, strict=False)):
@@ -265,7 +282,8 @@ def _shown_maps(
     """Maps of the images shown, each stretched to [0, 1]: layer -> encoded float16 [S,4,P,h,w]."""
     if not shown:
         return {layer: encode_array(np.zeros((0, 4, len(powers), 1, 1), np.float16)) for layer in layers}
-    chosen = on_turning_grid(images[torch.tensor(list(shown), device=images.device)], network.stride)
+    upright = images[torch.tensor(list(shown), device=images.device)]
+    chosen = on_turning_grid(upright, grid_stride(network, upright.shape[1]))
     parts: dict[str, list[NDArray[np.float16]]] = {layer: [] for layer in layers}
     for _, batch in views.rotated(chosen, FOUR_ROTATIONS):
         for layer, maps in attention_maps(network, batch, layers, powers, views).items():

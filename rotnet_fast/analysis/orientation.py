@@ -18,6 +18,9 @@ THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 TOLERATED = 0.01
 """Largest share of wrong decisions at a threshold that is advised."""
 
+COPIES = 4
+"""Turned copies of each image that the error is measured on."""
+
 
 def orientation_probabilities(backbone: Backbone, images: torch.Tensor, is_averaged: bool) -> torch.Tensor:
     """Return the probability that an image is turned by q quarter turns counter-clockwise.
@@ -80,8 +83,11 @@ class Point:
 
     @property
     def error_bound(self) -> float:
-        """Return the upper end of the 95 % interval of the error, in percent."""
-        return wilson(100 * self.error, max(self.decided, 1))[1]
+        """Return the upper end of the 95 % interval of the error, in percent.
+
+        It is that of so many images: what the network says of the turned copies of one depends on each other.
+        """
+        return wilson(100 * self.error, max(self.decided // COPIES, 1))[1]
 
 
 def coverage_points(

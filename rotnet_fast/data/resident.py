@@ -49,8 +49,8 @@ class ResidentLoader:
     ) -> None:
         self.order = Order(len(split.images), batch_size, seed, epoch_size, shuffle, share)
         self.device = torch.device(device)
-        self.images = split.images.to(self.device)
-        self.labels = split.labels.to(self.device)
+        there = split.on(self.device)
+        self.images, self.labels = there.images, there.labels
         self.batch_size = batch_size
         self.seed = seed
         self.epoch_size = self.order.visits

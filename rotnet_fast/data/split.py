@@ -27,9 +27,18 @@ class Split:
 
     images: torch.Tensor
     labels: torch.Tensor
+    _copies: dict[torch.device, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def on(self, device: torch.device) -> Split:
+        """Return the split on a device: one copy for all loaders, for as long as this split lives."""
+        if device == self.images.device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = Split(self.images.to(device), self.labels.to(device))
+        return self._copies[device]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

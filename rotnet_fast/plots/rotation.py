@@ -155,7 +155,9 @@ def calibration(result: Mapping[str, Any]) -> Figure:
     shares = np.array([bins["accuracy"][place] for place in filled])
     upper.bar(centres[filled], shares, width=0.92 * width, color=SKY, label="right, by bin of confidence")
     upper.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.2, label="perfect calibration")
-    ends = [wilson(100 * bins["accuracy"][place], bins["counts"][place]) for place in filled]
+    # Views of one image are no independent tests: the interval is that of as many images.
+    images = [max(1, bins["counts"][place] // len(result["rotations"])) for place in filled]
+    ends = [wilson(100 * bins["accuracy"][place], count) for place, count in zip(filled, images, strict=True)]
     low, high = np.array(ends).T / 100
     upper.errorbar(
         [bins["confidence"][place] for place in filled],

@@ -14,6 +14,7 @@ from rotnet_fast.data.loaders import LoaderName, Streaming, open_dataset
 from rotnet_fast.data.split import AnySplit, EncodedSplit
 from rotnet_fast.engine.run_folder import loader_of, read_settings
 from rotnet_fast.errors import ArgumentError, DataError
+from rotnet_fast.plain import counted
 from rotnet_fast.pretrained import Pretrained
 
 
@@ -166,6 +167,10 @@ def _difference(
     is_encoded = known["data_fingerprint"].startswith("files:")
     own_limits = recipe.limit_train, recipe.limit_test, recipe.validation
     if dataset is None or limits != own_limits or is_encoded != isinstance(dataset.train, EncodedSplit):
+        if dataset is not None and limits == own_limits and "ablation" not in known:
+            there, here = pretrained.images_per_epoch, len(dataset.train)
+            if there is not None and there != here:
+                return f"{counted(here, 'training image')} instead of {there:,}"  # found without reading them all
         # Fingerprints are over what was taken of a data set, and in what form.
         dataset = load_dataset(
             recipe.dataset,

@@ -123,16 +123,19 @@ class Builder:
         pretext: StudyCell | None,
         layer: str,
         images_per_class: int | None = None,
+        batchnorm: str = "running",
         fixed: str = "",
     ) -> StudyCell:
         """Request kNN or a linear probe on pooled frozen features, or an SVM on whole ones.
 
         Args:
             kind: ``knn``, ``linear`` or ``svm``.
-            pretext, layer, images_per_class, fixed: as in :meth:`head`.
+            pretext, layer, images_per_class, batchnorm, fixed: as in :meth:`head`.
         """
         settings = self._data() | {"batch_size": self.study.batch_size, "seed": self.seed}
         settings |= self._limit(images_per_class)
+        if batchnorm != "running":
+            settings["batchnorm"] = batchnorm
         if fixed:
             settings |= {"fixed": fixed, "seed": 0}  # neither features nor classifier are random
         return StudyCell(kind, settings, {"layer": layer}, (pretext,) if pretext else ())

@@ -13,6 +13,7 @@ from functools import partial
 from rotnet_fast import paper
 from rotnet_fast.errors import ArgumentError
 from rotnet_fast.plain import counted
+from rotnet_fast.presets import PRESETS
 from rotnet_fast.pretext_tasks import PRETEXT_TASKS, ROTATION
 from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import EIGHT_ROTATIONS, FOUR_ROTATIONS
@@ -88,11 +89,6 @@ class Entry:
     series: str = ""
     headline: bool = False
     repeats: str = ""
-
-
-def labels_per_class(count: int) -> str:
-    """Say how many labels there are."""
-    return counted(count, "label per class", "labels per class")
 
 
 def table1(build: Builder) -> list[Entry]:
@@ -180,7 +176,7 @@ def other_extractors(build: Builder) -> list[Entry]:
         row = Entry("table3", name, title, (make(),), published=published, note=note, repeats=repeats)
         entries.append(row)
         for count in few if name.endswith(FEW_LABELS_BY) else ():
-            cell, title_of_few = make(images_per_class=count), f"{title}, {labels_per_class(count)}"
+            cell, title_of_few = make(images_per_class=count), f"{title}, {build.study.labels(count)}"
             entries.append(Entry("table3", f"{name}-{count}", title_of_few, (cell,), x=count, series=name))
 
     add("rotnet-svm", "RotNet + SVM", partial(build.features, "svm", build.pretext(), "conv2"), "")
@@ -234,7 +230,7 @@ def figure5b(build: Builder) -> list[Entry]:
             ("supervised", "supervised", build.supervised(count)),
         ):
             accuracy = paper.LABEL_SCARCITY[series].get(count)
-            title = f"{title}, {labels_per_class(count)}"
+            title = f"{title}, {build.study.labels(count)}"
             name = f"{series}-{count}"
             entries.append(
                 Entry(
@@ -273,7 +269,8 @@ def extras(build: Builder) -> list[Entry]:
         is_main = rotations == FOUR_ROTATIONS
         if is_main:
             published = paper.ROTATION_ACCURACY.get(build.study.pretext.epochs)
-            note = "published: a re-run of the released code" if build.study.preset == "official" else ""
+            is_rerun = build.study.pretext.epochs == PRESETS["official"]().epochs
+            note = "published: a re-run of the released code" if is_rerun else ""
         entries.append(
             Entry(
                 "extras",
@@ -290,9 +287,10 @@ def extras(build: Builder) -> list[Entry]:
         for layer in ("conv1", "conv2", "conv3", "conv4"):
             cell = build.features(kind, main, layer)
             entries.append(Entry("extras", f"{kind}-{layer}", f"{title} on {layer}", (cell,)))
-        cell = build.features(kind, None, "conv2")
-        title = f"{title} on conv2, untrained network"
-        entries.append(Entry("extras", f"{kind}-random-conv2", title, (cell,)))
+        for mode in BATCHNORM_MODES:
+            cell = build.features(kind, None, "conv2", batchnorm=mode)
+            untrained = f"{title} on conv2, untrained network, BatchNorm with {mode} statistics"
+            entries.append(Entry("extras", f"{kind}-random-conv2-{mode}", untrained, (cell,)))
     for kind, title in (
         ("rotations", "Calibration of the rotation confidence; the hardest images"),
         ("embedding", "PCA and t-SNE of the features"),
@@ -344,8 +342,8 @@ def ablations(build: Builder) -> list[Entry]:
     for position in ABLATED_LABELS:
         count = build.study.labels_per_class[position]
         with_revisits = build.head(main, images_per_class=count)
-        entries.append(entry(f"faithful-{count}", f"Faithful, {labels_per_class(count)}", with_revisits))
-        title = f"{labels_per_class(count)}, each image once per epoch"
+        entries.append(entry(f"faithful-{count}", f"Faithful, {build.study.labels(count)}", with_revisits))
+        title = f"{build.study.labels(count)}, each image once per epoch"
         once = build.head(main, images_per_class=count, revisit=False)
         entries.append(entry(f"no-revisiting-{count}", title, once))
     return entries

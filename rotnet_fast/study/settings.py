@@ -197,6 +197,16 @@ class StudySettings:
             return (*(count for count in self.few_labels if count < smallest), smallest)
         return _shares(self.data.smallest_class)
 
+    def labels(self, count: int) -> str:
+        """Say how many labels there are of each class, as in ``20 labels per class``.
+
+        As many as the smallest class has stands for all: more, where other classes are larger.
+        """
+        data = self.data
+        if count == data.smallest_class and count * len(data.classes) < data.train_images:
+            return f"{count:,} or more labels per class"
+        return counted(count, "label per class", "labels per class")
+
     @property
     def images_per_class(self) -> int | None:
         """Number of labels per class of everything but Figure 5b; None for all."""

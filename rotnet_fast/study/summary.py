@@ -267,8 +267,10 @@ def load_study(folder: Path) -> Study:
     return Study(folder, settings, seeds, entries, files)
 
 
-def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
+def evaluation_of(study: Study, pretext: str) -> dict[str, Any] | None:
     """Return what was found on the frozen features of one pretraining, like an evaluation's ``results.json``.
+
+    It is None if the study, as it is planned now, has no such pretraining.
 
     These are the classifiers of the faithful protocol, with the labels that the study has, sorted by head and
     layer; ablations and snapshots are left out.
@@ -278,7 +280,9 @@ def evaluation_of(study: Study, pretext: str) -> dict[str, Any]:
         pretext: key of the pretraining's cell.
     """
     settings = study.settings
-    network = next(cell for cell in with_needs(study.cells) if cell.key == pretext)
+    network = next((cell for cell in with_needs(study.cells) if cell.key == pretext), None)
+    if network is None:
+        return None
     build = Builder(settings, network.settings["seed"])
     cells = []
     for cell in study.cells:

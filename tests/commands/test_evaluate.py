@@ -164,9 +164,26 @@ def test_refused_evaluation_leaves_the_folder_as_it_was(
     output = run / "evaluate-001"
     assert evaluate(run, "--heads conv") == 0
     before = [(output / name).read_bytes() for name in ("config.json", "results.json")]
-    assert evaluate(run, f"--heads conv --seed 1 --output {shlex.quote(str(output))}") == 4
+    assert evaluate(run, f"--heads conv --seed 1 --output {shlex.quote(str(output))}") == 2
     assert "seed is 0 there and 1 here" in capsys.readouterr().err
     assert [(output / name).read_bytes() for name in ("config.json", "results.json")] == before
+
+
+def test_further_protocols_are_added_to_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"--no-random-init --output {shlex.quote(str(run / 'table'))}"
+    assert evaluate(run, f"--heads conv {flags}") == 0
+    (conv,) = load_results(run / "table")["cells"]
+    assert evaluate(run, f"--no-frozen --knn --linear {flags}") == 0
+    cells = load_results(run / "table")["cells"]
+    assert [cell["head"] for cell in cells] == ["conv", "knn", "linear"]
+    assert cells[0] == conv
+    assert evaluate(run, f"--no-frozen --knn {flags}") == 0
+    assert load_results(run / "table")["cells"] == cells
+    before = (run / "table" / "results.json").read_bytes()
+    capsys.readouterr()
+    assert evaluate(run, f"--no-frozen --knn --limit-train 50 {flags}") == 2
+    assert "has results of another evaluation (fingerprint is " in capsys.readouterr().err
+    assert (run / "table" / "results.json").read_bytes() == before
 
 
 def test_limits_override_those_of_the_pretraining(run: Path) -> None:

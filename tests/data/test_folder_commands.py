@@ -115,6 +115,20 @@ def test_limits_of_the_pretraining_are_those_of_its_images_alone(place: Path) ->
     has(own, "--data-dir", "moved", "--dataset", "folder")
 
 
+def test_a_folder_of_more_images_is_told_from_the_pretrainings_without_reading_it_all(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pets(place / "pets", 0, train=12)
+    write_pets(place / "others", 1000, train=5)
+    assert run_pretrain(place / "pets", "--loader", "resident", "--crop", "pad") == 0
+
+    def read(*arguments: object, **settings: object) -> None:
+        pytest.fail("all images are read")
+
+    monkeypatch.setattr("rotnet_fast.protocols.images.load_dataset", read)
+    assert not evaluated(place, "--data-dir", "others", "--loader", "dali")["has_same_images"]
+
+
 def test_the_images_are_the_same_whatever_is_taken_of_them(place: Path) -> None:
     write_pets(place / "pets", 0, train=12)
     assert run_pretrain(place / "pets") == 0

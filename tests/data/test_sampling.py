@@ -202,3 +202,13 @@ def test_a_loader_refuses_what_it_cannot_do() -> None:
     for start in (-1, 4):
         with pytest.raises(ValueError, match=f"start_batch is {start}"):
             next(loader.epoch(0, start_batch=start))
+
+
+def test_loaders_of_a_device_share_one_copy_of_the_images() -> None:
+    split = Split(torch.zeros(6, 4, 4, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    assert split.on(torch.device("cpu")) is split
+    there = torch.device("meta")  # stands for a GPU
+    first, second = (ResidentLoader(split, there, 2, seed=0, shuffle=False) for _ in range(2))
+    assert first.images is second.images
+    assert first.labels is second.labels
+    assert first.images.device == there

@@ -18,7 +18,13 @@ from torch import nn
 from torchvision import models
 
 from rotnet_fast import evaluate, visualize
-from rotnet_fast.analysis.attention import attention, early_middle_late, on_turning_grid
+from rotnet_fast.analysis.attention import (
+    attention,
+    early_middle_late,
+    grid_stride,
+    on_turning_grid,
+    resemblance,
+)
 from rotnet_fast.analysis.filters import folded_filters
 from rotnet_fast.analysis.views import PlainViews
 from rotnet_fast.backbone import load_backbone
@@ -30,6 +36,7 @@ from rotnet_fast.export import ExportConfig, export
 from rotnet_fast.models.build import make_network
 from rotnet_fast.models.library import LibraryNetwork
 from rotnet_fast.models.network import FeatureNetwork
+from rotnet_fast.models.own import OwnNetwork
 from rotnet_fast.pretrain import pretrain
 from rotnet_fast.pretrained import read_pretrained
 from rotnet_fast.protocols import supervised
@@ -255,3 +262,19 @@ def test_attention_of_a_network_that_treats_all_directions_alike_turns_exactly()
     assert tuple(found) == early_middle_late(network) == ("conv1", "layer3", "layer4")
     for values in found.values():
         assert list(values.values()) == pytest.approx([1.0] * 3, abs=1e-5)
+
+
+def test_attention_of_a_network_of_one_image_size_is_that_of_the_images_as_they_are() -> None:
+    vit = models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=4
+    )
+    network = OwnNetwork(vit, 4, 3, 64)
+    assert grid_stride(network, 64) == 1
+    assert grid_stride(make_network(4), 32) == 4
+    images = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    views = PlainViews((0.5,) * 3, (0.25,) * 3, resolve_precision("fp32", torch.device("cpu")))
+    found = attention(network, images, [0, 2], views)
+    assert found["layers"] == list(early_middle_late(network))
+    assert resemblance(network, network, images, views)["same_image"] == pytest.approx(
+        [1.0] * len(found["layers"])
+    )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from study_tools import tiny_context
 from synthetic_study import settings_of, write_study
+from tiny import tiny_config
 
 from rotnet_fast.export import ExportConfig, export
+from rotnet_fast.pretrain import pretrain
 from rotnet_fast.study.plan import cells_in_order, make_plan
 from rotnet_fast.study.run import Progress, run_cells
 from rotnet_fast.study.settings import Seeds, study_settings
@@ -50,3 +52,13 @@ def test_the_card_of_a_studys_network_has_the_accuracies_of_its_cells(tmp_path: 
     assert "(`study study`: 32 labels, epochs 1, seed 0)" in text
     # Weights of an earlier epoch are not what the heads were trained on.
     assert "these weights, frozen" not in card(context.results.network(pretext, 1))
+
+
+def test_a_run_that_lies_below_a_study_is_none_of_it(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", settings_of(), seeds=1)
+    pretrain(tiny_config(study / "mine" / "run", epochs=1))
+    export(ExportConfig(checkpoint=study / "mine" / "run", output=tmp_path / "export"))
+    assert evaluation_of(load_study(study), "0" * 16) is None
+    (study / "runs").mkdir(exist_ok=True)
+    (study / "mine" / "run").rename(study / "runs" / "unplanned")  # as of a plan that has changed
+    export(ExportConfig(checkpoint=study / "runs" / "unplanned", output=tmp_path / "unplanned"))

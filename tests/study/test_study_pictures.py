@@ -13,7 +13,7 @@ from synthetic_study import CLASSES, copy_study, packed_correct, remove_cells, s
 from rotnet_fast import paper
 from rotnet_fast.plots.bars import Bar
 from rotnet_fast.protocols.result import points
-from rotnet_fast.study.pages import figures, findings
+from rotnet_fast.study.pages import classes, figures, findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
 from rotnet_fast.study.pages.classes import per_class
 from rotnet_fast.study.pages.document import Table
@@ -110,6 +110,19 @@ def test_the_title_of_figure_5b_says_with_how_many_labels_rotnet_is_ahead(ten: P
     said = findings.few_labels(of(ten, **few))
     expected = f"ahead with {counts[0]:,} and {counts[1]:,} and behind with {counts[-1]:,} labels per class"
     assert said == f"RotNet is {expected}"
+
+
+def test_a_class_without_test_images_has_no_accuracy(ten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(ten)
+    assert classes.tested_classes(study) == list(range(len(study.settings.data.classes)))
+    found = classes.summed_confusion(study, "rotnet-conv")
+    assert found is not None
+    found[3] = [0] * len(found)
+    monkeypatch.setattr(classes, "summed_confusion", lambda study, name: found)
+    assert 3 not in classes.tested_classes(study)
+    (table,) = [block for block in per_class(study, frozenset()).blocks if isinstance(block, Table)]
+    assert len(table.rows) == len(study.settings.data.classes) - 1
+    assert f"of {len(table.rows)} classes" in findings.best_and_worst_class(study)
 
 
 def test_one_label_is_no_labels(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_pretraining_is_planned_once() -> None:
     cells = list(with_needs(cells_in_order(entries())))
     pretexts = [cell for cell in cells if cell.kind == "pretext"]
     assert len(pretexts) == 15  # 3 sizes, 3 other rotation sets, 2 other tasks, 7 ablations
-    assert len(cells) == len({cell.key for cell in cells}) == 114
+    assert len(cells) == len({cell.key for cell in cells}) == 116
     positions = {cell: position for position, cell in enumerate(cells)}
     assert all(positions[need] < positions[cell] for cell in cells for need in cell.needs)
 
@@ -356,6 +356,15 @@ def test_a_study_of_all_labels_has_the_cells_of_one_that_knows_no_limit() -> Non
             continue  # a row of few labels
         assert entry.cells[0].settings.get("images_per_class") is None
     assert "images_per_class" not in entries("table3/pixels")[0].cells[0].settings
+
+
+def test_all_labels_of_classes_of_different_sizes_are_not_said_to_be_so_many_of_each() -> None:
+    titles = [entry.title for entry in entries("figure5b", settings=DEMO)]
+    assert titles[-2:] == [
+        f"{name}, 138 or more labels per class" for name in ("RotNet + conv", "supervised")
+    ]
+    assert titles[0] == "RotNet + conv, 1 label per class"
+    assert entries("figure5b")[-1].title == "supervised, 5,000 labels per class"
 
 
 def test_few_labels_are_fewer_than_a_class_has() -> None:

@@ -20,7 +20,7 @@ def class_accuracies(study: Study) -> dict[str, dict[int, list[float]]]:
     """Return key of `CONFUSED` -> seed -> accuracy of each class in percent, from the confusion matrices.
 
     As the two are compared, both have the same seeds, unless they have none in common. A matrix has the true
-    class in rows; a class without test images counts as 0.
+    class in rows; a class without test images counts as 0, see :func:`tested_classes`.
     """
     found: dict[str, dict[int, list[float]]] = {name: {} for name in CONFUSED}
     for name, by_seed in found.items():
@@ -32,6 +32,13 @@ def class_accuracies(study: Study) -> dict[str, dict[int, list[float]]]:
     if not common:
         return found
     return {name: {seed: by_seed[seed] for seed in sorted(common)} for name, by_seed in found.items()}
+
+
+def tested_classes(study: Study) -> list[int]:
+    """Return the classes with test images, as far as the results tell; limits may leave some without."""
+    matrix = next((found for name in CONFUSED if (found := summed_confusion(study, name))), None)
+    every = range(len(study.settings.data.classes))
+    return [label for label in every if matrix is None or any(matrix[label])]
 
 
 def summed_confusion(study: Study, name: str) -> list[list[int]] | None:
@@ -50,9 +57,9 @@ def per_class(study: Study, drawn: frozenset[str]) -> Section:
     """Show the accuracy of each class, and confusion matrices."""
     accuracies = class_accuracies(study)
     rows = []
-    for label, title in enumerate(study.settings.data.classes):
+    for label in tested_classes(study):
         means = []
-        row = [escaped(title)]
+        row = [escaped(study.settings.data.classes[label])]
         for name in CONFUSED:
             values = [by_class[label] for by_class in accuracies[name].values()]
             row.append(spread(values, 2) if values else NOT_RUN)

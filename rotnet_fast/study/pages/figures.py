@@ -21,10 +21,11 @@ from rotnet_fast.plots.embedding import embedding
 from rotnet_fast.plots.filters import filters
 from rotnet_fast.plots.rotation import calibration, hardest, rotations
 from rotnet_fast.plots.style import save
+from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.rotations import FOUR_ROTATIONS
 from rotnet_fast.study.pages import findings
 from rotnet_fast.study.pages.ablations import ablated_pairs
-from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion
+from rotnet_fast.study.pages.classes import CONFUSED, class_accuracies, summed_confusion, tested_classes
 from rotnet_fast.study.pages.tables import NETWORKS, of_table3, quoted_methods
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS, Entry
 from rotnet_fast.study.store import cell_path
@@ -139,7 +140,8 @@ def features(study: Study) -> Figure | None:
         lines.append(_line(study, title, numbers, range(1, 5)))
     for kind, title, shift in (("knn", "kNN", -0.06), ("linear", "linear probe", 0.06)):
         # Beside their block: accuracies of different classifiers often coincide.
-        untrained = study.number("extras", f"{kind}-random-conv2")
+        of_modes = [study.number("extras", f"{kind}-random-conv2-{mode}") for mode in BATCHNORM_MODES]
+        untrained = max(of_modes, key=lambda number: number.mean or 0.0)
         lines.append(_line(study, f"{title}, untrained network", [untrained], [2 + shift]))
     x_label = "block whose pooled features are used"
     return _curves(study, findings.best_features(study), lines, x_label, x_ticks=range(1, 5))
@@ -167,7 +169,8 @@ def per_class(study: Study) -> Figure | None:
     matrix, seeds = summed_confusion(study, "rotnet-conv"), study.number("table3", "rotnet-conv").n
     assert matrix is not None
     rows = []
-    for label, name in enumerate(study.settings.data.classes):
+    for label in tested_classes(study):
+        name = study.settings.data.classes[label]
         ours = Number(_ANY, dict(enumerate(values[label] for values in rotnet)))
         theirs = Number(_ANY, dict(enumerate(values[label] for values in supervised)))
         images = max(1, sum(matrix[label]) // seeds)

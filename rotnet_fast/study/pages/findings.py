@@ -13,7 +13,7 @@ from rotnet_fast import paper
 from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES
 from rotnet_fast.study.pages.ablations import ablated_pairs
-from rotnet_fast.study.pages.classes import class_accuracies
+from rotnet_fast.study.pages.classes import class_accuracies, tested_classes
 from rotnet_fast.study.pages.orderings import FAILS, HOLDS, NOISE, better, compare, find_correlation
 from rotnet_fast.study.pages.tables import mean_difference
 from rotnet_fast.study.plan import OTHER_PRETEXT_TASKS
@@ -104,9 +104,9 @@ def few_labels(study: Study) -> str:
         return "RotNet and the supervised network are within noise with every number of labels"
     parts = []
     if ahead:
-        parts.append(f"ahead with {_counts(ahead)}")
+        parts.append(f"ahead with {_counts(study, ahead)}")
     if behind:
-        parts.append(f"behind with {_counts(behind)}")
+        parts.append(f"behind with {_counts(study, behind)}")
     unit = "label per class" if (behind or ahead) == [1] else "labels per class"
     return f"RotNet is {' and '.join(parts)} {unit}"
 
@@ -130,14 +130,15 @@ def best_and_worst_class(study: Study) -> str:
     names = study.settings.data.classes
     if not ours.keys() & theirs.keys():
         return "RotNet + conv, class by class"
-    differences = [
-        statistics.fmean(ours[seed][label] - theirs[seed][label] for seed in ours)
-        for label in range(len(names))
-    ]
-    above, worst = sum(difference > 0 for difference in differences), min(differences)
-    text = f"RotNet + conv is above the supervised network in {above} of {counted(len(names), 'class')}"
-    if worst < 0:
-        text += f"; furthest below in {names[differences.index(worst)]}, by {-worst:.1f} points"
+    differences = {
+        names[label]: statistics.fmean(ours[seed][label] - theirs[seed][label] for seed in ours)
+        for label in tested_classes(study)
+    }
+    above = sum(value > 0 for value in differences.values())
+    worst = min(differences, key=lambda name: differences[name])
+    text = f"RotNet + conv is above the supervised network in {above} of {counted(len(differences), 'class')}"
+    if differences[worst] < 0:
+        text += f"; furthest below in {worst}, by {-differences[worst]:.1f} points"
     return text
 
 
@@ -180,7 +181,7 @@ def _above(study: Study, number: Number, other: Number, name: str) -> str:
     return f"{abs(difference):.1f} points {how} {name}{noise}"
 
 
-def _counts(counts: Sequence[int]) -> str:
-    """List numbers of labels: 4; 4 and 20; 4, 20 and 80."""
-    *first, last = (f"{count:,}" for count in counts)
+def _counts(study: Study, counts: Sequence[int]) -> str:
+    """List numbers of labels: 4; 4 and 20; 4, 20 and 80 or more."""
+    *first, last = (study.settings.labels(count).partition(" label")[0] for count in counts)
     return f"{', '.join(first)} and {last}" if first else last

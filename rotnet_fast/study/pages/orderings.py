@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rotnet_fast import paper
-from rotnet_fast.plain import counted
 from rotnet_fast.protocols.result import BATCHNORM_MODES, NO_VALUE, points
 from rotnet_fast.study.pages.document import NOT_RUN, Block, Paragraph, Section, Table
 from rotnet_fast.study.pages.tables import data_set
@@ -140,12 +139,11 @@ def find_orderings(study: Study) -> list[Ordering]:
         ),
         Ordering("Conv head: pretrained > untrained network", (compare(conv, untrained),)),
         Ordering(
-            f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and "
-            f"{counted(few[-1], 'label per class', 'labels per class')}",
+            f"RotNet > supervised with {', '.join(map(str, few[:-1]))} and {study.settings.labels(few[-1])}",
             tuple(few_labels[count] for count in few),
         ),
         Ordering(
-            f"RotNet > supervised still with {counted(most, 'label per class', 'labels per class')}",
+            f"RotNet > supervised still with {study.settings.labels(most)}",
             (few_labels[most],),
         ),
         Ordering(
@@ -191,10 +189,10 @@ def saturation(study: Study) -> Step:
         by_seed[seed] = pair[0] - pair[1]
         shares.append(pair)
     errors = []
-    for name, views in (("object", 1), ("rotation", len(study.settings.pretext.rotations))):
+    for name in ("object", "rotation"):  # views of one image are no independent tests
         levels = [statistics.fmean(number.by_seed[seed] for seed in seeds) for number in series[name]]
         share = (_share(levels) or 0.0) / 100
-        variances = [study.standard_error(level) ** 2 / views for level in levels]
+        variances = [study.standard_error(level) ** 2 for level in levels]
         weights = ((1 - share) ** 2, 1.0, share**2)
         spread = sum(weight * variance for weight, variance in zip(weights, variances, strict=True))
         errors.append(100 * math.sqrt(spread) / (levels[-1] - levels[0]))
