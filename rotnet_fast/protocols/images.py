@@ -170,7 +170,7 @@ def _difference(
         if dataset is not None and limits == own_limits and "ablation" not in known:
             there, here = pretrained.images_per_epoch, len(dataset.train)
             if there is not None and there != here:
-                return f"{counted(here, 'training image')} instead of {there:,}"  # found without reading them all
+                return f"{counted(here, 'training image')} instead of {there:,}"  # without reading all
         # Fingerprints are over what was taken of a data set, and in what form.
         dataset = load_dataset(
             recipe.dataset,
