@@ -7,9 +7,14 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from rotnet_fast.plain import counted
 
 NOT_RUN = "not run"
+
+_OTHERS = re.compile("reference|published|paper|faithful")
+"""Words in the titles of rows and columns that hold the numbers of others."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,30 @@ class Document:
     title: str
     lead: tuple[Block, ...]
     sections: tuple[Section, ...]
+
+
+def as_far_as_run(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    """Return blocks without the rows of tables of which nothing has been run; notes count them."""
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Table):
+            rows = tuple(row for row in block.rows if NOT_RUN not in row or _results(row, block.header))
+            if missing := len(block.rows) - len(rows):
+                if not any(_results(row, block.header) for row in rows):
+                    continue
+                have = "has" if missing == 1 else "have"
+                note = f"{block.note} {counted(missing, 'more row')} {have} not been run.".lstrip()
+                block = replace(block, rows=rows, note=note)
+        found.append(block)
+    return tuple(found)
+
+
+def _results(row: tuple[str, ...], header: tuple[str, ...]) -> set[str]:
+    """Return the results of a study in a row, beside those of others."""
+    if _OTHERS.search(row[0]):
+        return set()
+    own = {text for text, title in zip(row[1:], header[1:], strict=True) if not _OTHERS.search(title)}
+    return own - {NOT_RUN, "", "-", "0"}
 
 
 def escaped(text: str) -> str:

@@ -32,6 +32,8 @@ REFERENCE = (
 )
 
 
+WHAT_WAS_RUN = "What was run"
+
 SMOKE_TEST = "A smoke test: so short that its accuracies mean nothing."
 
 SCHEDULES = (
@@ -179,7 +181,7 @@ def what_was_run(study: Study) -> Section:
         blocks.append(Table("Machines", header, tuple(machines), (4,), note))
     else:
         blocks.append(Paragraph("No cell has been run yet."))
-    return Section("What was run", tuple(blocks))
+    return Section(WHAT_WAS_RUN, tuple(blocks))
 
 
 def how_to_regenerate(study: Study) -> Section:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from rotnet_fast.errors import ArgumentError
 from rotnet_fast.files import named, resolve_path, write_atomically
 from rotnet_fast.plain import counted
 from rotnet_fast.study.pages import ablations, classes, extras, overview, paper_figures, paper_tables
-from rotnet_fast.study.pages.document import Document, escaped
+from rotnet_fast.study.pages.document import Document, Figure, Paragraph, Row, Table, as_far_as_run, escaped
 from rotnet_fast.study.pages.figures import draw_figures
 from rotnet_fast.study.pages.html import data_uri, render_html
 from rotnet_fast.study.pages.markdown import render_markdown, table_lines
@@ -93,7 +94,19 @@ def make_document(study: Study, drawn: frozenset[str]) -> Document:
     )
     found = verdicts(study, orderings, correlation)
     lead = overview.lead(study, found, overview.first_pictures(sections))
-    return Document(overview.title(study), lead, sections)
+    shown, left_out = [], []
+    for section in sections:
+        blocks = as_far_as_run(section.blocks)
+        has_results = any(isinstance(block, (Table, Figure, Row)) for block in blocks)
+        if has_results or not any(isinstance(block, Table) for block in section.blocks):
+            shown.append(replace(section, blocks=blocks))
+        else:
+            left_out.append(section.title)
+    if left_out:
+        what = Paragraph(f"Nothing has been run yet of: {'; '.join(left_out)}.")
+        place = next(number for number, section in enumerate(shown) if section.title == overview.WHAT_WAS_RUN)
+        shown[place] = replace(shown[place], blocks=(*shown[place].blocks, what))
+    return Document(overview.title(study), as_far_as_run(lead), tuple(shown))
 
 
 def readme_block(study: Study, source: str) -> str:
