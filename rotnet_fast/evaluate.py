@@ -430,7 +430,7 @@ def earlier_rows(folder: Path, results: Mapping[str, Any]) -> dict[tuple[str, ..
     def decisive(content: Mapping[str, Any]) -> dict[str, Any]:
         settings, dataset = content["settings"], content["dataset"]
         images = {name: dataset[name] for name in ("fingerprint", "train_images", "test_images", "tested_on")}
-        kept = {name: settings[name] for name in _DECISIVE}
+        kept = {name: settings.get(name) for name in _DECISIVE}
         return {"backbone": content["backbone"], **images, **kept}
 
     there, here = decisive(found), decisive(json.loads(json.dumps(dict(results), default=str)))

@@ -76,9 +76,8 @@ def attention(
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
     for _, plain in batches_of(images, views.batch_size):
-        for _, batch in views.rotated(
-            on_turning_grid(plain, grid_stride(network, plain.shape[1])), FOUR_ROTATIONS
-        ):
+        stride = grid_stride(network, plain.shape[1])
+        for _, batch in views.rotated(on_turning_grid(plain, stride), FOUR_ROTATIONS):
             for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
                 values, defined = equivariance(maps)
                 totals[layer] += values.sum(dim=(1, 2)).cpu()
