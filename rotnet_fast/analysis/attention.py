@@ -75,8 +75,8 @@ def attention(
     upright = thumbnails(images, shown)
     totals = {layer: torch.zeros(len(powers), dtype=torch.float64) for layer in chosen}
     pairs = {layer: torch.zeros(len(powers), dtype=torch.int64) for layer in chosen}
+    stride = grid_stride(network, images.shape[1])
     for _, plain in batches_of(images, views.batch_size):
-        stride = grid_stride(network, plain.shape[1])
         for _, batch in views.rotated(on_turning_grid(plain, stride), FOUR_ROTATIONS):
             for layer, maps in attention_maps(network, batch, chosen, powers, views).items():
                 values, defined = equivariance(maps)
@@ -234,9 +234,9 @@ def resemblance(
     networks = (first.eval(), second.eval())
     chosen = [early_middle_late(network) for network in networks]
     found: list[list[list[torch.Tensor]]] = [[[] for _ in chosen[0]] for _ in networks]
+    strides = [grid_stride(network, images.shape[1]) for network in networks]
     for _, plain in batches_of(images, views.batch_size):
-        for number, (network, layers) in enumerate(zip(networks, chosen, strict=True)):
-            stride = grid_stride(network, plain.shape[1])
+        for number, (network, layers, stride) in enumerate(zip(networks, chosen, strides, strict=True)):
             for _, batch in views.rotated(on_turning_grid(plain, stride), (0,)):
                 with views.precision.autocast():
                     features = network.features(batch, layers)
